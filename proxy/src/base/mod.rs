@@ -1,0 +1,10 @@
+//! The doors and the words: everything that touches the world (clock, chance, network, shutdown) enters through here,
+//! and the value types that every room shares are named here. Uses nothing above it.
+
+pub(crate) mod clock;
+pub(crate) mod drain;
+pub(crate) mod names;
+pub(crate) mod net;
+pub(crate) mod problems;
+pub(crate) mod random;
+pub(crate) mod units;

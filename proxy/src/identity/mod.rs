@@ -1,0 +1,4 @@
+//! Who is who: SPIFFE IDs, the workload's own certificate and trust bundles from the Workload API, and the rustls
+//! verifiers that hold a peer to the identity it must have.
+
+pub(crate) mod spiffe;

@@ -1,0 +1,18 @@
+//! Outrigger, the map of the house.
+//!
+//! A room may use the rooms below it, never those above it, and the three planes are strangers to each other:
+//!
+//! ```text
+//! cli → { dataplane | control | node } → { admin, delta } → snapshot → model → policy → { identity, telemetry } → base
+//! ```
+//!
+//! `cargo xtask tidy` reads that line and fails where a `use crate::…` breaks it.
+
+mod node;
+
+mod base;
+mod delta;
+mod identity;
+mod model;
+mod policy;
+mod snapshot;

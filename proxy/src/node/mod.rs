@@ -1,0 +1,3 @@
+//! The node agent: pods of this machine, their enrolment, their identity, the kernel programs.
+
+pub(crate) mod workload_proto;

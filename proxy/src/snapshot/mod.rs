@@ -1,0 +1,195 @@
+//! What the request line reads: immutable, built by `compile` from resources alone, published by one atomic swap.
+//!
+//! Unchanged parts are shared between snapshots. State that must outlive a swap (buckets, budgets, breakers, ejections)
+//! is carried over by `live`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::base::names::Named;
+use crate::base::units::Percent;
+use crate::identity::spiffe::SpiffeId;
+use crate::policy::RuleName;
+use crate::policy::authorization::Authorization;
+use crate::policy::breaker::Breaker;
+use crate::policy::fault::Fault;
+use crate::policy::headers::HeaderEdit;
+use crate::policy::jwt::Jwt;
+use crate::policy::matcher::RequestMatch;
+use crate::policy::outlier::Ejections;
+use crate::policy::rate_limit::RateLimit;
+use crate::policy::retry::{Retry, RetryBudget};
+use crate::policy::rewrite::Rewrite;
+use crate::policy::shadow::Shadow;
+use crate::policy::timeout::Timeouts;
+
+/// All that one sidecar knows. A request reads it once.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// Counts the snapshots that this process published, from 1; 0 is the empty one that it starts with.
+    pub(crate) generation: u64,
+    pub(crate) mesh: MeshSettings,
+    pub(crate) inbound: Inbound,
+    pub(crate) outbound: Outbound,
+}
+
+/// What holds for the whole mesh.
+#[derive(Clone, Debug)]
+pub(crate) struct MeshSettings {
+    /// Addresses of pods and services. One of them is never dialled in plaintext for want of configuration.
+    pub(crate) ranges: Vec<IpNet>,
+    /// May an address outside the ranges be dialled?
+    pub(crate) egress: Egress,
+    /// Share of requests that get a line in the access log.
+    pub(crate) access_log: Percent,
+    /// Share of traces that are begun and exported; a trace that a caller began is carried on as the caller says.
+    pub(crate) trace_sample: Percent,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Egress {
+    Allow,
+    Deny,
+}
+
+/// The own workload, as others reach it.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    /// Policies of a port that a policy or a service names.
+    pub(crate) ports: BTreeMap<u16, Arc<InboundPort>>,
+    /// Policies of every other port. Before the first configuration: nothing is allowed.
+    pub(crate) other: Arc<InboundPort>,
+}
+
+/// What applies to one port of the own workload.
+#[derive(Debug)]
+pub(crate) struct InboundPort {
+    /// The service by which the port is known, for metrics and logs.
+    pub(crate) service: Option<Named>,
+    pub(crate) protocol: AppProtocol,
+    pub(crate) plaintext: Plaintext,
+    pub(crate) policies: RoutePolicies,
+}
+
+/// May a peer without mutual TLS reach the port?
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Plaintext {
+    /// Refused, by this rule: `strict_default` or the PeerAuthentication's.
+    Refuse(RuleName),
+    /// Taken, by this PeerAuthentication.
+    Permit(RuleName),
+}
+
+/// What a port speaks (Kubernetes `appProtocol`, or the port's name up to the first dash).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum AppProtocol {
+    /// Not declared: the first bytes tell.
+    #[default]
+    Detect,
+    /// HTTP/1 or HTTP/2, as the client speaks it.
+    Http,
+    /// HTTP/2 without TLS, gRPC among it.
+    Http2,
+    /// Never looked into.
+    Opaque,
+}
+
+/// Where the own pod's connections go.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    /// By the address and port that the application dialled: a service's cluster IP.
+    pub(crate) services: BTreeMap<SocketAddr, Arc<ServicePort>>,
+    /// By the address that the application dialled: a pod, reached directly.
+    pub(crate) workloads: BTreeMap<IpAddr, Arc<Endpoint>>,
+    /// Services by name and port: backends of routes and shadows.
+    pub(crate) backends: BTreeMap<(Named, u16), Arc<Backend>>,
+    /// Addresses at which the control plane says nothing of the mesh is.
+    pub(crate) absent: BTreeSet<IpAddr>,
+}
+
+/// One port of a service that the own pod calls.
+#[derive(Debug)]
+pub(crate) struct ServicePort {
+    pub(crate) service: Named,
+    pub(crate) port: u16,
+    pub(crate) protocol: AppProtocol,
+    /// Rules in the order of Gateway API precedence; the last one, which matches everything, leads to the service itself
+    /// unless a route is attached.
+    pub(crate) rules: Vec<Arc<RouteRule>>,
+    /// Where opaque connections go.
+    pub(crate) default_backend: Arc<Backend>,
+}
+
+/// One rule of a route.
+#[derive(Debug)]
+pub(crate) struct RouteRule {
+    /// `HTTPRoute/NAMESPACE/NAME rules[I]`, or `default` for the service's own.
+    pub(crate) name: RuleName,
+    /// Hosts that the rule is for, lower case, `*.` first for a suffix; empty: all.
+    pub(crate) hosts: Vec<Box<str>>,
+    /// One of them must match; empty: every request.
+    pub(crate) matches: Vec<RequestMatch>,
+    /// Backends and their weights; drawn anew for each request. Empty, or all weights 0: 500 by Gateway API.
+    pub(crate) backends: Vec<WeightedBackend>,
+    pub(crate) policies: RoutePolicies,
+}
+
+/// A backend of a rule.
+#[derive(Clone, Debug)]
+pub(crate) struct WeightedBackend {
+    pub(crate) weight: u32,
+    /// None: the reference is broken (Gateway API: its share of requests is answered with 500).
+    pub(crate) backend: Option<Arc<Backend>>,
+    pub(crate) request_headers: Option<HeaderEdit>,
+    pub(crate) response_headers: Option<HeaderEdit>,
+}
+
+/// One port of a service, as somewhere to send requests.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) service: Named,
+    pub(crate) port: u16,
+    pub(crate) protocol: AppProtocol,
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    pub(crate) connect_timeout: std::time::Duration,
+    /// Spent by retries of requests to this backend.
+    pub(crate) budget: Arc<RetryBudget>,
+    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) ejections: Arc<Ejections>,
+}
+
+/// One workload behind a service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) workload: Named,
+    /// Where to dial; for a workload that is reached directly the port is 0 and the application's own is taken.
+    pub(crate) address: SocketAddr,
+    pub(crate) transport: Transport,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Transport {
+    /// Mutual TLS with exactly this peer.
+    MutualTls(SpiffeId),
+    /// It has no sidecar, and its Workload document says so.
+    Plaintext,
+}
+
+/// Policies in the order in which a request meets them. Outbound rules and inbound ports fill what is theirs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RoutePolicies {
+    pub(crate) jwt: Option<Arc<Jwt>>,
+    pub(crate) authorization: Option<Arc<Authorization>>,
+    pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) fault: Option<Arc<Fault>>,
+    pub(crate) request_headers: Option<Arc<HeaderEdit>>,
+    pub(crate) rewrite: Option<Arc<Rewrite>>,
+    pub(crate) shadow: Vec<Arc<Shadow>>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retry: Option<Arc<Retry>>,
+    pub(crate) response_headers: Option<Arc<HeaderEdit>>,
+}
