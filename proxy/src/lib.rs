@@ -8,6 +8,9 @@
 //!
 //! `cargo xtask tidy` reads that line and fails where a `use crate::…` breaks it.
 
+pub mod cli;
+
+mod control;
 mod node;
 
 mod base;

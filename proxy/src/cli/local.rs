@@ -1,0 +1,115 @@
+//! The mesh on one machine without Kubernetes: `up`, `down`, `run`, `exec`, `stop`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Failure;
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outrigger up --resources ./mesh --detach")]
+pub(crate) struct UpArgs {
+    /// A folder of documents that is watched; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub(crate) resources: Vec<PathBuf>,
+    /// Where the mesh keeps its state
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/outrigger")]
+    pub(crate) state: PathBuf,
+    /// The trust domain of all identities
+    #[arg(long, value_name = "TD", default_value = "cluster.local")]
+    pub(crate) trust_domain: String,
+    /// Return once the mesh is up
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outrigger down")]
+pub(crate) struct DownArgs {
+    /// Where the mesh keeps its state
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/outrigger")]
+    pub(crate) state: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outrigger run web-1 -n shop --label app=web --port http:8080 -- python3 -m http.server 8080")]
+pub(crate) struct RunArgs {
+    /// The pod's name
+    pub(crate) name: String,
+    /// The pod's namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// The pod's service account, which is its identity
+    #[arg(long, value_name = "SA", default_value = "default")]
+    pub(crate) service_account: String,
+    /// What a Service selects on
+    #[arg(long = "label", value_name = "K=V")]
+    pub(crate) labels: Vec<String>,
+    /// A port that the program listens on
+    #[arg(long = "port", value_name = "NAME:PORT[:APPPROTOCOL]")]
+    pub(crate) ports: Vec<String>,
+    /// An environment variable of the program
+    #[arg(long = "env", value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// A pod outside the mesh
+    #[arg(long)]
+    pub(crate) no_sidecar: bool,
+    /// Return once the program runs
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outrigger exec web-1 -n shop -- curl -s http://api/")]
+pub(crate) struct ExecArgs {
+    /// The pod's name
+    pub(crate) name: String,
+    /// The pod's namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outrigger stop web-1 -n shop --grace 5s")]
+pub(crate) struct StopArgs {
+    /// The pod's name
+    pub(crate) name: String,
+    /// The pod's namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// How long the program may take to end
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub(crate) grace: String,
+}
+
+pub(crate) fn up(_args: UpArgs) -> Result<ExitCode, Failure> {
+    Err(missing("up"))
+}
+
+pub(crate) fn down(_args: DownArgs) -> Result<ExitCode, Failure> {
+    Err(missing("down"))
+}
+
+pub(crate) fn run(_args: RunArgs) -> Result<ExitCode, Failure> {
+    Err(missing("run"))
+}
+
+pub(crate) fn exec(_args: ExecArgs) -> Result<ExitCode, Failure> {
+    Err(missing("exec"))
+}
+
+pub(crate) fn stop(_args: StopArgs) -> Result<ExitCode, Failure> {
+    Err(missing("stop"))
+}
+
+fn missing(command: &str) -> Failure {
+    Failure::environment(format!("this build has no `{command}`"), "use a later build")
+}

@@ -1,0 +1,185 @@
+//! The front door: reads the command line, hands over to one role or one tool, and turns its outcome into an exit code.
+//!
+//! Contract: exit code 0 is done, 1 the check says no, 2 wrong usage or invalid input, 3 the environment cannot. What
+//! failed goes to stderr, one cause a line; what was asked for goes to stdout. Only this room reads arguments and
+//! environment variables.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+mod apply;
+mod check;
+mod control;
+mod explain;
+mod get;
+mod local;
+mod node;
+mod sidecar;
+mod status;
+
+/// An eBPF-accelerated sidecar service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "Examples:
+  outrigger up --resources ./mesh          start the mesh on this machine
+  outrigger run web -n shop -- ./web       run a program as a pod of it
+  outrigger apply -f route.yaml --wait     change what it does
+  outrigger proxies                        see which sidecars took the change
+
+Exit codes: 0 done; 1 the check says no; 2 wrong usage or invalid input; 3 the environment cannot.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the control plane and the node agent on this machine
+    Up(local::UpArgs),
+    /// Stop the local mesh and remove everything that it made
+    Down(local::DownArgs),
+    /// Run a program as a local pod: own network namespace, own identity, own sidecar
+    Run(local::RunArgs),
+    /// Run a command inside a local pod
+    Exec(local::ExecArgs),
+    /// Stop a local pod
+    Stop(local::StopArgs),
+    /// Store documents in the control plane
+    Apply(apply::ApplyArgs),
+    /// Remove documents from the control plane
+    Delete(apply::DeleteArgs),
+    /// List documents, or show one
+    Get(get::GetArgs),
+    /// Show whether the mesh is well: its parts, its pods, its certificates
+    Status(status::StatusArgs),
+    /// List sidecars, what each has acknowledged and what it refused
+    Proxies(status::ProxiesArgs),
+    /// Compile documents offline and print their problems
+    Check(check::CheckArgs),
+    /// Tell what would happen to a request, and by which rule
+    Explain(explain::ExplainArgs),
+    /// Role: the proxy beside one pod
+    Sidecar(sidecar::SidecarArgs),
+    /// Role: the agent of one node
+    Node(node::NodeArgs),
+    /// Role: the control plane
+    Control(control::ControlArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  outrigger completion bash > /etc/bash_completion.d/outrigger")]
+    Completion { shell: clap_complete::Shell },
+}
+
+/// Why a command did not do what was asked: the exit code, and one line per cause, the outermost first.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    causes: Vec<String>,
+}
+
+impl Failure {
+    /// The check says no (exit code 1).
+    pub(crate) fn refused(causes: impl IntoIterator<Item = impl Display>) -> Self {
+        Self::new(1, causes)
+    }
+
+    /// Wrong usage or invalid input (exit code 2).
+    pub(crate) fn invalid(causes: impl IntoIterator<Item = impl Display>) -> Self {
+        Self::new(2, causes)
+    }
+
+    /// The environment cannot (exit code 3): `what` is missing or failed, `remedy` says what to do.
+    pub(crate) fn environment(what: impl Display, remedy: impl Display) -> Self {
+        Self::new(3, [what.to_string(), format!("remedy: {remedy}")])
+    }
+
+    fn new(code: u8, causes: impl IntoIterator<Item = impl Display>) -> Self {
+        Self { code, causes: causes.into_iter().map(|cause| cause.to_string()).collect() }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    /// An error of the environment, with its chain of causes.
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(3, error.chain())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(3, [error])
+    }
+}
+
+/// Runs the command of the command line; the whole of the `outrigger` binary.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version are answers, not failures; clap says which is which, and where it goes.
+            let code = if answer.use_stderr() { 2 } else { 0 };
+            return if answer.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(3) };
+        }
+    };
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            let mut stderr = io::stderr().lock();
+            for (index, cause) in failure.causes.iter().enumerate() {
+                let lead = if index == 0 { "outrigger: " } else { "  " };
+                if writeln!(stderr, "{lead}{cause}").is_err() {
+                    break;
+                }
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Up(args) => local::up(args),
+        Command::Down(args) => local::down(args),
+        Command::Run(args) => local::run(args),
+        Command::Exec(args) => local::exec(args),
+        Command::Stop(args) => local::stop(args),
+        Command::Apply(args) => apply::apply(&args),
+        Command::Delete(args) => apply::delete(&args),
+        Command::Get(args) => get::run(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Proxies(args) => status::proxies(&args),
+        Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Sidecar(args) => sidecar::run(args),
+        Command::Node(args) => node::run(args),
+        Command::Control(args) => control::run(args),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut script);
+            print(&String::from_utf8_lossy(&script))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Writes `text` to stdout as it is. A reader that left early (`outrigger get all | head -1`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}
