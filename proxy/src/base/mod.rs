@@ -7,4 +7,5 @@ pub(crate) mod names;
 pub(crate) mod net;
 pub(crate) mod problems;
 pub(crate) mod random;
+pub(crate) mod state;
 pub(crate) mod units;

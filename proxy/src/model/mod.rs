@@ -3,6 +3,10 @@
 //! One set of structs is the YAML of a folder, the JSON on the configuration stream and the schema of the CRDs. Our own
 //! kinds and routes refuse unknown fields; Kubernetes' own kinds may carry fields that mean nothing here.
 
+pub(crate) mod address_book;
+pub(crate) mod name_table;
+pub(crate) mod pod_record;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;

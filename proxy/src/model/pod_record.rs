@@ -1,0 +1,132 @@
+//! A local pod as `outrigger run` records it: one JSON file per pod in `STATE/pods/`, `NAMESPACE.NAME.json`.
+//!
+//! The node agent enrols what it finds there, the control plane makes an endpoint of it. A record is written at once
+//! or not at all, so a reader never sees half of one; a field that a reader does not know is a newer writer's and is
+//! left alone.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::names::{NameError, Named, check_name};
+
+/// One local pod.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodRecord {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) service_account: String,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) ports: Vec<PodPort>,
+    /// IPv4 first, then IPv6 where the machine has it.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// A file that stands for the network namespace.
+    pub(crate) netns: PathBuf,
+    /// The kernel's number for that namespace (`SO_NETNS_COOKIE`).
+    pub(crate) netns_cookie: u64,
+    /// Holds the cgroups `app` and `sidecar`.
+    pub(crate) cgroup: PathBuf,
+    /// `false`: a pod outside the mesh, which has no sidecar and is not enrolled.
+    pub(crate) meshed: bool,
+    /// Set when the pod is being stopped: it still serves, but nobody should begin anything new with it.
+    #[serde(default)]
+    pub(crate) terminating: bool,
+    /// The process that owns the pod.
+    pub(crate) supervisor: u32,
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    pub(crate) started_ms: u64,
+}
+
+/// A port that a pod names, for Services to refer to.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodPort {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    /// As in a Service's `appProtocol`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) app_protocol: Option<String>,
+}
+
+/// Why a file is not a pod's record.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    /// Not JSON, or a field is missing.
+    #[error("not a pod's record: {0}")]
+    Format(#[from] serde_json::Error),
+    /// The namespace, the name or the service account could not stand in an identity.
+    #[error("not a pod's record: {0}")]
+    Name(#[from] NameError),
+    /// A pod without an address cannot be reached.
+    #[error("not a pod's record: it names no address")]
+    NoAddress,
+}
+
+impl PodRecord {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
+        let record: Self = serde_json::from_slice(bytes)?;
+        check_name(&record.namespace)?;
+        check_name(&record.name)?;
+        check_name(&record.service_account)?;
+        if record.addresses.is_empty() {
+            return Err(RecordError::NoAddress);
+        }
+        Ok(record)
+    }
+
+    /// The pod's name.
+    pub(crate) fn named(&self) -> Named {
+        Named::new(self.namespace.as_str(), self.name.as_str())
+    }
+
+    /// The name of the pod's service account.
+    pub(crate) fn account(&self) -> Named {
+        Named::new(self.namespace.as_str(), self.service_account.as_str())
+    }
+
+    /// The record's file name, also the name of the pod's cgroup and folders. A namespace holds no dot, so two pods
+    /// never share one.
+    pub(crate) fn file_stem(pod: &Named) -> String {
+        format!("{}.{}", pod.namespace, pod.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str = r#"{"namespace":"shop","name":"web-1","serviceAccount":"web","labels":{"app":"web"},
+        "ports":[{"name":"http","port":8080}],"addresses":["10.64.0.5","fd64::5"],"netns":"/run/netns/outrigger-shop-web-1",
+        "netnsCookie":4097,"cgroup":"/sys/fs/cgroup/outrigger/pods/shop.web-1","meshed":true,"supervisor":12,
+        "startedMs":1700000000000,"aFieldOfTomorrow":1}"#;
+
+    #[test]
+    fn a_record_survives_writing_and_reading() {
+        let record = PodRecord::parse(WEB.as_bytes()).unwrap();
+        assert_eq!(record.addresses.len(), 2);
+        assert!(!record.terminating);
+        assert_eq!(PodRecord::parse(&serde_json::to_vec(&record).unwrap()).unwrap(), record);
+        assert_eq!(PodRecord::file_stem(&record.named()), "shop.web-1");
+    }
+
+    #[test]
+    fn what_cannot_be_an_identity_is_no_record() {
+        for (from, to) in
+            [("\"shop\"", "\"shop/../x\""), ("\"web-1\"", "\"\""), ("\"serviceAccount\":\"web\"", "\"serviceAccount\":\"W\"")]
+        {
+            assert!(matches!(PodRecord::parse(WEB.replace(from, to).as_bytes()), Err(RecordError::Name(_))), "{to}");
+        }
+        assert!(matches!(PodRecord::parse(b"{"), Err(RecordError::Format(_))));
+        let nowhere = WEB.replace(r#"["10.64.0.5","fd64::5"]"#, "[]");
+        assert!(matches!(PodRecord::parse(nowhere.as_bytes()), Err(RecordError::NoAddress)));
+    }
+}
