@@ -1,4 +1,8 @@
 //! Who is who: SPIFFE IDs, the workload's own certificate and trust bundles from the Workload API, and the rustls
 //! verifiers that hold a peer to the identity it must have.
 
+pub(crate) mod source;
 pub(crate) mod spiffe;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod verify;

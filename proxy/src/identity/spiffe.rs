@@ -84,11 +84,13 @@ impl FromStr for SpiffeId {
     type Err = SpiffeError;
 
     fn from_str(text: &str) -> Result<Self, SpiffeError> {
-        spiffe::SpiffeId::new(text).map(|id| Self(Arc::new(id))).map_err(|error| SpiffeError {
-            what: "SPIFFE ID",
-            text: text.to_owned(),
-            reason: error.to_string(),
-        })
+        let fail = |reason| SpiffeError { what: "SPIFFE ID", text: text.to_owned(), reason };
+        let id = spiffe::SpiffeId::new(text).map_err(|error| fail(error.to_string()))?;
+        // One identity, one spelling: rules compare texts, so a trust domain in capitals is refused, not folded.
+        if id.to_string() != text {
+            return Err(fail("its trust domain is not in lower case".to_owned()));
+        }
+        Ok(Self(Arc::new(id)))
     }
 }
 
