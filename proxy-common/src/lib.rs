@@ -1,1 +1,37 @@
-#![no_std]
+//! What the kernel programs and user space share: one module per map (name, key, value, size), constants, and every
+//! decision that the programs take, as pure functions that the host tests.
+//!
+//! Sources: the kernel's `include/uapi/linux/bpf.h`. Invariant: a type that stands in a map has no padding, because the
+//! kernel compares keys and copies values byte by byte; a changed type, map or pin name changes [`LAYOUT`].
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+pub mod address;
+pub mod decide;
+
+pub mod counters;
+pub mod flows;
+pub mod originals;
+pub mod owndials;
+pub mod pods;
+pub mod sockets;
+
+/// Number of the arrangement of maps and pins. A node agent adopts pins of its own layout only.
+pub const LAYOUT: u32 = 1;
+
+/// Where a sidecar takes its app's connections: on 127.0.0.1 and ::1.
+pub const PORT_OUTBOUND: u16 = 14001;
+/// Where a sidecar takes what comes to its pod, whichever port it was sent to.
+pub const PORT_INBOUND: u16 = 14006;
+/// A sidecar's administration, on loopback only.
+pub const PORT_ADMIN: u16 = 14020;
+/// A sidecar's metrics and readiness, the one port of a pod that passes its sidecar by.
+pub const PORT_METRICS: u16 = 14021;
+
+/// Level of the private socket option by which a sidecar declares a connection's true client (`mesh` in ASCII).
+pub const SOL_MESH: i32 = 0x6d65_7368;
+/// Its one option: a `sockaddr_in6`, IPv4 in its mapped form.
+pub const MESH_CLIENT: i32 = 1;
+/// Bytes of a `sockaddr_in6`.
+pub const SOCKADDR_IN6_BYTES: i32 = 28;
+/// Asks an accepted socket where its client wanted to go (`SO_ORIGINAL_DST`, also `IP6T_SO_ORIGINAL_DST`).
+pub const SO_ORIGINAL_DST: i32 = 80;

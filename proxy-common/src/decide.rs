@@ -1,0 +1,286 @@
+//! Every decision of the kernel programs, as functions of what a context says. The programs fetch, ask here and act.
+
+use crate::address::Address;
+use crate::pods::Pod;
+use crate::sockets::{ESTABLISHED, OWN, Role, Socket};
+use crate::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND};
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Caller {
+    /// A task of the sidecar's cgroup.
+    Sidecar,
+    /// Any other task in the pod's network namespace.
+    App,
+}
+
+/// What becomes of a `connect`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Connect {
+    /// It is not the mesh's business: loopback.
+    Pass,
+    /// It goes to the sidecar at [`Address::LOOPBACK_V4`].
+    RedirectV4,
+    /// It goes to the sidecar at [`Address::LOOPBACK_V6`].
+    RedirectV6,
+    /// It is refused: an original destination has no room for the interface that a link-local address needs.
+    RefuseLinkLocal,
+    /// The sidecar connects elsewhere: it passes.
+    Dial,
+    /// The sidecar connects to its own pod: it passes, and is noted so that the packet's way back in is known.
+    DialOwn,
+}
+
+/// What becomes of a TCP connection that arrives in a pod's network namespace.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Arrival {
+    /// It comes from inside the pod over loopback.
+    Pass,
+    /// Its port passes the sidecar by.
+    PassExcluded,
+    /// Its port is one of the sidecar's own.
+    DropOwnPort,
+    /// It comes from the pod's own address: only with a note of its sidecar's dial, see [`decide_own`].
+    Own,
+    /// It goes to the sidecar, or nowhere.
+    Steer,
+}
+
+/// What becomes of a packet from a pod's own address to itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OwnArrival {
+    /// Its sidecar dials the app.
+    Pass,
+    /// The pod calls itself through its sidecar: the call comes in as every other.
+    Steer,
+    /// Nobody made it: a forged source, which IPv6 lets come this far, or a dial that no program saw.
+    Drop,
+}
+
+/// What a socket is whose handshake was done at the accepting end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Accepted {
+    /// The sidecar took a connection of its app.
+    Outbound,
+    /// Somebody took a connection that the sidecar made to its own pod.
+    Own,
+    /// The sidecar took a connection from outside.
+    Inbound,
+    /// Nothing of interest.
+    Other,
+}
+
+/// What is done about a socket that closes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Closed {
+    /// The note of the sidecar's dial is withdrawn, if it is still there.
+    ForgetOwnDial,
+    /// A flow record is written, for a connection that came in.
+    RecordInbound,
+    /// A flow record is written, for a connection that went out.
+    RecordOutbound,
+    /// Nothing.
+    Nothing,
+}
+
+/// Decides on a TCP `connect` in the network namespace of `pod`.
+#[inline(always)]
+pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address) -> Connect {
+    match caller {
+        Caller::Sidecar if pod.owns(target) => Connect::DialOwn,
+        Caller::Sidecar => Connect::Dial,
+        Caller::App if target.is_loopback() || target.is_unspecified() => Connect::Pass,
+        Caller::App if target.is_link_local_v6() => Connect::RefuseLinkLocal,
+        Caller::App if target.is_v4() => Connect::RedirectV4,
+        Caller::App => Connect::RedirectV6,
+    }
+}
+
+/// Decides on a TCP connection from `remote` to `local`:`port`. `over_loopback`: it came in over `lo`, which 127.0.0.0/8
+/// and `::1` alone do; a connection to the pod's own address shows that address's interface.
+#[inline(always)]
+pub fn decide_arrival(local: &Address, remote: &Address, port: u16, over_loopback: bool) -> Arrival {
+    if over_loopback {
+        return Arrival::Pass;
+    }
+    match port {
+        PORT_OUTBOUND | PORT_INBOUND | PORT_ADMIN => Arrival::DropOwnPort,
+        _ if local.same(remote) => Arrival::Own,
+        PORT_METRICS => Arrival::PassExcluded,
+        _ => Arrival::Steer,
+    }
+}
+
+/// Decides on a packet from a pod's own address to itself; `declared` of the sidecar's note, if there is one.
+#[inline(always)]
+pub fn decide_own(declared: Option<bool>) -> OwnArrival {
+    match declared {
+        Some(true) => OwnArrival::Pass,
+        Some(false) => OwnArrival::Steer,
+        None => OwnArrival::Drop,
+    }
+}
+
+/// Decides what a freshly accepted socket at `local`:`port` is, in the network namespace of an enrolled pod.
+#[inline(always)]
+pub fn decide_accepted(local: &Address, remote: &Address, port: u16) -> Accepted {
+    if local.is_loopback() {
+        return if port == PORT_OUTBOUND { Accepted::Outbound } else { Accepted::Other };
+    }
+    if local.same(remote) {
+        return Accepted::Own;
+    }
+    if port == PORT_METRICS { Accepted::Other } else { Accepted::Inbound }
+}
+
+/// Is a socket whose SYN leaves for `remote`:`port` still the connection that was sent to the sidecar?
+#[inline(always)]
+pub fn decide_redirected(socket: &Socket, remote: &Address, port: u16) -> bool {
+    socket.is(Role::App) && port == PORT_OUTBOUND && remote.is_loopback()
+}
+
+/// Decides what is done about a socket that closes.
+#[inline(always)]
+pub fn decide_closed(socket: &Socket) -> Closed {
+    if socket.is(Role::Upstream) && socket.has(OWN) {
+        Closed::ForgetOwnDial
+    } else if !socket.has(ESTABLISHED) {
+        Closed::Nothing
+    } else if socket.is(Role::Upstream) {
+        Closed::RecordOutbound
+    } else if socket.is(Role::Inbound) {
+        Closed::RecordInbound
+    } else {
+        Closed::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::tests::address;
+    use crate::sockets::DECLARED;
+
+    fn pod() -> Pod {
+        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5") }
+    }
+
+    fn connect(caller: Caller, target: &str) -> Connect {
+        decide_connect(&pod(), caller, &address(target))
+    }
+
+    fn socket(role: Role, flags: u8) -> Socket {
+        Socket { address: Address::NONE, since_ns: 0, port: 0, role: role as u8, flags, reserved: 0 }
+    }
+
+    #[test]
+    fn an_app_goes_to_its_sidecar_in_the_family_it_speaks() {
+        assert_eq!(connect(Caller::App, "10.64.0.9"), Connect::RedirectV4);
+        assert_eq!(connect(Caller::App, "::ffff:10.64.0.9"), Connect::RedirectV4);
+        assert_eq!(connect(Caller::App, "fd64::9"), Connect::RedirectV6);
+        assert_eq!(connect(Caller::App, "169.254.169.254"), Connect::RedirectV4);
+    }
+
+    #[test]
+    fn an_app_that_calls_its_own_pod_goes_to_its_sidecar() {
+        assert_eq!(connect(Caller::App, "10.64.0.5"), Connect::RedirectV4);
+        assert_eq!(connect(Caller::App, "fd64::5"), Connect::RedirectV6);
+    }
+
+    #[test]
+    fn loopback_passes_also_by_the_unspecified_address() {
+        for target in ["127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::", "::ffff:0.0.0.0"] {
+            assert_eq!(connect(Caller::App, target), Connect::Pass, "{target}");
+        }
+    }
+
+    #[test]
+    fn link_local_is_refused_to_apps_and_not_to_the_sidecar() {
+        assert_eq!(connect(Caller::App, "fe80::1"), Connect::RefuseLinkLocal);
+        assert_eq!(connect(Caller::Sidecar, "fe80::1"), Connect::Dial);
+    }
+
+    #[test]
+    fn a_sidecar_is_never_sent_to_itself() {
+        for target in ["10.64.0.9", "fd64::9", "127.0.0.1", "::"] {
+            assert_eq!(connect(Caller::Sidecar, target), Connect::Dial, "{target}");
+        }
+        assert_eq!(connect(Caller::Sidecar, "10.64.0.5"), Connect::DialOwn);
+        assert_eq!(connect(Caller::Sidecar, "fd64::5"), Connect::DialOwn);
+    }
+
+    #[test]
+    fn a_pod_without_a_family_owns_no_unspecified_address() {
+        let pod = Pod { v6: Address::NONE, ..pod() };
+        assert_eq!(decide_connect(&pod, Caller::Sidecar, &address("::")), Connect::Dial);
+    }
+
+    #[test]
+    fn what_arrives_goes_to_the_sidecar() {
+        let (pod, peer) = (address("10.64.0.5"), address("10.64.0.9"));
+        for port in [80, 22, 14010, 65535] {
+            assert_eq!(decide_arrival(&pod, &peer, port, false), Arrival::Steer, "{port}");
+        }
+    }
+
+    #[test]
+    fn the_sidecars_own_ports_are_refused_from_outside_and_from_the_pods_own_address() {
+        let pod = address("10.64.0.5");
+        for remote in [address("10.64.0.9"), pod] {
+            for port in [14001, 14006, 14020] {
+                assert_eq!(decide_arrival(&pod, &remote, port, false), Arrival::DropOwnPort, "{port}");
+            }
+        }
+    }
+
+    #[test]
+    fn metrics_pass_by_name_only() {
+        let (pod, peer) = (address("10.64.0.5"), address("10.64.0.9"));
+        assert_eq!(decide_arrival(&pod, &peer, 14021, false), Arrival::PassExcluded);
+        assert_eq!(decide_arrival(&pod, &pod, 14021, false), Arrival::Own);
+    }
+
+    #[test]
+    fn loopback_inside_the_pod_passes() {
+        let own = address("127.0.0.1");
+        assert_eq!(decide_arrival(&own, &own, 14001, true), Arrival::Pass);
+    }
+
+    #[test]
+    fn a_packet_from_the_pods_own_address_needs_the_sidecars_note() {
+        let pod = address("fd64::5");
+        assert_eq!(decide_arrival(&pod, &pod, 80, false), Arrival::Own);
+        assert_eq!(decide_own(None), OwnArrival::Drop);
+        assert_eq!(decide_own(Some(true)), OwnArrival::Pass);
+        assert_eq!(decide_own(Some(false)), OwnArrival::Steer);
+    }
+
+    #[test]
+    fn an_accepted_socket_is_known_by_its_ends() {
+        let (lo, pod, peer) = (address("127.0.0.1"), address("10.64.0.5"), address("10.64.0.9"));
+        assert_eq!(decide_accepted(&lo, &lo, 14001), Accepted::Outbound);
+        assert_eq!(decide_accepted(&lo, &pod, 14001), Accepted::Outbound);
+        assert_eq!(decide_accepted(&lo, &lo, 5432), Accepted::Other);
+        assert_eq!(decide_accepted(&pod, &pod, 80), Accepted::Own);
+        assert_eq!(decide_accepted(&pod, &peer, 80), Accepted::Inbound);
+        assert_eq!(decide_accepted(&pod, &peer, 14021), Accepted::Other);
+    }
+
+    #[test]
+    fn only_a_redirected_connection_carries_its_destination() {
+        let lo = address("127.0.0.1");
+        assert!(decide_redirected(&socket(Role::App, 0), &lo, 14001));
+        assert!(!decide_redirected(&socket(Role::App, 0), &lo, 5432));
+        assert!(!decide_redirected(&socket(Role::Upstream, 0), &lo, 14001));
+        assert!(!decide_redirected(&socket(Role::App, 0), &address("10.0.0.1"), 14001));
+    }
+
+    #[test]
+    fn only_established_connections_with_the_outside_are_recorded() {
+        assert_eq!(decide_closed(&socket(Role::Upstream, ESTABLISHED)), Closed::RecordOutbound);
+        assert_eq!(decide_closed(&socket(Role::Inbound, ESTABLISHED)), Closed::RecordInbound);
+        assert_eq!(decide_closed(&socket(Role::Upstream, DECLARED)), Closed::Nothing);
+        assert_eq!(decide_closed(&socket(Role::Upstream, OWN | ESTABLISHED)), Closed::ForgetOwnDial);
+        assert_eq!(decide_closed(&socket(Role::App, ESTABLISHED)), Closed::Nothing);
+    }
+}

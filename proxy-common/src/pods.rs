@@ -1,0 +1,43 @@
+//! The enrolled pods: by the cookie of their network namespace, and which pod an address is of.
+//!
+//! The listeners stand in a SOCKHASH keyed by the same addresses: an address with a pod and without a listener is dropped.
+
+use crate::address::Address;
+
+/// Cookie of a pod's network namespace -> [`Pod`].
+pub const PODS: &str = "PODS";
+/// [`Address`] of a pod -> cookie of its network namespace.
+pub const ADDRESSES: &str = "ADDRESSES";
+/// [`Address`] of a pod -> its sidecar's inbound listener.
+pub const LISTENERS: &str = "LISTENERS";
+/// Most pods of one node.
+pub const PODS_MAX: usize = 1024;
+/// Most addresses of the pods of one node: IPv4 and IPv6 of each.
+pub const ADDRESSES_MAX: usize = 2 * PODS_MAX;
+
+/// An enrolled pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Pod {
+    /// Id of the cgroup whose tasks are the pod's sidecar; not of its children, which nobody vouches for.
+    pub sidecar_cgroup: u64,
+    /// The pod's IPv4 address, or [`Address::NONE`].
+    pub v4: Address,
+    /// The pod's IPv6 address, or [`Address::NONE`].
+    pub v6: Address,
+}
+
+const _: () = assert!(size_of::<Pod>() == 40);
+
+impl Pod {
+    /// Is `address` this pod's?
+    #[inline(always)]
+    pub const fn owns(&self, address: &Address) -> bool {
+        !address.is_unspecified() && (address.same(&self.v4) || address.same(&self.v6))
+    }
+}
+
+#[cfg(feature = "user")]
+// SAFETY: integers without padding: 8 + 16 + 16 bytes, asserted above.
+#[expect(unsafe_code, reason = "aya asks for the promise that the type is plain bytes")]
+unsafe impl aya::Pod for Pod {}
