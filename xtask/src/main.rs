@@ -1,11 +1,128 @@
-//! The project's automation.
+//! The project's automation: `cargo xtask COMMAND`, and nothing else builds, checks, demonstrates or measures it.
+//!
+//! Exit codes are those of the product: 0 done, 1 the check says no, 2 wrong usage, 3 the environment cannot (the message
+//! names what is missing and what to do).
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a terminal is what this program is for")]
+#![expect(clippy::disallowed_types, reason = "nothing here runs under paused time")]
 
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod ebpf;
 mod generate;
+mod lint;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
 
-fn main() -> anyhow::Result<()> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace");
-    match std::env::args().nth(1).as_deref() {
-        Some("gen") => generate::run(root),
-        _ => anyhow::bail!("usage: cargo xtask gen"),
+/// The project's automation.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every test that this machine can run: tidy, unit, kernel, end to end
+    ///
+    /// Installs what it needs, names what it leaves out and why, prints the minutes of each part and ends with
+    /// `N passed, N failed`. Example: cargo xtask test --long
+    Test {
+        /// Full counts in the tests that repeat something (50 kills instead of 5)
+        #[arg(long)]
+        long: bool,
+    },
+    /// The end-to-end cases alone: builds the binary, then runs them as root
+    ///
+    /// Example: cargo xtask e2e redis postgres
+    E2e {
+        /// Full counts in the tests that repeat something
+        #[arg(long)]
+        long: bool,
+        /// Run the cases whose name or group contains one of these
+        filter: Vec<String>,
+    },
+    /// Build the kernel programs and put the object into ebpf/prebuilt
+    ///
+    /// Example: cargo xtask ebpf --check
+    Ebpf {
+        /// Change nothing; fail where a rebuild differs from the committed object
+        #[arg(long)]
+        check: bool,
+    },
+    /// Generate the code of the protocols
+    Gen {
+        /// Change nothing; fail where the committed code is not what would be generated
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check what the compiler does not: dependency direction, absences, the top level
+    Tidy,
+    /// Formatting, clippy with warnings as errors, generated code; cargo-deny where it is installed
+    Lint,
+    /// What CI runs: lint, then test
+    Ci,
+    /// Install what tests and demo need; third-party programs are unpacked under target/, nothing is started
+    Setup,
+}
+
+/// Why a command ended without having failed technically: what the exit code tells.
+#[derive(Debug)]
+enum Stop {
+    /// The check says no.
+    No(String),
+    /// The environment cannot: what is missing, and what to do.
+    Missing(String),
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::No(text) | Self::Missing(text) => f.write_str(text),
+        }
     }
+}
+
+impl std::error::Error for Stop {}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&root(), arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            match error.downcast_ref() {
+                Some(Stop::Missing(_)) => ExitCode::from(3),
+                Some(Stop::No(_)) | None => ExitCode::from(1),
+            }
+        }
+    }
+}
+
+fn run(root: &Path, command: Command) -> Result<()> {
+    match command {
+        Command::Test { long } => test::run(root, long),
+        Command::E2e { long, filter } => test::end_to_end(root, long, &filter),
+        Command::Ebpf { check } => ebpf::run(root, check),
+        Command::Gen { check } => generate::run(root, check),
+        Command::Tidy => tidy::run(root),
+        Command::Lint => lint::run(root),
+        Command::Ci => {
+            lint::run(root)?;
+            test::run(root, false)
+        }
+        Command::Setup => setup::run(root, setup::Need::Everything),
+    }
+}
+
+/// The workspace's folder. Cargo says where the package is now; the compiled-in place is for a binary that is run by hand.
+fn root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map(Path::to_path_buf).unwrap_or(package)
 }

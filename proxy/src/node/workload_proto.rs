@@ -2,6 +2,7 @@
 #![allow(
     clippy::all,
     clippy::pedantic,
+    clippy::restriction,
     unreachable_pub,
     dead_code,
     unused_qualifications,

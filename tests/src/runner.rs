@@ -1,0 +1,136 @@
+//! The cases' runner: groups of cases on one mesh each, one after another, with the closing line of a test runner.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// Full counts.
+    pub long: bool,
+    filter: Vec<String>,
+    list: bool,
+}
+
+impl Wish {
+    /// From the arguments of this process; libtest's flags that mean nothing here are passed over.
+    pub fn from_arguments() -> Self {
+        let mut wish = Self::default();
+        for argument in std::env::args().skip(1) {
+            match argument.as_str() {
+                "--long" => wish.long = true,
+                "--list" => wish.list = true,
+                flag if flag.starts_with("--") => {}
+                name => wish.filter.push(name.to_owned()),
+            }
+        }
+        wish
+    }
+
+    fn wants(&self, group: &str, case: &str) -> bool {
+        self.filter.is_empty() || self.filter.iter().any(|part| group.contains(part.as_str()) || case.contains(part.as_str()))
+    }
+}
+
+/// One case: a sentence, and what proves it.
+pub struct Case<W> {
+    pub name: &'static str,
+    pub run: fn(&W, &Wish) -> Result<()>,
+}
+
+/// Runs groups and counts.
+pub struct Runner {
+    wish: Wish,
+    passed: usize,
+    failed: Vec<String>,
+    filtered: usize,
+    start: Instant,
+}
+
+impl Runner {
+    /// Nothing has run yet.
+    pub fn new(wish: Wish) -> Self {
+        Self { wish, passed: 0, failed: Vec::new(), filtered: 0, start: Instant::now() }
+    }
+
+    /// Runs a group: `make` builds its world once, each case gets it, and it is dropped behind the last one.
+    pub fn group<W>(&mut self, name: &str, make: impl FnOnce() -> Result<W>, cases: &[Case<W>]) {
+        let wanted: Vec<&Case<W>> = cases.iter().filter(|case| self.wish.wants(name, case.name)).collect();
+        self.filtered += cases.len() - wanted.len();
+        if wanted.is_empty() {
+            return;
+        }
+        if self.wish.list {
+            wanted.iter().for_each(|case| say(&format!("{name}::{}: test", case.name)));
+            return;
+        }
+        let world = match guarded(make) {
+            Ok(world) => world,
+            Err(error) => {
+                // The first line of each failure says why; the rest is the group's.
+                for case in wanted {
+                    self.note(&format!("{name}::{}", case.name), Err(anyhow::anyhow!("its world could not be made: {error:#}")));
+                }
+                return;
+            }
+        };
+        for case in wanted {
+            let start = Instant::now();
+            let result = guarded(|| (case.run)(&world, &self.wish));
+            self.note_timed(&format!("{name}::{}", case.name), result, start.elapsed());
+        }
+    }
+
+    /// Prints the failures again and the closing line; returns whether all passed.
+    pub fn finish(self) -> bool {
+        if !self.failed.is_empty() {
+            say("\nfailures:\n");
+            self.failed.iter().for_each(|failure| say(failure));
+        }
+        let word = if self.failed.is_empty() { "ok" } else { "FAILED" };
+        say(&format!(
+            "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s",
+            self.passed,
+            self.failed.len(),
+            self.filtered,
+            self.start.elapsed().as_secs_f64()
+        ));
+        self.failed.is_empty()
+    }
+
+    fn note(&mut self, name: &str, result: Result<()>) {
+        self.note_timed(name, result, Duration::ZERO);
+    }
+
+    fn note_timed(&mut self, name: &str, result: Result<()>, took: Duration) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                say(&format!("test {name} ... ok ({:.1}s)", took.as_secs_f64()));
+            }
+            Err(error) => {
+                say(&format!("test {name} ... FAILED\n    {}", format!("{error:#}").replace('\n', "\n    ")));
+                self.failed.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+}
+
+/// A panic (of an assertion, say) is a failure as any other, and guards still run.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "a panic without a message".to_owned());
+        Err(anyhow::anyhow!("{text}"))
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "a test runner speaks on its standard output")]
+fn say(text: &str) {
+    println!("{text}");
+}

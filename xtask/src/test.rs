@@ -1,0 +1,151 @@
+//! `cargo xtask test`: every test that this machine can run, what it left out and why, and how long each part took.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::{Stop, ebpf, setup, shell, tidy};
+
+/// Counts of a test runner's closing lines.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+/// One part of the run.
+struct Part {
+    name: &'static str,
+    took: Duration,
+    counts: Counts,
+    /// Why it did not run, or did not run whole.
+    left_out: Option<String>,
+}
+
+/// Runs everything. Every part runs even if one before it failed.
+pub(crate) fn run(root: &Path, long: bool) -> Result<()> {
+    let parts = [
+        part("tidy", || check(|| tidy::run(root))),
+        part("unit", || unit(root)),
+        part("kernel programs", || check(|| ebpf::run(root, true))),
+        part("end to end", || cases(root, long, &[])),
+    ];
+    println!();
+    println!("{:<17} {:>8} {:>7} {:>7}", "part", "minutes", "passed", "failed");
+    let mut total = Counts::default();
+    for part in &parts {
+        let Part { name, took, counts, left_out: _ } = part;
+        println!("{name:<17} {:>8.1} {:>7} {:>7}", took.as_secs_f64() / 60.0, counts.passed, counts.failed);
+        total.passed += counts.passed;
+        total.failed += counts.failed;
+        total.ignored += counts.ignored;
+    }
+    for part in &parts {
+        if let Some(reason) = &part.left_out {
+            println!("left out: {}: {reason}", part.name);
+        }
+    }
+    println!();
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if total.failed > 0 { Err(Stop::No("tests failed".to_owned()).into()) } else { Ok(()) }
+}
+
+/// The end-to-end cases alone.
+pub(crate) fn end_to_end(root: &Path, long: bool, filter: &[String]) -> Result<()> {
+    let (counts, left_out) = cases(root, long, filter)?;
+    if let Some(reason) = left_out {
+        return Err(Stop::Missing(reason).into());
+    }
+    if counts.failed > 0 { Err(Stop::No(format!("{} cases failed", counts.failed)).into()) } else { Ok(()) }
+}
+
+fn part(name: &'static str, work: impl FnOnce() -> Result<(Counts, Option<String>)>) -> Part {
+    shell::say(name);
+    let start = Instant::now();
+    let (counts, left_out) = work().unwrap_or_else(|error| match error.downcast_ref() {
+        Some(Stop::Missing(reason)) => (Counts::default(), Some(reason.clone())),
+        Some(Stop::No(_)) | None => {
+            eprintln!("error: {error:#}");
+            (Counts { failed: 1, ..Counts::default() }, None)
+        }
+    });
+    Part { name, took: start.elapsed(), counts, left_out }
+}
+
+/// A part that is one check.
+fn check(work: impl FnOnce() -> Result<()>) -> Result<(Counts, Option<String>)> {
+    work().map(|()| (Counts { passed: 1, ..Counts::default() }, None))
+}
+
+fn unit(root: &Path) -> Result<(Counts, Option<String>)> {
+    watched(shell::cargo(root, &["test", "--workspace", "--exclude", "e2e", "--locked"]))
+}
+
+fn cases(root: &Path, long: bool, filter: &[String]) -> Result<(Counts, Option<String>)> {
+    if !shell::is_root() {
+        return Err(Stop::Missing(
+            "the end-to-end cases make network namespaces and load kernel programs: run as root".to_owned(),
+        )
+        .into());
+    }
+    setup::run(root, setup::Need::Everything)?;
+    shell::run(shell::cargo(root, &["build", "--locked", "--package", "outrigger", "--bin", "outrigger"]))?;
+    shell::run(shell::cargo(root, &["build", "--locked", "--package", "e2e", "--features", "programs", "--bins"]))?;
+    let mut command =
+        shell::cargo(root, &["test", "--locked", "--package", "e2e", "--features", "programs", "--test", "cases", "--"]);
+    command.args(filter);
+    if long {
+        command.arg("--long");
+    }
+    watched(command)
+}
+
+/// Runs a test command and adds up its closing lines. A command that fails without having counted a failure counts one.
+fn watched(command: std::process::Command) -> Result<(Counts, Option<String>)> {
+    let mut counts = Counts::default();
+    let mut left_out = Vec::new();
+    let succeeded = shell::run_watched(command, |line| {
+        counts.add(line);
+        if let Some(reason) = line.strip_prefix("left out: ") {
+            left_out.push(reason.to_owned());
+        }
+    })?;
+    if !succeeded && counts.failed == 0 {
+        counts.failed = 1;
+    }
+    Ok((counts, (!left_out.is_empty()).then(|| left_out.join("; "))))
+}
+
+impl Counts {
+    /// Takes a line of a test runner: `test result: ok. 3 passed; 0 failed; 1 ignored; ...` counts, any other does not.
+    fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        for field in rest.split([';', '.']) {
+            let mut words = field.split_whitespace();
+            if let (Some(Ok(number)), Some(word)) = (words.next().map(str::parse::<u64>), words.next()) {
+                match word {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    "ignored" => self.ignored += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_a_test_runner_are_added_up() {
+        let mut counts = Counts::default();
+        counts.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        counts.add("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        counts.add("test policy::retry::tests::a_test ... ok");
+        assert_eq!((counts.passed, counts.failed, counts.ignored), (4, 2, 1));
+    }
+}
