@@ -3,17 +3,38 @@
 //! One set of structs is the YAML of a folder, the JSON on the configuration stream and the schema of the CRDs. Our own
 //! kinds and routes refuse unknown fields; Kubernetes' own kinds may carry fields that mean nothing here.
 
-pub(crate) mod address_book;
-pub(crate) mod name_table;
-pub(crate) mod pod_record;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize as _, Deserializer, Serialize, Serializer};
+
+use self::authorization_policy::AuthorizationPolicySpec;
+use self::http_route::HttpRouteSpec;
+use self::mesh::MeshSpec;
+use self::object::{Metadata, Object};
+use self::peer_authentication::PeerAuthenticationSpec;
+use self::request_authentication::RequestAuthenticationSpec;
+use self::service::ServiceSpec;
+use self::traffic_policy::TrafficPolicySpec;
+use self::workload::WorkloadSpec;
 use crate::base::names::Named;
+
+pub(crate) mod address_book;
+pub(crate) mod authorization_policy;
+pub(crate) mod http_route;
+pub(crate) mod mesh;
+pub(crate) mod name_table;
+pub(crate) mod object;
+pub(crate) mod peer_authentication;
+pub(crate) mod pod_record;
+pub(crate) mod request_authentication;
+pub(crate) mod service;
+pub(crate) mod target;
+pub(crate) mod traffic_policy;
+pub(crate) mod workload;
 
 /// The kinds that mean something here.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -113,8 +134,99 @@ pub(crate) struct Resources {
     pub(crate) by_key: BTreeMap<ResourceKey, Arc<Resource>>,
     /// Addresses of which the control plane said that nothing of the mesh is there.
     pub(crate) absent: BTreeSet<IpAddr>,
+    /// What was refused and has no last good form, as far as it could be read. A security policy among them closes its
+    /// target, or, where even that could not be read, every workload that it may have been for.
+    pub(crate) refused: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
 }
 
 /// One resource, as written. (Each variant is the document of its file in this room.)
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Resource {}
+pub(crate) enum Resource {
+    Mesh(Object<MeshSpec>),
+    Service(Object<ServiceSpec>),
+    Workload(Object<WorkloadSpec>),
+    HttpRoute(Object<HttpRouteSpec>),
+    AuthorizationPolicy(Object<AuthorizationPolicySpec>),
+    RequestAuthentication(Object<RequestAuthenticationSpec>),
+    PeerAuthentication(Object<PeerAuthenticationSpec>),
+    TrafficPolicy(Object<TrafficPolicySpec>),
+}
+
+/// Why a body is not a resource of its kind.
+#[derive(Debug, thiserror::Error)]
+#[error("not a {kind}")]
+pub(crate) struct BodyError {
+    kind: Kind,
+    #[source]
+    source: serde_json::Error,
+}
+
+/// Does the same with every kind's document.
+macro_rules! each {
+    ($resource:expr, $object:ident => $done:expr) => {
+        match $resource {
+            Resource::Mesh($object) => $done,
+            Resource::Service($object) => $done,
+            Resource::Workload($object) => $done,
+            Resource::HttpRoute($object) => $done,
+            Resource::AuthorizationPolicy($object) => $done,
+            Resource::RequestAuthentication($object) => $done,
+            Resource::PeerAuthentication($object) => $done,
+            Resource::TrafficPolicy($object) => $done,
+        }
+    };
+}
+
+impl Resource {
+    /// Reads the canonical JSON of one document of this kind. A field that this version does not know is an error, so that
+    /// no condition of a policy is lost.
+    ///
+    /// # Errors
+    /// The body is not JSON, not of the kind, or has an unknown field.
+    pub(crate) fn from_json(kind: Kind, body: &[u8]) -> Result<Self, BodyError> {
+        Self::read(kind, &mut serde_json::Deserializer::from_slice(body)).map_err(|source| BodyError { kind, source })
+    }
+
+    /// Reads one document of this kind from any format.
+    pub(crate) fn read<'de, D: Deserializer<'de>>(kind: Kind, from: D) -> Result<Self, D::Error> {
+        Ok(match kind {
+            Kind::Mesh => Self::Mesh(Object::deserialize(from)?),
+            Kind::Service => Self::Service(Object::deserialize(from)?),
+            Kind::Workload => Self::Workload(Object::deserialize(from)?),
+            Kind::HttpRoute => Self::HttpRoute(Object::deserialize(from)?),
+            Kind::AuthorizationPolicy => Self::AuthorizationPolicy(Object::deserialize(from)?),
+            Kind::RequestAuthentication => Self::RequestAuthentication(Object::deserialize(from)?),
+            Kind::PeerAuthentication => Self::PeerAuthentication(Object::deserialize(from)?),
+            Kind::TrafficPolicy => Self::TrafficPolicy(Object::deserialize(from)?),
+        })
+    }
+
+    /// Its name.
+    pub(crate) fn key(&self) -> ResourceKey {
+        each!(self, object => object.key())
+    }
+
+    /// Its metadata.
+    pub(crate) fn metadata(&self) -> &Metadata {
+        each!(self, object => &object.metadata)
+    }
+
+    /// The canonical JSON of the document: what is at its default is left out, and equal documents have equal texts.
+    pub(crate) fn to_json(&self) -> String {
+        // The documents are made of maps with text keys, lists and numbers: all of it has a JSON form.
+        each!(self, object => serde_json::to_string(object)).unwrap_or_default()
+    }
+}
+
+impl Serialize for Resource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        each!(self, object => object.serialize(serializer))
+    }
+}
+
+impl Resources {
+    /// The resource of this key.
+    pub(crate) fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
+        self.by_key.get(key)
+    }
+}

@@ -1,0 +1,59 @@
+//! `Mesh`: what holds for the whole mesh. There is one; where several are written, the first by name counts.
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Kind;
+use super::object::Spec;
+use crate::base::units::Percent;
+
+/// The body of a Mesh.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct MeshSpec {
+    /// Networks of pods and services. An address in one of them is never dialled in plaintext because its configuration is
+    /// missing. Default: `10.64.0.0/16`, `10.65.0.0/16`, `fd64::/64`, `fd65::/112`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub(crate) ranges: Vec<IpNet>,
+    /// May a pod dial an address outside the ranges? Default: `Allow`.
+    #[serde(default, skip_serializing_if = "Choice::is_allow")]
+    pub(crate) egress: Choice,
+    /// What an authenticated peer may do at a port that no AuthorizationPolicy targets. Default: `Allow`.
+    #[serde(default, skip_serializing_if = "Choice::is_allow")]
+    pub(crate) default_authorization: Choice,
+    /// The access log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) access_log: Option<Sampling>,
+    /// Traces that the mesh begins itself; a trace that a caller began is carried on as the caller says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tracing: Option<Sampling>,
+}
+
+/// Yes or no, in words.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub(crate) enum Choice {
+    #[default]
+    Allow,
+    Deny,
+}
+
+/// Which share is recorded.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Sampling {
+    /// Per cent of requests. Default of the access log: 100, of traces: 1.
+    pub(crate) sample: Percent,
+}
+
+impl Spec for MeshSpec {
+    const KIND: Kind = Kind::Mesh;
+}
+
+impl Choice {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
+    fn is_allow(&self) -> bool {
+        *self == Self::Allow
+    }
+}

@@ -1,0 +1,137 @@
+//! `Service` (Kubernetes v1): a name and an address for the workloads that a selector picks. Of its many fields the ones
+//! below mean something here, the others are taken and left out.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Kind;
+use super::object::Spec;
+
+/// The body of a Service.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceSpec {
+    /// Labels that a workload of the same namespace must have. Empty: it selects nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) selector: BTreeMap<String, String>,
+    /// What it offers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<ServicePortSpec>,
+    /// The address by which it is called; given by the control plane where none is written. `None`: it has none.
+    #[serde(default, rename = "clusterIP", skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_ip: Option<String>,
+    /// All addresses, where there are several.
+    #[serde(default, rename = "clusterIPs", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) cluster_ips: Vec<String>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServicePortSpec {
+    /// Its name; up to the first dash it may say what the port speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// The port that callers use.
+    pub(crate) port: u16,
+    /// The workload's port, by number or name. Default: the same number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) target_port: Option<PortRef>,
+    /// What the port speaks: `http`, `kubernetes.io/h2c`, `grpc`, `tcp`. Not written: the name, else the first bytes, tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) app_protocol: Option<String>,
+    /// `TCP`, the default. A UDP port means nothing here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) protocol: Option<String>,
+}
+
+/// A workload's port, by number or by name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum PortRef {
+    Number(u16),
+    Name(String),
+}
+
+impl Spec for ServiceSpec {
+    const KIND: Kind = Kind::Service;
+}
+
+impl ServiceSpec {
+    /// Its addresses as written, each once; none for a headless service.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
+        let single = self.cluster_ip.as_deref().filter(|ip| !self.cluster_ips.iter().any(|other| other == ip));
+        single.into_iter().chain(self.cluster_ips.iter().map(String::as_str)).filter(|ip| !ip.is_empty() && *ip != "None")
+    }
+
+    /// Does it select a workload with these labels?
+    pub(crate) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+impl ServicePortSpec {
+    /// Is it a TCP port?
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+    }
+}
+
+impl fmt::Display for PortRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(port) => port.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Serialize for PortRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Number(port) => serializer.serialize_u16(*port),
+            Self::Name(name) => serializer.serialize_str(name),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Port;
+
+        impl Visitor<'_> for Port {
+            type Value = PortRef;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port number or a port name")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<PortRef, E> {
+                u16::try_from(number).map(PortRef::Number).map_err(|_too_large| E::custom(format!("{number} is not a port")))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<PortRef, E> {
+                u16::try_from(number).map(PortRef::Number).map_err(|_no_port| E::custom(format!("{number} is not a port")))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PortRef, E> {
+                Ok(text.parse().map_or_else(|_not_a_number| PortRef::Name(text.to_owned()), PortRef::Number))
+            }
+        }
+
+        deserializer.deserialize_any(Port)
+    }
+}
+
+impl JsonSchema for PortRef {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Port".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 65535 }, { "type": "string" }], "x-kubernetes-int-or-string": true })
+    }
+}

@@ -1,0 +1,99 @@
+//! `Workload`: one running thing with addresses. Local pods become Workloads by themselves; a document stands for an
+//! address that `outrigger run` did not make.
+
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Kind;
+use super::object::{Object, Spec};
+use super::pod_record::PodRecord;
+
+/// The service account of a workload that names none.
+pub(crate) const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
+/// The body of a Workload. Its labels stand in `metadata`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct WorkloadSpec {
+    /// Where it is reached; the first of a family is the one that is dialled.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The account of which its identity is made. Default: `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) service_account: Option<String>,
+    /// Ports that a Service may name in `targetPort`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<WorkloadPort>,
+    /// How it is reached. Default: `MutualTls`.
+    #[serde(default, skip_serializing_if = "WorkloadTransport::is_mutual_tls")]
+    pub(crate) transport: WorkloadTransport,
+    /// It is about to end: it still serves, but nothing new is begun with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) terminating: bool,
+}
+
+/// One port of a Workload.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct WorkloadPort {
+    /// Its name; up to the first dash it may say what the port speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    pub(crate) port: u16,
+    /// What the port speaks, as in a Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) app_protocol: Option<String>,
+}
+
+/// How a workload is reached.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub(crate) enum WorkloadTransport {
+    /// It has a sidecar, which must prove the workload's identity.
+    #[default]
+    MutualTls,
+    /// It has none: it is dialled in plaintext.
+    Plaintext,
+}
+
+impl Spec for WorkloadSpec {
+    const KIND: Kind = Kind::Workload;
+}
+
+impl Object<WorkloadSpec> {
+    /// The Workload that a local pod is.
+    pub(crate) fn of_pod(pod: &PodRecord) -> Self {
+        let ports = pod.ports.iter().map(|port| WorkloadPort {
+            name: Some(port.name.clone()),
+            port: port.port,
+            app_protocol: port.app_protocol.clone(),
+        });
+        let spec = WorkloadSpec {
+            addresses: pod.addresses.clone(),
+            service_account: Some(pod.service_account.clone()),
+            ports: ports.collect(),
+            transport: if pod.meshed { WorkloadTransport::MutualTls } else { WorkloadTransport::Plaintext },
+            terminating: pod.terminating,
+        };
+        Self::new(&pod.named(), pod.labels.clone(), spec)
+    }
+}
+
+impl WorkloadSpec {
+    /// The account of which the workload's identity is made.
+    pub(crate) fn account(&self) -> &str {
+        self.service_account.as_deref().unwrap_or(DEFAULT_SERVICE_ACCOUNT)
+    }
+
+    /// The number of the port `name`.
+    pub(crate) fn port_named(&self, name: &str) -> Option<u16> {
+        self.ports.iter().find(|port| port.name.as_deref() == Some(name)).map(|port| port.port)
+    }
+}
+
+impl WorkloadTransport {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
+    fn is_mutual_tls(&self) -> bool {
+        *self == Self::MutualTls
+    }
+}
