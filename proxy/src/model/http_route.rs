@@ -133,20 +133,20 @@ impl Spec for HttpRouteSpec {
 }
 
 impl ParentRef {
-    /// Is the parent a Service?
+    /// Is the parent a Service? (Strictly the absent group would be Gateway API's own, which has no Service.)
     pub(crate) fn is_service(&self) -> bool {
-        is_service(self.group.as_deref(), self.kind.as_deref(), "gateway.networking.k8s.io", "Gateway")
+        is_core(self.group.as_deref()) && self.kind.as_deref() == Some("Service")
     }
 }
 
 impl BackendRef {
     /// Is the backend a Service?
     pub(crate) fn is_service(&self) -> bool {
-        is_service(self.group.as_deref(), self.kind.as_deref(), "", "Service")
+        is_core(self.group.as_deref()) && self.kind.as_deref().is_none_or(|kind| kind == "Service")
     }
 }
 
 /// `core` is another spelling of the empty group.
-fn is_service(group: Option<&str>, kind: Option<&str>, default_group: &str, default_kind: &str) -> bool {
-    matches!(group.unwrap_or(default_group), "" | "core") && kind.unwrap_or(default_kind) == "Service"
+fn is_core(group: Option<&str>) -> bool {
+    matches!(group, None | Some("" | "core"))
 }
