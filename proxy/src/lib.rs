@@ -19,3 +19,4 @@ mod identity;
 mod model;
 mod policy;
 mod snapshot;
+mod telemetry;

@@ -1,0 +1,442 @@
+//! Every metric of a sidecar, in one struct with resolved handles, and the text that Prometheus reads.
+//!
+//! Sources: Prometheus text exposition format 0.0.4. Names are `outrigger_<subject>_<thing>_<unit>[_total]`; labels come
+//! from closed enums, resource names and identities, never from paths, addresses or end users. The full list is the
+//! golden file `testdata/metrics.txt`; docs/observability.md explains it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::core::{Collector, Desc};
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use tokio::time::Instant;
+
+use super::process::ProcessCollector;
+use super::reason::Reason;
+use super::series::{DURATION_BUCKETS, Families, OTHER, Traffic, TrafficLabels, TrafficTable, mtls_label};
+use super::{Direction, Protocol, TelemetryError};
+
+/// The metrics of a sidecar.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    traffic: TrafficTable,
+    refusals: IntCounterVec,
+    refusal_series: Mutex<usize>,
+    connections: IntCounterVec,
+    connections_open: IntGaugeVec,
+    retries: IntCounterVec,
+    ejections: IntCounterVec,
+    ejected: Arc<Ejected>,
+    shadows: IntCounterVec,
+    egress: IntCounterVec,
+    certificate_expiry: Gauge,
+    config_generation: IntGauge,
+    config_info: IntGaugeVec,
+    config_updates: IntCounterVec,
+    config_rejected: IntGauge,
+    control_connected: IntGauge,
+    /// Access-log lines that found the buffer full.
+    pub(crate) access_log_dropped: IntCounter,
+    /// Spans that found the queue full, or that the collector did not take.
+    pub(crate) spans_dropped: IntCounter,
+    /// Spans that the collector took.
+    pub(crate) spans_exported: IntCounter,
+}
+
+/// An open connection; counts it as closed when dropped.
+#[derive(Debug)]
+pub(crate) struct OpenConnection(IntGauge);
+
+/// What became of a copy of a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ShadowOutcome {
+    Answered,
+    Failed,
+    /// Not sent: the body was too large to copy, or too many copies were under way.
+    Skipped,
+}
+
+/// May the connection leave the mesh?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum EgressVerdict {
+    Allowed,
+    Denied,
+}
+
+/// What became of a configuration update.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ConfigOutcome {
+    Applied,
+    /// Applied, but for the resources that were refused.
+    PartlyRejected,
+}
+
+/// Which endpoints are left out now, told at the moment of reading.
+#[derive(Debug)]
+struct Ejected {
+    desc: GaugeVec,
+    until: Mutex<BTreeMap<(String, String), Instant>>,
+}
+
+impl Metrics {
+    /// Metrics of this process, all at zero.
+    ///
+    /// # Errors
+    /// Two metrics have one name, which the test of the golden list rules out.
+    pub(crate) fn new() -> Result<Self, TelemetryError> {
+        let registry = process_registry()?;
+        let r = &registry;
+        let families = Families {
+            requests: counters(
+                r,
+                "outrigger_requests_total",
+                "Requests that ended.",
+                &[
+                    "direction",
+                    "source_identity",
+                    "destination_identity",
+                    "destination_service",
+                    "route",
+                    "mtls",
+                    "status",
+                    "grpc_status",
+                    "reason",
+                ],
+            )?,
+            duration: {
+                let vec = HistogramVec::new(
+                    HistogramOpts::new(
+                        "outrigger_request_duration_seconds",
+                        "Time from the whole request head to the end of the answer.",
+                    )
+                    .buckets(DURATION_BUCKETS.to_vec()),
+                    &["direction", "source_identity", "destination_service", "route"],
+                )?;
+                registry.register(Box::new(vec.clone()))?;
+                vec
+            },
+            opaque: counters(
+                r,
+                "outrigger_opaque_connections_total",
+                "Opaque connections that ended, and connections that were refused before they carried a request.",
+                &["direction", "source_identity", "destination_identity", "destination_service", "mtls", "reason"],
+            )?,
+            bytes: counters(
+                r,
+                "outrigger_opaque_bytes_total",
+                "Bytes of opaque connections, from and to the caller.",
+                &["direction", "source_identity", "destination_service", "flow"],
+            )?,
+        };
+        let overflow = counter(
+            r,
+            "outrigger_series_overflow_total",
+            "Requests and connections counted under the label value `other`, because there were too many combinations of labels.",
+        )?;
+        let ejected = Arc::new(Ejected::new()?);
+        registry.register(Box::new(EjectedCollector(Arc::clone(&ejected))))?;
+        let certificate_expiry = Gauge::new(
+            "outrigger_certificate_expiry_timestamp_seconds",
+            "When the workload's certificate expires, in seconds since the epoch; 0 before the first one.",
+        )?;
+        registry.register(Box::new(certificate_expiry.clone()))?;
+        Ok(Self {
+            traffic: TrafficTable::new(families, overflow),
+            refusals: counters(
+                r,
+                "outrigger_refusals_total",
+                "Requests and connections that the mesh answered in the destination's place, by the rule that decided.",
+                &["direction", "source_identity", "destination_service", "protocol", "reason", "rule"],
+            )?,
+            refusal_series: Mutex::new(0),
+            connections: counters(
+                r,
+                "outrigger_connections_total",
+                "Connections accepted from the application (outbound) and from peers (inbound).",
+                &["direction", "protocol", "mtls"],
+            )?,
+            connections_open: gauges(
+                r,
+                "outrigger_connections_open",
+                "Connections that are open now.",
+                &["direction", "protocol", "mtls"],
+            )?,
+            retries: counters(
+                r,
+                "outrigger_retries_total",
+                "Failed attempts, by what was decided: `sent` for a retry, else why there was none.",
+                &["destination_service", "outcome"],
+            )?,
+            ejections: counters(
+                r,
+                "outrigger_ejections_total",
+                "Times that an endpoint was left out because it failed.",
+                &["destination_service", "destination_workload"],
+            )?,
+            ejected,
+            shadows: counters(
+                r,
+                "outrigger_shadow_requests_total",
+                "Copies of requests, by the service they went to and what became of them.",
+                &["destination_service", "outcome"],
+            )?,
+            egress: counters(
+                r,
+                "outrigger_egress_connections_total",
+                "Connections to addresses outside of the mesh.",
+                &["verdict"],
+            )?,
+            certificate_expiry,
+            config_generation: gauge(r, "outrigger_config_generation", "Configurations that this process put into force.")?,
+            config_info: gauges(
+                r,
+                "outrigger_config_info",
+                "The version of the configuration in force, always 1.",
+                &["version"],
+            )?,
+            config_updates: counters(
+                r,
+                "outrigger_config_updates_total",
+                "Configuration updates received, by what became of them.",
+                &["outcome"],
+            )?,
+            config_rejected: gauge(
+                r,
+                "outrigger_config_rejected_resources",
+                "Resources that this process refused and whose last good form, if any, it uses instead.",
+            )?,
+            control_connected: gauge(r, "outrigger_control_connected", "Is the configuration stream up? 1 or 0.")?,
+            access_log_dropped: counter(
+                r,
+                "outrigger_access_log_dropped_total",
+                "Access-log lines dropped because the reader of the log is too slow.",
+            )?,
+            spans_dropped: counter(
+                r,
+                "outrigger_spans_dropped_total",
+                "Spans dropped: queue full, or the collector did not take them.",
+            )?,
+            spans_exported: counter(r, "outrigger_spans_exported_total", "Spans that the collector took.")?,
+            registry,
+        })
+    }
+
+    /// The text that Prometheus reads.
+    pub(crate) fn render(&self) -> String {
+        render(&self.registry)
+    }
+
+    /// Resolves the series of a kind of traffic. Worth keeping while the labels stay the same; a look-up takes no allocation.
+    pub(crate) fn traffic(&self, labels: &TrafficLabels<'_>) -> Arc<Traffic> {
+        self.traffic.resolve(labels)
+    }
+
+    /// A connection was accepted and is open until the answer is dropped.
+    pub(crate) fn connection(&self, direction: Direction, protocol: Protocol, mtls: bool) -> OpenConnection {
+        let labels = [direction.as_str(), protocol.as_str(), mtls_label(mtls)];
+        self.connections.with_label_values(&labels).inc();
+        let open = self.connections_open.with_label_values(&labels);
+        open.inc();
+        OpenConnection(open)
+    }
+
+    /// A request or connection was refused; called by [`super::Telemetry`].
+    pub(super) fn refused(&self, traffic: &Traffic, protocol: Protocol, reason: Reason, rule: Option<&str>) {
+        let labels = traffic.labels();
+        let rule = rule.unwrap_or_default();
+        let values = [
+            labels.direction.as_str(),
+            labels.source_identity,
+            labels.destination_service,
+            protocol.as_str(),
+            reason.as_str(),
+            rule,
+        ];
+        // Rules come and go with the configuration while series stay; the bound is counted, not guessed.
+        let mut series = self.refusal_series.lock();
+        if *series < REFUSALS_MAX {
+            let counter = self.refusals.with_label_values(&values);
+            if counter.get() == 0 {
+                *series += 1;
+            }
+            counter.inc();
+        } else {
+            drop(series);
+            self.refusals
+                .with_label_values(&[labels.direction.as_str(), OTHER, OTHER, protocol.as_str(), reason.as_str(), OTHER])
+                .inc();
+        }
+    }
+
+    /// An attempt at `service` failed and `outcome` was decided: `sent`, or the fixed word why there is no retry.
+    pub(crate) fn retry(&self, service: &str, outcome: &'static str) {
+        self.retries.with_label_values(&[service, outcome]).inc();
+    }
+
+    /// `workload`, an endpoint of `service`, is left out until `until`.
+    pub(crate) fn ejected(&self, service: &str, workload: &str, until: Instant) {
+        self.ejections.with_label_values(&[service, workload]).inc();
+        let mut ejected = self.ejected.until.lock();
+        if ejected.len() >= EJECTED_MAX {
+            let now = Instant::now();
+            ejected.retain(|_, until| *until > now);
+        }
+        if ejected.len() < EJECTED_MAX {
+            ejected.insert((service.to_owned(), workload.to_owned()), until);
+        }
+    }
+
+    /// What became of a copy of a request.
+    pub(crate) fn shadow(&self, service: &str, outcome: ShadowOutcome) {
+        let outcome = match outcome {
+            ShadowOutcome::Answered => "answered",
+            ShadowOutcome::Failed => "failed",
+            ShadowOutcome::Skipped => "skipped",
+        };
+        self.shadows.with_label_values(&[service, outcome]).inc();
+    }
+
+    /// A connection to an address outside of the mesh.
+    pub(crate) fn egress(&self, verdict: EgressVerdict) {
+        let verdict = match verdict {
+            EgressVerdict::Allowed => "allowed",
+            EgressVerdict::Denied => "denied",
+        };
+        self.egress.with_label_values(&[verdict]).inc();
+    }
+
+    /// The workload has a certificate that expires at this time since the epoch.
+    pub(crate) fn certificate_expires(&self, at: Duration) {
+        self.certificate_expiry.set(at.as_secs_f64());
+    }
+
+    /// A configuration is in force. `version` is the control plane's word for it, `rejected` how many resources were refused.
+    pub(crate) fn config_published(&self, generation: u64, version: &str, rejected: usize) {
+        let outcome = if rejected == 0 { ConfigOutcome::Applied } else { ConfigOutcome::PartlyRejected };
+        let outcome = match outcome {
+            ConfigOutcome::Applied => "applied",
+            ConfigOutcome::PartlyRejected => "partly_rejected",
+        };
+        self.config_updates.with_label_values(&[outcome]).inc();
+        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        // One series at a time: a version that is no longer in force says nothing.
+        self.config_info.reset();
+        self.config_info.with_label_values(&[version]).set(1);
+        self.config_rejected.set(i64::try_from(rejected).unwrap_or(i64::MAX));
+    }
+
+    /// The configuration stream came up or went down.
+    pub(crate) fn control_connected(&self, connected: bool) {
+        self.control_connected.set(i64::from(connected));
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Ejected {
+    fn new() -> Result<Self, prometheus::Error> {
+        let desc = GaugeVec::new(
+            Opts::new("outrigger_endpoint_ejected", "Endpoints that are left out now because they failed, always 1."),
+            &["destination_service", "destination_workload"],
+        )?;
+        Ok(Self { desc, until: Mutex::default() })
+    }
+}
+
+/// Tells the registry which endpoints are left out.
+struct EjectedCollector(Arc<Ejected>);
+
+impl Collector for EjectedCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc.desc()
+    }
+
+    fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
+        let now = Instant::now();
+        let mut until = self.0.until.lock();
+        until.retain(|_, until| *until > now);
+        self.0.desc.reset();
+        for (service, workload) in until.keys() {
+            self.0.desc.with_label_values(&[service, workload]).set(1.0);
+        }
+        self.0.desc.collect()
+    }
+}
+
+/// A registry that tells about the process itself: for roles that add their own metrics.
+///
+/// # Errors
+/// Never for a fresh registry; the type of the registry's own error.
+pub(crate) fn process_registry() -> Result<Registry, TelemetryError> {
+    let registry = Registry::new();
+    registry.register(Box::new(ProcessCollector::new()?))?;
+    let build = gauges(&registry, "outrigger_build_info", "The running version, always 1.", &["version"])?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    Ok(registry)
+}
+
+/// The text that Prometheus reads. A family that cannot be written is left out and logged.
+pub(crate) fn render(registry: &Registry) -> String {
+    let mut text = String::new();
+    for family in registry.gather() {
+        // One family at a time, so that a bad one takes no other with it.
+        if let Err(error) = TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text) {
+            tracing::warn!(%error, metric = family.name(), "cannot write metric");
+        }
+    }
+    text
+}
+
+/// A counter without labels, registered.
+///
+/// # Errors
+/// The name is taken.
+pub(crate) fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, TelemetryError> {
+    let counter = IntCounter::new(name, help)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+/// Counters by labels, registered.
+///
+/// # Errors
+/// The name is taken.
+pub(crate) fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, TelemetryError> {
+    let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(vec.clone()))?;
+    Ok(vec)
+}
+
+/// A gauge without labels, registered.
+///
+/// # Errors
+/// The name is taken.
+pub(crate) fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, TelemetryError> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+/// Gauges by labels, registered.
+///
+/// # Errors
+/// The name is taken.
+pub(crate) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, TelemetryError> {
+    let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(vec.clone()))?;
+    Ok(vec)
+}
+
+/// Refusals told apart by caller, destination and rule.
+const REFUSALS_MAX: usize = 1_000;
+/// Endpoints that are named as left out.
+const EJECTED_MAX: usize = 1_000;

@@ -1,0 +1,150 @@
+//! Why a request or a connection ended as it did: one closed list, shared by the metric label, the access log and the
+//! response. A word here is a promise to people who write alerts on it: words are added, never renamed.
+
+/// Who is answerable for an end of this kind.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// Nobody: the application's own answer, whatever its status, went through.
+    Nobody,
+    /// The caller sent what cannot be served, or left.
+    Caller,
+    /// A rule of the mesh said no.
+    Policy,
+    /// The application behind the destination, or the way to it, failed.
+    Upstream,
+    /// The mesh itself could not serve.
+    Mesh,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $text:literal])+ $variant:ident = $word:literal, $fault:ident;)+) => {
+        /// Why a request or a connection ended as it did.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub(crate) enum Reason {
+            $($(#[doc = $text])+ $variant,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of the documentation.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The stable word, as in logs, labels and response headers.
+            pub(crate) fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// Who is answerable.
+            pub(crate) fn fault(self) -> Fault {
+                match self { $(Self::$variant => Fault::$fault,)+ }
+            }
+
+            /// One sentence for people.
+            pub(crate) fn text(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($text),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The destination's own answer went through, or an opaque connection ran to its end.
+    Answered = "answered", Nobody;
+    /// As `answered`; the peer was allowed because no policy is on the target.
+    DefaultAllow = "default_allow", Nobody;
+    /// A route's redirect was the answer.
+    Redirected = "redirected", Nobody;
+
+    /// The request is not valid HTTP, or its target cannot be normalised.
+    BadRequest = "bad_request", Caller;
+    /// The request carries a header that only the mesh may set.
+    ReservedHeader = "reserved_header", Caller;
+    /// The header block is larger than the limit.
+    HeadersTooLarge = "headers_too_large", Caller;
+    /// The body is larger than the limit.
+    BodyTooLarge = "body_too_large", Caller;
+    /// The caller sent no whole request head in time.
+    RequestTimeout = "request_timeout", Caller;
+    /// The caller left before the answer was complete.
+    CallerLeft = "caller_left", Caller;
+    /// The peer's TLS handshake failed: no certificate, an expired one, or one of another trust domain.
+    HandshakeFailed = "handshake_failed", Caller;
+
+    /// The peer spoke plaintext to a port that takes mutual TLS only.
+    PlaintextRefused = "plaintext_refused", Policy;
+    /// A token is needed and none was sent.
+    TokenMissing = "token_missing", Policy;
+    /// The token was refused.
+    TokenRefused = "token_refused", Policy;
+    /// An authorization rule denied, or none allowed.
+    Denied = "denied", Policy;
+    /// The rate limit is used up.
+    RateLimited = "rate_limited", Policy;
+    /// A fault was injected on purpose.
+    FaultInjected = "fault_injected", Policy;
+    /// The mesh does not let this pod reach addresses outside of it.
+    EgressDenied = "egress_denied", Policy;
+    /// The connection was for one of the sidecar's own ports.
+    OwnPort = "own_port", Policy;
+
+    /// No rule of the service's routes matches the request.
+    NoRoute = "no_route", Mesh;
+    /// The matching rule has no backend that exists.
+    NoBackend = "no_backend", Mesh;
+    /// The sidecar has no configuration for the destination yet.
+    NoConfiguration = "no_configuration", Mesh;
+    /// Limits on connections or pending requests of the service are reached.
+    BreakerRejected = "breaker_rejected", Mesh;
+    /// The sidecar is at a limit of its own.
+    Overloaded = "overloaded", Mesh;
+    /// The sidecar is stopping.
+    Draining = "draining", Mesh;
+    /// A fault of the sidecar's own.
+    Internal = "internal", Mesh;
+
+    /// The service has no endpoint.
+    NoEndpoint = "no_endpoint", Upstream;
+    /// The endpoint could not be connected to.
+    ConnectFailed = "connect_failed", Upstream;
+    /// Connecting to the endpoint took too long.
+    ConnectTimeout = "connect_timeout", Upstream;
+    /// The endpoint is not the workload that the service's endpoints name, or could not prove it.
+    IdentityMismatch = "identity_mismatch", Upstream;
+    /// The destination closed or reset the connection before its answer was complete.
+    UpstreamReset = "upstream_reset", Upstream;
+    /// The destination's answer is not valid HTTP.
+    UpstreamProtocol = "upstream_protocol", Upstream;
+    /// One attempt took longer than its timeout, and no attempt was left.
+    AttemptTimeout = "attempt_timeout", Upstream;
+    /// The request's deadline passed.
+    DeadlineExceeded = "deadline_exceeded", Upstream;
+    /// Nothing was sent in either direction for too long.
+    IdleTimeout = "idle_timeout", Upstream;
+}
+
+impl Reason {
+    /// Did the mesh answer in the destination's place?
+    pub(crate) fn is_refusal(self) -> bool {
+        match self.fault() {
+            Fault::Nobody => false,
+            Fault::Caller => !matches!(self, Self::CallerLeft),
+            Fault::Policy | Fault::Upstream | Fault::Mesh => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own_and_a_sentence() {
+        let words: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            assert!(reason.as_str().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason:?}");
+            assert!(reason.text().ends_with('.'), "{reason:?}");
+        }
+    }
+}
