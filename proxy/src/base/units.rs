@@ -97,6 +97,13 @@ impl JsonSchema for Span {
 pub(crate) struct Percent(f64);
 
 impl Percent {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self(0.0);
+    /// 1 %.
+    pub(crate) const ONE_OF_A_HUNDRED: Self = Self(1.0);
+    /// Everything.
+    pub(crate) const ALL: Self = Self(100.0);
+
     /// `None` outside 0 to 100.
     pub(crate) fn new(value: f64) -> Option<Self> {
         (0.0..=100.0).contains(&value).then_some(Self(value))

@@ -1,6 +1,8 @@
 //! `Mesh`: what holds for the whole mesh. There is one; where several are written, the first by name counts.
 
-use ipnet::IpNet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,30 @@ pub(crate) struct Sampling {
 
 impl Spec for MeshSpec {
     const KIND: Kind = Kind::Mesh;
+}
+
+impl MeshSpec {
+    /// The networks of pods and services.
+    pub(crate) fn networks(&self) -> Vec<IpNet> {
+        if self.ranges.is_empty() { default_ranges() } else { self.ranges.clone() }
+    }
+
+    /// Share of requests in the access log.
+    pub(crate) fn access_log_sample(&self) -> Percent {
+        self.access_log.map_or(Percent::ALL, |sampling| sampling.sample)
+    }
+
+    /// Share of traces that the mesh begins.
+    pub(crate) fn trace_sample(&self) -> Percent {
+        self.tracing.map_or(Percent::ONE_OF_A_HUNDRED, |sampling| sampling.sample)
+    }
+}
+
+/// The networks of a local mesh.
+pub(crate) fn default_ranges() -> Vec<IpNet> {
+    let v4 = |second, prefix| Ipv4Net::new(Ipv4Addr::new(10, second, 0, 0), prefix).map(IpNet::V4);
+    let v6 = |first, prefix| Ipv6Net::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix).map(IpNet::V6);
+    [v4(64, 16), v4(65, 16), v6(0xfd64, 64), v6(0xfd65, 112)].into_iter().flatten().collect()
 }
 
 impl Choice {

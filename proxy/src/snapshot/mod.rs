@@ -3,6 +3,9 @@
 //! Unchanged parts are shared between snapshots. State that must outlive a swap (buckets, budgets, breakers, ejections)
 //! is carried over by `live`.
 
+pub(crate) mod compile;
+pub(crate) mod publish;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use ipnet::IpNet;
 use crate::base::names::Named;
 use crate::base::units::Percent;
 use crate::identity::spiffe::SpiffeId;
+use crate::model::mesh;
 use crate::policy::RuleName;
 use crate::policy::authorization::Authorization;
 use crate::policy::breaker::Breaker;
@@ -192,4 +196,38 @@ pub(crate) struct RoutePolicies {
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: Option<Arc<Retry>>,
     pub(crate) response_headers: Option<Arc<HeaderEdit>>,
+}
+
+impl Snapshot {
+    /// What a sidecar starts with: nothing is allowed in, and nothing is known outside.
+    pub(crate) fn empty() -> Self {
+        let refuse = RuleName::new("no_configuration");
+        Self {
+            generation: 0,
+            mesh: MeshSettings {
+                ranges: mesh::default_ranges(),
+                egress: Egress::Deny,
+                access_log: Percent::ALL,
+                trace_sample: Percent::NONE,
+            },
+            inbound: Inbound {
+                ports: BTreeMap::new(),
+                other: Arc::new(InboundPort {
+                    service: None,
+                    protocol: AppProtocol::Detect,
+                    plaintext: Plaintext::Refuse(refuse.clone()),
+                    policies: RoutePolicies {
+                        authorization: Some(Arc::new(Authorization::refuse(refuse))),
+                        ..RoutePolicies::default()
+                    },
+                }),
+            },
+            outbound: Outbound {
+                services: BTreeMap::new(),
+                workloads: BTreeMap::new(),
+                backends: BTreeMap::new(),
+                absent: BTreeSet::new(),
+            },
+        }
+    }
 }
