@@ -1,0 +1,145 @@
+//! Entering a pod: its network namespace for a moment (to make a socket there, to ask for its cookie), or for good, as
+//! the last thing a new process does before it becomes the pod's program.
+//!
+//! Sources: setns(2), network_namespaces(7), mount_namespaces(7), capabilities(7); `SO_NETNS_COOKIE` since Linux 5.14.
+//! A namespace belongs to a thread. Whoever enters one here is a thread of its own that ends there, so no thread of a
+//! runtime is ever left in a pod.
+
+#![expect(unsafe_code, reason = "a socket option that no safe interface has, and the code between fork and exec")]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::process::{Gid, Signal, Uid};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+/// What surrounds a process from its first instruction on.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) netns: OwnedFd,
+    /// The file `cgroup.procs` of its cgroup, open for writing.
+    pub(crate) cgroup: OwnedFd,
+    /// In a mount namespace of its own, each second path shows what the first one holds.
+    pub(crate) shown: Vec<(CString, CString)>,
+    /// The user and group that it becomes, without any capability and without a way back.
+    pub(crate) confined_to: Option<u32>,
+    /// Sent to it when its parent is gone.
+    pub(crate) when_orphaned: Option<Signal>,
+    /// Leads a session of its own: a terminal's signals pass it by.
+    pub(crate) own_session: bool,
+}
+
+/// The cookie of the network namespace that `socket` belongs to.
+///
+/// # Errors
+/// It is no socket, or the kernel is older than 5.14.
+pub(crate) fn cookie_of_socket(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `cookie`, and both live through the call.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if outcome == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The cookie of a network namespace.
+///
+/// # Errors
+/// The namespace cannot be entered, or the kernel is older than 5.14.
+pub(crate) fn cookie(netns: &File) -> io::Result<u64> {
+    inside(netns, || cookie_of_socket(&UdpSocket::bind("127.0.0.1:0")?))
+}
+
+/// Does `work` inside the namespace, on a thread of its own, and waits for it.
+///
+/// # Errors
+/// The namespace cannot be entered (it needs `CAP_SYS_ADMIN`), or the work fails.
+pub(crate) fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let visit = || {
+            rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        };
+        match scope.spawn(visit).join() {
+            Ok(outcome) => outcome,
+            Err(_panic) => Err(io::Error::other("the work inside the namespace did not end")),
+        }
+    })
+}
+
+/// Puts what `command` starts into `surroundings` before it runs. A step that fails makes the start fail.
+pub(crate) fn surround(command: &mut Command, surroundings: Surroundings) {
+    // SAFETY: between fork and exec only system calls may be made, nothing that allocates or locks. `enter` makes
+    // system calls on descriptors and C strings that were made before the fork.
+    unsafe { command.pre_exec(move || enter(&surroundings)) };
+}
+
+fn enter(surroundings: &Surroundings) -> io::Result<()> {
+    let Surroundings { netns, cgroup, shown, confined_to, when_orphaned, own_session } = surroundings;
+    // The cgroup first: the capture programs know a sidecar by it, and no socket may exist before.
+    rustix::io::write(cgroup, b"0")?;
+    rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    if !shown.is_empty() {
+        // SAFETY: neither the file descriptor table nor anything else that this process shares is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+        // What the machine unmounts later goes here too; what is mounted here stays here.
+        mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        for (source, target) in shown {
+            mount_bind(source.as_c_str(), target.as_c_str())?;
+        }
+    }
+    if *own_session {
+        rustix::process::setsid()?;
+    }
+    if let Some(id) = confined_to {
+        confine(*id)?;
+    }
+    // After the change of user, which would reset it.
+    if when_orphaned.is_some() {
+        rustix::process::set_parent_process_death_signal(*when_orphaned)?;
+    }
+    Ok(())
+}
+
+fn confine(id: u32) -> io::Result<()> {
+    rustix::thread::clear_ambient_capability_set()?;
+    for capability in 0..64_u32 {
+        // SAFETY: takes plain numbers only. The kernel answers EINVAL for the first number that it has no capability for.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) } != 0 {
+            break;
+        }
+    }
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    // Leaving user 0 clears the permitted and the effective set.
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_tells_its_namespace_and_a_file_does_not() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(cookie_of_socket(&socket).unwrap(), cookie_of_socket(&other).unwrap());
+        assert!(cookie_of_socket(File::open("/dev/null").unwrap()).is_err());
+    }
+}
