@@ -14,6 +14,7 @@ use crate::base::names::Named;
 pub(crate) mod client;
 pub(crate) mod grpc;
 pub(crate) mod server;
+pub(crate) mod transport;
 
 pub(crate) mod authority;
 pub(crate) mod envelope;
