@@ -1,7 +1,7 @@
 //! Byte streams under the configuration stream: TCP and TLS 1.3, and who is at the other end.
 //!
-//! Which certificates count is decided by the rustls configurations that the caller brings; here only their outcome is
-//! read: the SPIFFE ID in the leaf (X509-SVID standard, section 2: exactly one URI SAN) and when it expires.
+//! Which certificates count is decided in `identity`; here only the outcome is read: the peer's SPIFFE ID and when its
+//! certificate ends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,8 +21,11 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::base::drain::DrainGuard;
+use crate::base::names::Named;
 use crate::base::net::BoxedIo;
-use crate::identity::spiffe::SpiffeId;
+use crate::identity::source::Identity;
+use crate::identity::spiffe::{SpiffeError, SpiffeId, TrustDomain};
+use crate::identity::verify::identity_of;
 
 /// Dials the control plane at an address (`HOST:PORT`) and returns an authenticated stream: in production TCP and mutual
 /// TLS with the certificate of the moment ([`tls_dial`]), in tests a pipe.
@@ -44,15 +47,15 @@ pub(crate) struct ServerIo {
     peer: PeerInfo,
 }
 
-/// Dials by TCP and TLS; `config` is asked for each connection, so that a rotated certificate is used at once.
-pub(crate) fn tls_dial(config: impl Fn() -> io::Result<Arc<rustls::ClientConfig>> + Send + Sync + 'static) -> Dial {
+/// Dials by TCP and TLS as `identity` of the moment; the other end must be `control`.
+pub(crate) fn tls_dial(identity: Identity, control: SpiffeId) -> Dial {
     Arc::new(move |address| {
-        let config = config();
+        let config = identity.client_config(&control, &[ALPN]).map_err(io::Error::other);
         Box::pin(async move {
             let connector = TlsConnector::from(config?);
             let tcp = TcpStream::connect(&address).await?;
             tcp.set_nodelay(true)?;
-            // The server is known by its SPIFFE ID, which the configuration's verifier checks; SNI carries no name of it.
+            // The server is known by its SPIFFE ID, which the configuration's verifier checks; this name is not sent.
             let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
             let tls = connector.connect(name, tcp).await?;
             Ok(Box::new(tls) as BoxedIo)
@@ -60,24 +63,32 @@ pub(crate) fn tls_dial(config: impl Fn() -> io::Result<Arc<rustls::ClientConfig>
     })
 }
 
+/// The SPIFFE ID of the control plane of a trust domain.
+///
+/// # Errors
+/// Never for a valid trust domain.
+pub(crate) fn control_identity(domain: &TrustDomain) -> Result<SpiffeId, SpiffeError> {
+    domain.service_account(&Named::new("outrigger-system", "control"))
+}
+
 /// Accepts from `listeners` until stop is said. Each task is `owner`'s; handshakes run beside each other, each with a
 /// deadline, so that a peer that says nothing holds up nobody.
 pub(crate) fn accept(
     listeners: Vec<TcpListener>,
-    config: impl Fn() -> Arc<rustls::ServerConfig> + Clone + Send + 'static,
+    config: &Arc<rustls::ServerConfig>,
     stop: &DrainGuard,
     owner: &mut JoinSet<()>,
 ) -> mpsc::Receiver<io::Result<ServerIo>> {
     let (accepted, stream) = mpsc::channel(64);
     for listener in listeners {
-        owner.spawn(accept_from(listener, config.clone(), stop.clone(), accepted.clone()));
+        owner.spawn(accept_from(listener, Arc::clone(config), stop.clone(), accepted.clone()));
     }
     stream
 }
 
 async fn accept_from(
     listener: TcpListener,
-    config: impl Fn() -> Arc<rustls::ServerConfig>,
+    config: Arc<rustls::ServerConfig>,
     mut stop: DrainGuard,
     accepted: mpsc::Sender<io::Result<ServerIo>>,
 ) {
@@ -89,7 +100,7 @@ async fn accept_from(
             Some(_done) = handshakes.join_next() => {}
             connection = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => match connection {
                 Ok((tcp, address)) => {
-                    let acceptor = TlsAcceptor::from(config());
+                    let acceptor = TlsAcceptor::from(Arc::clone(&config));
                     let accepted = accepted.clone();
                     handshakes.spawn(async move {
                         match timeout(HANDSHAKE_MAX, handshake(acceptor, tcp, address)).await {
@@ -115,30 +126,16 @@ async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, address: SocketAddr) -
     let tls = acceptor.accept(tcp).await?;
     let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let (identity, expires) = match leaf {
-        Some(leaf) => {
-            let (identity, expires) = read_leaf(leaf)?;
-            (Some(identity), Some(expires))
-        }
+        Some(leaf) => (Some(identity_of(leaf).map_err(io::Error::other)?), Some(expiry(leaf)?)),
         None => (None, None),
     };
     Ok(ServerIo::new(Box::new(tls), PeerInfo { identity, expires, address: Some(address) }))
 }
 
-/// The identity of a leaf that was already verified, and when it expires.
-pub(crate) fn read_leaf(leaf: &CertificateDer<'_>) -> io::Result<(SpiffeId, Duration)> {
-    use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
-    let (_, certificate) = X509Certificate::from_der(leaf).map_err(io::Error::other)?;
-    let names = certificate.subject_alternative_name().map_err(io::Error::other)?;
-    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let (Some(uri), None) = (uris.next(), uris.next()) else {
-        return Err(io::Error::other("the peer's certificate has not exactly one URI name"));
-    };
-    let identity = uri.parse().map_err(io::Error::other)?;
-    let expires = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
-    Ok((identity, Duration::from_secs(expires)))
+/// When a certificate ends, as time since 1970-01-01T00:00:00Z.
+fn expiry(leaf: &CertificateDer<'_>) -> io::Result<Duration> {
+    let (_rest, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(io::Error::other)?;
+    Ok(Duration::from_secs(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default()))
 }
 
 impl ServerIo {
@@ -175,6 +172,9 @@ impl AsyncWrite for ServerIo {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+/// What is spoken inside TLS.
+pub(crate) const ALPN: &[u8] = b"h2";
 
 /// What a client's handshake names as its server.
 const SERVER_NAME: &str = "control.outrigger-system";
