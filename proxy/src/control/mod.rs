@@ -1,1 +1,4 @@
 //! The control plane: resources in, answers out.
+
+pub(crate) mod select;
+pub(crate) mod world;

@@ -3,11 +3,14 @@
 //! Fields that Gateway API knows and nothing here carries out are refused like misspelt ones: a route that is taken does
 //! all that it says.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
-use super::object::Spec;
+use super::object::{Object, Spec};
+use crate::base::names::Named;
 use crate::policy::headers::HeaderEditConfig;
 use crate::policy::matcher::RequestMatchConfig;
 use crate::policy::retry::RetryConfig;
@@ -130,6 +133,29 @@ pub(crate) struct BackendRef {
 
 impl Spec for HttpRouteSpec {
     const KIND: Kind = Kind::HttpRoute;
+}
+
+impl Object<HttpRouteSpec> {
+    /// The services whose callers take this route.
+    pub(crate) fn service_parents(&self) -> impl Iterator<Item = Named> {
+        let parents = self.spec.parent_refs.iter().filter(|parent| parent.is_service());
+        parents.map(|parent| self.named_or_here(parent.namespace.as_deref(), &parent.name))
+    }
+
+    /// The services to which it leads: backends and the targets of mirrors, which may not exist.
+    pub(crate) fn services(&self) -> BTreeSet<Named> {
+        let rules = self.spec.rules.iter();
+        let backends = rules.clone().flat_map(|rule| &rule.backend_refs);
+        let filters = rules.flat_map(|rule| &rule.filters).chain(backends.clone().flat_map(|backend| &backend.filters));
+        let mirrors = filters.filter_map(|filter| filter.request_mirror.as_ref()).map(|mirror| &mirror.backend_ref);
+        let backends = backends.map(|backend| self.named_or_here(backend.namespace.as_deref(), &backend.name));
+        backends.chain(mirrors.map(|mirror| self.named_or_here(mirror.namespace.as_deref(), &mirror.name))).collect()
+    }
+
+    /// A name as the route means it: without a namespace, in its own.
+    pub(crate) fn named_or_here(&self, namespace: Option<&str>, name: &str) -> Named {
+        Named::new(namespace.unwrap_or(&self.metadata.namespace), name)
+    }
 }
 
 impl ParentRef {

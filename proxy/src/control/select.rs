@@ -1,0 +1,112 @@
+//! Which resources a sidecar may and must see. What was not asked for is never in an answer.
+//!
+//! The answer to a scope is a closure: everything that `compile` follows from there, and nothing beyond. `Mesh` is in all
+//! of them.
+
+use std::collections::BTreeSet;
+
+use super::world::World;
+use crate::base::names::Named;
+use crate::delta::Scope;
+use crate::model::object::{MESH_NAMESPACE, Object};
+use crate::model::service::ServiceSpec;
+use crate::model::target::TargetKind;
+use crate::model::{Kind, Resource, ResourceKey};
+
+/// What a scope consists of.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Selection {
+    /// Nothing is known by this name. `Mesh` is in the answer all the same.
+    pub(crate) absent: bool,
+    pub(crate) keys: BTreeSet<ResourceKey>,
+}
+
+/// What the sidecar of pod `client` sees of `scope`. Whether the pod may ask for the scope is the session's to decide.
+pub(crate) fn select(world: &World, client: &Named, scope: &Scope) -> Selection {
+    let mut keys = BTreeSet::new();
+    let absent = match scope {
+        Scope::Workload(name) => !workload(world, name, &mut keys),
+        Scope::Service(name) => !service(world, client, name, &mut keys),
+        Scope::Address(address) => {
+            let mut known = false;
+            for key in world.at(address.to_canonical()) {
+                known |= match key.kind {
+                    Kind::Service => service(world, client, &key.name, &mut keys),
+                    _ => keys.insert(key.clone()),
+                };
+            }
+            !known
+        }
+    };
+    keys.extend(of_kind(world, Kind::Mesh).map(|(key, _)| key.clone()));
+    Selection { absent, keys }
+}
+
+/// The own pod: its Workload, the services that select it, and the policies for it, for them, its namespace and the mesh.
+fn workload(world: &World, name: &Named, keys: &mut BTreeSet<ResourceKey>) -> bool {
+    let own = ResourceKey { kind: Kind::Workload, name: name.clone() };
+    let Some(Resource::Workload(object)) = world.resources().get(&own).map(AsRef::as_ref) else { return false };
+    for (key, resource) in of_namespace(world, Kind::Service, &name.namespace) {
+        if let Resource::Service(service) = resource
+            && service.spec.selects(&object.metadata.labels)
+        {
+            keys.extend(world.policies_of(TargetKind::Service, &key.name).cloned());
+            keys.insert(key.clone());
+        }
+    }
+    keys.extend(world.policies_of(TargetKind::Workload, name).cloned());
+    keys.extend(world.policies_in(&name.namespace).cloned());
+    keys.extend(world.policies_in(MESH_NAMESPACE).cloned());
+    keys.insert(own);
+    true
+}
+
+/// A service that the pod calls: itself, its routes, and where they lead.
+fn service(world: &World, client: &Named, name: &Named, keys: &mut BTreeSet<ResourceKey>) -> bool {
+    if !backend(world, name, keys) {
+        return false;
+    }
+    for key in world.routes_of(name) {
+        // A route of another namespace than the service's is for callers of the route's namespace alone (GEP-1426).
+        if key.name.namespace != name.namespace && key.name.namespace != client.namespace {
+            continue;
+        }
+        keys.insert(key.clone());
+        if let Some(Resource::HttpRoute(route)) = world.resources().get(key).map(AsRef::as_ref) {
+            for target in route.services() {
+                backend(world, &target, keys);
+            }
+        }
+    }
+    true
+}
+
+/// A service as somewhere to send requests: itself, its traffic policies and the workloads behind it.
+fn backend(world: &World, name: &Named, keys: &mut BTreeSet<ResourceKey>) -> bool {
+    let key = ResourceKey { kind: Kind::Service, name: name.clone() };
+    let Some(Resource::Service(service)) = world.resources().get(&key).map(AsRef::as_ref) else { return false };
+    keys.insert(key);
+    let policies = world.policies_of(TargetKind::Service, name);
+    keys.extend(policies.filter(|policy| policy.kind == Kind::TrafficPolicy).cloned());
+    keys.extend(endpoints(world, service).cloned());
+    true
+}
+
+fn endpoints<'a>(world: &'a World, service: &'a Object<ServiceSpec>) -> impl Iterator<Item = &'a ResourceKey> {
+    of_namespace(world, Kind::Workload, &service.metadata.namespace)
+        .filter(|(_, resource)| service.spec.selects(&resource.metadata().labels))
+        .map(|(key, _)| key)
+}
+
+fn of_kind(world: &World, kind: Kind) -> impl Iterator<Item = (&ResourceKey, &Resource)> {
+    let first = ResourceKey { kind, name: Named::new("", "") };
+    let all = world.resources().by_key.range(first..).take_while(move |(key, _)| key.kind == kind);
+    all.map(|(key, resource)| (key, resource.as_ref()))
+}
+
+fn of_namespace<'a>(world: &'a World, kind: Kind, namespace: &'a str) -> impl Iterator<Item = (&'a ResourceKey, &'a Resource)> {
+    let first = ResourceKey { kind, name: Named::new(namespace, "") };
+    let all = world.resources().by_key.range(first..);
+    all.take_while(move |(key, _)| key.kind == kind && *key.name.namespace == *namespace)
+        .map(|(key, resource)| (key, resource.as_ref()))
+}

@@ -1,0 +1,311 @@
+//! Everything that the control plane knows: the newest form of each resource, where it came from, and who refers to whom.
+//! Pure: a change goes in, the keys whose effective form changed come out.
+//!
+//! One key may be written at several places (two files, a file and `apply`). The first place by order is in force, the
+//! others are reported and wait: when the first goes, the next takes its place. A security policy that cannot be read is
+//! kept as text and sent as it is: its sidecars refuse it by name and close its target.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::base::names::Named;
+use crate::base::problems::{Problem, Severity};
+use crate::model::object::MESH_NAMESPACE;
+use crate::model::target::{TargetKind, TargetRef};
+use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::snapshot::compile;
+
+/// What happened to one resource at one place.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// It is written there, or is written otherwise now.
+    Put { key: ResourceKey, form: Form, origin: Origin },
+    /// It is not written there any more.
+    Remove { key: ResourceKey, origin: Origin },
+}
+
+/// A resource as far as it could be read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Form {
+    Read(Arc<Resource>),
+    /// A security policy of which only the key could be read. `body` is the document as JSON, whatever it says.
+    Unreadable {
+        body: String,
+        reason: String,
+    },
+}
+
+/// Where a resource is written. Ordered by who wins: what was applied, then files by name, then pods.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Origin {
+    /// Stored by `outrigger apply`.
+    Applied(PathBuf),
+    /// A file of a watched folder.
+    File(PathBuf),
+    /// The record of a local pod.
+    Pod(PathBuf),
+}
+
+/// What is sent of one resource.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Body {
+    /// A digest of the body: equal bodies have equal versions, in every control plane.
+    pub(crate) version: Arc<str>,
+    /// The canonical JSON.
+    pub(crate) json: Arc<str>,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    written: BTreeMap<ResourceKey, BTreeMap<Origin, Form>>,
+    /// The effective forms that could be read, and the refused ones.
+    resources: Resources,
+    bodies: BTreeMap<ResourceKey, Body>,
+    references: References,
+    revision: u64,
+}
+
+/// Who refers to whom, by name: kept so that an answer is found without reading everything.
+#[derive(Debug, Default)]
+struct References {
+    /// Routes by the service that they are attached to.
+    routes: BTreeMap<Named, BTreeSet<ResourceKey>>,
+    /// Policies by the service or workload that they target.
+    targets: BTreeMap<(TargetKind, Named), BTreeSet<ResourceKey>>,
+    /// Services and workloads by address.
+    addresses: BTreeMap<IpAddr, BTreeSet<ResourceKey>>,
+    /// Policies without target, by namespace.
+    namespaces: BTreeMap<String, BTreeSet<ResourceKey>>,
+}
+
+impl World {
+    /// Takes a change. Returns the keys whose effective form is new, changed or gone.
+    pub(crate) fn apply(&mut self, change: Change) -> BTreeSet<ResourceKey> {
+        let key = match change {
+            Change::Put { key, form, origin } => {
+                self.written.entry(key.clone()).or_default().insert(origin, form);
+                key
+            }
+            Change::Remove { key, origin } => {
+                if let Some(places) = self.written.get_mut(&key) {
+                    places.remove(&origin);
+                    if places.is_empty() {
+                        self.written.remove(&key);
+                    }
+                }
+                key
+            }
+        };
+        if self.settle(&key) { BTreeSet::from([key]) } else { BTreeSet::new() }
+    }
+
+    /// The resources in force.
+    pub(crate) fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// What is sent of one resource.
+    pub(crate) fn body(&self, key: &ResourceKey) -> Option<&Body> {
+        self.bodies.get(key)
+    }
+
+    /// Where the form in force is written.
+    pub(crate) fn origin(&self, key: &ResourceKey) -> Option<&Origin> {
+        self.written.get(key)?.keys().next()
+    }
+
+    /// Counts the changes.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Does it hold this resource, readable or not?
+    pub(crate) fn contains(&self, key: &ResourceKey) -> bool {
+        self.bodies.contains_key(key)
+    }
+
+    /// Everything that is wrong: what `compile` finds, what could not be read, and what is written twice.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = compile::check(&self.resources).into_vec();
+        for (key, places) in &self.written {
+            if let Some(Form::Unreadable { reason, .. }) = places.values().next() {
+                problems.push(Problem {
+                    resource: key.to_string(),
+                    at: crate::base::problems::FieldPath::root(),
+                    text: format!("{reason}; until it can be read, its target is closed"),
+                    remedy: "correct the document".to_owned(),
+                    severity: Severity::Refuses,
+                });
+            }
+            let mut origins = places.keys();
+            if let Some(first) = origins.next() {
+                problems.extend(origins.map(|other| Problem {
+                    resource: key.to_string(),
+                    at: crate::base::problems::FieldPath::root(),
+                    text: format!("{other} also writes it, and is not in force"),
+                    remedy: format!("keep it in one place; {first} counts"),
+                    severity: Severity::Warns,
+                }));
+            }
+        }
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
+    /// Routes that are attached to a service.
+    pub(super) fn routes_of(&self, service: &Named) -> impl Iterator<Item = &ResourceKey> {
+        self.references.routes.get(service).into_iter().flatten()
+    }
+
+    /// Policies that target a service or a workload.
+    pub(super) fn policies_of(&self, kind: TargetKind, name: &Named) -> impl Iterator<Item = &ResourceKey> {
+        self.references.targets.get(&(kind, name.clone())).into_iter().flatten()
+    }
+
+    /// Policies for every workload of a namespace.
+    pub(super) fn policies_in(&self, namespace: &str) -> impl Iterator<Item = &ResourceKey> {
+        self.references.namespaces.get(namespace).into_iter().flatten()
+    }
+
+    /// Services and workloads at an address.
+    pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = &ResourceKey> {
+        self.references.addresses.get(&address).into_iter().flatten()
+    }
+
+    /// Makes the first place of `key` the one in force. Says whether that changed anything.
+    fn settle(&mut self, key: &ResourceKey) -> bool {
+        let form = self.written.get(key).and_then(|places| places.values().next()).cloned();
+        let body = form.as_ref().map(Body::of);
+        if body.as_ref() == self.bodies.get(key) {
+            return false;
+        }
+        self.revision += 1;
+        let before = self.resources.by_key.remove(key);
+        for place in before.iter().flat_map(|resource| places(resource)) {
+            self.references.forget(&place, key);
+        }
+        if self.resources.refused.remove(key).is_some() {
+            self.references.forget(&closed(key), key);
+        }
+        match body {
+            Some(body) => self.bodies.insert(key.clone(), body),
+            None => self.bodies.remove(key),
+        };
+        match form {
+            Some(Form::Read(resource)) => {
+                for place in places(&resource) {
+                    self.references.remember(place, key);
+                }
+                self.resources.by_key.insert(key.clone(), resource);
+            }
+            Some(Form::Unreadable { .. }) => {
+                // Its target is not known: it may be for any workload of its namespace.
+                self.references.remember(closed(key), key);
+                self.resources.refused.insert(key.clone(), None);
+            }
+            None => {}
+        }
+        true
+    }
+}
+
+impl Body {
+    fn of(form: &Form) -> Self {
+        let json: Arc<str> = match form {
+            Form::Read(resource) => resource.to_json().into(),
+            Form::Unreadable { body, .. } => body.as_str().into(),
+        };
+        let digest = digest(&SHA256, json.as_bytes());
+        let version: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Self { version: version.into(), json }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Applied(path) | Self::File(path) | Self::Pod(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What a resource can be found by.
+enum Place {
+    Route(Named),
+    Target(TargetKind, Named),
+    Address(IpAddr),
+    Namespace(String),
+}
+
+impl References {
+    fn remember(&mut self, place: Place, key: &ResourceKey) {
+        let keys = match place {
+            Place::Route(name) => self.routes.entry(name).or_default(),
+            Place::Target(kind, name) => self.targets.entry((kind, name)).or_default(),
+            Place::Address(address) => self.addresses.entry(address).or_default(),
+            Place::Namespace(namespace) => self.namespaces.entry(namespace).or_default(),
+        };
+        keys.insert(key.clone());
+    }
+
+    fn forget(&mut self, place: &Place, key: &ResourceKey) {
+        match place {
+            Place::Route(name) => drop_from(&mut self.routes, name, key),
+            Place::Target(kind, name) => drop_from(&mut self.targets, &(*kind, name.clone()), key),
+            Place::Address(address) => drop_from(&mut self.addresses, address, key),
+            Place::Namespace(namespace) => drop_from(&mut self.namespaces, namespace, key),
+        }
+    }
+}
+
+fn drop_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<ResourceKey>>, at: &K, key: &ResourceKey) {
+    if let Some(keys) = index.get_mut(at) {
+        keys.remove(key);
+        if keys.is_empty() {
+            index.remove(at);
+        }
+    }
+}
+
+/// Where a policy that cannot be read is found: in its namespace, whatever its target was meant to be.
+fn closed(key: &ResourceKey) -> Place {
+    Place::Namespace(key.name.namespace.to_string())
+}
+
+fn places(resource: &Resource) -> Vec<Place> {
+    let targets = |refs: &[TargetRef]| {
+        let namespace = resource.metadata().namespace.as_str();
+        if refs.is_empty() {
+            return vec![Place::Namespace(namespace.to_owned())];
+        }
+        refs.iter().map(|target| Place::Target(target.kind, Named::new(namespace, target.name.as_str()))).collect()
+    };
+    match resource {
+        Resource::Mesh(_) => vec![Place::Namespace(MESH_NAMESPACE.to_owned())],
+        Resource::Service(service) => {
+            let addresses = service.spec.addresses().filter_map(|address| address.parse().ok());
+            addresses.map(Place::Address).collect()
+        }
+        Resource::Workload(workload) => workload.spec.addresses.iter().map(|ip| Place::Address(ip.to_canonical())).collect(),
+        Resource::HttpRoute(route) => route.service_parents().map(Place::Route).collect(),
+        Resource::AuthorizationPolicy(policy) => targets(&policy.spec.target_refs),
+        Resource::RequestAuthentication(policy) => targets(&policy.spec.target_refs),
+        Resource::PeerAuthentication(policy) => targets(&policy.spec.target_refs),
+        Resource::TrafficPolicy(policy) => targets(&policy.spec.target_refs),
+    }
+}
+
+/// Is a document of this kind dangerous to leave out?
+pub(crate) fn is_security(kind: Kind) -> bool {
+    match kind {
+        Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::PeerAuthentication => true,
+        Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => false,
+    }
+}
