@@ -5,6 +5,7 @@
 //! was held before, so that a later stream is told the truth; only one response is in the owner's hands at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -153,12 +154,8 @@ impl Machine {
         Some(DeltaRequest { subscribe, unsubscribe, nonce, rejected, ..DeltaRequest::default() })
     }
 
-    /// A response arrived. `read` turns a body into its document.
-    pub(crate) fn response(
-        &mut self,
-        response: DeltaResponse,
-        read: impl Fn(&ResourceKey, &[u8]) -> Result<Resource, String>,
-    ) -> Parts {
+    /// A response arrived. Taken only while [`Self::takes_response`].
+    pub(crate) fn response(&mut self, response: DeltaResponse) -> Parts {
         let mut pending =
             Pending { nonce: Some(response.nonce), versions: Vec::new(), removed: Vec::new(), unreadable: BTreeMap::new() };
         let mut resources = Vec::new();
@@ -234,7 +231,152 @@ impl Machine {
     }
 }
 
+/// Reads a body, which must be the document that its key names.
+fn read(key: &ResourceKey, body: &[u8]) -> Result<Resource, String> {
+    let resource = Resource::from_json(key.kind, body).map_err(|error| match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    })?;
+    let named = resource.key();
+    if named == *key { Ok(resource) } else { Err(format!("the document of {key} names itself {named}")) }
+}
+
 /// The first scopes up to the limit; the workload's own sorts first of all kinds that grow.
 fn limited(wanted: &BTreeSet<Scope>) -> BTreeSet<Scope> {
     wanted.iter().take(SCOPES_MAX).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delta::envelope::Resource as WireResource;
+
+    fn machine(held: &[(&str, &str)]) -> Machine {
+        let held = held.iter().map(|(key, version)| (key.parse().unwrap(), (*version).into())).collect();
+        let mut machine = Machine::new(Named::new("shop", "web-1"), "0", &held);
+        machine.connected(&BTreeSet::new());
+        machine
+    }
+
+    fn service(name: &str, version: &str) -> WireResource {
+        let body = format!(
+            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"shop"}},"spec":{{"selector":{{"v":"{version}"}}}}}}"#
+        );
+        WireResource { key: format!("Service/shop/{name}"), version: version.to_owned(), body: body.into() }
+    }
+
+    fn refusal(key: &str) -> Rejection {
+        Rejection { key: key.parse().unwrap(), reason: "bad".to_owned() }
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_before_it_is_published() {
+        let mut machine = machine(&[]);
+        let wanted = BTreeSet::from(["service/shop/web".parse().unwrap()]);
+        assert_eq!(machine.request(&wanted).unwrap().subscribe, ["service/shop/web"]);
+        let response = DeltaResponse { nonce: "7".into(), resources: vec![service("web", "1")], ..DeltaResponse::default() };
+        let parts = machine.response(response);
+        assert!(parts.resources[0].body.is_ok());
+        assert!(!machine.takes_response());
+        assert_eq!(machine.request(&wanted), None);
+        assert!(machine.held().is_empty());
+        machine.published(Some(Vec::new()));
+        let ack = machine.request(&wanted).unwrap();
+        assert_eq!((ack.nonce.as_str(), ack.rejected.len(), ack.subscribe.len()), ("7", 0, 0));
+        assert_eq!(machine.request(&wanted), None);
+        assert_eq!(machine.held()["Service/shop/web"].as_ref(), "1");
+    }
+
+    #[test]
+    fn a_refused_resource_keeps_the_version_that_was_held() {
+        let mut machine = machine(&[("Service/shop/web", "1")]);
+        let resources = vec![service("web", "2"), service("api", "1")];
+        machine.response(DeltaResponse { nonce: "1".into(), resources, ..DeltaResponse::default() });
+        machine.published(Some(vec![refusal("Service/shop/web")]));
+        let nack = machine.request(&BTreeSet::new()).unwrap();
+        assert_eq!(nack.rejected, [WireRejection { key: "Service/shop/web".into(), reason: "bad".into() }]);
+        machine.disconnected();
+        let held = machine.connected(&BTreeSet::new()).initial_versions;
+        assert_eq!((held["Service/shop/web"].as_str(), held["Service/shop/api"].as_str()), ("1", "1"));
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_read_is_refused_by_name_and_the_rest_is_taken() {
+        let mut machine = machine(&[]);
+        let unknown = WireResource { key: "Gadget/shop/x".into(), version: "1".into(), body: b"{}".to_vec() };
+        let mut misnamed = service("web", "1");
+        misnamed.key = "Service/shop/other".into();
+        let field = WireResource {
+            key: "PeerAuthentication/shop/p".into(),
+            version: "1".into(),
+            body: br#"{"apiVersion":"outrigger.dev/v1alpha1","kind":"PeerAuthentication","metadata":{"name":"p","namespace":"shop"},"spec":{"surprise":1}}"#.to_vec(),
+        };
+        let resources = vec![unknown, misnamed, field, service("api", "1")];
+        let parts = machine.response(DeltaResponse { nonce: "1".into(), resources, ..DeltaResponse::default() });
+        // Of the unknown kind the owner hears nothing: it could not name it.
+        assert_eq!(parts.resources.iter().map(|resource| resource.body.is_ok()).collect::<Vec<_>>(), [false, false, true]);
+        machine.published(Some(Vec::new()));
+        let rejected = machine.request(&BTreeSet::new()).unwrap().rejected;
+        let reasons: Vec<_> = rejected.iter().map(|rejection| (rejection.key.as_str(), rejection.reason.as_str())).collect();
+        assert!(reasons[0].0 == "Gadget/shop/x" && reasons[0].1.contains("no such kind"), "{reasons:?}");
+        assert!(reasons[1].0 == "PeerAuthentication/shop/p" && reasons[1].1.contains("unknown field `surprise`"), "{reasons:?}");
+        assert!(reasons[2].0 == "Service/shop/other" && reasons[2].1.contains("names itself"), "{reasons:?}");
+        assert_eq!(machine.held().keys().collect::<Vec<_>>(), ["Service/shop/api"]);
+    }
+
+    #[test]
+    fn an_update_that_outlives_its_stream_is_held_but_not_acknowledged_on_the_next() {
+        let mut machine = machine(&[("Service/shop/old", "1")]);
+        let response = DeltaResponse {
+            nonce: "1".into(),
+            resources: vec![service("web", "1")],
+            removed: vec!["Service/shop/old".into()],
+            ..DeltaResponse::default()
+        };
+        machine.response(response);
+        machine.disconnected();
+        machine.published(Some(Vec::new()));
+        let first = machine.connected(&BTreeSet::new());
+        assert_eq!(first.initial_versions.keys().collect::<Vec<_>>(), ["Service/shop/web"]);
+        assert_eq!(machine.request(&BTreeSet::new()), None);
+    }
+
+    #[test]
+    fn an_update_that_was_dropped_unpublished_is_refused_as_a_whole() {
+        let mut machine = machine(&[("Service/shop/old", "1")]);
+        let response = DeltaResponse {
+            nonce: "1".into(),
+            resources: vec![service("web", "1")],
+            removed: vec!["Service/shop/old".into()],
+            ..DeltaResponse::default()
+        };
+        machine.response(response);
+        machine.published(None);
+        assert_eq!(machine.request(&BTreeSet::new()).unwrap().rejected.len(), 1);
+        assert_eq!(machine.held().keys().collect::<Vec<_>>(), ["Service/shop/old"]);
+    }
+
+    #[test]
+    fn subscriptions_are_told_once_and_all_of_them_again_on_a_new_stream() {
+        let mut machine = machine(&[]);
+        let a: Scope = "service/shop/a".parse().unwrap();
+        let b: Scope = "service/shop/b".parse().unwrap();
+        let request = machine.request(&BTreeSet::from([a.clone(), b.clone()])).unwrap();
+        assert_eq!(request.subscribe, ["service/shop/a", "service/shop/b"]);
+        let request = machine.request(&BTreeSet::from([b.clone()])).unwrap();
+        assert_eq!((request.subscribe.len(), request.unsubscribe), (0, vec!["service/shop/a".to_owned()]));
+        machine.disconnected();
+        assert_eq!(machine.request(&BTreeSet::from([a.clone()])), None);
+        assert_eq!(machine.connected(&BTreeSet::from([a, b])).subscribe, ["service/shop/a", "service/shop/b"]);
+    }
+
+    #[test]
+    fn the_own_workload_is_never_crowded_out() {
+        let addresses = (0..u32::try_from(SCOPES_MAX).unwrap() + 10).map(|n| Scope::Address(std::net::Ipv4Addr::from(n).into()));
+        let mut wanted: BTreeSet<Scope> = addresses.collect();
+        wanted.insert("workload/shop/web-1".parse().unwrap());
+        let request = machine(&[]).request(&wanted).unwrap();
+        assert_eq!(request.subscribe.len(), SCOPES_MAX);
+        assert!(request.subscribe.contains(&"workload/shop/web-1".to_owned()));
+    }
 }

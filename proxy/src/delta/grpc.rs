@@ -32,7 +32,7 @@ use crate::delta::envelope::{DeltaRequest, DeltaResponse};
 use crate::delta::server::{Session, View};
 use crate::delta::transport::{Dial, PeerInfo};
 use crate::delta::{MESSAGE_BYTES_MAX, Scope};
-use crate::model::{Resource, ResourceKey};
+use crate::model::ResourceKey;
 
 /// What a sidecar's stream needs.
 pub(crate) struct ClientConfig {
@@ -206,7 +206,7 @@ impl Driver {
     }
 
     fn deliver(&mut self, response: DeltaResponse) {
-        let Parts { version, resources, removed, scopes } = self.machine.response(response, read);
+        let Parts { version, resources, removed, scopes } = self.machine.response(response);
         debug!(%version, resources = resources.len(), removed = removed.len(), "configuration arrived");
         let (handle, answer) = oneshot::channel();
         let update = Update { version, resources, removed, scopes, ack: AckHandle(handle) };
@@ -229,11 +229,6 @@ fn endpoint() -> Endpoint {
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_MAX)
         .keep_alive_while_idle(true)
-}
-
-fn read(key: &ResourceKey, body: &[u8]) -> Result<Resource, String> {
-    let _ = body;
-    Err(format!("{key}: this build reads no documents"))
 }
 
 /// What a status says, for people.

@@ -262,3 +262,253 @@ impl Session {
         Ok(!subscribe.is_empty() || !unsubscribe.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::random::Dice;
+    use crate::delta::client::Machine;
+    use crate::delta::envelope::{Node, Rejection as WireRejection};
+
+    fn key(name: &str) -> ResourceKey {
+        format!("Service/shop/{name}").parse().unwrap()
+    }
+
+    fn item(name: &str, version: &str) -> Item {
+        let body =
+            format!(r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"shop"}},"spec":{{}}}}"#);
+        Item { version: version.into(), body: body.into() }
+    }
+
+    /// A world in which each service leads to itself alone.
+    fn view(session: &Session, version: u64, world: &[(&str, &str)]) -> View {
+        let mut view = View { version, ..View::default() };
+        for scope in session.scopes() {
+            let Scope::Service(name) = scope else { continue };
+            let found = world.iter().find(|(service, _)| *service == name.name.as_ref());
+            view.scopes.insert(scope.clone(), found.map(|(service, _)| BTreeSet::from([key(service)])));
+            if let Some((service, version)) = found {
+                view.resources.insert(key(service), item(service, version));
+            }
+        }
+        view
+    }
+
+    fn open(subscribe: &[&str], held: &[(&str, &str)]) -> Session {
+        Session::open(DeltaRequest {
+            node: Some(Node { namespace: "shop".into(), name: "web-1".into(), version: "0".into() }),
+            subscribe: subscribe.iter().map(|name| format!("service/shop/{name}")).collect(),
+            initial_versions: held.iter().map(|(key, version)| ((*key).to_owned(), (*version).to_owned())).collect(),
+            ..DeltaRequest::default()
+        })
+        .unwrap()
+    }
+
+    fn ack(nonce: &str) -> DeltaRequest {
+        DeltaRequest { nonce: nonce.to_owned(), ..DeltaRequest::default() }
+    }
+
+    fn keys(response: &DeltaResponse) -> Vec<&str> {
+        response.resources.iter().map(|resource| resource.key.as_str()).collect()
+    }
+
+    #[test]
+    fn what_was_never_asked_for_is_never_sent() {
+        let mut session = open(&["a"], &[]);
+        let world = [("a", "1"), ("b", "1")];
+        let response = session.respond(&view(&session, 1, &world)).unwrap();
+        assert_eq!(keys(&response), ["Service/shop/a"]);
+        session.request(ack(&response.nonce)).unwrap();
+        assert_eq!(session.respond(&view(&session, 2, &world)), None);
+        assert_eq!(session.settled(), 2);
+    }
+
+    #[test]
+    fn a_name_that_nobody_knows_is_said_to_be_absent_and_comes_when_it_appears() {
+        let mut session = open(&["a"], &[]);
+        let response = session.respond(&view(&session, 1, &[])).unwrap();
+        assert!(response.scopes[0].absent && response.resources.is_empty());
+        session.request(ack(&response.nonce)).unwrap();
+        let response = session.respond(&view(&session, 2, &[("a", "1")])).unwrap();
+        assert!(!response.scopes[0].absent);
+        assert_eq!(keys(&response), ["Service/shop/a"]);
+    }
+
+    #[test]
+    fn changes_while_a_response_is_under_way_coalesce() {
+        let mut session = open(&["a"], &[]);
+        let first = session.respond(&view(&session, 1, &[("a", "1")])).unwrap();
+        assert_eq!(session.respond(&view(&session, 2, &[("a", "2")])), None);
+        assert_eq!(session.respond(&view(&session, 3, &[("a", "3")])), None);
+        session.request(ack(&first.nonce)).unwrap();
+        assert_eq!(session.settled(), 1);
+        let second = session.respond(&view(&session, 3, &[("a", "3")])).unwrap();
+        assert_eq!(second.resources[0].version, "3");
+        assert!(second.scopes.is_empty());
+    }
+
+    #[test]
+    fn an_answer_to_an_old_nonce_is_ignored() {
+        let mut session = open(&["a"], &[]);
+        let response = session.respond(&view(&session, 1, &[("a", "1")])).unwrap();
+        let stale = session.request(ack("no such nonce")).unwrap();
+        assert!(stale.stale && !stale.acknowledged && session.waits());
+        assert!(session.request(ack(&response.nonce)).unwrap().acknowledged);
+        assert!(session.request(ack(&response.nonce)).unwrap().stale);
+    }
+
+    #[test]
+    fn a_refused_version_is_remembered_and_not_sent_again_until_it_changes() {
+        let mut session = open(&["a", "b"], &[]);
+        let response = session.respond(&view(&session, 1, &[("a", "1"), ("b", "1")])).unwrap();
+        let rejected = vec![
+            WireRejection { key: "Service/shop/a".into(), reason: "bad".into() },
+            WireRejection { key: "Service/shop/never-sent".into(), reason: "bad".into() },
+        ];
+        session.request(DeltaRequest { nonce: response.nonce, rejected, ..DeltaRequest::default() }).unwrap();
+        let refused: Vec<_> = session.refused().iter().map(|(key, refused)| (key.as_str(), refused.version.as_ref())).collect();
+        assert_eq!(refused, [("Service/shop/a", "1")]);
+        assert_eq!(session.respond(&view(&session, 2, &[("a", "1"), ("b", "1")])), None);
+        let response = session.respond(&view(&session, 3, &[("a", "2"), ("b", "1")])).unwrap();
+        assert_eq!(keys(&response), ["Service/shop/a"]);
+        session.request(ack(&response.nonce)).unwrap();
+        assert!(session.refused().is_empty());
+    }
+
+    #[test]
+    fn what_a_sidecar_holds_is_not_sent_again_and_what_is_gone_is_taken_away() {
+        let mut session =
+            open(&["a", "b"], &[("Service/shop/a", "1"), ("Service/shop/b", "1"), ("Service/shop/c", "1"), ("Gadget/x", "1")]);
+        let response = session.respond(&view(&session, 9, &[("a", "1"), ("b", "2")])).unwrap();
+        assert_eq!(keys(&response), ["Service/shop/b"]);
+        assert_eq!(response.removed, ["Gadget/x", "Service/shop/c"]);
+        assert_eq!(response.scopes.len(), 2);
+    }
+
+    #[test]
+    fn what_only_an_unsubscribed_scope_needed_is_taken_away() {
+        let mut session = open(&["a", "b"], &[]);
+        let world = [("a", "1"), ("b", "1")];
+        let response = session.respond(&view(&session, 1, &world)).unwrap();
+        let request = DeltaRequest { unsubscribe: vec!["service/shop/b".into()], ..ack(&response.nonce) };
+        assert!(session.request(request).unwrap().scopes);
+        let response = session.respond(&view(&session, 1, &world)).unwrap();
+        assert_eq!(response.removed, ["Service/shop/b"]);
+        assert!(response.resources.is_empty() && response.scopes.is_empty());
+    }
+
+    #[test]
+    fn another_pods_workload_cannot_be_subscribed_to() {
+        let mut session = open(&[], &[]);
+        let own = DeltaRequest { subscribe: vec!["workload/shop/web-1".into()], ..DeltaRequest::default() };
+        assert!(session.request(own).unwrap().scopes);
+        let other = DeltaRequest { subscribe: vec!["workload/shop/api-1".into()], ..DeltaRequest::default() };
+        let error = session.request(other).unwrap_err();
+        assert!(error.to_string().contains("another pod's"), "{error}");
+    }
+
+    #[test]
+    fn a_stream_begins_with_the_pods_name_and_says_it_once() {
+        assert!(matches!(Session::open(DeltaRequest::default()), Err(ProtocolError::NoNode)));
+        let bad = Node { namespace: "../x".into(), name: "web".into(), version: String::new() };
+        assert!(matches!(
+            Session::open(DeltaRequest { node: Some(bad.clone()), ..DeltaRequest::default() }),
+            Err(ProtocolError::BadNode(_))
+        ));
+        let again = DeltaRequest { node: Some(bad), ..DeltaRequest::default() };
+        assert!(matches!(open(&[], &[]).request(again), Err(ProtocolError::NotFirst)));
+    }
+
+    #[test]
+    fn scopes_are_limited() {
+        let subscribe = (0..=SCOPES_MAX).map(|n| format!("service/shop/s{n}")).collect();
+        let request = DeltaRequest { subscribe, ..DeltaRequest::default() };
+        assert!(matches!(open(&[], &[]).request(request), Err(ProtocolError::TooManyScopes)));
+    }
+
+    /// Whatever happens, in the end the sidecar holds what it is subscribed to, and nothing was sent twice.
+    #[test]
+    fn both_ends_agree_after_any_history() {
+        for seed in 0..200 {
+            let mut dice = Dice::from_seed(seed);
+            let names = ["a", "b", "c", "d"];
+            let mut world = BTreeMap::from([("a", 1_u64)]);
+            let mut wanted = BTreeSet::new();
+            let mut machine = Machine::new(Named::new("shop", "web-1"), "0", &BTreeMap::new());
+            let mut session: Option<Session> = None;
+            let mut to_client: Option<DeltaResponse> = None;
+            let mut version = 1;
+            for step in 0..400 {
+                let quiet = step >= 360;
+                match dice.below(if quiet { 4 } else { 9 }) {
+                    0 if session.is_none() => session = Some(Session::open(machine.connected(&wanted)).unwrap()),
+                    1 => {
+                        if let (Some(session), Some(request)) = (&mut session, machine.request(&wanted)) {
+                            session.request(request).unwrap();
+                        }
+                    }
+                    2 => {
+                        if let (Some(session), None) = (&mut session, &to_client) {
+                            let versions: Vec<(&str, String)> = world.iter().map(|(name, v)| (*name, v.to_string())).collect();
+                            let borrowed: Vec<(&str, &str)> = versions.iter().map(|(name, v)| (*name, v.as_str())).collect();
+                            to_client = session.respond(&view(session, version, &borrowed));
+                        }
+                    }
+                    3 => match to_client.take() {
+                        Some(response) if machine.takes_response() => {
+                            for resource in &response.resources {
+                                let held = machine.held().get(&resource.key).map(AsRef::as_ref);
+                                assert_ne!(held, Some(resource.version.as_str()), "seed {seed}: {} was sent again", resource.key);
+                            }
+                            machine.response(response);
+                            machine.published(Some(Vec::new()));
+                        }
+                        other => to_client = other,
+                    },
+                    4 => {
+                        wanted.insert(Scope::Service(Named::new("shop", names[dice.below(4)])));
+                    }
+                    5 => {
+                        wanted.remove(&Scope::Service(Named::new("shop", names[dice.below(4)])));
+                    }
+                    6 => {
+                        version += 1;
+                        world.insert(names[dice.below(4)], version);
+                    }
+                    7 => {
+                        version += 1;
+                        world.remove(names[dice.below(4)]);
+                    }
+                    8 if dice.below(4) == 0 => {
+                        session = None;
+                        to_client = None;
+                        machine.disconnected();
+                    }
+                    _ => {}
+                }
+            }
+            // Let what is under way arrive.
+            for _ in 0..8 {
+                let session = session.get_or_insert_with(|| Session::open(machine.connected(&wanted)).unwrap());
+                if let Some(request) = machine.request(&wanted) {
+                    session.request(request).unwrap();
+                }
+                let versions: Vec<(&str, String)> = world.iter().map(|(name, v)| (*name, v.to_string())).collect();
+                let borrowed: Vec<(&str, &str)> = versions.iter().map(|(name, v)| (*name, v.as_str())).collect();
+                if let Some(response) = to_client.take().or_else(|| session.respond(&view(session, version, &borrowed))) {
+                    machine.response(response);
+                    machine.published(Some(Vec::new()));
+                }
+            }
+            let held: BTreeMap<String, String> =
+                machine.held().iter().map(|(key, version)| (key.clone(), version.to_string())).collect();
+            let due: BTreeMap<String, String> = world
+                .iter()
+                .filter(|(name, _)| wanted.contains(&Scope::Service(Named::new("shop", **name))))
+                .map(|(name, version)| (key(name).to_string(), version.to_string()))
+                .collect();
+            assert_eq!(held, due, "seed {seed}");
+            assert_eq!(session.map(|session| session.settled()), Some(version), "seed {seed}");
+        }
+    }
+}
