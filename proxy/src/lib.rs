@@ -13,6 +13,7 @@ pub mod cli;
 mod control;
 mod node;
 
+mod admin;
 mod base;
 mod delta;
 mod identity;

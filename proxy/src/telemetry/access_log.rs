@@ -348,7 +348,9 @@ mod tests {
         log.request(&request(&traffic, &trace));
         drop(log);
         let text = String::from_utf8(sink.0.lock().clone()).unwrap();
-        expect![[r#""#]].assert_eq(&text);
+        expect![[r#"
+            {"time":"2023-11-14T22:13:20.123Z","kind":"request","direction":"outbound","protocol":"http1","mtls":true,"source_identity":"spiffe://cluster.local/ns/shop/sa/web","peer":"10.64.0.5:4242","method":"GET","authority":"cart","path":"/a\"b","status":503,"reason":"upstream_reset","detail":"budget_empty","destination_service":"shop/cart","destination_identity":"spiffe://cluster.local/ns/shop/sa/cart","route":"HTTPRoute/shop/cart rules[0]","endpoint":"shop/cart-1","attempts":2,"duration_ms":1.234,"bytes_received":0,"bytes_sent":42,"trace_id":"0d2beb91b9196929a5ddec9f6e306924","span_id":"ddf4a24268e3e59f"}
+        "#]].assert_eq(&text);
         let _valid: serde_json::Value = serde_json::from_str(&text).unwrap();
     }
 

@@ -126,6 +126,12 @@ impl Metrics {
                 "Opaque connections that ended, and connections that were refused before they carried a request.",
                 &["direction", "source_identity", "destination_identity", "destination_service", "mtls", "reason"],
             )?,
+            opaque_open: gauges(
+                r,
+                "outrigger_opaque_connections_open",
+                "Opaque connections that are open now.",
+                &["direction", "source_identity", "destination_identity", "destination_service", "mtls"],
+            )?,
             bytes: counters(
                 r,
                 "outrigger_opaque_bytes_total",
@@ -240,9 +246,7 @@ impl Metrics {
     pub(crate) fn connection(&self, direction: Direction, protocol: Protocol, mtls: bool) -> OpenConnection {
         let labels = [direction.as_str(), protocol.as_str(), mtls_label(mtls)];
         self.connections.with_label_values(&labels).inc();
-        let open = self.connections_open.with_label_values(&labels);
-        open.inc();
-        OpenConnection(open)
+        OpenConnection::new(self.connections_open.with_label_values(&labels))
     }
 
     /// A request or connection was refused; called by [`super::Telemetry`].
@@ -333,6 +337,14 @@ impl Metrics {
     /// The configuration stream came up or went down.
     pub(crate) fn control_connected(&self, connected: bool) {
         self.control_connected.set(i64::from(connected));
+    }
+}
+
+impl OpenConnection {
+    /// Counts one in `open` until it is dropped.
+    pub(super) fn new(open: IntGauge) -> Self {
+        open.inc();
+        Self(open)
     }
 }
 
@@ -440,3 +452,142 @@ pub(crate) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str
 const REFUSALS_MAX: usize = 1_000;
 /// Endpoints that are named as left out.
 const EJECTED_MAX: usize = 1_000;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fmt::Write as _;
+
+    use expect_test::expect_file;
+
+    use super::*;
+    use crate::telemetry::{ConnectionEnd, RequestEnd, Telemetry};
+
+    /// Metrics in which every family has a value.
+    pub(crate) fn populated() -> Telemetry {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let telemetry = Telemetry { metrics: Arc::clone(&metrics), access_log: None, spans: None };
+        let web = "spiffe://cluster.local/ns/shop/sa/web";
+        let cart = "spiffe://cluster.local/ns/shop/sa/cart";
+        let traffic = |direction, destination_service, route| {
+            metrics.traffic(&TrafficLabels {
+                direction,
+                source_identity: web,
+                destination_identity: cart,
+                destination_service,
+                route,
+                mtls: true,
+            })
+        };
+        let request = |traffic: &Traffic, status, reason, rule| {
+            telemetry.request(&RequestEnd {
+                traffic,
+                logged: false,
+                started: Duration::from_secs(1_700_000_000),
+                duration: Duration::from_micros(2_500),
+                protocol: Protocol::Http1,
+                method: "GET",
+                authority: "cart",
+                path: "/",
+                status,
+                grpc_status: None,
+                reason,
+                rule,
+                detail: None,
+                endpoint: Some("shop/cart-1"),
+                attempts: 1,
+                bytes_received: 0,
+                bytes_sent: 10,
+                peer: None,
+                trace: None,
+            });
+        };
+        let out = traffic(Direction::Outbound, "shop/cart", "default");
+        let inbound = traffic(Direction::Inbound, "shop/cart", "");
+        for _ in 0..9 {
+            request(&out, 200, Reason::Answered, None);
+        }
+        request(&out, 503, Reason::ConnectFailed, None);
+        request(&inbound, 403, Reason::Denied, Some("AuthorizationPolicy/shop/no-delete rules[0]"));
+        telemetry.connection(&ConnectionEnd {
+            traffic: &traffic(Direction::Outbound, "shop/redis", ""),
+            logged: false,
+            started: Duration::from_secs(1_700_000_000),
+            duration: Duration::from_secs(1),
+            protocol: Protocol::Opaque,
+            reason: Reason::Answered,
+            rule: None,
+            detail: None,
+            endpoint: None,
+            bytes_received: 7,
+            bytes_sent: 9,
+            peer: None,
+        });
+        drop(traffic(Direction::Outbound, "shop/redis", "").open_opaque());
+        drop(metrics.connection(Direction::Inbound, Protocol::Link, true));
+        metrics.retry("shop/cart", "sent");
+        metrics.ejected("shop/cart", "shop/cart-2", Instant::now() + Duration::from_secs(3_600));
+        metrics.shadow("shop/cart-v2", ShadowOutcome::Answered);
+        metrics.egress(EgressVerdict::Allowed);
+        metrics.certificate_expires(Duration::from_secs(1_700_003_600));
+        metrics.config_published(3, "17", 0);
+        metrics.control_connected(true);
+        telemetry
+    }
+
+    /// One line a family: name, kind, labels, what it tells.
+    pub(crate) fn families() -> Vec<[String; 4]> {
+        let telemetry = populated();
+        let mut list: Vec<_> = telemetry
+            .metrics
+            .registry
+            .gather()
+            .iter()
+            .map(|family| {
+                let labels = family.get_metric().first().map(|metric| {
+                    let names: Vec<_> = metric.get_label().iter().map(|label| label.name()).collect();
+                    names.join(", ")
+                });
+                let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+                [family.name().to_owned(), kind, labels.unwrap_or_default(), family.help().to_owned()]
+            })
+            .collect();
+        list.sort();
+        list
+    }
+
+    #[test]
+    fn the_list_of_metrics_is_the_golden_one() {
+        let mut text = String::new();
+        for [name, kind, labels, _] in families() {
+            writeln!(text, "{name} {kind} {{{labels}}}").unwrap();
+        }
+        expect_file!["../../testdata/metrics.txt"].assert_eq(&text);
+    }
+
+    #[test]
+    fn an_ejected_endpoint_is_told_until_its_time_is_over() {
+        let metrics = Metrics::new().unwrap();
+        metrics.ejected("shop/cart", "shop/cart-1", Instant::now() - Duration::from_millis(1));
+        metrics.ejected("shop/cart", "shop/cart-2", Instant::now() + Duration::from_secs(3_600));
+        let text = metrics.render();
+        let told: Vec<_> = text.lines().filter(|line| line.starts_with("outrigger_endpoint_ejected{")).collect();
+        assert_eq!(told, [r#"outrigger_endpoint_ejected{destination_service="shop/cart",destination_workload="shop/cart-2"} 1"#]);
+    }
+
+    #[test]
+    fn refusals_beyond_the_bound_keep_their_reason_and_lose_their_rule() {
+        let metrics = Metrics::new().unwrap();
+        let traffic = metrics.traffic(&TrafficLabels {
+            direction: Direction::Inbound,
+            source_identity: "",
+            destination_identity: "",
+            destination_service: "shop/cart",
+            route: "",
+            mtls: true,
+        });
+        for i in 0..=REFUSALS_MAX {
+            metrics.refused(&traffic, Protocol::Http1, Reason::Denied, Some(&i.to_string()));
+        }
+        assert!(metrics.render().contains(r#"reason="denied",rule="other",source_identity="other"} 1"#));
+    }
+}

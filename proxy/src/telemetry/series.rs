@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use super::metrics::OpenConnection;
 use super::reason::Reason;
 use super::{ConnectionEnd, Direction, RequestEnd};
 
@@ -41,11 +42,12 @@ pub(crate) struct Traffic {
     route: Box<str>,
     mtls: bool,
     families: Families,
-    duration: Histogram,
+    // Made when first used: opaque traffic has no durations, HTTP traffic no opaque bytes.
+    duration: OnceLock<Histogram>,
     requests: RwLock<Vec<(Outcome, IntCounter)>>,
     opaque: RwLock<Vec<(Reason, IntCounter)>>,
-    received: IntCounter,
-    sent: IntCounter,
+    opaque_open: OnceLock<IntGauge>,
+    opaque_bytes: OnceLock<[IntCounter; 2]>,
 }
 
 /// All traffic of a process by its labels.
@@ -68,6 +70,8 @@ pub(crate) struct Families {
     pub(crate) duration: HistogramVec,
     /// direction, source_identity, destination_identity, destination_service, mtls, reason
     pub(crate) opaque: IntCounterVec,
+    /// direction, source_identity, destination_identity, destination_service, mtls
+    pub(crate) opaque_open: IntGaugeVec,
     /// direction, source_identity, destination_service, flow
     pub(crate) bytes: IntCounterVec,
 }
@@ -130,7 +134,6 @@ impl TrafficTable {
 impl Traffic {
     fn new(labels: &TrafficLabels<'_>, families: &Families) -> Self {
         let TrafficLabels { direction, source_identity, destination_identity, destination_service, route, mtls } = *labels;
-        let bytes = |flow| families.bytes.with_label_values(&[direction.as_str(), source_identity, destination_service, flow]);
         Self {
             direction,
             source_identity: source_identity.into(),
@@ -138,11 +141,11 @@ impl Traffic {
             destination_service: destination_service.into(),
             route: route.into(),
             mtls,
-            duration: families.duration.with_label_values(&[direction.as_str(), source_identity, destination_service, route]),
+            duration: OnceLock::new(),
             requests: RwLock::default(),
             opaque: RwLock::default(),
-            received: bytes("received"),
-            sent: bytes("sent"),
+            opaque_open: OnceLock::new(),
+            opaque_bytes: OnceLock::new(),
             families: families.clone(),
         }
     }
@@ -161,7 +164,15 @@ impl Traffic {
 
     /// Counts a request.
     pub(super) fn request_ended(&self, end: &RequestEnd<'_>) {
-        self.duration.observe(end.duration.as_secs_f64());
+        let duration = self.duration.get_or_init(|| {
+            self.families.duration.with_label_values(&[
+                self.direction.as_str(),
+                &*self.source_identity,
+                &*self.destination_service,
+                &*self.route,
+            ])
+        });
+        duration.observe(end.duration.as_secs_f64());
         let outcome = Outcome { status: end.status, grpc_status: end.grpc_status, reason: end.reason };
         if let Some((_, counter)) = self.requests.read().iter().find(|(known, _)| *known == outcome) {
             counter.inc();
@@ -191,10 +202,30 @@ impl Traffic {
         }
     }
 
+    /// An opaque connection is open until the answer is dropped. (That it was is counted by [`super::Telemetry::connection`].)
+    pub(crate) fn open_opaque(&self) -> OpenConnection {
+        let gauge = self.opaque_open.get_or_init(|| {
+            self.families.opaque_open.with_label_values(&[
+                self.direction.as_str(),
+                &*self.source_identity,
+                &*self.destination_identity,
+                &*self.destination_service,
+                mtls_label(self.mtls),
+            ])
+        });
+        OpenConnection::new(gauge.clone())
+    }
+
     /// Counts an opaque connection.
     pub(super) fn connection_ended(&self, end: &ConnectionEnd<'_>) {
-        self.received.inc_by(end.bytes_received);
-        self.sent.inc_by(end.bytes_sent);
+        let [received, sent] = self.opaque_bytes.get_or_init(|| {
+            ["received", "sent"].map(|flow| {
+                let labels = [self.direction.as_str(), &*self.source_identity, &*self.destination_service, flow];
+                self.families.bytes.with_label_values(&labels)
+            })
+        });
+        received.inc_by(end.bytes_received);
+        sent.inc_by(end.bytes_sent);
         if let Some((_, counter)) = self.opaque.read().iter().find(|(known, _)| *known == end.reason) {
             counter.inc();
             return;

@@ -1,0 +1,154 @@
+//! What a process tells whoever operates it, on a thread of its own: an operator gets answers from a process whose
+//! workers are busy or stuck.
+//!
+//! Two doors: the read-only one (`/metrics`, `/ready`) may be reached from the network; the operator's adds `/snapshot`,
+//! `/connections`, `/log` and `/drain` and is bound to loopback only. Every role uses this room.
+//!
+//! Invariant: connections and the time that each may take are bounded, so that a scraper that hangs costs nothing.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+pub(crate) mod routes;
+
+/// Serves until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    stop: watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Why the doors do not open. Always the environment's fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdminError {
+    #[error("cannot listen on {address} for operators; stop what else uses the port, or give another address")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot start the operators' thread")]
+    Start(#[source] io::Error),
+}
+
+impl Admin {
+    /// Serves each listener's routes, on one thread.
+    ///
+    /// # Errors
+    /// The thread or its runtime cannot be started.
+    pub(crate) fn start(doors: Vec<(TcpListener, Router)>) -> Result<Self, AdminError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Start)?;
+        let doors = {
+            let _inside = runtime.enter();
+            doors
+                .into_iter()
+                .map(|(listener, routes)| Ok((tokio::net::TcpListener::from_std(listener)?, routes)))
+                .collect::<Result<Vec<_>, io::Error>>()
+                .map_err(AdminError::Start)?
+        };
+        let (stop, stopped) = watch::channel(false);
+        let thread = std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn(move || runtime.block_on(serve_all(doors, stopped)))
+            .map_err(AdminError::Start)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        // A panic there was already told by the panic hook.
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {}
+    }
+}
+
+/// Listens; `[::]` takes IPv4 too, and falls back to `0.0.0.0` where there is no IPv6.
+///
+/// # Errors
+/// The address is taken or not ours.
+pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
+    let open = |address: SocketAddr| -> io::Result<TcpListener> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    let opened = match open(address) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && no_ipv6(&error) => {
+            open(SocketAddr::from(([0, 0, 0, 0], address.port())))
+        }
+        other => other,
+    };
+    opened.map_err(|source| AdminError::Listen { address, source })
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Serves one listener until the future is dropped. For doors on a runtime that exists already.
+pub(crate) async fn serve(listener: tokio::net::TcpListener, routes: Router) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        // Connections that ended are taken out of the set as new ones come.
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _peer)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: trying again at once would spin.
+                tracing::warn!(%error, "cannot accept an operator's connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(routes.clone());
+        connections.spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(IDLE_AT_MOST)
+                .max_headers(64)
+                .serve_connection(TokioIo::new(stream), service);
+            // What a scraper does wrong is its own affair; the connection ends.
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
+                tracing::debug!(%error, "operator's connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_all(doors: Vec<(tokio::net::TcpListener, Router)>, mut stopped: watch::Receiver<bool>) {
+    let mut serving = JoinSet::new();
+    for (listener, routes) in doors {
+        serving.spawn(serve(listener, routes));
+    }
+    // An error means that the owner is gone, which is the same news; dropping the set ends the rest.
+    if stopped.wait_for(|stop| *stop).await.is_err() {}
+}
+
+const BACKLOG: i32 = 128;
+/// Connections of one door at a time; the next waits.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a connection may be silent before its next request head is complete.
+const IDLE_AT_MOST: Duration = Duration::from_secs(65);
+/// How long a connection may live: a reader that never reads gives its place back.
+const CONNECTION_AT_MOST: Duration = Duration::from_secs(3_600);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
