@@ -57,6 +57,36 @@ pub(crate) fn check_name(text: &str) -> Result<(), NameError> {
     if text.len() <= 253 && text.split('.').all(label) { Ok(()) } else { Err(NameError(text.to_owned())) }
 }
 
+/// The name that was probably meant: the one that differs least, if it differs in no more than a third of its letters.
+pub(crate) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let wrong = wrong.to_ascii_lowercase();
+    let candidates = known.into_iter().map(|name| (distance(&wrong, &name.to_ascii_lowercase()), name));
+    candidates.filter(|(distance, name)| *distance <= name.len().div_ceil(3)).min().map(|(_, name)| name)
+}
+
+/// How many letters must be inserted, deleted, replaced or swapped with their neighbour to make one text of the other
+/// (restricted Damerau-Levenshtein distance).
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().take(64).collect(), to.chars().take(64).collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for (row, a) in from.iter().enumerate() {
+        let mut line = vec![row + 1];
+        for (column, b) in to.iter().enumerate() {
+            let at = |line: &[usize], column: usize| line.get(column).copied().unwrap_or(usize::MAX / 2);
+            let mut best = (at(&above, column) + usize::from(a != b)).min(at(&above, column + 1) + 1).min(at(&line, column) + 1);
+            let swapped = row > 0 && column > 0 && from.get(row - 1) == Some(b) && to.get(column - 1) == Some(a);
+            if swapped {
+                best = best.min(at(&before, column - 1) + 1);
+            }
+            line.push(best);
+        }
+        before = above;
+        above = line;
+    }
+    above.last().copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +99,14 @@ mod tests {
         for bad in ["", "Web", "-a", "a-", "a..b", "a/b", "a_b", &"a".repeat(254)] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_misspelt_name_is_recognised() {
+        let known = ["backendRefs", "filters", "matches", "name", "retry", "timeouts"];
+        for (wrong, meant) in [("backendRef", "backendRefs"), ("macthes", "matches"), ("timeout", "timeouts"), ("Name", "name")] {
+            assert_eq!(nearest(wrong, known), Some(meant), "{wrong}");
+        }
+        assert_eq!(nearest("cors", known), None);
     }
 }

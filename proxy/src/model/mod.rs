@@ -137,6 +137,18 @@ pub(crate) struct Resources {
     /// What was refused and has no last good form, as far as it could be read. A security policy among them closes its
     /// target, or, where even that could not be read, every workload that it may have been for.
     pub(crate) refused: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
+    /// Which services were asked for. None: everything is known of every service (as in the control plane).
+    pub(crate) called: Option<Called>,
+}
+
+/// The services of which everything is known that their callers need. Another service may be known in part, because it
+/// selects the own workload or a route leads there; nothing is sent to its address before the rest is known.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Called {
+    /// Asked for by name.
+    pub(crate) services: BTreeSet<Named>,
+    /// Asked for by address.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 /// One resource, as written. (Each variant is the document of its file in this room.)
@@ -228,5 +240,55 @@ impl Resources {
     /// The resource of this key.
     pub(crate) fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
         self.by_key.get(key)
+    }
+
+    /// All resources of a kind, by name.
+    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&ResourceKey, &Resource)> {
+        let first = ResourceKey { kind, name: Named::new("", "") };
+        let all = self.by_key.range(first..).take_while(move |(key, _)| key.kind == kind);
+        all.map(|(key, resource)| (key, resource.as_ref()))
+    }
+
+    /// All services, by name.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Object<ServiceSpec>> {
+        self.of_kind(Kind::Service).filter_map(|(_, resource)| match resource {
+            Resource::Service(service) => Some(service),
+            _ => None,
+        })
+    }
+
+    /// All workloads, by name.
+    pub(crate) fn workloads(&self) -> impl Iterator<Item = &Object<WorkloadSpec>> {
+        self.of_kind(Kind::Workload).filter_map(|(_, resource)| match resource {
+            Resource::Workload(workload) => Some(workload),
+            _ => None,
+        })
+    }
+
+    /// The workloads of a namespace, by name.
+    pub(crate) fn workloads_in(&self, namespace: &str) -> impl Iterator<Item = &Object<WorkloadSpec>> {
+        let first = ResourceKey { kind: Kind::Workload, name: Named::new(namespace, "") };
+        let all = self.by_key.range(first..);
+        let ours = all.take_while(move |(key, _)| key.kind == Kind::Workload && *key.name.namespace == *namespace);
+        ours.filter_map(|(_, resource)| match resource.as_ref() {
+            Resource::Workload(workload) => Some(workload),
+            _ => None,
+        })
+    }
+
+    /// The service of this name.
+    pub(crate) fn service(&self, name: &Named) -> Option<&Object<ServiceSpec>> {
+        match self.by_key.get(&ResourceKey { kind: Kind::Service, name: name.clone() })?.as_ref() {
+            Resource::Service(service) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// The workload of this name.
+    pub(crate) fn workload(&self, name: &Named) -> Option<&Object<WorkloadSpec>> {
+        match self.by_key.get(&ResourceKey { kind: Kind::Workload, name: name.clone() })?.as_ref() {
+            Resource::Workload(workload) => Some(workload),
+            _ => None,
+        }
     }
 }

@@ -1,12 +1,23 @@
-//! From resources to a snapshot.
+//! From resources to a snapshot: the same function in the sidecar that runs them and in the tools that check them.
+//!
+//! Pure and total. Each resource compiles by itself; one that does not is a list of problems and leaves the others alone.
+//! A security policy that does not compile closes what it is for: who cannot be told whom to let in lets nobody in.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::Snapshot;
-use crate::base::names::Named;
-use crate::base::problems::Problems;
+use super::route_table::{self, Attached};
+use super::service::{self, Backends};
+use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, inbound, references, route};
+use crate::base::names::{Named, check_name};
+use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
-use crate::model::{Resource, ResourceKey, Resources};
+use crate::model::mesh::{Choice, MeshSpec};
+use crate::model::object::Object;
+use crate::model::service::ServiceSpec;
+use crate::model::workload::WorkloadSpec;
+use crate::model::{Kind, Resource, ResourceKey, Resources};
 
 /// For whom a snapshot is compiled.
 #[derive(Clone, Debug)]
@@ -21,7 +32,25 @@ pub(crate) struct Own {
 /// last good one in force; where there is none, the resource counts as refused, which closes the target of a security
 /// policy. The problems of this one resource are returned; `refused()` of them says that the form was not taken.
 pub(crate) fn admit(resources: &mut Resources, key: ResourceKey, form: Result<Arc<Resource>, String>) -> Problems {
-    todo!()
+    let (problems, form) = match form {
+        Ok(resource) => (alone(&key, &resource), Some(resource)),
+        Err(reason) => {
+            let mut problems = Problems::of(&key);
+            problems.refuse(&FieldPath::root(), reason, "correct the document, or let both sides run the same version");
+            (problems, None)
+        }
+    };
+    match form {
+        Some(resource) if !problems.refused() => {
+            resources.refused.remove(&key);
+            resources.by_key.insert(key, resource);
+        }
+        form if !resources.by_key.contains_key(&key) => {
+            resources.refused.insert(key, form);
+        }
+        _ => {}
+    }
+    problems
 }
 
 /// The resource is no longer there.
@@ -32,11 +61,159 @@ pub(crate) fn forget(resources: &mut Resources, key: &ResourceKey) {
 
 /// Builds what the sidecar of `own` reads. Total: what is wrong is a problem, never a panic or a missing snapshot. State
 /// (buckets, budgets, breakers, ejections) is carried over from `previous` where its configuration is the same.
+///
+/// The problems are those of the resources that are given; for what they refer to and is not there, see [`check`].
 pub(crate) fn compile(resources: &Resources, own: &Own, previous: &Snapshot) -> (Snapshot, Problems) {
-    todo!()
+    let mut problems = Problems::default();
+    for (key, resource) in &resources.by_key {
+        problems.append(alone(key, resource));
+    }
+    let mesh = mesh_of(resources);
+    // Without the own Workload nothing is known of the pod: nobody is let in, as before the first configuration.
+    let inbound = inbound::build(resources, own, mesh.default_authorization, &previous.inbound).unwrap_or_else(closed);
+    let settings = MeshSettings {
+        ranges: mesh.networks(),
+        egress: match mesh.egress {
+            Choice::Allow => Egress::Allow,
+            Choice::Deny => Egress::Deny,
+        },
+        access_log: mesh.access_log_sample(),
+        trace_sample: mesh.trace_sample(),
+    };
+    let outbound = outbound(resources, own, &previous.outbound);
+    (Snapshot { generation: previous.generation.saturating_add(1), mesh: settings, inbound, outbound }, problems)
 }
 
-/// All problems of a set of documents, as `outrigger check` and the control plane tell them.
+/// All problems of a set of documents, as `outrigger check` and the control plane tell them: those of each by itself, and
+/// those of what they say about each other.
 pub(crate) fn check(resources: &Resources) -> Problems {
-    todo!()
+    let mut problems = Problems::default();
+    for (key, resource) in &resources.by_key {
+        problems.append(alone(key, resource));
+    }
+    problems.append(references::check(resources));
+    problems
+}
+
+/// The problems of one resource by itself.
+pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
+    let mut problems = Problems::of(key);
+    match resource {
+        Resource::Mesh(_) => {}
+        Resource::Service(service) => check_service(service, &mut problems),
+        Resource::Workload(workload) => check_workload(workload, &mut problems),
+        Resource::HttpRoute(document) => drop(route::compile(document, &mut problems)),
+        Resource::AuthorizationPolicy(policy) => drop(inbound::compile_authorization(policy, &mut problems)),
+        Resource::RequestAuthentication(policy) => drop(inbound::compile_tokens(policy, &mut problems)),
+        Resource::PeerAuthentication(policy) => {
+            inbound::check_peers(policy, &mut problems);
+        }
+        Resource::TrafficPolicy(policy) => drop(service::compile_traffic(policy, &mut problems)),
+    }
+    problems
+}
+
+/// The one Mesh that counts.
+pub(crate) fn mesh_of(resources: &Resources) -> MeshSpec {
+    let mut meshes = resources.of_kind(Kind::Mesh).filter_map(|(_, resource)| match resource {
+        Resource::Mesh(mesh) => Some(mesh.spec.clone()),
+        _ => None,
+    });
+    meshes.next().unwrap_or_default()
+}
+
+fn closed() -> Inbound {
+    Snapshot::empty().inbound
+}
+
+fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
+    let routes: Vec<Attached<'_>> = route_table::compile_all(resources);
+    let mut backends = Backends::new(resources, own, previous);
+    let mut services = BTreeMap::new();
+    for object in resources.services() {
+        let addresses: BTreeSet<IpAddr> = addresses(object);
+        let name = object.named();
+        let is_called = resources.called.as_ref().is_none_or(|called| {
+            called.services.contains(&name) || addresses.iter().any(|address| called.addresses.contains(address))
+        });
+        if !is_called {
+            continue;
+        }
+        let fault = service::traffic_of(resources, &name).fault;
+        for port in object.spec.ports.iter().filter(|port| port.is_tcp()) {
+            let Some(default_backend) = backends.backend(&name, port.port) else { continue };
+            let built = Arc::new(ServicePort {
+                service: name.clone(),
+                port: port.port,
+                protocol: default_backend.protocol,
+                rules: route_table::rules(&routes, &name, port, fault.as_ref(), own, &mut backends),
+                default_backend,
+            });
+            for address in &addresses {
+                services.insert(SocketAddr::new(*address, port.port), Arc::clone(&built));
+            }
+        }
+    }
+    let mut workloads = BTreeMap::new();
+    for workload in resources.workloads() {
+        for address in &workload.spec.addresses {
+            let address = address.to_canonical();
+            if let Some(endpoint) = service::endpoint_at(workload, address, 0, own) {
+                let previous = previous.workloads.get(&address).filter(|known| ***known == endpoint);
+                workloads.insert(address, previous.map_or_else(|| Arc::new(endpoint), Arc::clone));
+            }
+        }
+    }
+    Outbound { services, workloads, backends: backends.finish(), absent: resources.absent.clone() }
+}
+
+/// The cluster addresses of a service.
+pub(crate) fn addresses(service: &Object<ServiceSpec>) -> BTreeSet<IpAddr> {
+    service.spec.addresses().filter_map(|address| address.parse().ok()).map(|address: IpAddr| address.to_canonical()).collect()
+}
+
+fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec");
+    for address in service.spec.addresses() {
+        if address.parse::<IpAddr>().is_err() {
+            let field = if service.spec.cluster_ips.is_empty() { "clusterIP" } else { "clusterIPs" };
+            problems.refuse(&at.field(field), format!("{address:?} is not an address"), "write one, or leave it out");
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (index, port) in service.spec.ports.iter().enumerate() {
+        let at = at.field("ports").index(index);
+        if port.port == 0 {
+            problems.refuse(&at.field("port"), "0 is not a port", "write 1 to 65535");
+        }
+        if !port.is_tcp() {
+            problems.warn(&at.field("protocol"), "the port is not TCP and means nothing here", "leave it to others");
+        } else if !seen.insert(port.port) {
+            problems.refuse(&at.field("port"), format!("port {} is there already", port.port), "write each port once");
+        }
+        if let Some(word) = &port.app_protocol
+            && service::protocol_named(word).is_none()
+        {
+            problems.warn(
+                &at.field("appProtocol"),
+                format!("{word:?} means nothing here; the first bytes tell"),
+                "write http, http2, grpc, tcp, or leave it out",
+            );
+        }
+    }
+}
+
+fn check_workload(workload: &Object<WorkloadSpec>, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec");
+    if workload.spec.addresses.is_empty() {
+        problems.refuse(&at.field("addresses"), "the workload has no address", "write at least one");
+    }
+    if let Err(error) = check_name(workload.spec.account()) {
+        problems.refuse(&at.field("serviceAccount"), error.to_string(), "write the name of a service account");
+    }
+    for (index, port) in workload.spec.ports.iter().enumerate() {
+        if port.port == 0 {
+            problems.refuse(&at.field("ports").index(index).field("port"), "0 is not a port", "write 1 to 65535");
+        }
+    }
 }

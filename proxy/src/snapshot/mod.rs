@@ -6,6 +6,13 @@
 pub(crate) mod compile;
 pub(crate) mod publish;
 
+mod inbound;
+mod live;
+mod references;
+mod route;
+mod route_table;
+mod service;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,0 +1,284 @@
+//! The own workload as others reach it: which policies apply to each of its ports.
+//!
+//! Whatever could have been meant for a port and cannot be read closes the port: an unreadable policy may have been the one
+//! that refuses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::compile::Own;
+use super::{Inbound, InboundPort, Plaintext, RoutePolicies, live, service};
+use crate::base::names::Named;
+use crate::base::problems::{FieldPath, Problems};
+use crate::model::authorization_policy::AuthorizationPolicySpec;
+use crate::model::mesh::Choice;
+use crate::model::object::{MESH_NAMESPACE, Object};
+use crate::model::peer_authentication::{PeerAuthenticationSpec, PeerMode};
+use crate::model::request_authentication::RequestAuthenticationSpec;
+use crate::model::service::ServicePortSpec;
+use crate::model::target::{TargetKind, TargetRef};
+use crate::model::workload::WorkloadSpec;
+use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::policy::RuleName;
+use crate::policy::authorization::{Authorization, AuthorizationPolicy, DefaultAction, compile_rules};
+use crate::policy::jwt::{Jwt, JwtPolicy};
+
+/// Reports every fault of the policy and returns it only if there is none.
+pub(super) fn compile_authorization(
+    policy: &Object<AuthorizationPolicySpec>,
+    problems: &mut Problems,
+) -> Option<AuthorizationPolicy> {
+    let at = FieldPath::root().field("spec");
+    check_targets(&policy.spec.target_refs, &at, problems);
+    let compiled = compile_rules(policy.spec.action, &policy.spec.rules, &policy.key().to_string(), &at, problems);
+    compiled.filter(|_| !problems.refused())
+}
+
+/// Reports every fault of the policy and returns it only if there is none.
+pub(super) fn compile_tokens(policy: &Object<RequestAuthenticationSpec>, problems: &mut Problems) -> Option<JwtPolicy> {
+    let at = FieldPath::root().field("spec");
+    check_targets(&policy.spec.target_refs, &at, problems);
+    let compiled = policy.spec.config().compile(RuleName::new(policy.key().to_string()), &at, problems);
+    compiled.filter(|_| !problems.refused())
+}
+
+/// Reports every fault of the policy. Says whether there is none.
+pub(super) fn check_peers(policy: &Object<PeerAuthenticationSpec>, problems: &mut Problems) -> bool {
+    let at = FieldPath::root().field("spec");
+    check_targets(&policy.spec.target_refs, &at, problems);
+    let mut seen = BTreeSet::new();
+    for (index, level) in policy.spec.port_level.iter().enumerate() {
+        let at = at.field("portLevel").index(index).field("port");
+        if level.port == 0 {
+            problems.refuse(&at, "0 is not a port", "write a port of the workload");
+        } else if !seen.insert(level.port) {
+            problems.refuse(&at, format!("port {} has a mode already", level.port), "write each port once");
+        }
+    }
+    !problems.refused()
+}
+
+fn check_targets(targets: &[TargetRef], at: &FieldPath, problems: &mut Problems) {
+    for (index, target) in targets.iter().enumerate() {
+        let at = at.field("targetRefs").index(index);
+        let group = match target.kind {
+            TargetKind::Service => "",
+            TargetKind::Workload => "outrigger.dev",
+        };
+        // The group may be left out: both kinds are told apart by their names.
+        if !target.group.is_empty() && target.group != group && !(group.is_empty() && target.group == "core") {
+            let text = format!("there is no {:?} in the group {}", target.kind, target.group);
+            problems.refuse(&at.field("group"), text, "leave group out");
+        }
+    }
+}
+
+/// Builds the inbound side of `own`; none where its Workload is not known.
+pub(super) fn build(resources: &Resources, own: &Own, default: Choice, previous: &Inbound) -> Option<Inbound> {
+    let workload = resources.workload(&own.workload)?;
+    let selecting = resources.services().filter(|service| {
+        service.metadata.namespace == workload.metadata.namespace && service.spec.selects(&workload.metadata.labels)
+    });
+    let mut services: BTreeMap<u16, Vec<(Named, &ServicePortSpec)>> = BTreeMap::new();
+    for object in selecting {
+        for port in object.spec.ports.iter().filter(|port| port.is_tcp()) {
+            if let Some(target) = service::target_port(port, &workload.spec) {
+                services.entry(target).or_default().push((object.named(), port));
+            }
+        }
+    }
+    let policies = Policies::new(resources, own);
+    let mut numbers: BTreeSet<u16> = services.keys().copied().collect();
+    numbers.extend(workload.spec.ports.iter().map(|port| port.port));
+    numbers.extend(policies.peers.iter().flat_map(|policy| policy.spec.port_level.iter().map(|level| level.port)));
+
+    let mut limits = BTreeMap::new();
+    let mut port = |number: Option<u16>, services: &[(Named, &ServicePortSpec)]| {
+        let names: Vec<&Named> = services.iter().map(|(name, _)| name).collect();
+        let limit = names.iter().find_map(|name| service::traffic_of(resources, name).rate_limit);
+        // One policy is one bucket, however many ports it is for.
+        let rate_limit = limit.map(|limit| {
+            let carried = limits.entry(limit.rule.clone()).or_insert_with(|| live::carry_limit(limit, previous));
+            carried.clone()
+        });
+        Arc::new(InboundPort {
+            service: names.first().map(|name| (*name).clone()),
+            protocol: protocol_of(number, services, &workload.spec),
+            plaintext: policies.plaintext(number, &names),
+            policies: RoutePolicies {
+                jwt: policies.jwt(&names).map(Arc::new),
+                authorization: Some(Arc::new(policies.authorization(&names, default))),
+                rate_limit,
+                ..RoutePolicies::default()
+            },
+        })
+    };
+    let ports = numbers.into_iter().map(|number| {
+        let of_port = services.get(&number).map_or(&[][..], Vec::as_slice);
+        (number, port(Some(number), of_port))
+    });
+    let ports = ports.collect();
+    let other = port(None, &[]);
+    Some(Inbound { ports, other })
+}
+
+fn protocol_of(number: Option<u16>, services: &[(Named, &ServicePortSpec)], workload: &WorkloadSpec) -> super::AppProtocol {
+    let by_services = services.iter().map(|(_, port)| service::protocol(port.app_protocol.as_deref(), port.name.as_deref()));
+    let own = workload.ports.iter().filter(|port| Some(port.port) == number);
+    let by_workload = own.map(|port| service::protocol(port.app_protocol.as_deref(), port.name.as_deref()));
+    by_services.chain(by_workload).find(|protocol| *protocol != super::AppProtocol::Detect).unwrap_or_default()
+}
+
+/// For whom a policy is, in the order of precedence: the nearest first.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Level {
+    Workload,
+    Service,
+    Namespace,
+    Mesh,
+}
+
+/// Those that may apply to the own workload.
+struct Policies<'a> {
+    own: &'a Named,
+    authorization: Vec<(Reach, Arc<AuthorizationPolicy>)>,
+    tokens: Vec<(Reach, Arc<JwtPolicy>)>,
+    peers: Vec<&'a Object<PeerAuthenticationSpec>>,
+    /// PeerAuthentications that cannot be read.
+    strict: Vec<(Reach, RuleName)>,
+}
+
+/// What a policy says that it is for.
+#[derive(Clone, Debug)]
+struct Reach {
+    namespace: String,
+    targets: Vec<TargetRef>,
+}
+
+impl Reach {
+    /// Does it reach a port of the workload to which these services lead, and from how near?
+    fn level(&self, own: &Named, services: &[&Named]) -> Option<Level> {
+        let here = self.namespace == *own.namespace;
+        if self.targets.is_empty() {
+            let mesh = self.namespace == MESH_NAMESPACE;
+            return if here && !mesh { Some(Level::Namespace) } else { mesh.then_some(Level::Mesh) };
+        }
+        if !here {
+            return None;
+        }
+        if self.targets.iter().any(|target| target.is(TargetKind::Workload, &own.name)) {
+            return Some(Level::Workload);
+        }
+        let named = |service: &&Named| self.targets.iter().any(|target| target.is(TargetKind::Service, &service.name));
+        services.iter().any(named).then_some(Level::Service)
+    }
+
+    fn of(resource: &Resource) -> Self {
+        let targets = match resource {
+            Resource::AuthorizationPolicy(policy) => policy.spec.target_refs.clone(),
+            Resource::RequestAuthentication(policy) => policy.spec.target_refs.clone(),
+            Resource::PeerAuthentication(policy) => policy.spec.target_refs.clone(),
+            Resource::Mesh(_)
+            | Resource::Service(_)
+            | Resource::Workload(_)
+            | Resource::HttpRoute(_)
+            | Resource::TrafficPolicy(_) => Vec::new(),
+        };
+        Self { namespace: resource.metadata().namespace.clone(), targets }
+    }
+
+    /// Of a policy of which nothing but its name could be read: it may be for everything in its namespace.
+    fn unread(key: &ResourceKey) -> Self {
+        Self { namespace: key.name.namespace.to_string(), targets: Vec::new() }
+    }
+}
+
+impl<'a> Policies<'a> {
+    fn new(resources: &'a Resources, own: &'a Own) -> Self {
+        let mut all =
+            Self { own: &own.workload, authorization: Vec::new(), tokens: Vec::new(), peers: Vec::new(), strict: Vec::new() };
+        for (key, resource) in &resources.by_key {
+            let mut problems = Problems::of(key);
+            match resource.as_ref() {
+                Resource::AuthorizationPolicy(policy) => {
+                    match compile_authorization(policy, &mut problems) {
+                        Some(policy) => all.authorization.push((Reach::of(resource), Arc::new(policy))),
+                        None => all.close(key, Some(resource)),
+                    };
+                }
+                Resource::RequestAuthentication(policy) => {
+                    match compile_tokens(policy, &mut problems) {
+                        Some(policy) => all.tokens.push((Reach::of(resource), Arc::new(policy))),
+                        None => all.close(key, Some(resource)),
+                    };
+                }
+                Resource::PeerAuthentication(policy) => {
+                    if check_peers(policy, &mut problems) {
+                        all.peers.push(policy);
+                    } else {
+                        all.close(key, Some(resource));
+                    }
+                }
+                Resource::Mesh(_)
+                | Resource::Service(_)
+                | Resource::Workload(_)
+                | Resource::HttpRoute(_)
+                | Resource::TrafficPolicy(_) => {}
+            }
+        }
+        for (key, resource) in &resources.refused {
+            all.close(key, resource.as_deref());
+        }
+        all
+    }
+
+    /// Closes what a refused policy may have been for.
+    fn close(&mut self, key: &ResourceKey, resource: Option<&Resource>) {
+        let reach = resource.map_or_else(|| Reach::unread(key), Reach::of);
+        let rule = RuleName::new(format!("{key} (refused)"));
+        match key.kind {
+            Kind::AuthorizationPolicy => self.authorization.push((reach, Arc::new(AuthorizationPolicy::refuse(rule)))),
+            Kind::RequestAuthentication => self.tokens.push((reach, Arc::new(JwtPolicy::refuse(rule)))),
+            Kind::PeerAuthentication => self.strict.push((reach, rule)),
+            Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => {}
+        }
+    }
+
+    fn authorization(&self, services: &[&Named], default: Choice) -> Authorization {
+        let reaching = self.authorization.iter().filter(|(reach, _)| reach.level(self.own, services).is_some());
+        let default = match default {
+            Choice::Allow => DefaultAction::Allow,
+            Choice::Deny => DefaultAction::Deny,
+        };
+        Authorization::new(reaching.map(|(_, policy)| Arc::clone(policy)), default)
+    }
+
+    fn jwt(&self, services: &[&Named]) -> Option<Jwt> {
+        let reaching = self.tokens.iter().filter(|(reach, _)| reach.level(self.own, services).is_some());
+        let policies: Vec<_> = reaching.map(|(_, policy)| Arc::clone(policy)).collect();
+        (!policies.is_empty()).then(|| Jwt::new(policies))
+    }
+
+    fn plaintext(&self, port: Option<u16>, services: &[&Named]) -> Plaintext {
+        if let Some((_, rule)) = self.strict.iter().find(|(reach, _)| reach.level(self.own, services).is_some()) {
+            return Plaintext::Refuse(rule.clone());
+        }
+        let reaching = self.peers.iter().filter_map(|policy| {
+            let reach = Reach { namespace: policy.metadata.namespace.clone(), targets: policy.spec.target_refs.clone() };
+            reach.level(self.own, services).map(|level| (level, policy))
+        });
+        // `min_by_key` takes the first of two alike, and they stand in the order of their names.
+        let Some((_, policy)) = reaching.min_by_key(|(level, _)| level.clone()) else {
+            return Plaintext::Refuse(RuleName::new("strict_default"));
+        };
+        let levels = policy.spec.port_level.iter().enumerate();
+        let (rule, mode) = match levels.filter(|(_, level)| Some(level.port) == port).next() {
+            Some((index, level)) => (format!("{} portLevel[{index}]", policy.key()), level.mode),
+            None => (policy.key().to_string(), policy.spec.mode),
+        };
+        match mode {
+            PeerMode::Strict => Plaintext::Refuse(RuleName::new(rule)),
+            PeerMode::Permissive => Plaintext::Permit(RuleName::new(rule)),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What resources say about each other and is not so: names that nothing has, two that want the same thing.
+//!
+//! Only who sees all resources can know it: the control plane and `outrigger check`. Everything here warns: what does not
+//! exist yet may come.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::{compile, route};
+use crate::base::names::Named;
+use crate::base::problems::{FieldPath, Problems};
+use crate::model::http_route::HttpRouteSpec;
+use crate::model::object::Object;
+use crate::model::service::{PortRef, ServiceSpec};
+use crate::model::target::{TargetKind, TargetRef};
+use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::policy::authorization::Action;
+
+/// All of it.
+pub(super) fn check(resources: &Resources) -> Problems {
+    let mut all = Problems::default();
+    let mut addresses: BTreeMap<IpAddr, String> = BTreeMap::new();
+    let mut meshes = 0;
+    for (key, resource) in &resources.by_key {
+        let mut problems = Problems::of(key);
+        match resource.as_ref() {
+            Resource::Mesh(_) => {
+                meshes += 1;
+                if meshes > 1 {
+                    problems.warn(&FieldPath::root(), "there is another Mesh, which counts", "keep one");
+                }
+            }
+            Resource::Service(service) => {
+                check_ports(resources, service, &mut problems);
+                taken(compile::addresses(service), "clusterIP", key, &mut addresses, &mut problems);
+            }
+            Resource::Workload(workload) => {
+                taken(workload.spec.addresses.iter().copied(), "addresses", key, &mut addresses, &mut problems);
+            }
+            Resource::HttpRoute(route) => check_route(resources, route, &mut problems),
+            Resource::AuthorizationPolicy(policy) => {
+                check_targets(resources, key, &policy.spec.target_refs, &mut problems);
+                if policy.spec.action == Action::Allow && policy.spec.rules.is_empty() {
+                    problems.warn(
+                        &FieldPath::root().field("spec").field("rules"),
+                        "an ALLOW policy without rules allows nothing",
+                        "write a rule for each caller, or keep it so to close the target",
+                    );
+                }
+            }
+            Resource::RequestAuthentication(policy) => {
+                check_targets(resources, key, &policy.spec.target_refs, &mut problems);
+            }
+            Resource::PeerAuthentication(policy) => check_targets(resources, key, &policy.spec.target_refs, &mut problems),
+            Resource::TrafficPolicy(policy) => check_targets(resources, key, &policy.spec.target_refs, &mut problems),
+        }
+        all.append(problems);
+    }
+    all.append(contradictions(resources));
+    all
+}
+
+fn taken(
+    wanted: impl IntoIterator<Item = IpAddr>,
+    field: &str,
+    key: &ResourceKey,
+    addresses: &mut BTreeMap<IpAddr, String>,
+    problems: &mut Problems,
+) {
+    for address in wanted {
+        let owner = addresses.entry(address.to_canonical()).or_insert_with(|| key.to_string());
+        if *owner != key.to_string() {
+            let at = FieldPath::root().field("spec").field(field);
+            problems.warn(&at, format!("{address} is the address of {owner} too"), "give each its own");
+        }
+    }
+}
+
+fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &mut Problems) {
+    for (index, port) in object.spec.ports.iter().enumerate() {
+        let Some(PortRef::Name(name)) = &port.target_port else { continue };
+        let mut selected = resources
+            .workloads_in(&object.metadata.namespace)
+            .filter(|workload| object.spec.selects(&workload.metadata.labels))
+            .peekable();
+        let is_there = selected.peek().is_none() || selected.any(|workload| workload.spec.port_named(name).is_some());
+        if !is_there {
+            problems.warn(
+                &FieldPath::root().field("spec").field("ports").index(index).field("targetPort"),
+                format!("no workload that the service selects has a port {name:?}"),
+                "name the workload's port, or write its number",
+            );
+        }
+    }
+}
+
+fn check_targets(resources: &Resources, key: &ResourceKey, targets: &[TargetRef], problems: &mut Problems) {
+    for (index, target) in targets.iter().enumerate() {
+        let name = Named { namespace: key.name.namespace.clone(), name: target.name.as_str().into() };
+        let kind = match target.kind {
+            TargetKind::Service => Kind::Service,
+            TargetKind::Workload => Kind::Workload,
+        };
+        let wanted = ResourceKey { kind, name };
+        if resources.get(&wanted).is_none() {
+            let at = FieldPath::root().field("spec").field("targetRefs").index(index).field("name");
+            let names = resources.of_kind(kind).filter(|(other, _)| other.name.namespace == key.name.namespace);
+            let remedy = nearest(&target.name, names.map(|(other, _)| &*other.name.name));
+            problems.warn(&at, format!("{wanted} does not exist; the policy applies once it does"), remedy);
+        }
+    }
+}
+
+fn check_route(resources: &Resources, object: &Object<HttpRouteSpec>, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec");
+    if object.spec.parent_refs.is_empty() {
+        problems.warn(&at.field("parentRefs"), "the route has no parent; no request takes it", "name a Service as parent");
+    }
+    for (index, parent) in object.spec.parent_refs.iter().enumerate() {
+        let at = at.field("parentRefs").index(index);
+        if !parent.is_service() {
+            problems.warn(&at.field("kind"), "the parent is not a Service; for the mesh it is not there", "write kind: Service");
+            continue;
+        }
+        let name = object.named_or_here(parent.namespace.as_deref(), &parent.name);
+        let Some(service) = existing(resources, &name, &at.field("name"), "no request takes this route", problems) else {
+            continue;
+        };
+        if let Some(port) = parent.port {
+            check_port(service, port, &at.field("port"), "no request takes this route there", problems);
+        }
+        if let Some(section) = &parent.section_name
+            && !service.spec.ports.iter().any(|port| port.name.as_ref() == Some(section))
+        {
+            let text = format!("Service/{name} has no port named {section:?}");
+            problems.warn(&at.field("sectionName"), text, "name one of its ports, or write port");
+        }
+    }
+    for (index, rule) in object.spec.rules.iter().enumerate() {
+        let at = at.field("rules").index(index);
+        for (index, backend) in rule.backend_refs.iter().enumerate().filter(|(_, backend)| backend.is_service()) {
+            let at = at.field("backendRefs").index(index);
+            let name = object.named_or_here(backend.namespace.as_deref(), &backend.name);
+            let outcome = "its share of requests is answered with 500";
+            if let Some(service) = existing(resources, &name, &at.field("name"), outcome, problems)
+                && let Some(port) = backend.port
+            {
+                check_port(service, port, &at.field("port"), outcome, problems);
+            }
+        }
+        let all_zero = !rule.backend_refs.is_empty() && rule.backend_refs.iter().all(|backend| backend.weight == Some(0));
+        if rule.backend_refs.is_empty() || all_zero {
+            let at = at.field("backendRefs");
+            problems.warn(&at, "the rule leads nowhere; its requests are answered with 500", "name a Service with a weight");
+        }
+        for (index, filter) in rule.filters.iter().enumerate() {
+            let Some(mirror) = &filter.request_mirror else { continue };
+            let at = at.field("filters").index(index).field("requestMirror").field("backendRef");
+            let name = object.named_or_here(mirror.backend_ref.namespace.as_deref(), &mirror.backend_ref.name);
+            if let Some(service) = existing(resources, &name, &at.field("name"), "no copies are sent", problems) {
+                check_port(service, mirror.backend_ref.port, &at.field("port"), "no copies are sent", problems);
+            }
+        }
+    }
+}
+
+fn existing<'a>(
+    resources: &'a Resources,
+    name: &Named,
+    at: &FieldPath,
+    outcome: &str,
+    problems: &mut Problems,
+) -> Option<&'a Object<ServiceSpec>> {
+    let service = resources.service(name);
+    if service.is_none() {
+        let names = resources.of_kind(Kind::Service).filter(|(other, _)| other.name.namespace == name.namespace);
+        let remedy = nearest(&name.name, names.map(|(other, _)| &*other.name.name));
+        problems.warn(at, format!("Service/{name} does not exist; {outcome}"), remedy);
+    }
+    service
+}
+
+fn check_port(service: &Object<ServiceSpec>, port: u16, at: &FieldPath, outcome: &str, problems: &mut Problems) {
+    let ports: Vec<String> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port.to_string()).collect();
+    if !ports.contains(&port.to_string()) {
+        let remedy = if ports.is_empty() { "give the Service ports".to_owned() } else { format!("it has {}", ports.join(", ")) };
+        problems.warn(at, format!("{} has no port {port}; {outcome}", service.key()), remedy);
+    }
+}
+
+/// Two matches that are the same, at the same port of the same service: the later one is never reached.
+fn contradictions(resources: &Resources) -> Problems {
+    let mut all = Problems::default();
+    let mut first: BTreeMap<(Named, String, String, String), (String, FieldPath)> = BTreeMap::new();
+    let mut routes: Vec<_> = resources
+        .of_kind(Kind::HttpRoute)
+        .filter_map(|(_, resource)| match resource {
+            Resource::HttpRoute(route) => Some(route),
+            _ => None,
+        })
+        .collect();
+    // The order in which two routes that match alike are asked.
+    routes.sort_by_key(|route| {
+        let created = route.metadata.creation_timestamp.clone();
+        (created.is_none(), created, route.named())
+    });
+    for object in routes {
+        let mut problems = Problems::of(object.key());
+        for parent in object.spec.parent_refs.iter().filter(|parent| parent.is_service()) {
+            let service = object.named_or_here(parent.namespace.as_deref(), &parent.name);
+            // Routes for callers of one namespace do not compete with those for all.
+            let callers = if *service.namespace == *object.metadata.namespace { "" } else { object.metadata.namespace.as_str() };
+            let port = match (&parent.port, &parent.section_name) {
+                (Some(port), _) => port.to_string(),
+                (None, Some(name)) => {
+                    let ports = resources.service(&service).map_or(&[][..], |service| service.spec.ports.as_slice());
+                    let named = ports.iter().find(|port| port.name.as_ref() == Some(name));
+                    named.map_or_else(|| name.clone(), |port| port.port.to_string())
+                }
+                (None, None) => "*".to_owned(),
+            };
+            let hosts = if object.spec.hostnames.is_empty() { vec!["*".to_owned()] } else { object.spec.hostnames.clone() };
+            for (index, rule) in object.spec.rules.iter().enumerate() {
+                let rule_at = FieldPath::root().field("spec").field("rules").index(index);
+                for (match_index, one) in route::matches(rule).iter().enumerate() {
+                    let at = if rule.matches.is_empty() { rule_at.clone() } else { rule_at.field("matches").index(match_index) };
+                    for host in &hosts {
+                        let same = (service.clone(), format!("{callers}|{port}"), host.to_ascii_lowercase(), format!("{one:?}"));
+                        let this = (object.key().to_string(), at.clone());
+                        let Some((other, other_at)) = first.get(&same) else {
+                            first.insert(same, this);
+                            continue;
+                        };
+                        let mine = *other == this.0;
+                        let whose = if mine { String::new() } else { format!("{other} ") };
+                        problems.warn(
+                            &at,
+                            format!("{whose}{other_at} matches the same requests to Service/{service} and is asked first"),
+                            if mine {
+                                "keep one of the two"
+                            } else {
+                                "keep one of the two, or let them match different requests"
+                            },
+                        );
+                    }
+                }
+            }
+        }
+        all.append(problems);
+    }
+    all
+}
+
+/// What to do about a name that nothing has.
+fn nearest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
+    match crate::base::names::nearest(wrong, names) {
+        Some(name) => format!("did you mean {name:?}? else create it"),
+        None => "create it, or correct the name".to_owned(),
+    }
+}
