@@ -245,10 +245,13 @@ pub(crate) trait Desired: Send + Sync + 'static {
     ///
     /// # Errors
     /// The status to end the stream with.
-    fn admit(&self, peer: &PeerInfo, session: &Session) -> Result<Self::Seat, Status>;
+    fn admit(&self, peer: &PeerInfo, session: &Session) -> impl Future<Output = Result<Self::Seat, Status>> + Send;
 
     /// What the sidecar should have now.
-    fn view(&self, session: &Session) -> View;
+    ///
+    /// # Errors
+    /// It may have nothing any more; the status to end the stream with, upon which the sidecar keeps what it has.
+    fn view(&self, seat: &Self::Seat, session: &Session) -> Result<View, Status>;
 
     /// Tells when the desired state changes.
     fn changes(&self) -> watch::Receiver<u64>;
@@ -283,7 +286,7 @@ impl<D: Desired> Delta for Streams<D> {
             Err(_elapsed) => return Err(Status::deadline_exceeded("no first request came")),
         };
         let session = Session::open(first).map_err(refusal)?;
-        let seat = self.desired.admit(&peer, &session)?;
+        let seat = self.desired.admit(&peer, &session).await?;
         // A stream does not outlive the certificate that opened it; the sidecar comes back with its fresh one and what it
         // holds is not sent again.
         let lifetime = peer.expires.map(|expires| expires.saturating_sub(self.clock.since_epoch()));
@@ -332,7 +335,13 @@ impl<D: Desired> Serving<D> {
         loop {
             if !self.session.waits() {
                 self.changes.mark_unchanged();
-                let view = self.desired.view(&self.session);
+                let view = match self.desired.view(&self.seat, &self.session) {
+                    Ok(view) => view,
+                    Err(status) => {
+                        self.ended = true;
+                        return Some(Err(status));
+                    }
+                };
                 let response = self.session.respond(&view);
                 self.desired.report(&self.seat, &self.session);
                 if let Some(response) = response {

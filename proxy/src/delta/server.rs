@@ -8,8 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::base::names::{Named, check_name};
 use crate::delta::envelope::{DeltaRequest, DeltaResponse, Resource, Scope as WireScope};
 use crate::delta::{SCOPES_MAX, Scope, ScopeError};
@@ -21,7 +19,7 @@ pub(crate) struct Item {
     /// Tells two contents of one resource apart, also across restarts of the control plane.
     pub(crate) version: Arc<str>,
     /// Canonical JSON.
-    pub(crate) body: Bytes,
+    pub(crate) body: Arc<str>,
 }
 
 /// What one sidecar should have.
@@ -168,7 +166,11 @@ impl Session {
         for (key, item) in &view.resources {
             let wire = key.to_string();
             if self.sent.get(&wire) != Some(&item.version) {
-                resources.push(Resource { key: wire.clone(), version: item.version.to_string(), body: item.body.to_vec() });
+                resources.push(Resource {
+                    key: wire.clone(),
+                    version: item.version.to_string(),
+                    body: item.body.as_bytes().to_vec(),
+                });
             }
             seen.insert(wire);
         }

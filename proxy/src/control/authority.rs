@@ -1,0 +1,223 @@
+//! The authority as node agents reach it: joining by the operator's token, certificates for the workloads of a node.
+//!
+//! The token proves a node; the node's certificate proves every later call; the world says which identities there are to
+//! sign for. Nothing that a caller says about itself counts.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use futures_util::Stream;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use super::ca::{Authority as Ca, CaError, Signed};
+use super::metrics::Metrics;
+use super::store::Store;
+use crate::base::drain::DrainGuard;
+use crate::base::names::check_name;
+use crate::base::state::write_atomic;
+use crate::delta::authority::authority_server::Authority;
+use crate::delta::authority::{Bundle, Certificate, JoinNodeRequest, SignWorkloadRequest, WatchBundleRequest};
+use crate::delta::transport::PeerInfo;
+use crate::identity::spiffe::SpiffeId;
+use crate::model::workload::WorkloadTransport;
+use crate::model::{Kind, Resource};
+
+/// Serves the authority.
+pub(crate) struct Signer {
+    pub(crate) ca: Arc<Ca>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) token: JoinToken,
+    pub(crate) svid_lifetime: Duration,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stop: DrainGuard,
+}
+
+/// What proves a new node. Compared without telling by its time how much of a guess was right.
+pub(crate) struct JoinToken([u8; 32]);
+
+impl JoinToken {
+    /// Reads the token of `path`, or writes a new one there for the operator to give to nodes.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or holds a token too short to be one.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut random = [0_u8; 32];
+                SystemRandom::new().fill(&mut random).map_err(|_unspecified| io::Error::other("no random numbers"))?;
+                let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+                write_atomic(path, format!("{text}\n").as_bytes(), 0o600)?;
+                text
+            }
+            Err(error) => return Err(error),
+        };
+        let text = text.trim();
+        if text.len() < TOKEN_BYTES_MIN {
+            return Err(io::Error::other(format!("the join token has fewer than {TOKEN_BYTES_MIN} characters")));
+        }
+        Ok(Self(fingerprint(text)))
+    }
+
+    fn fits(&self, guess: &str) -> bool {
+        verify_slices_are_equal(&self.0, &fingerprint(guess.trim())).is_ok()
+    }
+}
+
+fn fingerprint(text: &str) -> [u8; 32] {
+    let mut fixed = [0; 32];
+    for (to, from) in fixed.iter_mut().zip(digest(&SHA256, text.as_bytes()).as_ref()) {
+        *to = *from;
+    }
+    fixed
+}
+
+impl Signer {
+    fn certificate(&self, signed: Signed) -> Certificate {
+        Certificate { chain: signed.chain.iter().map(|der| der.to_vec()).collect(), bundle: Some(self.bundle()) }
+    }
+
+    fn bundle(&self) -> Bundle {
+        Bundle { trust_domain: self.ca.trust_domain().to_string(), authorities: vec![self.ca.root().to_vec()] }
+    }
+
+    /// Does a workload with a sidecar have this identity?
+    fn known(&self, identity: &SpiffeId) -> bool {
+        let world = self.store.world();
+        world.resources().by_key.iter().any(|(key, resource)| {
+            key.kind == Kind::Workload
+                && matches!(resource.as_ref(), Resource::Workload(workload)
+                    if workload.spec.transport == WorkloadTransport::MutualTls
+                        && identity.account() == Some((&key.name.namespace, workload.spec.account())))
+        })
+    }
+
+    /// Waits for a workload of this identity: a pod's node may ask before the pod's record was read.
+    async fn wait_until_known(&self, identity: &SpiffeId) -> bool {
+        let mut changes = self.store.changes();
+        let known = async {
+            loop {
+                changes.mark_unchanged();
+                if self.known(identity) {
+                    return true;
+                }
+                if changes.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        tokio::time::timeout(KNOWN_WITHIN, known).await.unwrap_or(false)
+    }
+}
+
+#[tonic::async_trait]
+impl Authority for Signer {
+    type WatchBundleStream = Pin<Box<dyn Stream<Item = Result<Bundle, Status>> + Send>>;
+
+    async fn join_node(&self, request: Request<JoinNodeRequest>) -> Result<Response<Certificate>, Status> {
+        let address = peer(&request)?.address;
+        let JoinNodeRequest { token, node, csr } = request.into_inner();
+        if !self.token.fits(&token) {
+            warn!(?address, "a node showed a wrong join token");
+            self.metrics.signed("node", false);
+            return Err(Status::unauthenticated(
+                "the join token is wrong; it stands in join-token in the control plane's state folder",
+            ));
+        }
+        let bad_name = |_error| Status::invalid_argument(format!("{node:?} is no name of a node"));
+        check_name(&node).map_err(bad_name)?;
+        let identity = self.ca.trust_domain().node(&node).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let signed = self.ca.sign(&csr, &identity, NODE_LIFETIME).map_err(refused)?;
+        info!(%identity, ?address, "a node joined");
+        self.metrics.signed("node", true);
+        Ok(Response::new(self.certificate(signed)))
+    }
+
+    async fn sign_workload(&self, request: Request<SignWorkloadRequest>) -> Result<Response<Certificate>, Status> {
+        let node = node_of(peer(&request)?, &self.ca)?;
+        let SignWorkloadRequest { spiffe_id, csr } = request.into_inner();
+        let identity: SpiffeId = spiffe_id
+            .parse()
+            .map_err(|error: crate::identity::spiffe::SpiffeError| Status::invalid_argument(error.to_string()))?;
+        let ours = identity.trust_domain() == *self.ca.trust_domain();
+        if !ours || identity.account().is_none() || identity.account() == Some((MESH_NAMESPACE, CONTROL_ACCOUNT)) {
+            self.metrics.signed("workload", false);
+            return Err(Status::permission_denied(format!(
+                "{identity} is not a workload's identity in trust domain {}",
+                self.ca.trust_domain()
+            )));
+        }
+        if !self.wait_until_known(&identity).await {
+            self.metrics.signed("workload", false);
+            return Err(Status::not_found(format!("no workload with a sidecar has the identity {identity}")));
+        }
+        let signed = self.ca.sign(&csr, &identity, self.svid_lifetime).map_err(refused)?;
+        info!(%identity, %node, "signed a workload's certificate");
+        self.metrics.signed("workload", true);
+        Ok(Response::new(self.certificate(signed)))
+    }
+
+    async fn watch_bundle(&self, request: Request<WatchBundleRequest>) -> Result<Response<Self::WatchBundleStream>, Status> {
+        if peer(&request)?.identity.is_none() {
+            return Err(Status::unauthenticated(NO_CERTIFICATE));
+        }
+        let mut stop = self.stop.clone();
+        let bundle = self.bundle();
+        // The root of a running control plane does not change: the stream says it once and stands until the stop.
+        let stream = futures_util::stream::unfold(Some(bundle), move |next| {
+            let mut stop = stop.clone();
+            async move {
+                match next {
+                    Some(bundle) => Some((Ok(bundle), None)),
+                    None => {
+                        stop.stopped().await;
+                        None
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
+    request.extensions().get::<PeerInfo>().cloned().ok_or_else(|| Status::internal("the connection has no peer"))
+}
+
+/// The name of the node that is calling.
+fn node_of(peer: PeerInfo, ca: &Ca) -> Result<String, Status> {
+    let identity = peer.identity.ok_or_else(|| Status::unauthenticated(NO_CERTIFICATE))?;
+    match identity.path().strip_prefix("/node/") {
+        Some(node) if identity.trust_domain() == *ca.trust_domain() => Ok(node.to_owned()),
+        _ => Err(Status::permission_denied(format!("{identity} is not a node; only nodes ask for workloads' certificates"))),
+    }
+}
+
+fn refused(error: CaError) -> Status {
+    match error {
+        CaError::Request(_) => Status::invalid_argument(error.to_string()),
+        CaError::Folder { .. } | CaError::Root { .. } | CaError::Sign(_) | CaError::Random => Status::internal(error.to_string()),
+    }
+}
+
+/// What a caller without a certificate is told.
+pub(super) const NO_CERTIFICATE: &str = "show a certificate of the mesh; only joining a node works without one";
+
+/// The account of the control plane itself, for which nobody else is signed.
+const MESH_NAMESPACE: &str = crate::model::object::MESH_NAMESPACE;
+const CONTROL_ACCOUNT: &str = "control";
+
+/// How long a node's certificate is good; the node joins again before.
+const NODE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a request for a certificate waits for its workload to be known.
+const KNOWN_WITHIN: Duration = Duration::from_secs(2);
+
+const TOKEN_BYTES_MIN: usize = 16;
