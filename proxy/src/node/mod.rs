@@ -1,5 +1,346 @@
 //! The node agent: pods of this machine, their enrolment, their identity, the kernel programs.
+//!
+//! It reconciles what the pods' records say with what the kernel holds, again and again, and each step may be repeated:
+//! an agent that was killed finds its programs pinned and the pods enrolled, and sidecars hand their listeners over
+//! again. Traffic never passes through this process.
 
+pub(crate) mod authority;
+pub(crate) mod enrolment;
+pub(crate) mod identities;
 pub(crate) mod kernel;
+pub(crate) mod metrics;
 pub(crate) mod netns;
+pub(crate) mod pods;
+pub(crate) mod workload_api;
 pub(crate) mod workload_proto;
+
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::Watcher as _;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{info, warn};
+
+use self::authority::Authority;
+use self::kernel::{Kernel, KernelError, PodEntry};
+use self::metrics::Metrics;
+use self::pods::{Changes, Pod, Pods};
+use crate::base::clock::WallClock;
+use crate::base::drain::DrainGuard;
+use crate::base::random::Dice;
+use crate::identity::spiffe::SpiffeError;
+use crate::model::pod_record::PodRecord;
+use crate::telemetry::TelemetryError;
+
+/// How the agent is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// The mesh's state; the pods' records are in its folder `pods`.
+    pub(crate) state: PathBuf,
+    pub(crate) authority: authority::Config,
+    /// The folder for pins; a bpffs is mounted on it.
+    pub(crate) pins: PathBuf,
+    /// The enrolment socket.
+    pub(crate) node_socket: PathBuf,
+    pub(crate) workload_api: PathBuf,
+    /// Where metrics and readiness are served.
+    pub(crate) metrics: SocketAddr,
+    /// The kernel programs write rare events into the log.
+    pub(crate) kernel_log: bool,
+    /// Of the jitter between attempts and renewals.
+    pub(crate) seed: u64,
+}
+
+/// Why the agent cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    /// The environment: capture does not work here.
+    #[error("the kernel programs cannot be set up")]
+    Kernel(#[from] KernelError),
+    /// The environment: a folder, a socket or a port.
+    #[error("cannot use {what}")]
+    Place {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    /// The user: a name that cannot stand in an identity.
+    #[error(transparent)]
+    Name(#[from] SpiffeError),
+    /// Ours.
+    #[error(transparent)]
+    Metrics(#[from] TelemetryError),
+    /// Ours: a part of the agent ended.
+    #[error("a part of the node agent ended: {0}")]
+    Ended(String),
+}
+
+/// What the parts of the agent share.
+pub(crate) struct Agent {
+    pub(crate) pods: watch::Sender<Pods>,
+    /// Locked for one system call or a few, never across a wait.
+    pub(crate) kernel: Mutex<Kernel>,
+    pub(crate) cgroup_root: PathBuf,
+    pub(crate) authority: Authority,
+    pub(crate) metrics: Metrics,
+}
+
+impl NodeError {
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> String {
+        match self {
+            Self::Kernel(error) => error.remedy(),
+            Self::Place { .. } => "run as root, and stop whatever else uses it".to_owned(),
+            Self::Name(_) => "use letters, digits, '.', '-' and '_'".to_owned(),
+            Self::Metrics(_) | Self::Ended(_) => "report this with the log; a restart helps".to_owned(),
+        }
+    }
+}
+
+/// Runs the agent until it is told to stop. What it enrolled stays enrolled afterwards.
+///
+/// # Errors
+/// The kernel, a folder or a socket cannot be used; or a part of it ended.
+pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard) -> Result<(), NodeError> {
+    let records = config.state.join("pods");
+    std::fs::create_dir_all(&records).map_err(place(&records))?;
+    kernel::mount_bpffs(&config.pins)?;
+    let cgroup_root = kernel::find_cgroup2()?;
+    let kernel = Kernel::open(&config.pins, &cgroup_root, kernel::Options { log: config.kernel_log })?;
+    let agent = Arc::new(Agent {
+        pods: watch::Sender::default(),
+        kernel: Mutex::new(kernel),
+        cgroup_root,
+        authority: Authority::new(config.authority, clock, Dice::from_seed(config.seed))?,
+        metrics: Metrics::new()?,
+    });
+    withdraw_strangers(&agent, &records);
+
+    let enrolment = bind(&config.node_socket)?;
+    let workload_api = bind(&config.workload_api)?;
+    let metrics = TcpListener::bind(config.metrics).await.map_err(place(&config.metrics.to_string()))?;
+
+    let mut parts = JoinSet::new();
+    let joined = agent.authority.clone();
+    parts.spawn(async move { joined.keep_joined().await });
+    let bundle = agent.authority.clone();
+    parts.spawn(async move { bundle.follow_bundle().await });
+    parts.spawn(enrolment::serve(Arc::clone(&agent), enrolment));
+    parts.spawn(workload_api::serve(Arc::clone(&agent), workload_api));
+    let served = metrics::serve(Arc::clone(&agent), metrics);
+    parts.spawn(async move { drop(served.await) });
+    parts.spawn(follow(Arc::clone(&agent), records));
+    info!("node agent ready for pods");
+
+    // Cancel-safe: nothing is taken from either. None of the parts ever ends by itself.
+    tokio::select! {
+        () = guard.stopped() => Ok(()),
+        ended = parts.join_next() => Err(NodeError::Ended(why(ended))),
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+/// Reconciles whenever the folder of records changes, and now and then all the same: a notification may be lost.
+async fn follow(agent: Arc<Agent>, records: PathBuf) {
+    // One pending notice is enough: a reconciliation reads the whole folder.
+    let (notice, mut notices) = mpsc::channel(1);
+    let told = move |_event: notify::Result<notify::Event>| {
+        // Full means that a notice is already waiting.
+        if notice.try_send(()).is_err() {}
+    };
+    let mut watcher = notify::recommended_watcher(told);
+    let watched = watcher
+        .as_mut()
+        .map_err(|error| error.to_string())
+        .and_then(|watcher| watcher.watch(&records, notify::RecursiveMode::NonRecursive).map_err(|error| error.to_string()));
+    if let Err(error) = watched {
+        warn!(error, folder = %records.display(), "cannot be told of new pods, looking for them every moment instead");
+    }
+    let mut faults = BTreeMap::new();
+    let mut fresh = Renewals::default();
+    loop {
+        reconcile(&agent, &records, &mut fresh, &mut faults);
+        if tokio::time::timeout(LOOK_EVERY, notices.recv()).await == Ok(None) {
+            // No watcher: the timer alone.
+            tokio::time::sleep(LOOK_WITHOUT_NOTICE).await;
+        }
+    }
+}
+
+fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut BTreeMap<String, String>) {
+    let found = match pods::read(records) {
+        Ok(found) => found,
+        Err(error) => {
+            // A folder that disappeared says nothing about the pods.
+            warn_once(faults, "", &format!("cannot read {}: {error}", records.display()));
+            return;
+        }
+    };
+    faults.retain(|stem, _text| found.faults.contains_key(stem));
+    for (stem, fault) in &found.faults {
+        warn_once(faults, stem, fault);
+    }
+    let Changes { withdraw, enrol, describe } = pods::compare(&found, &agent.pods.borrow());
+    for cookie in withdraw {
+        fresh.stop(cookie);
+        if let Err(error) = agent.kernel.lock().withdraw(cookie) {
+            warn!(cookie, error = chain(&error), "cannot withdraw a pod");
+        }
+        agent.pods.send_modify(|pods| {
+            if let Some(pod) = pods.remove(&cookie) {
+                info!(pod = %pod.record.named(), "pod withdrawn");
+            }
+        });
+    }
+    for record in enrol {
+        let name = record.named();
+        match add(agent, record) {
+            Ok(pod) => {
+                info!(pod = %name, id = %pod.id, "pod enrolled");
+                faults.remove(&PodRecord::file_stem(&name));
+                fresh.start(pod, &agent.authority);
+            }
+            Err(error) => warn_once(faults, &PodRecord::file_stem(&name), &chain(&error)),
+        }
+    }
+    for record in describe {
+        agent.pods.send_modify(|pods| {
+            if let Some(pod) = pods.get_mut(&record.netns_cookie) {
+                *pod = Arc::new(Pod { record: record.clone(), id: pod.id.clone(), svid: pod.svid.clone() });
+            }
+        });
+    }
+    agent.metrics.pods.set(i64::try_from(agent.pods.borrow().len()).unwrap_or(i64::MAX));
+}
+
+/// The tasks that keep the pods' certificates fresh.
+#[derive(Default)]
+struct Renewals {
+    tasks: JoinSet<()>,
+    by_cookie: BTreeMap<u64, AbortHandle>,
+}
+
+impl Renewals {
+    fn start(&mut self, pod: Arc<Pod>, authority: &Authority) {
+        let cookie = pod.record.netns_cookie;
+        self.stop(cookie);
+        let task = self.tasks.spawn(identities::keep_fresh(pod, authority.clone()));
+        self.by_cookie.insert(cookie, task);
+    }
+
+    fn stop(&mut self, cookie: u64) {
+        if let Some(task) = self.by_cookie.remove(&cookie) {
+            task.abort();
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+}
+
+/// Enrols a pod with the kernel, then makes it known.
+fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
+    let id = agent.authority.trust_domain().service_account(&record.account())?;
+    let pod = Arc::new(Pod { id, record, svid: watch::Sender::new(None) });
+    let netns = File::open(&pod.record.netns).map_err(place(&pod.record.netns))?;
+    // A record that outlived its pod, or a namespace that was made again under the same name.
+    let actual = netns::cookie(&netns).map_err(place(&pod.record.netns))?;
+    if actual != pod.record.netns_cookie {
+        let text = format!("its namespace has cookie {actual}, the record says {}", pod.record.netns_cookie);
+        return Err(place(&pod.record.netns)(io::Error::other(text)));
+    }
+    let cgroup = pod.record.cgroup.join("sidecar");
+    let entry = PodEntry {
+        cookie: actual,
+        v4: pod.address(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }),
+        v6: pod.address(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }),
+        sidecar_cgroup: &cgroup,
+        netns: netns.as_fd(),
+    };
+    agent.kernel.lock().enrol(&entry)?;
+    agent.pods.send_modify(|pods| {
+        pods.insert(actual, Arc::clone(&pod));
+    });
+    Ok(pod)
+}
+
+/// Withdraws what a former agent enrolled and nobody describes any more. A record that cannot be read might be the
+/// description: then nothing is withdrawn.
+fn withdraw_strangers(agent: &Agent, records: &Path) {
+    let Ok(found) = pods::read(records) else { return };
+    if !found.faults.is_empty() {
+        return;
+    }
+    let enrolled = agent.kernel.lock().enrolled();
+    match enrolled {
+        Ok(enrolled) => {
+            for pod in enrolled {
+                if found.records.iter().any(|record| record.meshed && record.netns_cookie == pod.cookie) {
+                    continue;
+                }
+                if let Err(error) = agent.kernel.lock().withdraw(pod.cookie) {
+                    warn!(cookie = pod.cookie, error = chain(&error), "cannot withdraw a pod");
+                }
+            }
+        }
+        Err(error) => warn!(error = chain(&error), "cannot tell which pods are enrolled"),
+    }
+}
+
+/// A socket at `path` that every process of the machine may connect to: who it is decides what it gets.
+fn bind(path: &Path) -> Result<UnixListener, NodeError> {
+    let bound = || {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _gone => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
+        Ok(listener)
+    };
+    bound().map_err(place(path))
+}
+
+fn place(what: &(impl AsRef<Path> + ?Sized)) -> impl FnOnce(io::Error) -> NodeError {
+    let what = what.as_ref().display().to_string();
+    move |source| NodeError::Place { what, source }
+}
+
+/// One line per fault, not one per look.
+fn warn_once(faults: &mut BTreeMap<String, String>, stem: &str, text: &str) {
+    if faults.get(stem).is_none_or(|told| told != text) {
+        warn!(pod = stem, error = text, "a pod's record is not in force");
+        faults.insert(stem.to_owned(), text.to_owned());
+    }
+}
+
+fn why(ended: Option<Result<(), JoinError>>) -> String {
+    match ended {
+        Some(Err(error)) => error.to_string(),
+        _no_reason => "without a reason".to_owned(),
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_WITHOUT_NOTICE: Duration = Duration::from_millis(500);

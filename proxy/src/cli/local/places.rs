@@ -1,0 +1,213 @@
+//! Where the local mesh keeps what it makes, and which of it stands now.
+//!
+//! Whether something lives is told by a lock that its owner holds until it ends, however it ends: a process number in a
+//! file may be somebody else's by now.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::Failure;
+use crate::base::names::{Named, check_name};
+use crate::base::state;
+use crate::model::pod_record::PodRecord;
+
+/// What `outrigger up` wrote when it was ready: `/run/outrigger/up.json`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UpRecord {
+    pub(crate) supervisor: u32,
+    pub(crate) control: u32,
+    pub(crate) node: u32,
+    pub(crate) state: PathBuf,
+    pub(crate) trust_domain: String,
+    /// The stream, as sidecars reach it.
+    pub(crate) stream: SocketAddr,
+    pub(crate) api: String,
+    pub(crate) dashboard: String,
+}
+
+/// The folder for what does not outlive a boot.
+pub(crate) const RUNTIME: &str = "/run/outrigger";
+/// The bridge that joins the pods.
+pub(crate) const BRIDGE: &str = "outrigger0";
+pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
+pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, 1);
+/// The user and group of sidecars.
+pub(crate) const SIDECAR_ID: u32 = 14_000;
+
+/// The runtime folder, or a file in it.
+pub(crate) fn runtime(name: &str) -> PathBuf {
+    Path::new(RUNTIME).join(name)
+}
+
+/// Where the kernel programs are pinned.
+pub(crate) fn pins() -> PathBuf {
+    runtime("bpf")
+}
+
+/// What belongs to one local pod.
+#[derive(Clone, Debug)]
+pub(crate) struct PodPlaces {
+    pub(crate) pod: Named,
+    stem: String,
+    state: PathBuf,
+}
+
+impl PodPlaces {
+    /// # Errors
+    /// The namespace or the name is none.
+    pub(crate) fn new(state: &Path, namespace: &str, name: &str) -> Result<Self, Failure> {
+        for text in [namespace, name] {
+            check_name(text).map_err(|error| Failure::invalid([error]))?;
+        }
+        // The file name of a record has the namespace up to the first dot.
+        if namespace.contains('.') {
+            return Err(Failure::invalid([format!("{namespace:?} is not a namespace; it may not hold a dot")]));
+        }
+        Ok(Self::of(state, &Named::new(namespace, name)))
+    }
+
+    /// The places of a pod whose name is known to be good.
+    pub(crate) fn of(state: &Path, pod: &Named) -> Self {
+        Self { pod: pod.clone(), stem: PodRecord::file_stem(pod), state: state.to_owned() }
+    }
+
+    /// Its record.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.state.join("pods").join(format!("{}.json", self.stem))
+    }
+
+    /// Its network namespace's name for ip(8), and its file.
+    pub(crate) fn netns(&self) -> (String, PathBuf) {
+        let name = format!("outrigger-{}-{}", self.pod.namespace, self.pod.name);
+        let path = Path::new("/run/netns").join(&name);
+        (name, path)
+    }
+
+    /// Its cgroup, below `root`, the cgroup2 mount.
+    pub(crate) fn cgroup(&self, root: &Path) -> PathBuf {
+        root.join("outrigger/pods").join(&self.stem)
+    }
+
+    /// Its folder below the runtime folder: lock, resolv.conf, hosts.
+    pub(crate) fn runtime(&self) -> PathBuf {
+        runtime("pods").join(&self.stem)
+    }
+
+    /// Held by the pod's supervisor for as long as it lives.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.runtime().join("lock")
+    }
+
+    /// Where its sidecar keeps the last good configuration.
+    pub(crate) fn sidecar_state(&self) -> PathBuf {
+        self.state.join("sidecars").join(&self.stem)
+    }
+
+    /// A log of it; `kind` is empty for the program's own.
+    pub(crate) fn log(&self, kind: &str) -> PathBuf {
+        self.state.join("log").join(format!("{}{kind}.log", self.stem))
+    }
+
+    /// Its key in the address book.
+    pub(crate) fn owner(&self) -> String {
+        self.pod.to_string()
+    }
+
+    /// Does a supervisor hold it?
+    ///
+    /// # Errors
+    /// The lock cannot be looked at.
+    pub(crate) fn is_alive(&self) -> io::Result<bool> {
+        if self.lock().exists() { Ok(state::try_lock(&self.lock())?.is_none()) } else { Ok(false) }
+    }
+
+    /// Its record, if it has one.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub(crate) fn read_record(&self) -> io::Result<Option<PodRecord>> {
+        match std::fs::read(self.record()) {
+            Ok(bytes) => PodRecord::parse(&bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The mesh that is up.
+///
+/// # Errors
+/// None is.
+pub(crate) fn mesh() -> Result<UpRecord, Failure> {
+    let none = || Failure::environment("no mesh is up on this machine", "start it with `outrigger up`");
+    if take_mesh_lock().map_err(|error| reading(&up_lock(), &error))?.is_some() {
+        return Err(none());
+    }
+    let path = runtime("up.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| reading(&path, &error.into())),
+        // The lock is held and the record is missing: the mesh is about to be up, or about to be gone.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Failure::environment("the mesh is not ready", "wait until `outrigger up` says that it is"))
+        }
+        Err(error) => Err(reading(&path, &error)),
+    }
+}
+
+/// The lock that `outrigger up` holds; `None` while it does.
+///
+/// # Errors
+/// The lock cannot be looked at.
+pub(crate) fn take_mesh_lock() -> io::Result<Option<File>> {
+    match state::try_lock(&up_lock()) {
+        // Nobody ever was up here.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            folder(Path::new(RUNTIME), 0o755)?;
+            state::try_lock(&up_lock())
+        }
+        taken => taken,
+    }
+}
+
+fn up_lock() -> PathBuf {
+    runtime("up.lock")
+}
+
+/// Makes a folder and those above it; an existing one stays as it is.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn folder(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+fn reading(path: &Path, error: &io::Error) -> Failure {
+    Failure::environment(format!("cannot read {}: {error}", path.display()), "run as root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_places_bear_its_name() {
+        let places = PodPlaces::new(Path::new("/var/lib/outrigger"), "shop", "web-1").unwrap();
+        assert_eq!(places.record(), Path::new("/var/lib/outrigger/pods/shop.web-1.json"));
+        assert_eq!(places.netns().1, Path::new("/run/netns/outrigger-shop-web-1"));
+        assert_eq!(places.cgroup(Path::new("/sys/fs/cgroup")), Path::new("/sys/fs/cgroup/outrigger/pods/shop.web-1"));
+        assert_eq!(places.log(".sidecar"), Path::new("/var/lib/outrigger/log/shop.web-1.sidecar.log"));
+    }
+
+    #[test]
+    fn a_name_that_could_leave_its_folder_is_refused() {
+        for (namespace, name) in [("..", "web"), ("shop", "../web"), ("a.b", "web"), ("shop", ""), ("Shop", "web")] {
+            assert!(PodPlaces::new(Path::new("/x"), namespace, name).is_err(), "{namespace} {name}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What the node agent counts, and where it is read: `/metrics` and `/ready` on a port of their own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use proxy_common::counters::Counter;
+use tokio::net::TcpListener;
+
+use super::Agent;
+use crate::telemetry::{TelemetryError, metrics};
+
+/// The agent's metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) registry: Registry,
+    /// Enrolled pods.
+    pub(crate) pods: IntGauge,
+    /// Questions of sidecars, by what became of them.
+    pub(crate) enrolments: IntCounterVec,
+    /// 1 while the node's certificate is good and the agent may have others signed.
+    joined: IntGauge,
+    /// When each pod's certificate ends.
+    expiry: IntGaugeVec,
+    /// What the kernel programs counted for each pod.
+    capture: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers all of them, and those of the process.
+    ///
+    /// # Errors
+    /// Two of one name.
+    pub(crate) fn new() -> Result<Self, TelemetryError> {
+        let registry = metrics::process_registry()?;
+        Ok(Self {
+            pods: metrics::gauge(&registry, "outrigger_node_pods", "Enrolled pods.")?,
+            enrolments: metrics::counters(
+                &registry,
+                "outrigger_node_enrolments_total",
+                "Questions of sidecars, by what became of them.",
+                &["outcome"],
+            )?,
+            joined: metrics::gauge(&registry, "outrigger_node_joined", "1 once the control plane certified this node.")?,
+            expiry: metrics::gauges(
+                &registry,
+                "outrigger_node_certificate_expiry_timestamp_seconds",
+                "End of validity of each pod's certificate.",
+                &["namespace", "pod"],
+            )?,
+            capture: metrics::gauges(
+                &registry,
+                "outrigger_capture_connections",
+                "What the kernel programs did with connections of a pod since its enrolment.",
+                &["namespace", "pod", "event"],
+            )?,
+            registry,
+        })
+    }
+}
+
+/// Serves them at `listener` until the agent ends.
+///
+/// # Errors
+/// The listener fails.
+pub(crate) async fn serve(agent: Arc<Agent>, listener: TcpListener) -> std::io::Result<()> {
+    let router = Router::new().route("/metrics", get(render)).route("/ready", get(ready)).with_state(agent);
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+}
+
+async fn render(State(agent): State<Arc<Agent>>) -> String {
+    let metrics = &agent.metrics;
+    metrics.joined.set(i64::from(agent.authority.is_joined()));
+    // Pods that are gone leave no series behind.
+    metrics.expiry.reset();
+    metrics.capture.reset();
+    for (cookie, pod) in agent.pods.borrow().iter() {
+        let (namespace, name) = (pod.record.namespace.as_str(), pod.record.name.as_str());
+        if let Some(svid) = &*pod.svid.borrow() {
+            let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
+            metrics.expiry.with_label_values(&[namespace, name]).set(ends);
+        }
+        let counted = agent.kernel.lock().counters(*cookie).ok().flatten();
+        for (counter, count) in counted.iter().flat_map(|counters| Counter::ALL.into_iter().zip(counters.0)) {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            metrics.capture.with_label_values(&[namespace, name, word(counter)]).set(count);
+        }
+    }
+    metrics::render(&metrics.registry)
+}
+
+/// Ready: the kernel programs stand, both sockets answer, and the node may have certificates signed.
+async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {
+    if agent.authority.is_joined() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the control plane has not certified this node yet\n")
+    }
+}
+
+fn word(counter: Counter) -> &'static str {
+    match counter {
+        Counter::Redirected => "redirected",
+        Counter::LinkLocalRefused => "link_local_refused",
+        Counter::NotNoted => "not_noted",
+        Counter::OriginalFound => "original_found",
+        Counter::OriginalMissing => "original_missing",
+        Counter::Steered => "steered",
+        Counter::NoListener => "no_listener",
+        Counter::OwnPortRefused => "own_port_refused",
+        Counter::Excluded => "excluded",
+        Counter::ForeignOwnDial => "foreign_own_dial",
+        Counter::OwnDial => "own_dial",
+        Counter::OwnDialNotNoted => "own_dial_not_noted",
+        Counter::SelfSteered => "self_steered",
+        Counter::ClientShown => "client_shown",
+        Counter::ClientLost => "client_lost",
+        Counter::FlowLost => "flow_lost",
+    }
+}
