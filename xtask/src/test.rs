@@ -91,10 +91,8 @@ fn cases(root: &Path, long: bool, filter: &[String]) -> Result<(Counts, Option<S
         .into());
     }
     setup::run(root, setup::Need::Everything)?;
-    shell::run(shell::cargo(root, &["build", "--locked", "--package", "outrigger", "--bin", "outrigger"]))?;
-    shell::run(shell::cargo(root, &["build", "--locked", "--package", "e2e", "--features", "programs", "--bins"]))?;
-    let mut command =
-        shell::cargo(root, &["test", "--locked", "--package", "e2e", "--features", "programs", "--test", "cases", "--"]);
+    setup::build(root)?;
+    let mut command = shell::command(root, "target/debug/cases", &[]);
     command.args(filter);
     if long {
         command.arg("--long");

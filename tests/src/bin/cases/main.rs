@@ -1,9 +1,17 @@
 //! The end-to-end cases. Run them with `cargo xtask e2e [NAME]...`.
 #![expect(clippy::print_stdout, reason = "a test runner speaks on its standard output")]
+#![expect(clippy::disallowed_types, reason = "real programs are waited for in real time")]
 
 use std::process::ExitCode;
 
 use e2e::runner::{Runner, Wish};
+
+mod bad_input;
+mod faults;
+mod life;
+mod policies;
+mod third_party;
+mod world;
 
 fn main() -> ExitCode {
     if !rustix::process::geteuid().is_root() {
@@ -11,6 +19,11 @@ fn main() -> ExitCode {
         println!("\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
         return ExitCode::SUCCESS;
     }
-    let runner = Runner::new(Wish::from_arguments());
+    let mut runner = Runner::new(Wish::from_arguments());
+    life::run(&mut runner);
+    bad_input::run(&mut runner);
+    third_party::run(&mut runner);
+    policies::run(&mut runner);
+    faults::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

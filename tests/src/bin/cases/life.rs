@@ -1,0 +1,121 @@
+//! The local mesh's own life: what `up` refuses, and that `down` leaves nothing, whatever happened before.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigger};
+use e2e::runner::{Case, Runner};
+use rustix::process::Signal;
+
+use crate::world::{client, echo, service, until};
+
+/// Runs the group.
+pub(crate) fn run(runner: &mut Runner) {
+    runner.group(
+        "life",
+        || Ok(()),
+        &[
+            Case { name: "up_without_root_says_what_it_needs", run: |(), _| without_root() },
+            Case { name: "up_without_cgroup_v2_says_so", run: |(), _| without_cgroups() },
+            Case { name: "up_twice_says_that_it_is_up", run: |(), _| twice() },
+            Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
+            Case { name: "a_pod_passes_its_programs_exit_code_and_output_through", run: |(), _| passes_through() },
+        ],
+    );
+}
+
+/// A refusal by the environment: exit code 3, one message, a remedy.
+fn refused(said: &Said, word: &str) -> Result<()> {
+    ensure!(said.code == 3, "exit code {} instead of 3: {}", said.code, said.all());
+    ensure!(said.stderr.to_lowercase().contains(word), "the message does not name {word}: {}", said.stderr);
+    ensure!(said.stderr.lines().count() <= 6, "not one clear message: {}", said.stderr);
+    Ok(())
+}
+
+fn without_root() -> Result<()> {
+    // The build folder need not be open to others: the binary is copied to where it can be run.
+    let folder = tempfile::Builder::new().prefix("outrigger-nobody-").tempdir()?;
+    let open = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open())?;
+    let copy = folder.path().join("outrigger");
+    std::fs::copy(binary(), &copy)?;
+    std::fs::set_permissions(&copy, open())?;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).arg("up");
+    refused(&finish(&mut command, PATIENCE)?, "root")
+}
+
+fn without_cgroups() -> Result<()> {
+    let script = format!("umount -R {} && exec {} up", cgroup_root()?.display(), binary().display());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    refused(&finish(&mut command, PATIENCE)?, "cgroup")
+}
+
+fn twice() -> Result<()> {
+    let mesh = Mesh::up()?;
+    let said = finish(&mut outrigger(["up"]), PATIENCE)?;
+    ensure!(said.code != 0, "a second mesh came up: {}", said.all());
+    ensure!(said.stderr.contains("already") && said.stderr.contains("down"), "the message names no remedy: {}", said.stderr);
+    mesh.down()
+}
+
+/// What a mesh makes outside its own folders.
+fn traces() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut add = |kind: &str, text: &str| {
+        for line in text.lines().filter(|line| line.contains("outrigger")) {
+            found.insert(format!("{kind}: {line}"));
+        }
+    };
+    add("network namespace", &finish(Command::new("ip").args(["netns", "list"]), PATIENCE)?.ok()?);
+    add("link", &finish(Command::new("ip").args(["-o", "link"]), PATIENCE)?.ok()?);
+    add("mount", &std::fs::read_to_string("/proc/self/mounts")?);
+    let processes = finish(Command::new("ps").args(["-eo", "comm,args"]), PATIENCE)?.ok()?;
+    let ours = format!("{} ", binary().display());
+    add("process", &processes.lines().filter(|line| line.contains(&ours)).collect::<Vec<_>>().join("\n"));
+    if cgroup_root()?.join("outrigger").exists() {
+        found.insert("the cgroup outrigger".to_owned());
+    }
+    if std::path::Path::new("/run/outrigger/bpf").exists() {
+        found.insert("/run/outrigger/bpf".to_owned());
+    }
+    Ok(found)
+}
+
+fn nothing_left() -> Result<()> {
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    let before = traces()?;
+    let mesh = Mesh::up()?;
+    let web = echo(&mesh, "life/web", "web")?;
+    let caller = client(&mesh, "life/client")?;
+    mesh.apply(&service("life", "web", 80, 8080))?;
+    until(&caller, "http://web/", 200)?;
+    ensure!(traces()?.len() > before.len(), "a running mesh leaves no trace, so this case sees nothing");
+    let mut processes = vec![mesh.process("supervisor")?, mesh.process("control")?, mesh.process("node")?];
+    for pod in [&web, &caller] {
+        processes.extend(pod.processes("sidecar")?);
+        processes.extend(pod.processes("app")?);
+    }
+    processes.iter().for_each(|process| kill(*process, Signal::KILL));
+    // `outrigger run` of both pods as well: they end when their program is gone, or `down` ends them.
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok().context("down after a kill")?;
+    drop((web, caller, mesh));
+    let after = traces()?;
+    let left: Vec<&String> = after.difference(&before).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    // And a mesh comes up again.
+    Mesh::up()?.down()
+}
+
+fn passes_through() -> Result<()> {
+    let mesh = Mesh::up()?;
+    let said = finish(&mut outrigger(["run", "short", "-n", "life", "--", "sh", "-c", "echo said; exit 7"]), PATIENCE)?;
+    ensure!(said.code == 7 && said.stdout.trim() == "said", "{said:?}");
+    let pod = client(&mesh, "life/place")?;
+    let said = pod.exec(["sh", "-c", "echo out; exit 5"])?;
+    ensure!(said.code == 5 && said.stdout.trim() == "out", "{said:?}");
+    drop(pod);
+    mesh.down()
+}

@@ -1,0 +1,84 @@
+//! What cases share: documents, and pods of the usual shape.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::mesh::{Answer, Mesh, PATIENCE, Pod, wait_for};
+use e2e::programs;
+use serde_json::Value;
+
+/// A Service that selects `app: NAME`.
+pub(crate) fn service(namespace: &str, name: &str, port: u16, target: u16) -> String {
+    service_of(namespace, name, name, port, target)
+}
+
+/// A Service that selects `app: APP`.
+pub(crate) fn service_of(namespace: &str, name: &str, app: &str, port: u16, target: u16) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec:\n  selector: {{ app: {app} }}\n  ports: [{{ port: {port}, targetPort: {target} }}]\n"
+    )
+}
+
+/// An HTTPRoute on a Service of its own namespace; `rules` is the YAML of its list, in flow style.
+pub(crate) fn route(namespace: &str, name: &str, service: &str, rules: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec:\n  parentRefs: [{{ group: '', kind: Service, name: {service} }}]\n  rules: {rules}\n"
+    )
+}
+
+/// A document of one of our own kinds; `spec` is its YAML, in flow style.
+pub(crate) fn own(kind: &str, namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: outrigger.dev/v1alpha1\nkind: {kind}\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec: {spec}\n"
+    )
+}
+
+/// A pod that runs the echo service, listening.
+pub(crate) fn echo(mesh: &Mesh, name: &str, app: &str) -> Result<Pod> {
+    let pod = mesh
+        .pod(name)
+        .label("app", app)
+        .account(app)
+        .env("NAME", name)
+        .run([programs::shop().into_os_string(), "echo".into()])?;
+    pod.wait_listening(8080)?;
+    Ok(pod)
+}
+
+/// A pod for commands.
+pub(crate) fn client(mesh: &Mesh, name: &str) -> Result<Pod> {
+    let account = name.rsplit('/').next().unwrap_or(name).to_owned();
+    mesh.pod(name).account(&account).idle()
+}
+
+/// Waits until a GET of `url` from the pod is answered with `status`.
+pub(crate) fn until(pod: &Pod, url: &str, status: u16) -> Result<Answer> {
+    wait_for(&format!("status {status} of {url}"), PATIENCE, || expect(pod, &[url], status))
+}
+
+/// A `curl` that must be answered with `status`.
+pub(crate) fn expect(pod: &Pod, arguments: &[&str], status: u16) -> Result<Answer> {
+    let answer = pod.curl(arguments)?;
+    ensure!(
+        answer.status == status,
+        "curl {} was answered with {}, not {status}: {}",
+        arguments.join(" "),
+        answer.status,
+        answer.said.all()
+    );
+    Ok(answer)
+}
+
+/// What the echo service said.
+pub(crate) fn said(answer: &Answer) -> Result<Value> {
+    serde_json::from_str(&answer.body).with_context(|| format!("no JSON: {}", answer.body))
+}
+
+/// A metric of a sidecar: the sum of the samples of `name` whose labels hold all of `parts`.
+pub(crate) fn metric(pod: &Pod, name: &str, parts: &[&str]) -> Result<f64> {
+    let text = pod.metrics()?;
+    Ok(text
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter(|line| parts.iter().all(|part| line.contains(part)))
+        .filter_map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()))
+        .sum())
+}
