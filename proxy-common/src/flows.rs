@@ -23,9 +23,9 @@ pub enum Direction {
 pub struct Flow {
     /// Cookie of the pod's network namespace.
     pub netns: u64,
-    /// Bytes that the other side acknowledged.
+    /// Bytes that the other side acknowledged. The kernel counts SYN and FIN for a byte each.
     pub sent_bytes: u64,
-    /// Bytes received.
+    /// Bytes received, counted in the same way.
     pub received_bytes: u64,
     /// From the handshake's end to the close.
     pub duration_ns: u64,

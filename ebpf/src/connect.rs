@@ -1,0 +1,116 @@
+//! Outbound: `connect` of an app goes to its sidecar, `connect` of a sidecar passes.
+//!
+//! The hook also sees TCP Fast Open, the subflows of MPTCP, a socket bound to the pod's address, and a task of any other
+//! cgroup that entered the namespace.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::{info, warn};
+use proxy_common::PORT_OUTBOUND;
+use proxy_common::address::Address;
+use proxy_common::counters::Counter;
+use proxy_common::decide::{Caller, Connect, decide_connect};
+use proxy_common::pods::Pod;
+use proxy_common::sockets::{DECLARED, OWN, Role};
+
+use crate::maps::{count, note, noted, pod, read, read_words, write};
+
+/// `connect` goes on.
+const ALLOW: i32 = 1;
+/// `connect` fails with EPERM.
+const REFUSE: i32 = 0;
+/// IPPROTO_TCP.
+const TCP: u32 = 6;
+/// The sidecar's port as the context's field holds it.
+const REDIRECT_PORT: u32 = PORT_OUTBOUND.to_be() as u32;
+
+#[cgroup_sock_addr(connect4)]
+pub fn or_connect4(ctx: SockAddrContext) -> i32 {
+    let address = Address::v4(read!(ctx.sock_addr, user_ip4));
+    let (verdict, redirect) = connect(&ctx, address);
+    if redirect.is_some() {
+        write!(ctx.sock_addr, Address::LOOPBACK_V4.0[3], user_ip4);
+        write!(ctx.sock_addr, REDIRECT_PORT, user_port);
+    }
+    verdict
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn or_connect6(ctx: SockAddrContext) -> i32 {
+    let address = Address(read_words!(ctx.sock_addr, user_ip6));
+    let (verdict, redirect) = connect(&ctx, address);
+    if let Some(sidecar) = redirect {
+        write!(ctx.sock_addr, sidecar.0[0], user_ip6[0]);
+        write!(ctx.sock_addr, sidecar.0[1], user_ip6[1]);
+        write!(ctx.sock_addr, sidecar.0[2], user_ip6[2]);
+        write!(ctx.sock_addr, sidecar.0[3], user_ip6[3]);
+        write!(ctx.sock_addr, REDIRECT_PORT, user_port);
+    }
+    verdict
+}
+
+/// The verdict, and where the connection goes instead.
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
+    let port = u16::from_be(read!(ctx.sock_addr, user_port) as u16);
+    let protocol = read!(ctx.sock_addr, protocol);
+    // SAFETY: a cgroup/connect program's context always has its socket.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    // SAFETY: both helpers are free to this kind of program.
+    let (netns, cgroup) = unsafe { (bpf_get_netns_cookie(ctx.as_ptr()), bpf_get_current_cgroup_id()) };
+    let Some(pod) = pod(netns) else { return (ALLOW, None) };
+    if protocol != TCP {
+        return (ALLOW, None);
+    }
+    match decide_connect(pod, caller(pod, cgroup), &target) {
+        Connect::Pass => {
+            // The socket may have been sent to the sidecar before, in vain.
+            if let Some(noted) = noted(socket) {
+                noted.role = Role::None as u8;
+            }
+            (ALLOW, None)
+        }
+        Connect::RefuseLinkLocal => {
+            count(netns, Counter::LinkLocalRefused);
+            info!(ctx, "refused: connect to a link-local address, namespace {}", netns);
+            (REFUSE, None)
+        }
+        decision @ (Connect::RedirectV4 | Connect::RedirectV6) => {
+            let Some(noted) = note(socket) else { return (not_noted(ctx, netns), None) };
+            noted.address = target;
+            noted.port = port;
+            noted.flags = 0;
+            noted.role = Role::App as u8;
+            count(netns, Counter::Redirected);
+            let sidecar = if decision == Connect::RedirectV4 { Address::LOOPBACK_V4 } else { Address::LOOPBACK_V6 };
+            (ALLOW, Some(sidecar))
+        }
+        Connect::Dial => {
+            if let Some(noted) = note(socket) {
+                noted.flags &= DECLARED;
+                noted.role = Role::Upstream as u8;
+            }
+            (ALLOW, None)
+        }
+        Connect::DialOwn => {
+            let Some(noted) = note(socket) else { return (not_noted(ctx, netns), None) };
+            noted.flags = noted.flags & DECLARED | OWN;
+            noted.role = Role::Upstream as u8;
+            (ALLOW, None)
+        }
+    }
+}
+
+#[inline(always)]
+fn caller(pod: &Pod, cgroup: u64) -> Caller {
+    if pod.sidecar_cgroup == cgroup { Caller::Sidecar } else { Caller::App }
+}
+
+#[inline(always)]
+fn not_noted(ctx: &SockAddrContext, netns: u64) -> i32 {
+    count(netns, Counter::NotNoted);
+    warn!(ctx, "refused: no memory to note a connection, namespace {}", netns);
+    REFUSE
+}
