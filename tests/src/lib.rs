@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_types, reason = "real programs are waited for in real time")]
 
 pub mod mesh;
+pub mod metrics;
 pub mod programs;
 pub mod runner;
 pub mod wire;

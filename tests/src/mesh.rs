@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +32,8 @@ pub fn target() -> PathBuf {
 /// `outrigger` with these arguments, not yet started.
 pub fn outrigger<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(binary());
-    command.args(arguments).stdin(Stdio::null());
+    // An interrupt from the terminal is for the one who drives the mesh, who then takes it down in order.
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
     command
 }
 
@@ -290,6 +292,17 @@ impl PodBuilder<'_> {
         self
     }
 
+    /// Runs the pod by `outrigger run --detach`: nothing waits for it, and the mesh's `down` ends it.
+    pub fn detach<I: AsRef<OsStr>>(self, command: impl IntoIterator<Item = I>) -> Result<Pod> {
+        let log = self.mesh.folder().join(format!("{}.log", self.name.network()));
+        let mut line = outrigger(["run", &self.name.name, "-n", &self.name.namespace, "--detach"]);
+        line.args(&self.arguments).arg("--").args(command);
+        finish(&mut line, PATIENCE)?
+            .ok()
+            .with_context(|| format!("cannot run pod {}/{}", self.name.namespace, self.name.name))?;
+        Ok(Pod { name: self.name, runner: None, log })
+    }
+
     fn argument(mut self, flag: &str, value: &str) -> Self {
         self.arguments.extend([flag.to_owned(), value.to_owned()]);
         self
@@ -303,10 +316,10 @@ impl PodBuilder<'_> {
         let file = std::fs::File::create(&log)?;
         line.stdout(file.try_clone()?).stderr(file);
         let runner = line.spawn().context("cannot run `outrigger run`")?;
-        let mut pod = Pod { name: self.name, runner, log };
+        let mut pod = Pod { name: self.name, runner: Some(runner), log };
         // The pod is there when a command runs inside it.
         wait_for("the pod", PATIENCE, || {
-            if let Some(status) = pod.runner.try_wait()? {
+            if let Some(status) = pod.runner.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 return Ok(Err(anyhow::anyhow!("pod {:?} ended with {status}: {}", pod.name, pod.log())));
             }
             finish(&mut pod.name.exec(["true"]), PATIENCE)?.ok().map(|_| Ok(()))
@@ -320,10 +333,10 @@ impl PodBuilder<'_> {
     }
 }
 
-/// A running pod; dropping it stops it.
+/// A running pod; dropping it stops it, unless it was detached.
 pub struct Pod {
     pub name: PodName,
-    runner: Child,
+    runner: Option<Child>,
     log: PathBuf,
 }
 
@@ -407,15 +420,17 @@ impl Pod {
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.runner.try_wait()?.is_some() {
+        let Some(mut runner) = self.runner.take() else { return Ok(()) };
+        if runner.try_wait()?.is_some() {
             return Ok(());
         }
-        let said = finish(&mut outrigger(["stop", &self.name.name, "-n", &self.name.namespace, "--grace", "2s"]), PATIENCE);
+        let stop = ["stop", &self.name.name, "-n", &self.name.namespace, "--grace", "2s"];
+        let said = finish(&mut outrigger(stop), PATIENCE);
         let ended =
-            wait_for("the pod's end", Duration::from_secs(10), || self.runner.try_wait()?.context("`outrigger run` still runs"));
+            wait_for("the pod's end", Duration::from_secs(10), || runner.try_wait()?.context("`outrigger run` still runs"));
         if ended.is_err() {
-            self.runner.kill().ok();
-            self.runner.wait().ok();
+            runner.kill().ok();
+            runner.wait().ok();
         }
         said?.ok()?;
         ended.map(drop)

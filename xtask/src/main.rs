@@ -11,11 +11,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod demo;
 mod ebpf;
 mod generate;
 mod lint;
 mod setup;
 mod shell;
+mod show;
 mod test;
 mod tidy;
 
@@ -29,6 +31,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build, bring up the local mesh with a small shop in it, drive traffic, show what happened
+    ///
+    /// Stays up until interrupted, then takes everything down. Example: cargo xtask demo --check
+    Demo {
+        /// Assert all of it, take everything down, exit with 0 or 1
+        #[arg(long)]
+        check: bool,
+    },
     /// Every test that this machine can run: tidy, unit, kernel, end to end
     ///
     /// Installs what it needs, names what it leaves out and why, prints the minutes of each part and ends with
@@ -107,6 +117,7 @@ fn main() -> ExitCode {
 
 fn run(root: &Path, command: Command) -> Result<()> {
     match command {
+        Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long),
         Command::E2e { long, filter } => test::end_to_end(root, long, &filter),
         Command::Ebpf { check } => ebpf::run(root, check),

@@ -196,7 +196,7 @@ fn apt(root: &Path, arguments: &[&str]) -> std::process::Command {
 }
 
 /// Does one thing behind a spinner that says what and for how long.
-fn step<T>(text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn step<T>(text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let spinner = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
         spinner.set_style(style);

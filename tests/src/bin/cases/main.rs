@@ -1,5 +1,6 @@
 //! The end-to-end cases. Run them with `cargo xtask e2e [NAME]...`.
 #![expect(clippy::print_stdout, reason = "a test runner speaks on its standard output")]
+#![expect(clippy::indexing_slicing, reason = "a field that a JSON value does not have reads as null")]
 #![expect(clippy::disallowed_types, reason = "real programs are waited for in real time")]
 
 use std::process::ExitCode;

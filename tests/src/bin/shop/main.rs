@@ -2,7 +2,7 @@
 //!
 //! They find each other by name, speak plain HTTP/1.1 and gRPC, retry nothing, encrypt nothing and check nobody.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "an ordinary program speaks to its terminal")]
-#![expect(clippy::disallowed_methods, reason = "an ordinary program reads the clock")]
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "an ordinary program reads the clock")]
 
 use std::process::ExitCode;
 
