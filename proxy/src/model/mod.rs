@@ -35,6 +35,8 @@ pub(crate) mod service;
 pub(crate) mod target;
 pub(crate) mod traffic_policy;
 pub(crate) mod workload;
+pub(crate) mod yaml;
+mod yaml_tree;
 
 /// The kinds that mean something here.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -1,0 +1,591 @@
+//! Documents from YAML text: each by itself, so that a bad one does not take its neighbours with it, and every fault with
+//! its line and column.
+//!
+//! Sources: YAML 1.2.2 (9.1.2 document markers; 3.2.1.3 keys are unique), Kubernetes API conventions. Pure, and total: no
+//! text makes it panic, and a document that refers to itself over and over is refused before it grows.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_saphyr::{DefaultMessageFormatter, Error, Location, MessageFormatter as _, Options};
+
+use super::{Kind, Resource, ResourceKey, yaml_tree};
+use crate::base::names::{Named, check_name, nearest};
+use crate::base::problems::{FieldPath, Severity};
+use crate::model::object::{DEFAULT_NAMESPACE, MESH_NAMESPACE};
+
+/// The largest document, in bytes.
+pub(crate) const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+
+/// One document.
+#[derive(Clone, Debug)]
+pub(crate) struct Document {
+    pub(crate) resource: Resource,
+    source: Source,
+}
+
+/// A document that is not taken, or one that means nothing here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Fault {
+    pub(crate) at: Position,
+    /// Lower case, no full stop.
+    pub(crate) text: String,
+    /// What to do about it.
+    pub(crate) remedy: String,
+    /// `Warns`: the document was skipped because it is none of ours.
+    pub(crate) severity: Severity,
+    /// Whose document it is, as far as it could be read.
+    pub(crate) key: Option<ResourceKey>,
+    /// All of the document as JSON, where it is YAML at all and its key could be read.
+    pub(crate) body: Option<String>,
+}
+
+/// A place in a text; both count from 1.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Position {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+}
+
+/// Reads all documents of a text, in their order. What holds no document (comments, blank lines) is passed over.
+pub(crate) fn read(text: &str) -> Vec<Result<Document, Fault>> {
+    split(text).into_iter().map(read_one).collect()
+}
+
+impl Document {
+    /// Where the field at `path` stands; where it is not written, where what should hold it stands.
+    pub(crate) fn position(&self, path: &FieldPath) -> Position {
+        let place = yaml_tree::locate(&self.source.text, path.as_str());
+        place.map_or_else(|| self.source.start(), |(line, column)| self.source.position(line, column))
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// The text of one document, and how many lines stand before it.
+#[derive(Clone, Debug)]
+struct Source {
+    text: Arc<str>,
+    lines_before: usize,
+}
+
+impl Source {
+    fn position(&self, line: u64, column: u64) -> Position {
+        let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX).max(1);
+        Position { line: self.lines_before.saturating_add(number(line)), column: number(column) }
+    }
+
+    fn at(&self, location: Option<Location>) -> Position {
+        match location {
+            Some(place) if place.line() > 0 => self.position(place.line(), place.column()),
+            _ => self.start(),
+        }
+    }
+
+    /// The first line with something on it.
+    fn start(&self) -> Position {
+        let first = self.text.lines().position(|line| !is_blank(line) && !line.starts_with("---"));
+        Position { line: self.lines_before + 1 + first.unwrap_or(0), column: 1 }
+    }
+}
+
+/// What every document begins with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Header {
+    #[serde(default)]
+    api_version: Option<String>,
+    #[serde(default)]
+    kind: Option<String>,
+    #[serde(default)]
+    metadata: Option<HeaderMetadata>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct HeaderMetadata {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    namespace: Option<String>,
+}
+
+/// Cuts a text into documents. A line that begins with `---` or `...` is a marker wherever it stands: YAML allows it
+/// neither in a block scalar nor in a quoted one.
+fn split(text: &str) -> Vec<Source> {
+    let mut sources = Vec::new();
+    let mut begin = 0;
+    let mut lines_before = 0;
+    let mut at = 0;
+    let mut add = |from: usize, to: usize, lines_before: usize| {
+        let chunk = text.get(from..to).unwrap_or_default();
+        if !chunk.lines().all(|line| is_blank(line) || line.trim_end() == "---" || line.starts_with('%')) {
+            sources.push(Source { text: chunk.into(), lines_before });
+        }
+    };
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let marker =
+            |mark: &str| line.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        if marker("---") {
+            add(begin, at, lines_before);
+            (begin, lines_before) = (at, number);
+        } else if marker("...") {
+            add(begin, at, lines_before);
+            (begin, lines_before) = (at + line.len(), number + 1);
+        }
+        at += line.len();
+    }
+    add(begin, text.len(), lines_before);
+    sources
+}
+
+fn is_blank(line: &str) -> bool {
+    let line = line.trim_start_matches('\u{feff}').trim();
+    line.is_empty() || line.starts_with('#')
+}
+
+fn read_one(source: Source) -> Result<Document, Fault> {
+    let fault = |at, text: String, remedy: &str| Fault {
+        at,
+        text,
+        remedy: remedy.to_owned(),
+        severity: Severity::Refuses,
+        key: None,
+        body: None,
+    };
+    if source.text.len() > DOCUMENT_BYTES_MAX {
+        let text = format!("the document has {} bytes; at most {DOCUMENT_BYTES_MAX} are read", source.text.len());
+        return Err(fault(source.start(), text, "split it into several documents"));
+    }
+    let header: Header = serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| told(&source, &error))?;
+    let metadata = header.metadata.unwrap_or_default();
+    let place = |field: &str| {
+        let place = yaml_tree::locate(&source.text, field);
+        place.map_or_else(|| source.start(), |(line, column)| source.position(line, column))
+    };
+    let Some(kind) = header.kind else {
+        return Err(fault(source.start(), "the document does not say its kind".to_owned(), "write apiVersion and kind"));
+    };
+    let Some(version) = header.api_version else {
+        return Err(fault(source.start(), "the document does not say its apiVersion".to_owned(), "write apiVersion and kind"));
+    };
+    let known = Kind::ALL.into_iter().find(|known| known.as_str() == kind && group(known.api_version()) == group(&version));
+    let Some(kind) = known else {
+        let name = metadata.name.as_deref().unwrap_or("without a name");
+        if is_kubernetes(group(&version), &kind) {
+            return Err(Fault {
+                severity: Severity::Warns,
+                ..fault(place("kind"), format!("{kind} {name} means nothing here and is skipped"), "leave it to Kubernetes")
+            });
+        }
+        let remedy = match Kind::ALL.into_iter().find(|known| known.as_str() == kind) {
+            Some(known) => format!("write apiVersion: {}", known.api_version()),
+            None => match nearest(&kind, Kind::ALL.map(Kind::as_str)) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => format!("the kinds here are {}", Kind::ALL.map(Kind::as_str).join(", ")),
+            },
+        };
+        return Err(fault(place("kind"), format!("unknown kind {kind} ({version})"), &remedy));
+    };
+    if version != kind.api_version() {
+        let text = format!("{kind} is not read as {version}");
+        return Err(fault(place("apiVersion"), text, &format!("write apiVersion: {}", kind.api_version())));
+    }
+    let deserialized = serde_saphyr::with_deserializer_from_str_with_options(&source.text, options(), |deserializer| {
+        Resource::read(kind, deserializer)
+    });
+    match deserialized {
+        Ok(resource) => Ok(Document { resource, source }),
+        Err(error) => {
+            let body = serde_saphyr::from_str_with_options::<serde_json::Value>(&source.text, options()).ok();
+            let key = key_of(kind, metadata);
+            Err(Fault { body: body.filter(|_| key.is_some()).map(|body| body.to_string()), key, ..told(&source, &error) })
+        }
+    }
+}
+
+/// The key of a document that could not be read, from its head.
+fn key_of(kind: Kind, metadata: HeaderMetadata) -> Option<ResourceKey> {
+    let namespace = match kind {
+        Kind::Mesh => MESH_NAMESPACE.to_owned(),
+        _ => metadata.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+    };
+    let name = metadata.name?;
+    (check_name(&namespace).is_ok() && check_name(&name).is_ok()).then(|| ResourceKey { kind, name: Named::new(namespace, name) })
+}
+
+/// An error of the parser in our words.
+fn told(source: &Source, error: &Error) -> Fault {
+    let mut error = error.without_snippet();
+    while let Error::AliasError { error: inner, .. } = error {
+        error = inner.without_snippet();
+    }
+    let among = |wrong: &str, expected: &[&str]| match nearest(wrong, expected.iter().copied()) {
+        Some(meant) => format!("did you mean {meant:?}?"),
+        None if expected.is_empty() => "leave it out".to_owned(),
+        None => format!("known here: {}", expected.join(", ")),
+    };
+    let (text, remedy) = match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            // What is read only to be passed over is not offered.
+            let offered: Vec<_> = expected.iter().copied().filter(|name| !PASSED_OVER.contains(name)).collect();
+            (format!("unknown field {field:?}"), among(field, &offered))
+        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            (format!("{variant:?} is not a value of this field"), among(variant, expected))
+        }
+        Error::SerdeMissingField { field, .. } => (format!("the field {field:?} is missing"), format!("write {field}")),
+        Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
+            (format!("{unexpected} stands where {expected} is expected"), "correct the value".to_owned())
+        }
+        Error::InvalidScalar { ty, .. } => (format!("the value is not {}", plain(ty)), "correct the value".to_owned()),
+        Error::Unexpected { expected, .. } => {
+            (format!("something else stands where {} is expected", plain(expected)), "correct the value".to_owned())
+        }
+        Error::NullIntoString { .. } => ("the value is empty".to_owned(), "write a text, or leave the field out".to_owned()),
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().unwrap_or("a key");
+            (format!("{key:?} is there twice"), "keep one of the two".to_owned())
+        }
+        Error::Budget { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => {
+            let text = "the document is too deep or refers to itself too often".to_owned();
+            (text, "write it out, or split it into several documents".to_owned())
+        }
+        Error::Message { msg, .. } => (msg.clone(), "correct the value".to_owned()),
+        other => {
+            let message = DefaultMessageFormatter.format_message(other);
+            (format!("not YAML: {}", message.trim_end_matches('.')), "correct the line".to_owned())
+        }
+    };
+    Fault { at: source.at(error.location()), text, remedy, severity: Severity::Refuses, key: None, body: None }
+}
+
+/// The parser's word for a kind of value, in ours.
+fn plain(word: &str) -> &str {
+    match word {
+        "mapping start" | "mapping" => "a mapping",
+        "sequence start" | "sequence" => "a list",
+        "string scalar" | "string" => "a text",
+        "bool" => "true or false",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of its range",
+        "f32" | "f64" => "a number",
+        other => other,
+    }
+}
+
+/// Fields of `metadata` that are read and passed over.
+const PASSED_OVER: [&str; 11] = [
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "status",
+    "uid",
+];
+
+/// How documents are parsed: a hundred thousand nodes are ten times what 1 MiB of sensible YAML holds.
+pub(super) fn options() -> Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: 48, max_nodes: 200_000, max_events: 500_000, max_aliases: 1_000, max_documents: 2 },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000, max_replay_stack_depth: 8 },
+        with_snippet: false,
+        strict_booleans: true,
+    }
+}
+
+/// The API group of an `apiVersion`.
+fn group(version: &str) -> &str {
+    version.split_once('/').map_or("", |(group, _)| group)
+}
+
+/// Is it a kind of Kubernetes itself, or one of Gateway API that is not the mesh's? (A route of another protocol is no such
+/// kind: passed over in silence it would be a hole.)
+fn is_kubernetes(group: &str, kind: &str) -> bool {
+    match group {
+        "" => CORE.contains(&kind),
+        "gateway.networking.k8s.io" => matches!(kind, "Gateway" | "GatewayClass" | "ReferenceGrant" | "BackendTLSPolicy"),
+        "apps" | "autoscaling" | "batch" | "policy" => true,
+        _ => group.ends_with(".k8s.io") && !group.ends_with(".x-k8s.io"),
+    }
+}
+
+const CORE: [&str; 18] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodStatus",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "ServiceAccount",
+    "Status",
+];
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(text: &str, expected: Expect) {
+        check_all(&[text], expected);
+    }
+
+    fn check_all(texts: &[&str], expected: Expect) {
+        let mut found = String::new();
+        for document in texts.iter().flat_map(|text| read(text)) {
+            match document {
+                Ok(document) => writeln!(found, "{}", document.resource.to_json()).unwrap(),
+                Err(Fault { at, text, remedy, severity, key, body }) => {
+                    let key = key.map(|key| format!(" [{key}]")).unwrap_or_default();
+                    let body = if body.is_some() { " +body" } else { "" };
+                    writeln!(found, "{at} {severity:?}: {text}; {remedy}{key}{body}").unwrap();
+                }
+            }
+        }
+        expected.assert_eq(&found);
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: http}], sessionAffinity: None}\n";
+
+    #[test]
+    fn documents_are_read_and_written_without_their_defaults() {
+        check(
+            &format!(
+                "# a folder's file\n---\n{SERVICE}---\n\n---\napiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: mesh\n  uid: x\nspec:\n  egress: Allow\n  accessLog: {{sample: 10}}\nstatus: {{}}\n...\n"
+            ),
+            expect![[r#"
+                {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
+                {"apiVersion":"outrigger.dev/v1alpha1","kind":"Mesh","metadata":{"name":"mesh","namespace":"default"},"spec":{"accessLog":{"sample":10.0}}}
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_bad_document_leaves_its_neighbours_alone() {
+        check(
+            &format!("{SERVICE}---\nkind: [\n---\n{SERVICE}"),
+            expect![[r#"
+                {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
+                6:7 Refuses: something else stands where a text is expected; correct the value
+                {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
+            "#]],
+        );
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_the_one_that_was_meant() {
+        check(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: web\nspec:\n  parentRefs:\n  - {kind: Service, name: web}\n  rules:\n  - backendRef:\n    - name: web\n",
+            expect![[r#"
+                9:5 Refuses: unknown field "backendRef"; did you mean "backendRefs"? [HTTPRoute/default/web] +body
+            "#]],
+        );
+        check(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec:\n  action: ALLOW\n  rules:\n  - from:\n    - principal: [x]\n",
+            expect![[r#"
+                8:7 Refuses: unknown field "principal"; did you mean "principals"? [AuthorizationPolicy/shop/a] +body
+            "#]],
+        );
+        check(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  nmae: web\nspec: {}\n",
+            expect![[r#"
+            4:3 Refuses: unknown field "nmae"; did you mean "name"?
+        "#]],
+        );
+        check(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {name: m}\nspecs: {}\n",
+            expect![[r#"
+            4:1 Refuses: unknown field "specs"; did you mean "spec"? [Mesh/outrigger-system/m] +body
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_place() {
+        let policy = |spec: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: t\nspec:\n  targetRefs:\n  - {{kind: Service, name: web}}\n  {spec}\n"
+            )
+        };
+        let specs = [
+            "connectTimeout: 5",
+            "connectTimeout: soon",
+            "rateLimit: {requests: many}",
+            "rateLimit: {per: 1s}",
+            "rateLimit: {requests: -1}",
+            "rateLimit: []",
+            "fault: {delay: {duration: 1s, percent: 101}}",
+        ];
+        let policies = specs.map(policy);
+        check_all(
+            &policies.each_ref().map(String::as_str),
+            expect![[r#"
+                8:19 Refuses: "5" is not a duration; write it as "250ms", "10s" or "1h30m"; correct the value [TrafficPolicy/default/t] +body
+                8:19 Refuses: "soon" is not a duration; write it as "250ms", "10s" or "1h30m"; correct the value [TrafficPolicy/default/t] +body
+                8:25 Refuses: the value is not a whole number of its range; correct the value [TrafficPolicy/default/t] +body
+                8:15 Refuses: the field "requests" is missing; write requests [TrafficPolicy/default/t] +body
+                8:25 Refuses: the value is not a whole number of its range; correct the value [TrafficPolicy/default/t] +body
+                8:14 Refuses: something else stands where a mapping is expected; correct the value [TrafficPolicy/default/t] +body
+                8:42 Refuses: 101 is not a percentage; write a number from 0 to 100; correct the value [TrafficPolicy/default/t] +body
+            "#]],
+        );
+        check_all(
+            &[
+                "apiVersion: outrigger.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec:\n  mode: STRICT\n",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec: {}\n",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: 80\n    targetPort: 70000\n",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: 80\n  ports: []\n",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n",
+            ],
+            expect![[r#"
+                5:9 Refuses: "STRICT" is not a value of this field; did you mean "Strict"? [PeerAuthentication/default/p] +body
+                3:18 Refuses: "Web" is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit; correct the value
+                7:17 Refuses: 70000 is not a port; correct the value [Service/default/web] +body
+                7:3 Refuses: "ports" is there twice; keep one of the two
+                3:1 Refuses: the field "spec" is missing; write spec [Service/default/web] +body
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_kind_is_ours_or_kubernetes_or_an_error() {
+        check_all(
+            &[
+                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 1}\n",
+                "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+                "apiVersion: v1\nkind: Servcie\nmetadata: {name: web}\n",
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: web}\n",
+                "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: HTTPRoute\nmetadata: {name: web}\n",
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\n",
+                "apiVersion: v1\nkind: Mesh\nmetadata: {name: web}\n",
+                "metadata: {name: web}\n",
+                "kind: Mesh\nmetadata: {name: web}\n",
+                "just text\n",
+                "- a\n- b\n",
+            ],
+            expect![[r#"
+                2:1 Warns: Deployment web means nothing here and is skipped; leave it to Kubernetes
+                2:1 Warns: Namespace shop means nothing here and is skipped; leave it to Kubernetes
+                2:1 Refuses: unknown kind Servcie (v1); did you mean Service?
+                2:1 Refuses: unknown kind GRPCRoute (gateway.networking.k8s.io/v1); the kinds here are Mesh, Service, Workload, HTTPRoute, AuthorizationPolicy, RequestAuthentication, PeerAuthentication, TrafficPolicy
+                1:1 Refuses: HTTPRoute is not read as gateway.networking.k8s.io/v1beta1; write apiVersion: gateway.networking.k8s.io/v1
+                2:1 Refuses: unknown kind VirtualService (networking.istio.io/v1); the kinds here are Mesh, Service, Workload, HTTPRoute, AuthorizationPolicy, RequestAuthentication, PeerAuthentication, TrafficPolicy
+                2:1 Refuses: unknown kind Mesh (v1); write apiVersion: outrigger.dev/v1alpha1
+                1:1 Refuses: the document does not say its kind; write apiVersion and kind
+                1:1 Refuses: the document does not say its apiVersion; write apiVersion and kind
+                1:1 Refuses: something else stands where a mapping is expected; correct the value
+                1:1 Refuses: something else stands where a mapping is expected; correct the value
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_not_yaml_is_named_with_its_place() {
+        check_all(
+            &["a: b: c\n", "a: \"x\n", "a:\n\t- b\n", "a: *nothing\n", "{", "\u{1}"],
+            expect![[r#"
+            1:5 Refuses: not YAML: mapping values are not allowed in this context; correct the line
+            2:1 Refuses: not YAML: invalid indentation in multiline quoted scalar; correct the line
+            2:2 Refuses: not YAML: tabs disallowed within this context (block indentation); correct the line
+            1:4 Refuses: not YAML: alias references unknown anchor; correct the line
+            1:1 Refuses: not YAML: unclosed bracket '{'; correct the line
+            1:1 Refuses: not YAML: unexpected character: `\u{1}'; correct the line
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_document_of_more_than_a_mebibyte_is_refused() {
+        let large = format!("{SERVICE}# {}\n", "x".repeat(DOCUMENT_BYTES_MAX));
+        check(
+            &format!("{large}---\n{SERVICE}"),
+            expect![[r#"
+            1:1 Refuses: the document has 1048738 bytes; at most 1048576 are read; split it into several documents
+            {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_document_that_refers_to_itself_over_and_over_is_refused() {
+        let mut bomb =
+            "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..10 {
+            let before = vec![format!("*a{}", level - 1); 9].join(", ");
+            writeln!(bomb, "  a{level}: &a{level} [{before}]").unwrap();
+        }
+        check(
+            &bomb,
+            expect![[r#"
+                5:24 Refuses: the document is too deep or refers to itself too often; write it out, or split it into several documents
+            "#]],
+        );
+        check(
+            &"[".repeat(10_000),
+            expect![[r#"
+            1:256 Refuses: not YAML: recursion limit exceeded; correct the line
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_place_in_the_second_document_counts_from_the_top_of_the_file() {
+        let text = format!("{SERVICE}---\n# about it\n{SERVICE}");
+        let documents = read(&text);
+        let second = documents[1].as_ref().unwrap();
+        let ports = FieldPath::root().field("spec").field("ports").index(0).field("port");
+        assert_eq!(second.position(&ports).to_string(), "10:39");
+    }
+
+    #[test]
+    fn every_document_survives_writing_and_reading() {
+        for document in read(SERVICE) {
+            let resource = document.unwrap().resource;
+            let json = resource.to_json();
+            assert_eq!(Resource::from_json(resource.key().kind, json.as_bytes()).unwrap(), resource);
+            assert_eq!(Resource::from_json(resource.key().kind, json.as_bytes()).unwrap().to_json(), json);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in "(?s).{0,200}") {
+            read(&text).len();
+        }
+
+        #[test]
+        fn no_broken_document_makes_the_reader_panic(at in 0..SERVICE.len(), with in "[\\x00-\\x7f]{0,4}") {
+            let mut text = SERVICE.to_owned();
+            text.insert_str(at, &with);
+            for document in read(&text).into_iter().flatten() {
+                document.position(&FieldPath::root().field("spec").field("ports").index(0));
+            }
+        }
+    }
+}
