@@ -8,6 +8,7 @@ pub(crate) mod authority;
 pub(crate) mod enrolment;
 pub(crate) mod identities;
 pub(crate) mod kernel;
+mod maps;
 pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod pods;

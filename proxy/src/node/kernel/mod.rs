@@ -1,26 +1,52 @@
 //! The kernel programs: load, attach once at the cgroup2 root, pin, enrol pods, take listeners, remove. With `maps.rs`
-//! the only file that knows aya.
+//! the only room that knows aya.
 //!
 //! Sources: the kernel's `Documentation/bpf/{prog_sk_lookup,prog_cgroup_sockopt}.rst` and `include/uapi/linux/bpf.h`.
 //! Invariant: what is pinned goes on without this process; a pod is enrolled before its sidecar starts, so that nothing
 //! of it is ever uncaptured, and nothing is detached while its pod runs.
+#![expect(unsafe_code, reason = "bpf(2) where aya has no function for it, and records that the kernel lays out")]
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
+mod error;
+mod links;
+mod programs;
+mod records;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use aya::programs::ProgramInfo;
+use proxy_common::address::Address;
 use proxy_common::counters::Counters;
+use proxy_common::pods::Pod;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+pub(crate) use error::KernelError;
+use links::Target;
+use programs::Program;
+pub(crate) use records::Flows;
+
+use super::maps::{self, Maps};
 
 /// The loaded programs and their maps, pinned. Dropping it detaches nothing.
-#[derive(Debug)]
 pub(crate) struct Kernel {
     pins: PathBuf,
+    maps: Maps,
+    /// Whether this process attached programs, or found them attached.
+    adopted: bool,
+    log: bool,
 }
 
 /// How to load.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Options {
-    /// The programs write rare events into the log (see [`Kernel::log`]). Decided when the programs are loaded.
+    /// The programs write rare events into the log, see [`Kernel::log`].
     pub(crate) log: bool,
 }
 
@@ -52,75 +78,297 @@ pub(crate) struct Enrolled {
     pub(crate) sidecar_cgroup_id: u64,
 }
 
-/// Why capture does not work. Every variant is the environment's fault; [`KernelError::remedy`] says what helps.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum KernelError {
-    /// There is no cgroup2 hierarchy.
-    #[error("no cgroup2 hierarchy is mounted")]
-    NoCgroup2,
-}
-
-impl KernelError {
-    /// What the operator can do about it: one sentence.
-    pub(crate) fn remedy(&self) -> String {
-        String::new()
-    }
-}
-
 impl Kernel {
     /// Loads the programs, attaches them once at `cgroup_root` and pins all of it under `pins`, a folder on a bpffs (see
-    /// [`mount_bpffs`]). Where pins of the same layout stand, adopts them: attached programs go on untouched if they are
-    /// of this build, else each is replaced in place.
+    /// [`mount_bpffs`]). Where pins of the same layout stand, adopts them: attached programs of this build go on
+    /// untouched, those of another build are replaced in place. Pods whose namespace is gone are forgotten.
     pub(crate) fn open(pins: &Path, cgroup_root: &Path, options: Options) -> Result<Self, KernelError> {
-        _ = (pins, cgroup_root, options);
-        Err(KernelError::NoCgroup2)
+        fs::create_dir_all(pins).map_err(|error| KernelError::file("make", pins, error))?;
+        if !is_bpffs(pins)? {
+            return Err(KernelError::NotBpffs { path: pins.to_owned() });
+        }
+        let (layout, print) = (u64::from(proxy_common::LAYOUT), programs::print(options.log));
+        let found = maps::build(pins)?;
+        if let Some((found, _)) = found.filter(|(found, _)| *found != layout) {
+            return Err(KernelError::Layout { path: pins.to_owned(), found });
+        }
+        let adopted = found == Some((layout, print)) && is_complete(pins);
+        if !adopted {
+            // The mark goes first and comes last: a crash in between is found out.
+            links::unpin(&pins.join(maps::BUILD))?;
+            attach(pins, cgroup_root, options.log)?;
+            maps::mark_build(pins, layout, print)?;
+        }
+        let mut kernel = Self { pins: pins.to_owned(), maps: Maps::open(pins)?, adopted, log: options.log };
+        kernel.forget_gone()?;
+        Ok(kernel)
+    }
+
+    /// Did it find its programs attached already?
+    pub(crate) const fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Enrols a pod: from here its connections go to its sidecar, and what arrives is dropped until a listener is
-    /// registered. Idempotent; a changed address or cgroup replaces the former.
+    /// registered. Idempotent; a changed address or cgroup replaces the former. On an error the pod is not enrolled.
     pub(crate) fn enrol(&mut self, pod: &PodEntry<'_>) -> Result<(), KernelError> {
-        _ = pod;
-        Err(KernelError::NoCgroup2)
+        if pod.v4.is_none() && pod.v6.is_none() {
+            return Err(KernelError::NoAddress { cookie: pod.cookie });
+        }
+        let result = self.try_enrol(pod);
+        if result.is_err()
+            && let Err(error) = self.withdraw(pod.cookie)
+        {
+            tracing::warn!(%error, cookie = pod.cookie, "a half enrolled pod could not be withdrawn");
+        }
+        result
     }
 
-    /// Gives what arrives at the pod's addresses to `listener`. The kernel forgets it when its last descriptor closes.
+    /// Gives what arrives at the pod's addresses to `listener`, which must be listening. The kernel forgets it when its
+    /// last descriptor closes.
     pub(crate) fn register_listener(&mut self, cookie: u64, listener: BorrowedFd<'_>) -> Result<(), KernelError> {
-        _ = (cookie, listener);
-        Err(KernelError::NoCgroup2)
+        let pod = self.maps.pod(cookie)?.ok_or(KernelError::NotEnrolled { cookie })?;
+        self.maps.put_listener(pod, listener.as_raw_fd())
     }
 
     /// Forgets a pod. Only for a pod that is gone: a running one would be open afterwards. Idempotent.
     pub(crate) fn withdraw(&mut self, cookie: u64) -> Result<(), KernelError> {
-        _ = cookie;
-        Err(KernelError::NoCgroup2)
+        for program in pod_programs() {
+            links::detach(&self.pod_pin(program, cookie))?;
+        }
+        self.maps.remove_pod(cookie)
     }
 
     /// The enrolled pods, by cookie.
     pub(crate) fn enrolled(&self) -> Result<Vec<Enrolled>, KernelError> {
-        Err(KernelError::NoCgroup2)
+        let pods = self.maps.pods()?.into_iter().map(|(cookie, pod)| {
+            let ip = |address: Address| (address != Address::NONE).then(|| IpAddr::from(address));
+            Enrolled {
+                cookie,
+                v4: ip(pod.v4).and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None }),
+                v6: ip(pod.v6).and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
+                sidecar_cgroup_id: pod.sidecar_cgroup,
+            }
+        });
+        Ok(pods.collect())
+    }
+
+    /// Withdraws every pod whose network namespace is gone; its link points nowhere, but its pins would stay for ever.
+    /// Returns their cookies.
+    pub(crate) fn forget_gone(&mut self) -> Result<Vec<u64>, KernelError> {
+        let mut gone = Vec::new();
+        for (cookie, _) in self.maps.pods()? {
+            let alive = match links::open(&self.pod_pin(programs::INBOUND, cookie))? {
+                Some(link) => matches!(links::target(link.as_fd()), Ok(Target::Netns(_))),
+                None => false,
+            };
+            if !alive {
+                self.withdraw(cookie)?;
+                gone.push(cookie);
+            }
+        }
+        Ok(gone)
     }
 
     /// What the programs counted for a pod since its enrolment, summed over CPUs; `None` if it is not enrolled.
     pub(crate) fn counters(&self, cookie: u64) -> Result<Option<Counters>, KernelError> {
-        _ = (cookie, &self.pins);
-        Err(KernelError::NoCgroup2)
+        self.maps.counters(cookie)
+    }
+
+    /// The flow records, for one reader; inside a runtime.
+    pub(crate) fn flows(&self) -> Result<Flows, KernelError> {
+        Flows::open(&self.pins)
+    }
+
+    /// The programs' rare events, if [`Options::log`] is on: a future that writes them into the log until it is dropped.
+    /// Inside a runtime.
+    pub(crate) fn log(&self) -> Result<Option<impl Future<Output = ()> + Send + use<>>, KernelError> {
+        if !self.log {
+            return Ok(None);
+        }
+        let path = self.pins.join(program_pin(programs::INBOUND));
+        let info = ProgramInfo::from_pin(&path).map_err(|error| KernelError::file("open", path, io::Error::other(error)))?;
+        records::log(info.id()).map(Some)
     }
 
     /// Detaches every program and removes every pin below `pins`. Safe after a crash and where nothing stands.
     /// Only when no pod runs any more: a running one would be open afterwards.
     pub(crate) fn remove_all(pins: &Path) -> Result<(), KernelError> {
-        _ = pins;
-        Err(KernelError::NoCgroup2)
+        let entries = match fs::read_dir(pins) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(KernelError::file("list", pins, error)),
+        };
+        if !is_bpffs(pins)? {
+            return Ok(());
+        }
+        for entry in entries {
+            let entry = entry.map_err(|error| KernelError::file("list", pins, error))?;
+            // The kernel's own files (`maps.debug`, `progs.debug`) stay; no pin of ours has a dot.
+            if !entry.file_name().as_encoded_bytes().contains(&b'.') {
+                links::detach(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_enrol(&mut self, pod: &PodEntry<'_>) -> Result<(), KernelError> {
+        let cgroup = open_folder(pod.sidecar_cgroup)?;
+        let cgroup_id = cgroup.metadata().map_err(|error| KernelError::file("look at", pod.sidecar_cgroup, error))?.ino();
+        let netns =
+            rustix::fs::fstat(pod.netns).map_err(|error| KernelError::file("look at", "the pod's namespace", error))?.st_ino;
+        self.link(programs::INBOUND, pod.cookie, pod.netns, Target::Netns(netns))?;
+        let attached = links::attached(pod.netns, programs::INBOUND.hook)
+            .map_err(|error| KernelError::call("list the programs of a pod's network namespace", error))?;
+        if attached > 1 {
+            return Err(KernelError::Foreign { others: attached.saturating_sub(1) });
+        }
+        for program in programs::SIDECAR {
+            self.link(program, pod.cookie, cgroup.as_fd(), Target::Cgroup(cgroup_id))?;
+        }
+        let address = |ip: Option<IpAddr>| ip.map_or(Address::NONE, Address::from);
+        self.maps.put_pod(
+            pod.cookie,
+            Pod { sidecar_cgroup: cgroup_id, v4: address(pod.v4.map(IpAddr::V4)), v6: address(pod.v6.map(IpAddr::V6)) },
+        )
+    }
+
+    /// Attaches `program` for a pod and pins the link, unless that is so already.
+    fn link(&self, program: Program, cookie: u64, to: BorrowedFd<'_>, target: Target) -> Result<(), KernelError> {
+        let pin = self.pod_pin(program, cookie);
+        if let Some(link) = links::open(&pin)? {
+            if links::target(link.as_fd()).is_ok_and(|found| found == target) {
+                return Ok(());
+            }
+            links::detach(&pin)?;
+        }
+        let pinned = self.pins.join(program_pin(program));
+        let loaded =
+            links::open(&pinned)?.ok_or_else(|| KernelError::file("open", &pinned, io::Error::from(io::ErrorKind::NotFound)))?;
+        let link = links::create(loaded.as_fd(), to, program.hook)
+            .map_err(|error| KernelError::call(format!("attach the program {}", program.name), error))?;
+        links::pin(link.as_fd(), &pin)
+    }
+
+    fn pod_pin(&self, program: Program, cookie: u64) -> PathBuf {
+        self.pins.join(format!("{}_{cookie}", program.name))
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("pins", &self.pins).finish_non_exhaustive()
     }
 }
 
 /// Where cgroup2 is mounted: `/sys/fs/cgroup` on most systems, `/sys/fs/cgroup/unified` on hybrid ones.
 pub(crate) fn find_cgroup2() -> Result<PathBuf, KernelError> {
-    Err(KernelError::NoCgroup2)
+    let path = "/proc/self/mountinfo";
+    let mounts = fs::read_to_string(path).map_err(|error| KernelError::file("read", path, error))?;
+    cgroup2_in(&mounts).ok_or(KernelError::NoCgroup2)
 }
 
 /// Mounts a bpffs of our own at `folder`, which is made if missing; nothing where one stands.
 pub(crate) fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
-    _ = folder;
-    Err(KernelError::NoCgroup2)
+    fs::create_dir_all(folder).map_err(|error| KernelError::file("make", folder, error))?;
+    if is_bpffs(folder)? {
+        return Ok(());
+    }
+    rustix::mount::mount("bpf", folder, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
+        .map_err(|error| KernelError::file("mount a bpf filesystem at", folder, error))
+}
+
+/// Unmounts what [`mount_bpffs`] mounted; nothing where none stands.
+pub(crate) fn unmount_bpffs(folder: &Path) -> Result<(), KernelError> {
+    if !folder.exists() || !is_bpffs(folder)? {
+        return Ok(());
+    }
+    rustix::mount::unmount(folder, UnmountFlags::empty()).map_err(|error| KernelError::file("unmount", folder, error))
+}
+
+/// Loads the programs, attaches those of the node, pins them all. A link that stands gets the new program in place.
+fn attach(pins: &Path, cgroup_root: &Path, log: bool) -> Result<(), KernelError> {
+    let root = open_folder(cgroup_root)?;
+    for (program, loaded) in programs::load(pins, log)? {
+        links::pin(loaded.as_fd(), &pins.join(program_pin(program)))?;
+        if programs::NODE.iter().any(|node| node.name == program.name) {
+            let pin = pins.join(link_pin(program));
+            if !replace(&pin, &loaded)? {
+                let link = links::create(loaded.as_fd(), root.as_fd(), program.hook)
+                    .map_err(|error| KernelError::call(format!("attach the program {}", program.name), error))?;
+                links::pin(link.as_fd(), &pin)?;
+            }
+        } else {
+            for pin in pins_of_pods(pins, program)? {
+                replace(&pin, &loaded)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts `program` in the place of the one that the link pinned at `pin` has. `false` if there is none, or it points nowhere.
+fn replace(pin: &Path, program: &OwnedFd) -> Result<bool, KernelError> {
+    let Some(link) = links::open(pin)? else { return Ok(false) };
+    if links::target(link.as_fd()).is_ok_and(|target| target == Target::Gone) {
+        return Ok(false);
+    }
+    links::update(link.as_fd(), program.as_fd())
+        .map_err(|error| KernelError::call(format!("replace the program at {}", pin.display()), error))?;
+    Ok(true)
+}
+
+/// Pins of the links of `program` to pods.
+fn pins_of_pods(pins: &Path, program: Program) -> Result<Vec<PathBuf>, KernelError> {
+    let prefix = format!("{}_", program.name);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(pins).map_err(|error| KernelError::file("list", pins, error))? {
+        let entry = entry.map_err(|error| KernelError::file("list", pins, error))?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
+            found.push(entry.path());
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Does every pin of the node stand?
+fn is_complete(pins: &Path) -> bool {
+    maps::PINNED.into_iter().all(|map| pins.join(map).exists())
+        && programs::all().all(|program| pins.join(program_pin(program)).exists())
+        && programs::NODE.into_iter().all(|program| pins.join(link_pin(program)).exists())
+}
+
+fn pod_programs() -> impl Iterator<Item = Program> {
+    [programs::INBOUND].into_iter().chain(programs::SIDECAR)
+}
+
+fn program_pin(program: Program) -> String {
+    format!("program_{}", program.name)
+}
+
+fn link_pin(program: Program) -> String {
+    format!("link_{}", program.name)
+}
+
+fn open_folder(path: &Path) -> Result<File, KernelError> {
+    File::open(path).map_err(|error| KernelError::file("open", path, error))
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, KernelError> {
+    /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
+    const MAGIC: u64 = 0xcafe_4a11;
+    let found = rustix::fs::statfs(path).map_err(|error| KernelError::file("look at", path, error))?;
+    Ok(u64::try_from(found.f_type).is_ok_and(|kind| kind & 0xffff_ffff == MAGIC))
+}
+
+/// The first mount of a whole cgroup2 hierarchy in the text of `mountinfo` (proc_pid_mountinfo(5)).
+fn cgroup2_in(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, at) = (fields.next()?, fields.next()?);
+        // A container's view of a part of the hierarchy has another root, and its id would not be the machine's.
+        (filesystem.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(at))
+    })
 }

@@ -1,0 +1,173 @@
+//! Why capture does not work, and what helps. One message per cause, made for the operator.
+
+use std::io;
+use std::path::PathBuf;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+/// Why capture does not work. Unless a variant says otherwise it is the environment's fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KernelError {
+    /// There is no cgroup2 hierarchy.
+    #[error("no cgroup2 hierarchy is mounted")]
+    NoCgroup2,
+    /// A file or folder cannot be used.
+    #[error("cannot {what} {path}")]
+    File {
+        /// What was tried, as a verb.
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The folder of the pins is not on a bpffs.
+    #[error("{path} is not on a bpf filesystem")]
+    NotBpffs { path: PathBuf },
+    /// The kernel cannot make the maps, or does not understand the object.
+    #[error("the kernel {release} takes no maps of the capture programs")]
+    Object {
+        release: String,
+        #[source]
+        source: Box<EbpfError>,
+    },
+    /// The kernel refuses a program.
+    #[error("the kernel {release} refuses the program {program}: {source}{log}")]
+    Refused {
+        program: &'static str,
+        release: String,
+        source: io::Error,
+        /// The verifier's last lines, or nothing.
+        log: String,
+    },
+    /// A call of bpf(2) failed.
+    #[error("the kernel {release} refuses to {what}")]
+    Call {
+        /// What was tried, as a verb with its object.
+        what: String,
+        release: String,
+        #[source]
+        source: io::Error,
+    },
+    /// A map cannot be read or written.
+    #[error("the map {map} cannot be used")]
+    Map {
+        map: &'static str,
+        #[source]
+        source: Box<MapError>,
+    },
+    /// Pins of another layout stand there: another version's.
+    #[error("the pins in {path} are of layout {found}, this program's are of layout {}", proxy_common::LAYOUT)]
+    Layout { path: PathBuf, found: u64 },
+    /// Somebody else's program selects sockets in a pod's network namespace.
+    #[error("{others} other sk_lookup programs are attached in the pod's network namespace")]
+    Foreign { others: u32 },
+    /// The caller's fault: the pod was not enrolled before its listener came.
+    #[error("no pod with the namespace cookie {cookie} is enrolled")]
+    NotEnrolled { cookie: u64 },
+    /// The caller's fault: the pod has no address.
+    #[error("the pod with the namespace cookie {cookie} has no address")]
+    NoAddress { cookie: u64 },
+}
+
+impl KernelError {
+    /// What the operator can do about it: one sentence.
+    pub(crate) fn remedy(&self) -> String {
+        if self.is_permission() {
+            return "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned();
+        }
+        match self {
+            Self::NoCgroup2 => "mount one: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
+            Self::File { .. } => "check that the path exists and that this process may use it",
+            Self::NotBpffs { .. } => "mount one: mount -t bpf bpf FOLDER",
+            Self::Object { .. } | Self::Refused { .. } => {
+                "use Linux 6.1 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF; if it is, report this message"
+            }
+            Self::Call { .. } => "use Linux 6.1 or newer with CONFIG_CGROUP_BPF, and check that no security module forbids bpf(2)",
+            Self::Map { .. } => "`outrigger down` removes what is pinned; at most 1,024 pods may run on a node",
+            Self::Layout { .. } => "stop the pods and run `outrigger down` once: it removes the other version's pins",
+            Self::Foreign { .. } => "detach them (`bpftool net`, `bpftool link`): two owners cannot both have a pod's connections",
+            Self::NotEnrolled { .. } | Self::NoAddress { .. } => "start the pod again",
+        }
+        .to_owned()
+    }
+
+    fn is_permission(&self) -> bool {
+        let source = match self {
+            Self::File { source, .. } | Self::Refused { source, .. } | Self::Call { source, .. } => source,
+            // Without the capability the kernel refuses the first map.
+            Self::Object { source, .. } => match source.as_ref() {
+                EbpfError::MapError(MapError::CreateError { io_error, .. }) => io_error,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        // EACCES is the verifier's word for a program that it does not believe.
+        matches!(source.raw_os_error(), Some(libc::EPERM))
+    }
+
+    /// From what aya says of a program that did not load.
+    pub(super) fn refused(program: &'static str, error: ProgramError) -> Self {
+        let (source, log) = match error {
+            ProgramError::LoadError { io_error, verifier_log } => (io_error, last_lines(&verifier_log.to_string())),
+            ProgramError::SyscallError(error) => (error.io_error, String::new()),
+            other => (io::Error::other(other), String::new()),
+        };
+        Self::Refused { program, release: release(), source, log }
+    }
+
+    /// From the last call's errno.
+    pub(super) fn call(what: impl Into<String>, source: io::Error) -> Self {
+        Self::Call { what: what.into(), release: release(), source }
+    }
+
+    /// For a file or folder.
+    pub(super) fn file(what: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        Self::File { what, path: path.into(), source: source.into() }
+    }
+
+    /// For a map.
+    pub(in crate::node) fn map(map: &'static str, source: MapError) -> Self {
+        Self::Map { map, source: Box::new(source) }
+    }
+}
+
+/// The running kernel's release.
+pub(super) fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The verifier's last lines on one line: its verdict stands there, then its statistics.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let tail = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default();
+    if tail.is_empty() { String::new() } else { format!("; verifier: {}", tail.join(" | ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_program_is_named_with_errno_kernel_and_the_verifiers_last_lines() {
+        let error = KernelError::Refused {
+            program: "or_connect4",
+            release: "6.1.0".to_owned(),
+            source: io::Error::from_raw_os_error(libc::EACCES),
+            log: last_lines("0: r1\n\n1: r2\n2: r3\ninvalid access\nprocessed 3 insns\n"),
+        };
+        assert_eq!(
+            error.to_string(),
+            "the kernel 6.1.0 refuses the program or_connect4: Permission denied (os error 13); \
+             verifier: 1: r2 | 2: r3 | invalid access | processed 3 insns"
+        );
+        assert!(error.remedy().contains("Linux 6.1 or newer"));
+    }
+
+    #[test]
+    fn missing_capability_names_the_capabilities() {
+        let error = KernelError::call("attach a program", io::Error::from_raw_os_error(libc::EPERM));
+        assert!(error.remedy().contains("CAP_BPF"));
+    }
+}

@@ -1,0 +1,83 @@
+//! The programs of the object: which there are, where each belongs, and loading them.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use aya::programs::{CgroupSockAddr, CgroupSockopt, ProgramError, SkLookup, SockOps};
+use aya::{Ebpf, EbpfLoader};
+
+use super::error::{KernelError, release};
+use super::links::Hook;
+use crate::node::maps;
+
+/// The committed object; `cargo xtask ebpf` builds it and its check compares it byte by byte.
+const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/prebuilt/outrigger.bpf.o"));
+
+/// A program, by its name in the object.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    pub(super) hook: Hook,
+}
+
+/// Attached once, at the cgroup2 root: they tell pods apart by their namespace.
+pub(super) const NODE: [Program; 7] = [
+    Program { name: "or_connect4", hook: Hook::Connect4 },
+    Program { name: "or_connect6", hook: Hook::Connect6 },
+    Program { name: "or_sockops", hook: Hook::SockOps },
+    Program { name: "or_getpeername4", hook: Hook::Getpeername4 },
+    Program { name: "or_getpeername6", hook: Hook::Getpeername6 },
+    Program { name: "or_getsockname4", hook: Hook::Getsockname4 },
+    Program { name: "or_getsockname6", hook: Hook::Getsockname6 },
+];
+
+/// Attached at each sidecar's cgroup.
+pub(super) const SIDECAR: [Program; 2] =
+    [Program { name: "or_original", hook: Hook::Getsockopt }, Program { name: "or_declare", hook: Hook::Setsockopt }];
+
+/// Attached at each pod's network namespace.
+pub(super) const INBOUND: Program = Program { name: "or_inbound", hook: Hook::SkLookup };
+
+/// All of them.
+pub(super) fn all() -> impl Iterator<Item = Program> {
+    NODE.into_iter().chain(SIDECAR).chain([INBOUND])
+}
+
+/// What tells one build with one set of options from another: FNV-1a over the object. Not a proof against an adversary,
+/// who could as well replace the pins.
+pub(super) fn print(log: bool) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    OBJECT.iter().copied().chain([u8::from(log)]).fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// Loads all programs. Maps that are pinned below `pins` are taken from there, the others are made and pinned.
+pub(super) fn load(pins: &Path, log: bool) -> Result<Vec<(Program, OwnedFd)>, KernelError> {
+    let mut loader = EbpfLoader::new();
+    for map in maps::PINNED {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    // Read-only data of the programs: with 0 the verifier removes every line that would log.
+    let level = if log { u8::MAX } else { 0 };
+    loader.override_global("AYA_LOG_LEVEL", &level, true);
+    let mut ebpf = loader.load(OBJECT).map_err(|source| KernelError::Object { release: release(), source: Box::new(source) })?;
+    all().map(|program| Ok((program, load_one(&mut ebpf, program)?))).collect()
+}
+
+fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {
+    let mut load = || {
+        let loaded = ebpf.program_mut(program.name).ok_or(ProgramError::NotLoaded)?;
+        match program.hook {
+            Hook::SockOps => <&mut SockOps>::try_from(&mut *loaded)?.load()?,
+            Hook::Getsockopt | Hook::Setsockopt => <&mut CgroupSockopt>::try_from(&mut *loaded)?.load()?,
+            Hook::SkLookup => <&mut SkLookup>::try_from(&mut *loaded)?.load()?,
+            Hook::Connect4
+            | Hook::Connect6
+            | Hook::Getpeername4
+            | Hook::Getpeername6
+            | Hook::Getsockname4
+            | Hook::Getsockname6 => <&mut CgroupSockAddr>::try_from(&mut *loaded)?.load()?,
+        }
+        loaded.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+    };
+    load().map_err(|error| KernelError::refused(program.name, error))
+}

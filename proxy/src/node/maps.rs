@@ -1,0 +1,166 @@
+//! Typed views over the maps. Their names, keys and values are `proxy_common`'s.
+
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf, SockHash};
+use proxy_common::address::Address;
+use proxy_common::counters::{COUNTERS, COUNTERS_LEN, Counters};
+use proxy_common::flows::FLOWS;
+use proxy_common::originals::ORIGINALS;
+use proxy_common::owndials::OWN_DIALS;
+use proxy_common::pods::{ADDRESSES, LISTENERS, PODS, Pod};
+use proxy_common::sockets::SOCKETS;
+
+use super::kernel::KernelError;
+
+/// Every map that is pinned, by name.
+pub(super) const PINNED: [&str; 8] = [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS];
+
+/// What the pins are of: the number of their layout and the print of the object they were loaded from.
+pub(super) const BUILD: &str = "BUILD";
+
+/// The maps that user space writes and reads.
+pub(super) struct Maps {
+    pods: HashMap<MapData, u64, Pod>,
+    addresses: HashMap<MapData, Address, u64>,
+    listeners: SockHash<MapData, Address>,
+    counters: PerCpuHashMap<MapData, u64, Counters>,
+}
+
+impl Maps {
+    /// Opens them where they are pinned.
+    pub(super) fn open(pins: &Path) -> Result<Self, KernelError> {
+        Ok(Self {
+            pods: open(pins, PODS, Map::HashMap)?,
+            addresses: open(pins, ADDRESSES, Map::HashMap)?,
+            listeners: open(pins, LISTENERS, Map::SockHash)?,
+            counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
+        })
+    }
+
+    pub(super) fn pod(&self, cookie: u64) -> Result<Option<Pod>, KernelError> {
+        some(self.pods.get(&cookie, 0)).map_err(|error| KernelError::map(PODS, error))
+    }
+
+    /// All pods, by cookie.
+    pub(super) fn pods(&self) -> Result<Vec<(u64, Pod)>, KernelError> {
+        let mut pods: Vec<_> = self.pods.iter().collect::<Result<_, _>>().map_err(|error| KernelError::map(PODS, error))?;
+        pods.sort_unstable_by_key(|(cookie, _)| *cookie);
+        Ok(pods)
+    }
+
+    /// Writes a pod and its addresses. Its counters begin at nothing if it is new.
+    pub(super) fn put_pod(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
+        if let Some(former) = self.pod(cookie)?.filter(|former| *former != pod) {
+            self.remove_addresses(cookie, former)?;
+        }
+        if some(self.counters.get(&cookie, 0)).map_err(|error| KernelError::map(COUNTERS, error))?.is_none() {
+            self.put_counters(cookie).map_err(|error| KernelError::map(COUNTERS, error))?;
+        }
+        for address in addresses(pod) {
+            self.addresses.insert(address, cookie, 0).map_err(|error| KernelError::map(ADDRESSES, error))?;
+        }
+        self.pods.insert(cookie, pod, 0).map_err(|error| KernelError::map(PODS, error))
+    }
+
+    /// Gives the pod's addresses to `listener`.
+    pub(super) fn put_listener(&mut self, pod: Pod, listener: i32) -> Result<(), KernelError> {
+        for address in addresses(pod) {
+            self.listeners.insert(address, listener, 0).map_err(|error| KernelError::map(LISTENERS, error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes a pod and what is keyed by it. What another pod has taken over stays.
+    pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), KernelError> {
+        if let Some(pod) = self.pod(cookie)? {
+            self.remove_addresses(cookie, pod)?;
+        }
+        some(self.pods.remove(&cookie)).map_err(|error| KernelError::map(PODS, error))?;
+        some(self.counters.remove(&cookie)).map_err(|error| KernelError::map(COUNTERS, error))?;
+        Ok(())
+    }
+
+    /// A pod's counters, summed over CPUs.
+    pub(super) fn counters(&self, cookie: u64) -> Result<Option<Counters>, KernelError> {
+        let values = some(self.counters.get(&cookie, 0)).map_err(|error| KernelError::map(COUNTERS, error))?;
+        Ok(values.map(|values| {
+            let mut sum = Counters::ZERO;
+            for counters in values.iter() {
+                for (total, count) in sum.0.iter_mut().zip(counters.0) {
+                    *total = total.wrapping_add(count);
+                }
+            }
+            sum
+        }))
+    }
+
+    fn remove_addresses(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
+        for address in addresses(pod) {
+            let owner = some(self.addresses.get(&address, 0)).map_err(|error| KernelError::map(ADDRESSES, error))?;
+            if owner == Some(cookie) {
+                some(self.listeners.remove(&address)).map_err(|error| KernelError::map(LISTENERS, error))?;
+                some(self.addresses.remove(&address)).map_err(|error| KernelError::map(ADDRESSES, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_counters(&mut self, cookie: u64) -> Result<(), MapError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| MapError::from(system_call("read the CPUs", source)))?;
+        let zeros = PerCpuValues::try_from(vec![Counters([0; COUNTERS_LEN]); cpus])
+            .map_err(|source| MapError::from(system_call("count the CPUs", source)))?;
+        self.counters.insert(cookie, zeros, 0)
+    }
+}
+
+/// The ring buffer of flow records.
+pub(super) fn flows(pins: &Path) -> Result<RingBuf<MapData>, KernelError> {
+    open(pins, FLOWS, Map::RingBuf)
+}
+
+/// What the pins are of, if the mark stands: layout and print.
+pub(super) fn build(pins: &Path) -> Result<Option<(u64, u64)>, KernelError> {
+    if !pins.join(BUILD).exists() {
+        return Ok(None);
+    }
+    let mark: Array<MapData, u64> = open(pins, BUILD, Map::Array)?;
+    let at = |index| mark.get(&index, 0).map_err(|error| KernelError::map(BUILD, error));
+    Ok(Some((at(0)?, at(1)?)))
+}
+
+/// Marks the pins.
+pub(super) fn mark_build(pins: &Path, layout: u64, print: u64) -> Result<(), KernelError> {
+    let write = || {
+        let mut mark = Array::<MapData, u64>::create(2, 0)?;
+        mark.set(0, layout, 0)?;
+        mark.set(1, print, 0)?;
+        mark.pin(pins.join(BUILD)).map_err(|error| MapError::PinError { name: Some(BUILD.to_owned()), error })
+    };
+    write().map_err(|error| KernelError::map(BUILD, error))
+}
+
+fn open<T>(pins: &Path, name: &'static str, kind: impl FnOnce(MapData) -> Map) -> Result<T, KernelError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    MapData::from_pin(pins.join(name)).and_then(|data| T::try_from(kind(data))).map_err(|error| KernelError::map(name, error))
+}
+
+fn addresses(pod: Pod) -> impl Iterator<Item = Address> {
+    [pod.v4, pod.v6].into_iter().filter(|address| *address != Address::NONE)
+}
+
+/// `None` where there is no such key.
+fn some<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn system_call(call: &'static str, io_error: std::io::Error) -> aya::sys::SyscallError {
+    aya::sys::SyscallError { call, io_error }
+}
