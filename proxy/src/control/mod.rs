@@ -2,6 +2,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod ca;
+pub(crate) mod dashboard;
 pub(crate) mod metrics;
 pub(crate) mod select;
 pub(crate) mod sessions;
