@@ -267,7 +267,7 @@ impl Names {
             } else if !key.destination_identity.is_empty() {
                 self.identity(&key.destination_identity)
             } else {
-                OUTSIDE.to_owned()
+                EGRESS.to_owned()
             };
             return (own.to_owned(), destination);
         }
@@ -357,7 +357,7 @@ fn node(id: &str) -> Node {
     } else if let Some(text) = id.strip_prefix(WORKLOAD) {
         (NodeKind::Workload, text)
     } else {
-        (NodeKind::Outside, "outside the mesh")
+        (NodeKind::Outside, if id == EGRESS { "other addresses" } else { "unknown callers" })
     };
     let (namespace, name) = text.split_once('/').unwrap_or(("", text));
     Node { id: id.to_owned(), kind, namespace: namespace.to_owned(), name: name.to_owned(), workloads: 0 }
@@ -397,7 +397,9 @@ fn round(value: f64) -> f64 {
 
 const SERVICE: &str = "service:";
 const WORKLOAD: &str = "workload:";
+/// Callers without an identity. Apart from the place where calls leave the mesh: no path leads through both.
 const OUTSIDE: &str = "outside";
+const EGRESS: &str = "egress";
 /// A sidecar that was not read for longer tells nothing any more.
 const NEWS_AT_MOST: Duration = Duration::from_secs(15);
 /// Refusals that the page shows.
