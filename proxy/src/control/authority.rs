@@ -3,6 +3,7 @@
 //! The token proves a node; the node's certificate proves every later call; the world says which identities there are to
 //! sign for. Nothing that a caller says about itself counts.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -13,12 +14,15 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use futures_util::Stream;
+use parking_lot::Mutex;
+use serde::Serialize;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::ca::{Authority as Ca, CaError, Signed};
 use super::metrics::Metrics;
 use super::store::Store;
+use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::base::names::check_name;
 use crate::base::state::write_atomic;
@@ -36,7 +40,54 @@ pub(crate) struct Signer {
     pub(crate) token: JoinToken,
     pub(crate) svid_lifetime: Duration,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) clock: WallClock,
     pub(crate) stop: DrainGuard,
+}
+
+/// The node agents that follow the trust bundle: those that are there.
+#[derive(Debug, Default)]
+pub(crate) struct Nodes(Mutex<BTreeMap<u64, NodeReport>>);
+
+/// One connected node agent.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NodeReport {
+    pub(crate) name: String,
+    pub(crate) address: Option<String>,
+    /// Seconds since 1970-01-01T00:00:00Z.
+    pub(crate) connected_since: u64,
+    pub(crate) certificate_expires: Option<u64>,
+}
+
+impl Nodes {
+    /// Who is connected, each node once.
+    pub(crate) fn reports(&self) -> Vec<NodeReport> {
+        let newest: BTreeMap<String, NodeReport> =
+            self.0.lock().values().map(|report| (report.name.clone(), report.clone())).collect();
+        newest.into_values().collect()
+    }
+}
+
+/// A node's place among those that are connected; given up when it is dropped.
+struct NodeSeat {
+    number: u64,
+    nodes: Arc<Nodes>,
+}
+
+impl NodeSeat {
+    fn take(nodes: &Arc<Nodes>, report: NodeReport) -> Self {
+        let mut open = nodes.0.lock();
+        let number = open.last_key_value().map_or(0, |(last, _)| last + 1);
+        open.insert(number, report);
+        Self { number, nodes: Arc::clone(nodes) }
+    }
+}
+
+impl Drop for NodeSeat {
+    fn drop(&mut self) {
+        self.nodes.0.lock().remove(&self.number);
+    }
 }
 
 /// What proves a new node. Compared without telling by its time how much of a guess was right.
@@ -165,23 +216,25 @@ impl Authority for Signer {
     }
 
     async fn watch_bundle(&self, request: Request<WatchBundleRequest>) -> Result<Response<Self::WatchBundleStream>, Status> {
-        if peer(&request)?.identity.is_none() {
-            return Err(Status::unauthenticated(NO_CERTIFICATE));
-        }
-        let mut stop = self.stop.clone();
-        let bundle = self.bundle();
+        let peer = peer(&request)?;
+        let Some(identity) = &peer.identity else { return Err(Status::unauthenticated(NO_CERTIFICATE)) };
+        let seat = identity.path().strip_prefix("/node/").map(|name| {
+            let report = NodeReport {
+                name: name.to_owned(),
+                address: peer.address.map(|address| address.to_string()),
+                connected_since: self.clock.since_epoch().as_secs(),
+                certificate_expires: peer.expires.map(|expires| expires.as_secs()),
+            };
+            NodeSeat::take(&self.nodes, report)
+        });
         // The root of a running control plane does not change: the stream says it once and stands until the stop.
-        let stream = futures_util::stream::unfold(Some(bundle), move |next| {
-            let mut stop = stop.clone();
-            async move {
-                match next {
-                    Some(bundle) => Some((Ok(bundle), None)),
-                    None => {
-                        stop.stopped().await;
-                        None
-                    }
-                }
+        let stream = futures_util::stream::unfold(Some((self.bundle(), seat, self.stop.clone())), |state| async move {
+            let (bundle, seat, mut stop) = state?;
+            if bundle.authorities.is_empty() {
+                stop.stopped().await;
+                return None;
             }
+            Some((Ok(bundle), Some((Bundle::default(), seat, stop))))
         });
         Ok(Response::new(Box::pin(stream)))
     }

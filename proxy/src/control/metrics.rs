@@ -1,6 +1,17 @@
 //! The control plane's own numbers, served at `--metrics`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use super::sessions::Sessions;
+use super::store::Store;
+use crate::base::problems::Severity;
+use crate::model::Kind;
 
 /// Every metric of the control plane.
 #[derive(Debug)]
@@ -65,5 +76,42 @@ impl Metrics {
     pub(crate) fn text(&self) -> String {
         // What was registered can be written; a metric that cannot is left out rather than the whole page.
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+/// `/metrics` and `/ready`. Gauges are read at the moment of the scrape.
+pub(crate) fn routes(metrics: Arc<Metrics>, store: Arc<Store>, sessions: Arc<Sessions>) -> Router {
+    let page = move || {
+        metrics.read(&store, &sessions);
+        let text = metrics.text();
+        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
+    };
+    Router::new().route("/metrics", get(page)).route("/ready", get(|| async { "ready\n" }))
+}
+
+impl Metrics {
+    fn read(&self, store: &Store, sessions: &Sessions) {
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let mut kinds: BTreeMap<Kind, usize> = Kind::ALL.into_iter().map(|kind| (kind, 0)).collect();
+        let revision = {
+            let world = store.world();
+            for key in world.resources().by_key.keys() {
+                *kinds.entry(key.kind).or_default() += 1;
+            }
+            world.revision()
+        };
+        for (kind, count) in kinds {
+            self.resources.with_label_values(&[kind.as_str()]).set(signed(count));
+        }
+        self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        let problems = store.problems();
+        for (label, severity) in [("refuses", Severity::Refuses), ("warns", Severity::Warns)] {
+            let count = problems.iter().filter(|problem| problem.severity == severity).count();
+            self.problems.with_label_values(&[label]).set(signed(count));
+        }
+        let sidecars = sessions.sidecars();
+        self.sidecars.set(signed(sidecars.len()));
+        self.sidecars_behind.set(signed(sidecars.iter().filter(|sidecar| sidecar.acknowledged < revision).count()));
+        self.refused.set(signed(sidecars.iter().map(|sidecar| sidecar.refused.len()).sum()));
     }
 }

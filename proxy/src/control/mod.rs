@@ -1,5 +1,35 @@
 //! The control plane: resources in, answers out.
+//!
+//! `source` reads folders, `store` keeps the world, `select` finds what a sidecar may see, `sessions` tell each sidecar and
+//! remember what it acknowledged; `authority` signs for the node agents, `api` answers people. Nothing is served before
+//! the folders were read once: a sidecar that comes back must not be told that its configuration is gone.
 
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::base::clock::WallClock;
+use crate::base::drain::{Drain, DrainGuard};
+use crate::base::problems::Problem;
+use crate::delta::authority::authority_server::AuthorityServer;
+use crate::delta::grpc::{KEEP_ALIVE, KEEP_ALIVE_MAX, service};
+use crate::delta::transport::{ALPN, accept, control_identity};
+use crate::identity::source::{Identity, IdentityError};
+use crate::identity::spiffe::{SpiffeError, TrustDomain};
+use crate::identity::verify::ClientDemand;
+
+pub(crate) mod api;
 pub(crate) mod authority;
 pub(crate) mod ca;
 pub(crate) mod dashboard;
@@ -8,3 +38,251 @@ pub(crate) mod select;
 pub(crate) mod sessions;
 pub(crate) mod store;
 pub(crate) mod world;
+
+use api::Api;
+use authority::{JoinToken, Nodes, Signer};
+use ca::{Authority, CaError};
+use metrics::Metrics;
+use sessions::Sessions;
+use store::Store;
+
+/// What a control plane is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Folders of documents that are watched.
+    pub(crate) resources: Vec<PathBuf>,
+    pub(crate) state: PathBuf,
+    pub(crate) trust_domain: TrustDomain,
+    /// Where the stream and the authority are served.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Where the API and the dashboard are served; a loopback address.
+    pub(crate) api: SocketAddr,
+    /// Where the own metrics are served.
+    pub(crate) metrics: SocketAddr,
+    /// How long a workload's certificate is good.
+    pub(crate) svid_lifetime: Duration,
+}
+
+/// Why a control plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    /// The environment is at fault.
+    #[error("cannot keep state in {}", path.display())]
+    State {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The environment is at fault: the address is taken or not this machine's.
+    #[error("cannot listen at {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    /// The user is at fault.
+    #[error("the API listens on loopback addresses only, not at {0}: whoever reaches it rules the mesh")]
+    ApiNotLocal(SocketAddr),
+    #[error(transparent)]
+    Authority(#[from] CaError),
+    #[error("cannot take the own identity")]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    TrustDomain(#[from] SpiffeError),
+    /// We are at fault.
+    #[error("cannot make the metrics")]
+    Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Door(#[from] admin::AdminError),
+}
+
+/// A control plane that has everything it needs, and serves nothing yet.
+pub(crate) struct Control {
+    config: Config,
+    store: Arc<Store>,
+    sessions: Arc<Sessions>,
+    ca: Arc<Authority>,
+    token: JoinToken,
+    identity: Identity,
+    tls: Arc<ServerConfig>,
+    metrics: Arc<Metrics>,
+    clock: WallClock,
+    streams: Vec<TcpListener>,
+    api: TcpListener,
+    scrape: TcpListener,
+}
+
+impl Control {
+    /// Takes the state folder, the authority and the listeners, in this order; nothing is left behind if one fails.
+    ///
+    /// # Errors
+    /// The environment lacks one of them.
+    pub(crate) fn build(config: Config, clock: WallClock) -> Result<Self, ControlError> {
+        if !config.api.ip().is_loopback() {
+            return Err(ControlError::ApiNotLocal(config.api));
+        }
+        // Building the folder for stored documents first: it is in the state folder, which is for its owner alone.
+        let stored = config.state.join(STORED);
+        for folder in [&config.state, &stored] {
+            make_folder(folder)?;
+        }
+        let state_failed = |path: PathBuf| move |source| ControlError::State { path, source };
+        let ca = Arc::new(Authority::open(&config.state.join("ca"), config.trust_domain.clone(), clock.clone())?);
+        let token_path = config.state.join("join-token");
+        let token = JoinToken::open(&token_path).map_err(state_failed(token_path))?;
+
+        let identity = Identity::new(config.trust_domain.clone(), clock.clone());
+        take_identity(&ca, &identity, OWN_LIFETIME)?;
+        let tls = identity.server_config(ClientDemand::CertificateIfAny, &[ALPN])?;
+
+        let metrics = Arc::new(Metrics::new()?);
+        metrics.root_expiry.set(i64::try_from(ca.root_expires().as_secs()).unwrap_or(i64::MAX));
+        let store = Arc::new(Store::new(&config.state));
+        let sessions =
+            Arc::new(Sessions::new(Arc::clone(&store), config.trust_domain.clone(), clock.clone(), Arc::clone(&metrics)));
+
+        let streams = config.listen.iter().map(|address| listen(*address)).collect::<Result<_, _>>()?;
+        let api = tokio_listener(admin::listen(config.api)?, config.api)?;
+        let scrape = tokio_listener(admin::listen(config.metrics)?, config.metrics)?;
+        Ok(Self { config, store, sessions, ca, token, identity, tls, metrics, clock, streams, api, scrape })
+    }
+
+    /// Serves until `stopped` says so, then lets sidecars know and ends.
+    pub(crate) async fn serve(self, mut stopped: DrainGuard) {
+        let (drain, stop) = Drain::new();
+        let mut tasks = JoinSet::new();
+
+        let Self { config, store, sessions, ca, token, identity, tls, metrics, clock, streams, api, scrape } = self;
+        tasks.spawn(renew(Arc::clone(&ca), identity, clock.clone()));
+        tasks.spawn(report(Arc::clone(&store)));
+
+        let accepted = accept(streams, &tls, &stop, &mut tasks);
+        let nodes = Arc::new(Nodes::default());
+        let signer = Signer {
+            ca: Arc::clone(&ca),
+            store: Arc::clone(&store),
+            token,
+            svid_lifetime: config.svid_lifetime,
+            metrics: Arc::clone(&metrics),
+            nodes: Arc::clone(&nodes),
+            clock: clock.clone(),
+            stop: stop.clone(),
+        };
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_MAX))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .add_service(service(Arc::clone(&sessions), clock.clone(), stop.clone()))
+            .add_service(AuthorityServer::new(signer));
+        let mut server_stop = stop.clone();
+        tasks.spawn(async move {
+            let served = server
+                .serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move { server_stop.stopped().await })
+                .await;
+            if let Err(error) = served {
+                error!(%error, "serving streams failed");
+            }
+        });
+
+        let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock);
+        tasks.spawn(admin::serve(api, api::guarded(api::routes(api_state))));
+        tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions)));
+        info!(api = %config.api, listen = ?config.listen, trust_domain = %config.trust_domain, "the control plane is ready");
+
+        stopped.stopped().await;
+        drop(stop);
+        info!("the control plane stops");
+        // Streams end by themselves; whoever holds on longer than the deadline is cut off.
+        if !drain.drain(STOP_MAX).await {
+            warn!("some streams did not end in time");
+        }
+        tasks.shutdown().await;
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), ControlError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| ControlError::State { path: path.to_owned(), source })
+}
+
+/// Listens at an address that need not be this machine's yet: the pods' bridge may be made later.
+fn listen(address: SocketAddr) -> Result<TcpListener, ControlError> {
+    let open = || -> io::Result<TcpListener> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    open().map_err(|source| ControlError::Listen { address, source })
+}
+
+fn tokio_listener(listener: std::net::TcpListener, address: SocketAddr) -> Result<TcpListener, ControlError> {
+    TcpListener::from_std(listener).map_err(|source| ControlError::Listen { address, source })
+}
+
+fn take_identity(ca: &Authority, identity: &Identity, lifetime: Duration) -> Result<(), ControlError> {
+    let (signed, key) = ca.issue(&control_identity(ca.trust_domain())?, lifetime)?;
+    let bundles = ca.bundles().map_err(IdentityError::Bundle)?;
+    identity.publish(signed.chain, key, bundles)?;
+    Ok(())
+}
+
+/// Renews the own certificate at half of its life, for as long as the process lives.
+async fn renew(ca: Arc<Authority>, identity: Identity, _clock: WallClock) {
+    let mut pause = OWN_LIFETIME / 2;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = match take_identity(&ca, &identity, OWN_LIFETIME) {
+            Ok(()) => OWN_LIFETIME / 2,
+            Err(error) => {
+                error!(%error, "the own certificate cannot be renewed");
+                RENEW_AGAIN
+            }
+        };
+    }
+}
+
+/// Tells the log what is wrong with the resources, each problem once.
+async fn report(store: Arc<Store>) {
+    let mut told: Vec<Problem> = Vec::new();
+    let mut changes = store.changes();
+    loop {
+        changes.mark_unchanged();
+        let problems = store.problems();
+        for problem in problems.iter().filter(|problem| !told.contains(problem)) {
+            warn!(resource = problem.resource, at = %problem.at, remedy = problem.remedy, "{}", problem.text);
+        }
+        told = problems.to_vec();
+        if changes.changed().await.is_err() {
+            return;
+        }
+        // Documents come in bursts; what is wrong with half of a burst is of no interest.
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// The folder of documents that `apply` stored.
+pub(crate) const STORED: &str = "resources";
+
+const BACKLOG: i32 = 1024;
+
+/// A sidecar opens one stream, a node agent a few.
+const STREAMS_PER_CONNECTION: u32 = 64;
+
+/// How long the own certificate is good.
+const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+const RENEW_AGAIN: Duration = Duration::from_secs(60);
+
+/// How long streams may take to end.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+const SETTLE: Duration = Duration::from_millis(200);

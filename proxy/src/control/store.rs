@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::world::{Change, Form, World};
+use crate::base::problems::Problem;
 use crate::base::state;
 use crate::model::address_book::{AddressBook, service_addresses};
 use crate::model::name_table::{NameAnswer, NameTable};
@@ -28,6 +29,8 @@ pub(crate) struct Store {
     names: PathBuf,
     /// Held while a batch is applied, so that addresses, world and names change in one order.
     writing: Mutex<NameTable>,
+    /// What is wrong, and at which revision that was found.
+    problems: Mutex<(Option<u64>, Arc<[Problem]>)>,
 }
 
 impl Store {
@@ -39,6 +42,7 @@ impl Store {
             addresses: folder.join("addresses.json"),
             names: folder.join("names.json"),
             writing: Mutex::default(),
+            problems: Mutex::new((None, Arc::new([]))),
         }
     }
 
@@ -73,6 +77,16 @@ impl Store {
     /// The world as it is. Hold it shortly: changes wait.
     pub(crate) fn world(&self) -> RwLockReadGuard<'_, World> {
         self.world.read()
+    }
+
+    /// Everything that is wrong with the resources, in order. Found once for each revision.
+    pub(crate) fn problems(&self) -> Arc<[Problem]> {
+        let mut found = self.problems.lock();
+        let world = self.world.read();
+        if found.0 != Some(world.revision()) {
+            *found = (Some(world.revision()), world.problems().into());
+        }
+        Arc::clone(&found.1)
     }
 
     /// Tells when the world changes.

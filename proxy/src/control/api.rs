@@ -1,0 +1,510 @@
+//! The API for people and their tools, on a loopback address only: what is desired, what is refused, who has acknowledged.
+//!
+//! Whoever reaches it rules the mesh, so a browser must not be made to: a request must name a loopback host (a page of
+//! another origin cannot, whatever its name resolves to) and a change must carry a content type that pages cannot send
+//! unasked. A change is taken as a whole or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use super::authority::Nodes;
+use super::ca::Authority;
+use super::sessions::{Sessions, SidecarReport};
+use super::store::Store;
+use super::world::{Change, Form, Origin};
+use super::{Config, STORED};
+use crate::base::clock::WallClock;
+use crate::base::problems::{Problem, Severity};
+use crate::base::state::write_atomic;
+use crate::model::workload::WorkloadTransport;
+use crate::model::{Kind, Resource, ResourceKey, yaml};
+use crate::snapshot::compile;
+
+/// What the API answers from.
+pub(crate) struct Api {
+    store: Arc<Store>,
+    sessions: Arc<Sessions>,
+    nodes: Arc<Nodes>,
+    ca: Arc<Authority>,
+    clock: WallClock,
+    config: Config,
+    started: u64,
+    /// Held while a change is checked and stored: two changes at once would each be checked without the other.
+    changing: Mutex<()>,
+}
+
+impl Api {
+    /// Answers from these parts of the control plane.
+    pub(crate) fn new(
+        config: &Config,
+        store: Arc<Store>,
+        sessions: Arc<Sessions>,
+        nodes: Arc<Nodes>,
+        ca: Arc<Authority>,
+        clock: WallClock,
+    ) -> Arc<Self> {
+        let started = clock.since_epoch().as_secs();
+        Arc::new(Self { store, sessions, nodes, ca, clock, config: config.clone(), started, changing: Mutex::new(()) })
+    }
+
+    /// The file of a stored document.
+    fn stored(&self, key: &ResourceKey) -> PathBuf {
+        self.config.state.join(STORED).join(format!("{}.{}.{}.yaml", key.kind, key.name.namespace, key.name.name))
+    }
+}
+
+/// One text of documents, as `apply` and `delete` send it.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct Text {
+    /// How the user knows it: a file's name.
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+/// What was done with one document.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Done {
+    pub(crate) resource: String,
+    /// `created`, `changed`, `unchanged`, `deleted`.
+    pub(crate) action: String,
+}
+
+/// What is wrong with one document.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Wrong {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resource: Option<String>,
+    /// `FILE:LINE:COLUMN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) at: String,
+    pub(crate) text: String,
+    #[serde(default)]
+    pub(crate) remedy: String,
+    /// Is the document refused for it?
+    pub(crate) refuses: bool,
+}
+
+/// The answer to a change.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Answer {
+    /// The revision of the desired state after it.
+    pub(crate) revision: u64,
+    pub(crate) results: Vec<Done>,
+    pub(crate) problems: Vec<Wrong>,
+}
+
+/// All paths of the API.
+pub(crate) fn routes(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/api/resources", get(resources))
+        .route("/api/apply", post(apply))
+        .route("/api/delete", post(delete))
+        .route("/api/proxies", get(proxies))
+        .route("/api/status", get(status))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+/// Wraps everything that is served beside the API too.
+pub(crate) fn guarded(routes: Router) -> Router {
+    routes.layer(middleware::from_fn(guard))
+}
+
+async fn guard(request: Request, next: Next) -> Response {
+    match objection(&request) {
+        Some((status, text)) => refusal(status, text),
+        None => next.run(request).await,
+    }
+}
+
+fn objection(request: &Request) -> Option<(StatusCode, String)> {
+    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let host = text(header::HOST).unwrap_or_default();
+    if !is_loopback(host) {
+        return Some((StatusCode::FORBIDDEN, format!("{host:?} is not this machine; call 127.0.0.1 or localhost")));
+    }
+    if request.method().is_safe() {
+        return None;
+    }
+    if text(header::ORIGIN).is_some_and(|origin| origin != format!("http://{host}")) {
+        return Some((StatusCode::FORBIDDEN, "a page of another origin may not change the mesh".to_owned()));
+    }
+    let kind = text(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    if matches!(kind, "application/yaml" | "application/json") {
+        return None;
+    }
+    Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/yaml or application/json".to_owned()))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+fn refusal(status: StatusCode, text: String) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
+#[derive(Deserialize)]
+struct Which {
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> Response {
+    let kind = match which.kind.as_deref().map(kind_named) {
+        Some(None) => {
+            let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+            return refusal(StatusCode::BAD_REQUEST, format!("no such kind; there are {}", known.join(", ")));
+        }
+        Some(Some(kind)) => Some(kind),
+        None => None,
+    };
+    let problems = api.store.problems();
+    let sidecars = api.sessions.sidecars();
+    let world = api.store.world();
+    let known: BTreeSet<&ResourceKey> = world.resources().by_key.keys().chain(world.resources().refused.keys()).collect();
+    let items: Vec<Value> = known
+        .into_iter()
+        .filter(|key| kind.is_none_or(|kind| key.kind == kind))
+        .filter(|key| which.namespace.as_deref().is_none_or(|namespace| *key.name.namespace == *namespace))
+        .filter(|key| which.name.as_deref().is_none_or(|name| *key.name.name == *name))
+        .filter_map(|key| {
+            let body = world.body(key)?;
+            let mut document = serde_json::from_str::<Value>(&body.json).ok()?;
+            let origin = world.origin(key).map(ToString::to_string);
+            document.as_object_mut()?.insert("status".to_owned(), standing(key, &body.version, origin, &problems, &sidecars));
+            Some(document)
+        })
+        .collect();
+    Json(json!({ "revision": world.revision(), "items": items })).into_response()
+}
+
+/// How one resource stands: where it is written, what is wrong with it, and which sidecars refuse it.
+fn standing(key: &ResourceKey, version: &str, origin: Option<String>, problems: &[Problem], sidecars: &[SidecarReport]) -> Value {
+    let name = key.to_string();
+    let problems: Vec<&Problem> = problems.iter().filter(|problem| problem.resource == name).collect();
+    let refused_by: Vec<Value> = sidecars
+        .iter()
+        .flat_map(|sidecar| sidecar.refused.iter().map(move |refused| (sidecar, refused)))
+        .filter(|(_, refused)| refused.resource == name)
+        .map(|(sidecar, refused)| {
+            json!({ "sidecar": format!("{}/{}", sidecar.namespace, sidecar.name), "reason": refused.reason })
+        })
+        .collect();
+    json!({
+        "accepted": !problems.iter().any(|problem| problem.severity == Severity::Refuses) && refused_by.is_empty(),
+        "origin": origin,
+        "version": version,
+        "problems": problems.iter().map(|problem| wrong(problem, None)).collect::<Vec<_>>(),
+        "refusedBy": refused_by,
+    })
+}
+
+fn wrong(problem: &Problem, place: Option<String>) -> Wrong {
+    Wrong {
+        resource: Some(problem.resource.clone()),
+        place,
+        at: problem.at.to_string(),
+        text: problem.text.clone(),
+        remedy: problem.remedy.clone(),
+        refuses: problem.severity == Severity::Refuses,
+    }
+}
+
+async fn apply(State(api): State<Arc<Api>>, headers: axum::http::HeaderMap, body: Bytes) -> Response {
+    let texts = match texts(&headers, &body) {
+        Ok(texts) => texts,
+        Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
+    };
+    let _turn = api.changing.lock().await;
+    let worker = Arc::clone(&api);
+    // Reading, compiling and writing take their time; streams must not wait for it.
+    match tokio::task::spawn_blocking(move || worker.apply(&texts)).await {
+        Ok(answer) if answer.problems.iter().any(|problem| problem.refuses) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, Json(answer)).into_response()
+        }
+        Ok(answer) => Json(answer).into_response(),
+        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+async fn delete(State(api): State<Arc<Api>>, headers: axum::http::HeaderMap, body: Bytes) -> Response {
+    let texts = match texts(&headers, &body) {
+        Ok(texts) => texts,
+        Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
+    };
+    let _turn = api.changing.lock().await;
+    let worker = Arc::clone(&api);
+    match tokio::task::spawn_blocking(move || worker.delete(&texts)).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// A body of YAML is one text; a body of JSON is a list of named ones.
+fn texts(headers: &axum::http::HeaderMap, body: &[u8]) -> Result<Vec<Text>, String> {
+    let is_json = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| kind.starts_with("application/json"));
+    if is_json {
+        return serde_json::from_slice(body).map_err(|error| format!("not a list of texts: {error}"));
+    }
+    let text = std::str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))?;
+    Ok(vec![Text { name: "body".to_owned(), text: text.to_owned() }])
+}
+
+impl Api {
+    fn apply(&self, texts: &[Text]) -> Answer {
+        let mut answer = Answer::default();
+        let mut documents = BTreeMap::new();
+        for text in texts {
+            for document in yaml::read(&text.text) {
+                match document {
+                    Ok(document) => {
+                        let key = document.resource.key();
+                        let place = format!("{}:{}", text.name, document.position(&crate::base::problems::FieldPath::root()));
+                        if let Some((other, _)) = documents.insert(key.clone(), (text, document)) {
+                            answer.problems.push(Wrong {
+                                resource: Some(key.to_string()),
+                                place: Some(place),
+                                at: String::new(),
+                                text: format!("the document is written twice, also in {}", other.name),
+                                remedy: "keep one of them".to_owned(),
+                                refuses: true,
+                            });
+                        }
+                    }
+                    Err(fault) => answer.problems.push(Wrong {
+                        resource: fault.key.map(|key| key.to_string()),
+                        place: Some(format!("{}:{}", text.name, fault.at)),
+                        at: String::new(),
+                        text: fault.text,
+                        remedy: fault.remedy,
+                        refuses: fault.severity == Severity::Refuses,
+                    }),
+                }
+            }
+        }
+        // What the documents would be beside everything that is there.
+        let mut candidate = self.store.world().resources().clone();
+        for (key, (_, document)) in &documents {
+            compile::forget(&mut candidate, key);
+            candidate.by_key.insert(key.clone(), Arc::new(document.resource.clone()));
+        }
+        let by_name: BTreeMap<String, _> = documents.iter().map(|(key, written)| (key.to_string(), written)).collect();
+        for problem in compile::check(&candidate).iter() {
+            if let Some((text, document)) = by_name.get(&problem.resource) {
+                let place = format!("{}:{}", text.name, document.position(&problem.at));
+                answer.problems.push(wrong(problem, Some(place)));
+            }
+        }
+        answer.revision = self.store.world().revision();
+        if answer.problems.iter().any(|problem| problem.refuses) {
+            return answer;
+        }
+        let mut changes = Vec::new();
+        for (key, (_, document)) in documents {
+            let path = self.stored(&key);
+            let mut text = serde_json::to_vec_pretty(&document.resource).unwrap_or_default();
+            text.push(b'\n');
+            let before = std::fs::read(&path).ok();
+            let action = match &before {
+                None => "created",
+                Some(before) if *before == text => "unchanged",
+                Some(_) => "changed",
+            };
+            if action != "unchanged"
+                && let Err(error) = write_atomic(&path, &text, 0o600)
+            {
+                answer.problems.push(Wrong {
+                    resource: Some(key.to_string()),
+                    place: None,
+                    at: String::new(),
+                    text: format!("cannot write {}: {error}", path.display()),
+                    remedy: "make room in the state folder".to_owned(),
+                    refuses: true,
+                });
+                break;
+            }
+            answer.results.push(Done { resource: key.to_string(), action: action.to_owned() });
+            let form = Form::Read(Arc::new(document.resource));
+            changes.push(Change::Put { key, form, origin: Origin::Applied(path) });
+        }
+        answer.revision = self.store.apply(changes);
+        answer
+    }
+
+    fn delete(&self, texts: &[Text]) -> Answer {
+        let mut answer = Answer::default();
+        let mut changes = Vec::new();
+        for text in texts {
+            for document in yaml::read(&text.text) {
+                let (key, place) = match document {
+                    Ok(document) => {
+                        let position = document.position(&crate::base::problems::FieldPath::root());
+                        (Some(document.resource.key()), format!("{}:{position}", text.name))
+                    }
+                    // A document that is no good any more can still name what is to go.
+                    Err(fault) => (fault.key, format!("{}:{}", text.name, fault.at)),
+                };
+                let mut wrong = |resource: Option<String>, text: String, remedy: &str| {
+                    answer.problems.push(Wrong {
+                        resource,
+                        place: Some(place.clone()),
+                        at: String::new(),
+                        text,
+                        remedy: remedy.to_owned(),
+                        refuses: true,
+                    });
+                };
+                let Some(key) = key else {
+                    wrong(None, "the document names no resource".to_owned(), "write its kind and its name");
+                    continue;
+                };
+                let path = self.stored(&key);
+                match std::fs::remove_file(&path) {
+                    Ok(()) => {
+                        answer.results.push(Done { resource: key.to_string(), action: "deleted".to_owned() });
+                        changes.push(Change::Remove { key, origin: Origin::Applied(path) });
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        let origin = self.store.world().origin(&key).map(ToString::to_string);
+                        match origin {
+                            Some(origin) => wrong(Some(key.to_string()), format!("it stands in {origin}"), "remove it there"),
+                            None => {
+                                wrong(Some(key.to_string()), "there is no such resource".to_owned(), "see `outrigger get all`")
+                            }
+                        }
+                    }
+                    Err(error) => wrong(
+                        Some(key.to_string()),
+                        format!("cannot remove {}: {error}", path.display()),
+                        "look at the state folder",
+                    ),
+                }
+            }
+        }
+        answer.revision = self.store.apply(changes);
+        answer
+    }
+}
+
+async fn proxies(State(api): State<Arc<Api>>) -> Response {
+    let sidecars = api.sessions.sidecars();
+    Json(json!({ "revision": api.store.world().revision(), "items": sidecars })).into_response()
+}
+
+async fn status(State(api): State<Arc<Api>>) -> Response {
+    let problems = api.store.problems();
+    let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
+    let sidecars: BTreeMap<(String, String), SidecarReport> =
+        api.sessions.sidecars().into_iter().map(|sidecar| ((sidecar.namespace.clone(), sidecar.name.clone()), sidecar)).collect();
+    let world = api.store.world();
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut pods = Vec::new();
+    for (key, resource) in &world.resources().by_key {
+        *kinds.entry(key.kind.as_str()).or_default() += 1;
+        let Resource::Workload(workload) = resource.as_ref() else { continue };
+        let sidecar = sidecars.get(&(key.name.namespace.to_string(), key.name.name.to_string()));
+        pods.push(json!({
+            "namespace": &*key.name.namespace,
+            "name": &*key.name.name,
+            "serviceAccount": workload.spec.account(),
+            "addresses": workload.spec.addresses,
+            "meshed": workload.spec.transport == WorkloadTransport::MutualTls,
+            "terminating": workload.spec.terminating,
+            "local": matches!(world.origin(key), Some(Origin::Pod(_))),
+            "connected": sidecar.is_some(),
+            "acknowledged": sidecar.map(|sidecar| sidecar.acknowledged),
+            "refused": sidecar.map_or(0, |sidecar| sidecar.refused.len()),
+            "certificateExpires": sidecar.and_then(|sidecar| sidecar.certificate_expires),
+        }));
+    }
+    Json(json!({
+        "control": {
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "started": api.started,
+            "now": api.clock.since_epoch().as_secs(),
+            "trustDomain": api.config.trust_domain.as_str(),
+            "revision": world.revision(),
+            "rootExpires": api.ca.root_expires().as_secs(),
+            "listen": api.config.listen,
+        },
+        "nodes": api.nodes.reports(),
+        "resources": kinds,
+        "problems": { "refuses": count(Severity::Refuses), "warns": count(Severity::Warns) },
+        "pods": pods,
+    }))
+    .into_response()
+}
+
+/// A kind by its name, its plural or its short form.
+pub(crate) fn kind_named(text: &str) -> Option<Kind> {
+    let text = text.to_ascii_lowercase();
+    Kind::ALL.into_iter().find(|kind| {
+        let name = kind.as_str().to_ascii_lowercase();
+        let (plural, short) = match kind {
+            Kind::Mesh => ("meshes", "mesh"),
+            Kind::Service => ("services", "svc"),
+            Kind::Workload => ("workloads", "wl"),
+            Kind::HttpRoute => ("httproutes", "route"),
+            Kind::AuthorizationPolicy => ("authorizationpolicies", "authz"),
+            Kind::RequestAuthentication => ("requestauthentications", "authn"),
+            Kind::PeerAuthentication => ("peerauthentications", "peer"),
+            Kind::TrafficPolicy => ("trafficpolicies", "tp"),
+        };
+        text == name || text == plural || text == short
+    })
+}
+
+/// The largest change: a folder of some thousand documents.
+const BODY_BYTES_MAX: usize = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_goes_by_name_plural_and_short_form() {
+        for text in ["AuthorizationPolicy", "authorizationpolicies", "authz"] {
+            assert_eq!(kind_named(text), Some(Kind::AuthorizationPolicy), "{text}");
+        }
+        assert_eq!(kind_named("pods"), None);
+    }
+
+    #[test]
+    fn only_this_machine_is_a_loopback_host() {
+        for host in ["127.0.0.1:14080", "localhost:14080", "localhost", "[::1]:14080", "127.0.0.1"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["", "mesh.example:14080", "127.0.0.1.example", "localhost.example", "10.0.0.1:14080", "[::2]:80"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}
