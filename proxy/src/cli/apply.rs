@@ -1,32 +1,50 @@
 //! `outrigger apply` and `outrigger delete`: what the control plane stores.
+//!
+//! A change is taken as a whole or not at all; a document that is refused is named with its file, line and column.
 
+use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Args;
+use serde_json::Value;
+use tokio::time::{Duration, Instant};
 
-use super::Failure;
+use super::{Failure, client, print, warn};
+use crate::base::units::Span;
+use crate::control::api::{Answer, Text, Wrong};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  outrigger apply -f route.yaml\n  outrigger apply -f ./mesh --wait --timeout 10s")]
+#[command(after_help = "Examples:
+  outrigger apply -f route.yaml
+  outrigger apply -f ./mesh --wait --timeout 10s
+  cat route.yaml | outrigger apply -f -
+
+Exit codes: 0 applied (with --wait: and acknowledged); 1 --wait ended with sidecars that refused or did not answer;
+2 a document is refused, nothing was applied; 3 the control plane does not run.")]
 pub(crate) struct ApplyArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// Return when every sidecar that should have it acknowledged it
+    /// Return when every connected sidecar that should have it acknowledged it
     #[arg(long)]
     pub(crate) wait: bool,
     /// How long to wait
-    #[arg(long, value_name = "DURATION", default_value = "30s", requires = "wait")]
-    pub(crate) timeout: String,
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(crate) timeout: Span,
     /// The control plane's API
     #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
     pub(crate) api: SocketAddr,
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger delete -f route.yaml")]
+#[command(after_help = "Example:
+  outrigger delete -f route.yaml
+
+Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 3 the control plane does not run.")]
 pub(crate) struct DeleteArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -36,10 +54,133 @@ pub(crate) struct DeleteArgs {
     pub(crate) api: SocketAddr,
 }
 
-pub(crate) fn apply(_args: &ApplyArgs) -> Result<ExitCode, Failure> {
-    Err(Failure::environment("this build has no `apply`", "use a later build"))
+/// Runs `outrigger apply`.
+pub(crate) fn apply(args: &ApplyArgs) -> Result<ExitCode, Failure> {
+    let answer = change(args.api, "/api/apply", &args.files)?;
+    let (refusing, warning): (Vec<&Wrong>, Vec<&Wrong>) = answer.problems.iter().partition(|problem| problem.refuses);
+    for problem in warning {
+        warn(&format!("warning: {}", line(problem)));
+    }
+    if !refusing.is_empty() {
+        let first = if answer.results.is_empty() { "nothing was applied" } else { "not everything was applied" };
+        return Err(Failure::invalid(std::iter::once(first.to_owned()).chain(refusing.into_iter().map(line))));
+    }
+    if answer.results.is_empty() {
+        return Err(Failure::invalid(["there is no document to apply"]));
+    }
+    tell(&answer)?;
+    if args.wait { wait(args, &answer) } else { Ok(ExitCode::SUCCESS) }
 }
 
-pub(crate) fn delete(_args: &DeleteArgs) -> Result<ExitCode, Failure> {
-    Err(Failure::environment("this build has no `delete`", "use a later build"))
+/// Runs `outrigger delete`.
+pub(crate) fn delete(args: &DeleteArgs) -> Result<ExitCode, Failure> {
+    let answer = change(args.api, "/api/delete", &args.files)?;
+    tell(&answer)?;
+    if answer.problems.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let first = if answer.results.is_empty() { "nothing was deleted" } else { "not everything was deleted" };
+    Err(Failure::refused(std::iter::once(first.to_owned()).chain(answer.problems.iter().map(line))))
 }
+
+fn change(api: SocketAddr, path: &str, files: &[PathBuf]) -> Result<Answer, Failure> {
+    let texts = read(files).map_err(|error| Failure::invalid(error.chain()))?;
+    let answer = client::post(api, path, &texts)?;
+    serde_json::from_value(answer).map_err(|error| Failure::from(anyhow::Error::from(error)))
+}
+
+fn tell(answer: &Answer) -> Result<(), Failure> {
+    let lines = answer.results.iter().map(|done| format!("{} {}\n", done.resource, done.action));
+    print(&lines.collect::<String>())
+}
+
+fn line(problem: &Wrong) -> String {
+    let parts = [problem.place.as_deref(), problem.resource.as_deref(), Some(problem.at.as_str())];
+    let mut line: String =
+        parts.into_iter().flatten().filter(|part| !part.is_empty()).fold(String::new(), |line, part| line + part + ": ");
+    line.push_str(&problem.text);
+    if !problem.remedy.is_empty() {
+        line.push_str("; ");
+        line.push_str(&problem.remedy);
+    }
+    line
+}
+
+/// Texts of files, of the documents in folders, and of stdin.
+fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Text>> {
+    let mut texts = Vec::new();
+    for file in files {
+        if file == Path::new("-") {
+            let mut text = String::new();
+            std::io::stdin().lock().read_to_string(&mut text).context("cannot read stdin")?;
+            texts.push(Text { name: "stdin".to_owned(), text });
+        } else if file.is_dir() {
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir(file).with_context(|| format!("cannot read {}", file.display()))? {
+                let path = entry.with_context(|| format!("cannot read {}", file.display()))?.path();
+                let extension = path.extension().and_then(|extension| extension.to_str());
+                if path.is_file() && matches!(extension, Some("yaml" | "yml" | "json")) {
+                    found.push(path);
+                }
+            }
+            found.sort();
+            anyhow::ensure!(!found.is_empty(), "{} holds no .yaml, .yml or .json file", file.display());
+            for path in found {
+                texts.push(read_file(&path)?);
+            }
+        } else {
+            texts.push(read_file(file)?);
+        }
+    }
+    Ok(texts)
+}
+
+fn read_file(path: &Path) -> anyhow::Result<Text> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Text { name: path.display().to_string(), text })
+}
+
+/// Waits until every connected sidecar stands at the change's revision, and tells who refused any of its documents.
+fn wait(args: &ApplyArgs, answer: &Answer) -> Result<ExitCode, Failure> {
+    let applied: BTreeSet<&str> = answer.results.iter().map(|done| done.resource.as_str()).collect();
+    let deadline = Instant::now() + args.timeout.0;
+    loop {
+        let proxies = client::get(args.api, "/api/proxies")?;
+        let none = Vec::new();
+        let items = proxies.get("items").and_then(Value::as_array).unwrap_or(&none);
+        let name = |item: &Value| format!("{}/{}", text(item, "namespace"), text(item, "name"));
+        let behind: Vec<&Value> =
+            items.iter().filter(|item| item.get("acknowledged").and_then(Value::as_u64) < Some(answer.revision)).collect();
+        if behind.is_empty() {
+            let refused: Vec<String> = items
+                .iter()
+                .flat_map(|item| {
+                    let refused = item.get("refused").and_then(Value::as_array).unwrap_or(&none);
+                    refused.iter().map(move |refused| (item, refused))
+                })
+                .filter(|(_, refused)| applied.contains(text(refused, "resource")))
+                .map(|(item, refused)| {
+                    format!("{} refuses {}: {}", name(item), text(refused, "resource"), text(refused, "reason"))
+                })
+                .collect();
+            if refused.is_empty() {
+                print(&format!("acknowledged by {} sidecars\n", items.len()))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            return Err(Failure::refused(std::iter::once("some sidecars keep their last good form".to_owned()).chain(refused)));
+        }
+        if Instant::now() >= deadline {
+            let lines = behind.into_iter().map(|item| format!("{} has not acknowledged", name(item)));
+            return Err(Failure::refused(
+                std::iter::once(format!("not every sidecar answered within {}", args.timeout)).chain(lines),
+            ));
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+fn text<'a>(item: &'a Value, field: &str) -> &'a str {
+    item.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+const AGAIN: Duration = Duration::from_millis(50);

@@ -3,10 +3,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
+use crate::base::clock::WallClock;
+use crate::base::drain::Drain;
+use crate::base::units::Span;
+use crate::control::{Config, Control, ControlError};
+use crate::identity::spiffe::SpiffeError;
+use crate::telemetry::log;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outrigger control --resources ./mesh --listen 127.0.0.1:14010")]
@@ -31,9 +39,70 @@ pub(crate) struct ControlArgs {
     pub(crate) metrics: SocketAddr,
     /// How long a workload's certificate is valid
     #[arg(long, env = "OUTRIGGER_SVID_TTL", value_name = "DURATION", default_value = "1h")]
-    pub(crate) svid_ttl: String,
+    pub(crate) svid_ttl: Span,
+    /// The format of the log: text, json or auto
+    #[arg(long, env = "OUTRIGGER_LOG", value_name = "FORMAT", default_value = "auto")]
+    pub(crate) log: String,
+    /// What is logged: a level, or a list as info,outrigger::control=debug
+    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub(crate) log_level: String,
 }
 
-pub(crate) fn run(_args: ControlArgs) -> Result<ExitCode, Failure> {
-    Err(Failure::environment("this build has no control plane", "use a later build"))
+/// Runs the control plane until SIGTERM or SIGINT.
+pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
+    let format = args.log.parse().map_err(|error: String| Failure::invalid([error]))?;
+    log::start(format, &args.log_level).map_err(|error| Failure::invalid([error]))?;
+    let trust_domain = args.trust_domain.parse().map_err(|error: SpiffeError| Failure::invalid([error]))?;
+    let config = Config {
+        resources: args.resources,
+        state: args.state,
+        trust_domain,
+        listen: args.listen,
+        api: args.api,
+        metrics: args.metrics,
+        svid_lifetime: args.svid_ttl.0,
+    };
+    if config.svid_lifetime < SVID_MIN {
+        return Err(Failure::invalid([format!("--svid-ttl must be at least {} seconds", SVID_MIN.as_secs())]));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    runtime.block_on(async {
+        let control = Control::build(config, WallClock::system()).map_err(refused)?;
+        let (drain, guard) = Drain::new();
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut serving = tokio::spawn(control.serve(guard));
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+            ended = &mut serving => {
+                ended.map_err(|error| Failure::from(anyhow::Error::from(error)))?;
+                return Err(Failure::environment("the control plane ended by itself", "look at its log"));
+            }
+        }
+        if !drain.drain(STOP_MAX).await {
+            serving.abort();
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }
+
+fn refused(error: ControlError) -> Failure {
+    let remedy = match &error {
+        ControlError::State { .. } | ControlError::Authority(_) => "run as root, or name a folder of your own with --state",
+        ControlError::Listen { .. } | ControlError::Door(_) => "stop what listens there, or name another address",
+        ControlError::ApiNotLocal(_) | ControlError::TrustDomain(_) => return Failure::invalid([error.to_string()]),
+        ControlError::Identity(_) | ControlError::Metrics(_) => "report this with the log",
+    };
+    let mut causes = anyhow::Error::from(error).chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    causes.truncate(2_000);
+    Failure::environment(causes, remedy)
+}
+
+/// The work of the control plane is small beside that of the sidecars on the same machine.
+const WORKERS: usize = 2;
+
+/// The shortest life of a certificate: renewal must have time to try again.
+const SVID_MIN: Duration = Duration::from_secs(10);
+
+const STOP_MAX: Duration = Duration::from_secs(5);

@@ -1,30 +1,150 @@
-//! `outrigger get`: documents that the control plane holds.
+//! `outrigger get`: documents that the control plane holds, and how each of them stands.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::Value;
 
-use super::Failure;
+use super::table::{self, Output};
+use super::{Failure, client};
+use crate::control::api::kind_named;
+use crate::model::Kind;
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  outrigger get services\n  outrigger get httproute web -n shop -o yaml\n  outrigger get all")]
+#[command(after_help = "Examples:
+  outrigger get services
+  outrigger get httproute web -n shop -o yaml
+  outrigger get all -o wide
+
+Kinds: mesh, service (svc), workload (wl), httproute (route), authorizationpolicy (authz), requestauthentication (authn),
+peerauthentication (peer), trafficpolicy (tp); plurals too.")]
 pub(crate) struct GetArgs {
     /// A kind by its name, its plural or its short form, or `all`
     pub(crate) kind: String,
-    /// One document of that kind
+    /// Only documents of this name
     pub(crate) name: Option<String>,
     /// Only this namespace
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
-    /// yaml, json or wide
+    /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
-    pub(crate) output: Option<String>,
+    pub(crate) output: Option<Output>,
     /// The control plane's API
     #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
     pub(crate) api: SocketAddr,
 }
 
-pub(crate) fn run(_args: &GetArgs) -> Result<ExitCode, Failure> {
-    Err(Failure::environment("this build has no `get`", "use a later build"))
+/// Runs `outrigger get`.
+pub(crate) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
+    let mut query = Vec::new();
+    if args.kind != "all" {
+        let Some(kind) = kind_named(&args.kind) else {
+            let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+            return Err(Failure::invalid([format!(
+                "there is no kind {:?}; there are {}, and `all`",
+                args.kind,
+                known.join(", ")
+            )]));
+        };
+        query.push(("kind", kind.as_str().to_owned()));
+    }
+    query.extend(args.namespace.clone().map(|namespace| ("namespace", namespace)));
+    query.extend(args.name.clone().map(|name| ("name", name)));
+    let query: Vec<String> = query
+        .into_iter()
+        .map(|(key, value)| {
+            format!("{key}={}", percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC))
+        })
+        .collect();
+    let answer = client::get(args.api, &format!("/api/resources?{}", query.join("&")))?;
+    let none = Vec::new();
+    let items = answer.get("items").and_then(Value::as_array).unwrap_or(&none);
+    if items.is_empty() && args.name.is_some() {
+        return Err(Failure::refused([format!("there is no {} of this name", args.kind)]));
+    }
+    match (args.output, items.as_slice()) {
+        (Some(Output::Json), [item]) if args.name.is_some() => table::json(item)?,
+        (Some(Output::Json), _) => table::json(&answer)?,
+        (Some(Output::Yaml), items) => {
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    super::print("---\n")?;
+                }
+                table::yaml(item)?;
+            }
+        }
+        (output, items) => list(items, args.kind == "all", output == Some(Output::Wide))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(items: &[Value], kinds: bool, wide: bool) -> Result<(), Failure> {
+    let mut titles = vec!["NAMESPACE", "NAME", "WHAT", "STATUS"];
+    if kinds {
+        titles.insert(0, "KIND");
+    }
+    if wide {
+        titles.extend(["VERSION", "ORIGIN"]);
+    }
+    let rows = items.iter().map(|item| {
+        let mut row = vec![text(item, "/metadata/namespace"), text(item, "/metadata/name"), what(item), standing(item)];
+        if kinds {
+            row.insert(0, text(item, "/kind"));
+        }
+        if wide {
+            row.extend([text(item, "/status/version"), text(item, "/status/origin")]);
+        }
+        row
+    });
+    table::rows(&titles, rows.collect())
+}
+
+/// The one thing that a person looks for in a document of this kind.
+fn what(item: &Value) -> String {
+    let each = |pointer: &str, text: &dyn Fn(&Value) -> String| -> String {
+        let none = Vec::new();
+        let list = item.pointer(pointer).and_then(Value::as_array).unwrap_or(&none);
+        list.iter().map(text).collect::<Vec<_>>().join(",")
+    };
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let reference = |value: &Value| format!("{}/{}", text(value, "/kind"), text(value, "/name"));
+    match text(item, "/kind").as_str() {
+        "Service" => {
+            let address = text(item, "/spec/clusterIP");
+            format!("{address} {}", each("/spec/ports", &|port| port.get("port").map(plain).unwrap_or_default()))
+                .trim()
+                .to_owned()
+        }
+        "Workload" => each("/spec/addresses", &plain),
+        "HTTPRoute" => {
+            let parents = each("/spec/parentRefs", &|parent| format!("Service/{}", text(parent, "/name")));
+            let hosts = each("/spec/hostnames", &plain);
+            format!("{parents} {hosts}").trim().to_owned()
+        }
+        "AuthorizationPolicy" => {
+            format!("{} {}", text(item, "/spec/action"), each("/spec/targetRefs", &reference)).trim().to_owned()
+        }
+        "PeerAuthentication" => {
+            format!("{} {}", text(item, "/spec/mode"), each("/spec/targetRefs", &reference)).trim().to_owned()
+        }
+        _ => each("/spec/targetRefs", &reference),
+    }
+}
+
+fn standing(item: &Value) -> String {
+    let list = |pointer: &str| item.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
+    let refused_by = list("/status/refusedBy");
+    if refused_by > 0 {
+        return format!("refused by {refused_by}");
+    }
+    match (item.pointer("/status/accepted").and_then(Value::as_bool), list("/status/problems")) {
+        (Some(false), _) => "refused".to_owned(),
+        (_, 0) => "accepted".to_owned(),
+        (_, problems) => format!("accepted, {problems} warnings"),
+    }
+}
+
+fn text(item: &Value, pointer: &str) -> String {
+    item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }

@@ -12,6 +12,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod apply;
 mod check;
+mod client;
 mod control;
 mod explain;
 mod get;
@@ -19,6 +20,7 @@ mod local;
 mod node;
 mod sidecar;
 mod status;
+mod table;
 
 /// An eBPF-accelerated sidecar service mesh.
 #[derive(Debug, Parser)]
@@ -172,6 +174,12 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Writes a line to stderr that is no failure.
+pub(crate) fn warn(line: &str) {
+    // Where stderr is gone, nobody is there to be warned.
+    drop(writeln!(io::stderr().lock(), "{line}"));
 }
 
 #[cfg(test)]
