@@ -13,9 +13,16 @@ use serde_json::Value;
 /// How long anything of the mesh may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The `outrigger` binary under test: `OUTRIGGER_BIN`, or the one beside this test's own build.
+/// Which binary this process drives, where it is not the usual one.
+static BINARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+/// The `outrigger` binary under test: what [`Mesh::up_binary`] was told, `OUTRIGGER_BIN`, or the debug build.
 pub fn binary() -> PathBuf {
-    std::env::var_os("OUTRIGGER_BIN").map_or_else(|| target().join("debug/outrigger"), PathBuf::from)
+    BINARY
+        .get()
+        .cloned()
+        .or_else(|| std::env::var_os("OUTRIGGER_BIN").map(PathBuf::from))
+        .unwrap_or_else(|| target().join("debug/outrigger"))
 }
 
 /// The workspace's folder.
@@ -117,6 +124,13 @@ impl Mesh {
     /// Takes down whatever is left from before, then brings a mesh up.
     pub fn up() -> Result<Self> {
         Self::up_with(&[])
+    }
+
+    /// The same with another binary, for the whole of this process.
+    pub fn up_binary(binary: PathBuf, arguments: &[&str]) -> Result<Self> {
+        let chosen = BINARY.get_or_init(|| binary.clone());
+        ensure!(*chosen == binary, "this process drives {} already", chosen.display());
+        Self::up_with(arguments)
     }
 
     /// The same with further arguments of `up`.

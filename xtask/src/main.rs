@@ -11,10 +11,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod demo;
 mod ebpf;
 mod generate;
 mod lint;
+mod peers;
 mod setup;
 mod shell;
 mod show;
@@ -39,6 +41,10 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// The measurements of the performance table, side by side with the peers
+    ///
+    /// A missing peer ends the run with exit code 3. Example: cargo xtask bench --only pair-h1-64 --rounds 5
+    Bench(bench::Wish),
     /// Every test that this machine can run: tidy, unit, kernel, end to end
     ///
     /// Installs what it needs, names what it leaves out and why, prints the minutes of each part and ends with
@@ -117,6 +123,7 @@ fn main() -> ExitCode {
 
 fn run(root: &Path, command: Command) -> Result<()> {
     match command {
+        Command::Bench(wish) => bench::run(root, &wish),
         Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long),
         Command::E2e { long, filter } => test::end_to_end(root, long, &filter),

