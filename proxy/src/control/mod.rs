@@ -36,6 +36,7 @@ pub(crate) mod dashboard;
 pub(crate) mod metrics;
 pub(crate) mod select;
 pub(crate) mod sessions;
+pub(crate) mod source;
 pub(crate) mod store;
 pub(crate) mod world;
 

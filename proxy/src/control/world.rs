@@ -14,7 +14,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::base::names::Named;
-use crate::base::problems::{Problem, Severity};
+use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::model::object::MESH_NAMESPACE;
 use crate::model::target::{TargetKind, TargetRef};
 use crate::model::{Kind, Resource, ResourceKey, Resources};
@@ -130,24 +130,15 @@ impl World {
         self.bodies.contains_key(key)
     }
 
-    /// Everything that is wrong: what `compile` finds, what could not be read, and what is written twice.
+    /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = compile::check(&self.resources).into_vec();
         for (key, places) in &self.written {
-            if let Some(Form::Unreadable { reason, .. }) = places.values().next() {
-                problems.push(Problem {
-                    resource: key.to_string(),
-                    at: crate::base::problems::FieldPath::root(),
-                    text: format!("{reason}; until it can be read, its target is closed"),
-                    remedy: "correct the document".to_owned(),
-                    severity: Severity::Refuses,
-                });
-            }
             let mut origins = places.keys();
             if let Some(first) = origins.next() {
                 problems.extend(origins.map(|other| Problem {
                     resource: key.to_string(),
-                    at: crate::base::problems::FieldPath::root(),
+                    at: FieldPath::root(),
                     text: format!("{other} also writes it, and is not in force"),
                     remedy: format!("keep it in one place; {first} counts"),
                     severity: Severity::Warns,
@@ -187,12 +178,9 @@ impl World {
             return false;
         }
         self.revision += 1;
-        let before = self.resources.by_key.remove(key);
-        for place in before.iter().flat_map(|resource| places(resource)) {
+        let before = self.resources.by_key.remove(key).or_else(|| self.resources.refused.remove(key).flatten());
+        for place in before.iter().flat_map(|resource| places(resource)).chain([closed(key)]) {
             self.references.forget(&place, key);
-        }
-        if self.resources.refused.remove(key).is_some() {
-            self.references.forget(&closed(key), key);
         }
         match body {
             Some(body) => self.bodies.insert(key.clone(), body),
@@ -203,7 +191,12 @@ impl World {
                 for place in places(&resource) {
                     self.references.remember(place, key);
                 }
-                self.resources.by_key.insert(key.clone(), resource);
+                // A security policy that does not compile is sent all the same, and closes its target.
+                if compile::alone(key, &resource).refused() {
+                    self.resources.refused.insert(key.clone(), Some(resource));
+                } else {
+                    self.resources.by_key.insert(key.clone(), resource);
+                }
             }
             Some(Form::Unreadable { .. }) => {
                 // Its target is not known: it may be for any workload of its namespace.

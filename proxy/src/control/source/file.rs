@@ -1,0 +1,502 @@
+//! Watched folders: documents that people write, documents that `apply` stored, records of local pods.
+//!
+//! A change is noticed by the kernel's notifications, and at the latest by a slow look at everything, because a
+//! notification can be lost. What was good stays in force: a document that turned bad keeps its last good form, a file that
+//! cannot be read and a folder that is gone keep all of theirs. Only a file that is gone from a folder that is there takes
+//! its documents with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::documents::{Found, documents};
+use super::{Batch, Told};
+use crate::base::drain::DrainGuard;
+use crate::base::problems::{FieldPath, Problem, Severity};
+use crate::control::world::{Change, Form, Origin};
+use crate::model::object::Object;
+use crate::model::pod_record::PodRecord;
+use crate::model::{Resource, ResourceKey};
+
+/// The largest file that is read.
+pub(crate) const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// The largest key file.
+const KEYS_BYTES_MAX: u64 = 1 << 20;
+
+/// How deep folders are followed.
+const DEPTH_MAX: usize = 16;
+
+/// After a notification: writers often write several times.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// Between two looks at everything.
+const RESCAN: Duration = Duration::from_secs(5);
+
+/// What is watched.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    /// Folders (or single files) that people keep.
+    pub(crate) folders: Vec<PathBuf>,
+    /// Where `apply` stores.
+    pub(crate) applied: PathBuf,
+    /// Where the records of local pods are.
+    pub(crate) pods: PathBuf,
+}
+
+/// Watches until `stop` says so or nobody listens any more. The first batch holds everything and comes at once.
+pub(crate) async fn watch(watched: Watched, batches: mpsc::Sender<Batch>, mut stop: DrainGuard) {
+    let (notices, mut noticed) = mpsc::channel(1);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // One waiting notice is enough: what comes after it is seen by the look that it causes.
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            drop(notices.try_send(()));
+        }
+    })
+    .inspect_err(|error| warn!(%error, "folders are looked at slowly, because the system does not tell of changes"))
+    .ok();
+    let mut folders = Some(Folders::new(watched));
+    let mut first = true;
+    loop {
+        let Some(mut now) = folders.take() else { return };
+        if let Some(watcher) = &mut watcher {
+            now.subscribe(watcher);
+        }
+        // Reading files blocks; the state travels there and back.
+        let looked = tokio::task::spawn_blocking(move || {
+            let batch = now.look();
+            (now, batch)
+        });
+        let Ok((now, batch)) = looked.await else {
+            warn!("looking at the folders failed; they are looked at no more");
+            return;
+        };
+        folders = Some(now);
+        if let Some(batch) = batch.or_else(|| first.then(Batch::default)) {
+            first = false;
+            debug!(changes = batch.changes.len(), problems = batch.problems.len(), "folders changed");
+            if batches.send(batch).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = stop.stopped() => return,
+            _ = noticed.recv(), if watcher.is_some() => tokio::time::sleep(DEBOUNCE).await,
+            () = tokio::time::sleep(RESCAN) => {}
+        }
+        // What came meanwhile is seen by the look that follows.
+        drop(noticed.try_recv());
+    }
+}
+
+/// Reads the keys that a document beside `path` names.
+pub(crate) fn read_keys(path: &Path, name: &str) -> Result<String, String> {
+    let file = path.parent().unwrap_or(Path::new(".")).join(name);
+    read_at_most(&file, KEYS_BYTES_MAX).map_err(|error| error.to_string())
+}
+
+/// Reads a text file that is not too large.
+pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    if metadata.len() > bytes_max {
+        let text = format!("it has {} bytes; at most {bytes_max} are read", metadata.len());
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    let bytes = std::fs::read(path)?;
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("it is no UTF-8 text: {error}")))
+}
+
+/// The files of documents in a folder, or the file itself, by name.
+pub(crate) fn document_files(folder: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    files(folder, &["yaml", "yml", "json"])
+}
+
+fn files(root: &Path, endings: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    if std::fs::metadata(root)?.is_file() {
+        found.insert(root.to_owned());
+        return Ok(found);
+    }
+    let mut folders = vec![(root.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            // A folder inside may go while it is looked at; the one that was asked for must be there.
+            Err(error) if depth == 0 => return Err(error),
+            Err(_) => continue,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            // Hidden ones are editors' and ours, half written ones among them.
+            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            if hidden {
+            } else if metadata.is_dir() && depth < DEPTH_MAX {
+                folders.push((path, depth + 1));
+            } else if metadata.is_file() && path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known)) {
+                found.insert(path);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What kind of folder it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Documents,
+    Applied,
+    Pods,
+}
+
+/// One folder, as it was seen last.
+#[derive(Debug)]
+struct Folder {
+    kind: Kind,
+    path: PathBuf,
+    files: BTreeMap<PathBuf, Seen>,
+    trouble: Option<Told>,
+    /// Does the system tell of its changes?
+    subscribed: bool,
+}
+
+/// One file, as it was seen last.
+#[derive(Debug, Default)]
+struct Seen {
+    /// None: it could not be read, or it names other files, which may have changed.
+    text: Option<String>,
+    forms: BTreeMap<ResourceKey, Form>,
+    told: Vec<Told>,
+}
+
+/// All folders.
+#[derive(Debug)]
+struct Folders(Vec<Folder>);
+
+impl Folders {
+    fn new(watched: Watched) -> Self {
+        let folder = |kind, path| Folder { kind, path, files: BTreeMap::new(), trouble: None, subscribed: false };
+        let mut all = vec![folder(Kind::Applied, watched.applied)];
+        all.extend(watched.folders.into_iter().map(|path| folder(Kind::Documents, path)));
+        all.push(folder(Kind::Pods, watched.pods));
+        Self(all)
+    }
+
+    /// Asks for notices of folders of which there are none yet.
+    fn subscribe(&mut self, watcher: &mut RecommendedWatcher) {
+        for folder in &mut self.0 {
+            if !folder.path.exists() {
+                folder.subscribed = false;
+            } else if !folder.subscribed {
+                folder.subscribed = watcher.watch(&folder.path, RecursiveMode::Recursive).is_ok();
+            }
+        }
+    }
+
+    /// Looks at everything. None: nothing is different.
+    fn look(&mut self) -> Option<Batch> {
+        let before = self.told();
+        let mut changes = Vec::new();
+        for folder in &mut self.0 {
+            folder.look(&mut changes);
+        }
+        let problems = self.told();
+        (!changes.is_empty() || problems != before).then_some(Batch { changes, problems })
+    }
+
+    fn told(&self) -> Vec<Told> {
+        let all = self.0.iter();
+        all.flat_map(|folder| folder.trouble.iter().chain(folder.files.values().flat_map(|seen| &seen.told))).cloned().collect()
+    }
+}
+
+impl Folder {
+    fn look(&mut self, changes: &mut Vec<Change>) {
+        let endings: &[&str] = if self.kind == Kind::Pods { &["json"] } else { &["yaml", "yml", "json"] };
+        let found = match files(&self.path, endings) {
+            Ok(found) => found,
+            // Folders of ours are made when they are first needed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.kind != Kind::Documents && self.files.is_empty() => {
+                return;
+            }
+            Err(error) => {
+                let remedy = if self.files.is_empty() { "make it" } else { "bring it back; its documents stay in force" };
+                self.trouble = Some(trouble(&self.path, format!("the folder cannot be read: {error}"), remedy));
+                return;
+            }
+        };
+        self.trouble = None;
+        let gone: Vec<PathBuf> = self.files.keys().filter(|path| !found.contains(*path)).cloned().collect();
+        for path in gone {
+            let seen = self.files.remove(&path).unwrap_or_default();
+            let origin = self.origin(&path);
+            changes.extend(seen.forms.into_keys().map(|key| Change::Remove { key, origin: origin.clone() }));
+        }
+        for path in found {
+            let mut seen = self.files.remove(&path).unwrap_or_default();
+            let bytes_max = if self.kind == Kind::Pods { KEYS_BYTES_MAX } else { FILE_BYTES_MAX };
+            match read_at_most(&path, bytes_max) {
+                Err(error) => {
+                    seen.told =
+                        vec![trouble(&path, format!("the file cannot be read: {error}"), "make it readable, or remove it")];
+                    seen.text = None;
+                }
+                Ok(text) if seen.text.as_ref() == Some(&text) => {}
+                Ok(text) => {
+                    let (forms, told) = self.read(&path, &text, &seen.forms);
+                    let origin = self.origin(&path);
+                    for key in seen.forms.keys().filter(|key| !forms.contains_key(key)) {
+                        changes.push(Change::Remove { key: key.clone(), origin: origin.clone() });
+                    }
+                    for (key, form) in forms.iter().filter(|(key, form)| seen.forms.get(key) != Some(form)) {
+                        changes.push(Change::Put { key: key.clone(), form: form.clone(), origin: origin.clone() });
+                    }
+                    let again = text.contains("jwksFile");
+                    seen = Seen { text: (!again).then_some(text), forms, told };
+                }
+            }
+            self.files.insert(path, seen);
+        }
+    }
+
+    /// What the file says now, and what it said where it says nothing good any more.
+    fn read(&self, path: &Path, text: &str, before: &BTreeMap<ResourceKey, Form>) -> (BTreeMap<ResourceKey, Form>, Vec<Told>) {
+        if self.kind == Kind::Pods {
+            return match PodRecord::parse(text.as_bytes()) {
+                Ok(record) => {
+                    let workload = Resource::Workload(Object::of_pod(&record));
+                    (BTreeMap::from([(workload.key(), Form::Read(workload.into()))]), Vec::new())
+                }
+                Err(error) => (before.clone(), vec![trouble(path, error.to_string(), "start the pod anew")]),
+            };
+        }
+        let keys = |name: &str| match self.kind {
+            // A stored document is not where it was written.
+            Kind::Applied => Err("a stored document has no files beside it; write jwks".to_owned()),
+            Kind::Documents | Kind::Pods => read_keys(path, name),
+        };
+        let mut forms = BTreeMap::new();
+        let mut all_told = Vec::new();
+        let mut nameless = false;
+        for Found { key, form, good, document: _, told } in documents(path, text, &keys) {
+            // Warnings about what is in force are told by who sees all of it.
+            all_told.extend(told.into_iter().filter(|told| !good || told.problem.resource.is_empty()));
+            nameless |= key.is_none() && !good;
+            let Some(key) = key else { continue };
+            let form = if good { form } else { before.get(&key).filter(|form| is_good(form)).cloned().or(form) };
+            if let Some(form) = form {
+                forms.insert(key, form);
+            }
+        }
+        if nameless {
+            // One of those that are missing may be the one that cannot be read.
+            for (key, form) in before {
+                forms.entry(key.clone()).or_insert_with(|| form.clone());
+            }
+        }
+        (forms, all_told)
+    }
+
+    fn origin(&self, path: &Path) -> Origin {
+        let path = path.to_owned();
+        match self.kind {
+            Kind::Documents => Origin::File(path),
+            Kind::Applied => Origin::Applied(path),
+            Kind::Pods => Origin::Pod(path),
+        }
+    }
+}
+
+/// Was this form good when it was taken?
+fn is_good(form: &Form) -> bool {
+    match form {
+        Form::Read(resource) => !crate::snapshot::compile::alone(&resource.key(), resource).refused(),
+        Form::Unreadable { .. } => false,
+    }
+}
+
+fn trouble(path: &Path, text: String, remedy: &str) -> Told {
+    let problem =
+        Problem { resource: String::new(), at: FieldPath::root(), text, remedy: remedy.to_owned(), severity: Severity::Refuses };
+    Told { path: path.to_owned(), position: None, problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use expect_test::{Expect, expect};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::base::drain::Drain;
+
+    const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    const DENY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: no, namespace: shop}\nspec: {action: DENY, rules: [{}]}\n";
+
+    struct Place {
+        root: TempDir,
+        folders: Folders,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let root = TempDir::new().unwrap();
+            let at = |name: &str| root.path().join(name);
+            for name in ["mesh", "resources", "pods"] {
+                fs::create_dir(at(name)).unwrap();
+            }
+            let folders = Folders::new(Watched { folders: vec![at("mesh")], applied: at("resources"), pods: at("pods") });
+            Self { root, folders }
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.root.path().join(name), text).unwrap();
+        }
+
+        /// What the next look says, with the folder's name taken out.
+        fn look(&mut self, expected: Expect) {
+            let mut text = String::new();
+            for change in self.folders.look().unwrap_or_default().changes {
+                text += &match change {
+                    Change::Put { key, form: Form::Read(resource), .. } => format!("put {key} {}\n", resource.to_json().len()),
+                    Change::Put { key, form: Form::Unreadable { reason, .. }, .. } => format!("put {key} unreadable: {reason}\n"),
+                    Change::Remove { key, .. } => format!("remove {key}\n"),
+                };
+            }
+            for told in self.folders.told() {
+                text += &format!("{told}\n");
+            }
+            expected.assert_eq(&text.replace(&format!("{}/", self.root.path().display()), ""));
+        }
+    }
+
+    #[test]
+    fn documents_come_and_go_with_their_files() {
+        let mut place = Place::new();
+        place.look(expect![[""]]);
+        place.write("mesh/web.yaml", &format!("{WEB}---\n{DENY}"));
+        place.write("mesh/notes.txt", "not a document");
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+        "#]]);
+        place.look(expect![[""]]);
+        place.write("mesh/web.yaml", WEB);
+        place.look(expect![[r#"
+            remove AuthorizationPolicy/shop/no
+        "#]]);
+        fs::remove_file(place.root.path().join("mesh/web.yaml")).unwrap();
+        place.look(expect![[r#"
+            remove Service/shop/web
+        "#]]);
+    }
+
+    #[test]
+    fn a_bad_document_keeps_its_last_good_form() {
+        let mut place = Place::new();
+        place.write("mesh/web.yaml", &format!("{WEB}---\n{DENY}"));
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+        "#]]);
+        place.write("mesh/web.yaml", &format!("{}---\n{}", WEB.replace("80", "0"), DENY.replace("rules", "rule")));
+        place.look(expect![[r#"
+            mesh/web.yaml:4:17: Service/shop/web: spec.ports[0].port: 0 is not a port
+            mesh/web.yaml:9:22: AuthorizationPolicy/shop/no: unknown field "rule"
+        "#]]);
+        place.write("mesh/web.yaml", "kind: [");
+        place.look(expect![[r#"
+            mesh/web.yaml:1:7: something else stands where a text is expected
+        "#]]);
+        place.write("mesh/web.yaml", WEB);
+        place.look(expect![[r#"
+            remove AuthorizationPolicy/shop/no
+        "#]]);
+    }
+
+    #[test]
+    fn a_bad_security_policy_without_a_good_form_is_passed_on_to_close_its_target() {
+        let mut place = Place::new();
+        place.write("mesh/a.yaml", &DENY.replace("rules", "rule"));
+        place.write("mesh/b.yaml", &WEB.replace("80", "0"));
+        place.look(expect![[r#"
+            put AuthorizationPolicy/shop/no unreadable: unknown field "rule"
+            mesh/a.yaml:4:22: AuthorizationPolicy/shop/no: unknown field "rule"
+            mesh/b.yaml:4:17: Service/shop/web: spec.ports[0].port: 0 is not a port
+        "#]]);
+    }
+
+    #[test]
+    fn a_folder_that_disappears_keeps_its_documents() {
+        let mut place = Place::new();
+        place.write("mesh/web.yaml", WEB);
+        place.look(expect![[r#"
+            put Service/shop/web 112
+        "#]]);
+        let (here, away) = (place.root.path().join("mesh"), place.root.path().join("away"));
+        fs::rename(&here, &away).unwrap();
+        place.look(expect![[r#"
+            mesh: the folder cannot be read: No such file or directory (os error 2)
+        "#]]);
+        fs::rename(&away, &here).unwrap();
+        place.look(expect![[""]]);
+    }
+
+    #[test]
+    fn key_files_are_taken_in_and_followed() {
+        let mut place = Place::new();
+        let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {name: t, namespace: shop}\nspec:\n  providers:\n  - {issuer: i, audiences: [a], jwksFile: keys.json}\n";
+        place.write("mesh/t.yaml", policy);
+        place.look(expect![[r#"
+            put RequestAuthentication/shop/t 169
+            mesh/t.yaml:6:33: RequestAuthentication/shop/t: spec.providers[0].jwksFile: the keys in "keys.json" cannot be read: No such file or directory (os error 2)
+        "#]]);
+        place.write("mesh/keys.json", r#"{"keys":[]}"#);
+        place.look(expect![[""]]);
+        place.write("resources/t.yaml", &policy.replace("name: t", "name: u"));
+        place.look(expect![[""]]);
+    }
+
+    #[test]
+    fn a_pods_record_is_a_workload() {
+        let mut place = Place::new();
+        let pod = r#"{"namespace":"shop","name":"web-1","serviceAccount":"web","addresses":["10.64.0.5"],"netns":"/n","netnsCookie":1,"cgroup":"/c","meshed":true,"supervisor":1,"startedMs":1}"#;
+        place.write("pods/shop.web-1.json", pod);
+        place.look(expect![[r#"
+            put Workload/shop/web-1 162
+        "#]]);
+        place.write("pods/shop.web-1.json", "{");
+        place.look(expect![[r#"
+            pods/shop.web-1.json: not a pod's record: EOF while parsing an object at line 1 column 1
+        "#]]);
+        fs::remove_file(place.root.path().join("pods/shop.web-1.json")).unwrap();
+        place.look(expect![[r#"
+            remove Workload/shop/web-1
+        "#]]);
+    }
+
+    #[tokio::test]
+    async fn an_edit_is_noticed() {
+        let Place { root, .. } = Place::new();
+        let at = |name: &str| root.path().join(name);
+        let watched = Watched { folders: vec![at("mesh")], applied: at("resources"), pods: at("pods") };
+        let (sender, mut batches) = mpsc::channel(4);
+        let (_drain, guard) = Drain::new();
+        let watching = tokio::spawn(watch(watched, sender, guard));
+        let mut next = async || tokio::time::timeout(RESCAN * 2, batches.recv()).await.unwrap().unwrap();
+        assert!(next().await.changes.is_empty(), "the first batch comes even if there is nothing");
+        fs::write(at("mesh/web.yaml"), WEB).unwrap();
+        assert_eq!(next().await.changes.len(), 1);
+        drop(batches);
+        watching.abort();
+    }
+}
