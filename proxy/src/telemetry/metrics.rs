@@ -565,6 +565,51 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_every_metric_and_every_reason() {
+        let mut metrics = String::from("| metric | kind | labels | what it tells |\n| --- | --- | --- | --- |\n");
+        for [name, kind, labels, help] in families() {
+            let labels: Vec<_> = labels.split(", ").filter(|label| !label.is_empty()).map(|label| format!("`{label}`")).collect();
+            writeln!(metrics, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).unwrap();
+        }
+        let mut reasons = String::from("| reason | whose | what happened |\n| --- | --- | --- |\n");
+        for reason in Reason::ALL {
+            let whose = format!("{:?}", reason.fault()).to_lowercase();
+            writeln!(reasons, "| `{}` | {whose} | {} |", reason.as_str(), reason.text()).unwrap();
+        }
+        let written = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/observability.md")).unwrap();
+        let written = with_section(&with_section(&written, "metrics", &metrics), "reasons", &reasons);
+        expect_file!["../../../docs/observability.md"].assert_eq(&written);
+    }
+
+    fn with_section(text: &str, name: &str, content: &str) -> String {
+        let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+        let (head, rest) = text.split_once(&begin).unwrap();
+        let (_, tail) = rest.split_once(&end).unwrap();
+        format!("{head}{begin}{content}{end}{tail}")
+    }
+
+    #[test]
+    fn every_query_of_the_dashboard_is_in_the_golden_list_and_names_metrics_that_exist() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/dashboards/outrigger.json");
+        let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let known: Vec<String> = families().into_iter().map(|[name, ..]| name).collect();
+        let mut text = String::new();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let query = target["expr"].as_str().unwrap();
+                writeln!(text, "{}: {query}", panel["title"].as_str().unwrap()).unwrap();
+                let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                for name in
+                    query.split(|c| !word(c)).filter(|name| name.starts_with("outrigger_") || name.starts_with("process_"))
+                {
+                    assert!(known.iter().any(|known| known == name.trim_end_matches("_bucket")), "{name} in {query}");
+                }
+            }
+        }
+        expect_file!["../../testdata/dashboard-queries.txt"].assert_eq(&text);
+    }
+
+    #[test]
     fn an_ejected_endpoint_is_told_until_its_time_is_over() {
         let metrics = Metrics::new().unwrap();
         metrics.ejected("shop/cart", "shop/cart-1", Instant::now() - Duration::from_millis(1));
