@@ -162,3 +162,68 @@ const PENDING: u32 = 1024;
 
 /// Requests of one service where nothing else is written. More than connections: sidecars share them.
 const REQUESTS: u32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn compile(config: serde_json::Value) -> Result<Breaker, String> {
+        let config: BreakerConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+        let mut problems = Problems::of("TrafficPolicy/shop/web");
+        let compiled = config.compile(RuleName::new("web"), &FieldPath::root(), &mut problems);
+        assert_eq!(compiled.is_none(), problems.refused());
+        compiled.ok_or_else(|| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    #[test]
+    fn each_limit_is_counted_alone_and_given_back() {
+        let breaker = Arc::new(compile(json!({"maxConnections": 1, "maxPendingRequests": 2, "maxRequests": 3})).unwrap());
+        let connection = breaker.admit_connection();
+        let pending: Vec<_> = std::iter::from_fn(|| breaker.admit_pending()).collect();
+        let requests: Vec<_> = std::iter::from_fn(|| breaker.admit_request()).collect();
+        assert!(connection.is_some() && breaker.admit_connection().is_none());
+        assert_eq!((pending.len(), requests.len(), breaker.used()), (2, 3, (1, 2, 3)));
+        drop((connection, pending, requests));
+        assert_eq!(breaker.used(), (0, 0, 0));
+        assert!(breaker.admit_connection().is_some());
+    }
+
+    #[test]
+    fn many_threads_never_pass_the_limit() {
+        let breaker = Arc::new(compile(json!({"maxRequests": 4})).unwrap());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        let slot = breaker.admit_request();
+                        assert!(breaker.used().2 <= 4);
+                        drop(slot);
+                    }
+                });
+            }
+        });
+        assert_eq!(breaker.used(), (0, 0, 0));
+    }
+
+    #[test]
+    fn an_unchanged_breaker_keeps_its_slots() {
+        let old = Arc::new(compile(json!({"maxRequests": 1})).unwrap());
+        let slot = old.admit_request();
+        let same = compile(json!({"maxRequests": 1})).unwrap().carried_from(&old);
+        assert!(same.admit_request().is_none());
+        let other = compile(json!({"maxRequests": 2})).unwrap().carried_from(&old);
+        assert!(other.admit_request().is_some());
+        drop(slot);
+        assert!(same.admit_request().is_some());
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_refused() {
+        for field in ["maxConnections", "maxPendingRequests", "maxRequests"] {
+            assert!(compile(json!({field: 0})).is_err(), "{field}");
+        }
+        assert!(compile(json!({"maxRetries": 3})).is_err());
+        assert_eq!(compile(json!({})).unwrap().requests.limit, Breaker::by_default().requests.limit);
+    }
+}

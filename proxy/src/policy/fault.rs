@@ -106,3 +106,59 @@ impl Fault {
 
 /// Longer than any caller waits: more would only hold connections.
 const DELAY_MAX: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn compile(config: serde_json::Value) -> Result<Fault, String> {
+        let config: FaultConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+        let mut problems = Problems::of("TrafficPolicy/shop/web");
+        let compiled = config.compile(RuleName::new("web"), &FieldPath::root(), &mut problems);
+        assert_eq!(compiled.is_none(), problems.refused());
+        compiled.ok_or_else(|| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// How many of 10,000 requests are delayed, and how many are aborted.
+    fn check(config: serde_json::Value, delayed: std::ops::RangeInclusive<usize>, aborted: std::ops::RangeInclusive<usize>) {
+        let (fault, mut dice) = (compile(config.clone()).unwrap(), Dice::from_seed(1));
+        let drawn: Vec<_> = (0..10_000).map(|_| fault.draw(&mut dice)).collect();
+        assert!(delayed.contains(&drawn.iter().filter(|one| one.delay.is_some()).count()), "{config}");
+        assert!(aborted.contains(&drawn.iter().filter(|one| one.abort.is_some()).count()), "{config}");
+    }
+
+    #[test]
+    fn the_share_that_is_written_is_drawn() {
+        check(json!({"delay": {"duration": "1s", "percent": 100}}), 10_000..=10_000, 0..=0);
+        check(json!({"abort": {"status": 503, "percent": 0}}), 0..=0, 0..=0);
+        check(
+            json!({"delay": {"duration": "1s", "percent": 20}, "abort": {"status": 503, "percent": 0.5}}),
+            1_850..=2_150,
+            20..=90,
+        );
+    }
+
+    #[test]
+    fn what_is_drawn_is_what_is_written() {
+        let fault =
+            compile(json!({"delay": {"duration": "1s", "percent": 100}, "abort": {"status": 418, "percent": 100}})).unwrap();
+        let both = Injection { delay: Some(Duration::from_secs(1)), abort: Some(StatusCode::IM_A_TEAPOT) };
+        assert_eq!(fault.draw(&mut Dice::from_seed(1)), both);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for config in [
+            json!({}),
+            json!({"delay": {"duration": "0s", "percent": 1}}),
+            json!({"delay": {"duration": "1h", "percent": 1}}),
+            json!({"abort": {"status": 200, "percent": 1}}),
+            json!({"abort": {"status": 99, "percent": 1}}),
+            json!({"abort": {"status": 503, "percent": 101}}),
+            json!({"abort": {"status": 503}}),
+        ] {
+            assert!(compile(config.clone()).is_err(), "{config}");
+        }
+    }
+}

@@ -309,10 +309,15 @@ pub(crate) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Opti
 /// parameter, or where the first one is not text: a later one is never taken in its place, because the application may not
 /// do so either.
 pub(crate) fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
-    query.split('&').filter(|pair| !pair.is_empty()).find_map(|pair| {
+    query_values(query, name).next()?
+}
+
+/// The decoded values of all query parameters called `name`; `None` for one that is not text.
+pub(crate) fn query_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Option<Cow<'a, str>>> {
+    query.split('&').filter(|pair| !pair.is_empty()).filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         decode(key).is_some_and(|key| key == name).then(|| decode(value))
-    })?
+    })
 }
 
 /// Undoes percent-encoding and `+` for a space, as forms write a query. A broken escape stands for itself.

@@ -106,3 +106,98 @@ impl RateLimit {
 
 /// The longest unit of time: longer ones are quotas, which must survive a restart.
 const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn compile(config: serde_json::Value) -> Result<RateLimit, String> {
+        let config: RateLimitConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+        let mut problems = Problems::of("TrafficPolicy/shop/web");
+        let compiled = config.compile(RuleName::new("web"), &FieldPath::root(), &mut problems);
+        assert_eq!(compiled.is_none(), problems.refused());
+        compiled.ok_or_else(|| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn passing(limit: &RateLimit, now: Instant) -> usize {
+        std::iter::repeat_with(|| limit.admit(now)).take_while(Result::is_ok).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_pass_at_their_rate_after_a_burst() {
+        let limit = compile(json!({"requests": 10, "burst": 3})).unwrap();
+        assert_eq!(passing(&limit, Instant::now()), 3);
+        assert_eq!(limit.admit(Instant::now()), Err(100 * MS));
+        tokio::time::sleep(99 * MS).await;
+        assert_eq!(limit.admit(Instant::now()), Err(MS));
+        tokio::time::sleep(MS).await;
+        assert_eq!(passing(&limit, Instant::now()), 1);
+        tokio::time::sleep(1000 * MS).await;
+        assert_eq!(passing(&limit, Instant::now()), 3);
+    }
+
+    #[test]
+    fn without_a_burst_a_whole_unit_may_come_at_once() {
+        assert_eq!(passing(&compile(json!({"requests": 5, "per": "1m"})).unwrap(), Instant::now()), 5);
+    }
+
+    #[test]
+    fn an_earlier_moment_of_another_thread_does_no_harm() {
+        let limit = compile(json!({"requests": 1})).unwrap();
+        let start = Instant::now();
+        assert_eq!(limit.admit(start + 500 * MS), Ok(()));
+        assert_eq!(limit.admit(start), Err(1500 * MS));
+    }
+
+    #[test]
+    fn an_unchanged_limit_is_not_refilled() {
+        let (old, now) = (compile(json!({"requests": 1})).unwrap(), Instant::now());
+        assert_eq!(passing(&old, now), 1);
+        assert_eq!(passing(&compile(json!({"requests": 1})).unwrap().carried_from(&old), now), 0);
+        assert_eq!(passing(&compile(json!({"requests": 2})).unwrap().carried_from(&old), now), 2);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for config in [
+            json!({"requests": 0}),
+            json!({"requests": 1, "burst": 0}),
+            json!({"requests": 1, "per": "0s"}),
+            json!({"requests": 1, "per": "25h"}),
+            json!({}),
+        ] {
+            assert!(compile(config.clone()).is_err(), "{config}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_pass_than_burst_and_rate(requests in 1_u32..50, burst in 1_u32..20, waits in proptest::collection::vec(0_u64..50, 1..300)) {
+            let limit = compile(json!({"requests": requests, "burst": burst})).unwrap();
+            let (start, mut now, mut passed) = (Instant::now(), Instant::now(), 0_u32);
+            now = now.max(start);
+            for wait in waits {
+                now += MS * u32::try_from(wait).unwrap();
+                passed += u32::from(limit.admit(now).is_ok());
+            }
+            let most = f64::from(burst) + (now - start).as_secs_f64() * f64::from(requests);
+            prop_assert!(f64::from(passed) <= most + 1e-6, "{} passed, {} may", passed, most);
+        }
+
+        #[test]
+        fn who_waits_as_told_passes(requests in 1_u32..1000, burst in 1_u32..20) {
+            let limit = compile(json!({"requests": requests, "burst": burst})).unwrap();
+            let mut now = Instant::now();
+            for _ in 0..50 {
+                if let Err(wait) = limit.admit(now) {
+                    now += wait;
+                    prop_assert!(limit.admit(now).is_ok());
+                }
+            }
+        }
+    }
+}

@@ -114,3 +114,61 @@ impl Shadow {
         dice.fraction() * f64::from(self.denominator) < f64::from(self.numerator)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn compile(extra: Value) -> Result<Shadow, String> {
+        let mut config = json!({"backendRef": {"name": "web-next", "port": 80}});
+        for (name, value) in extra.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        let config: ShadowConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+        let mut problems = Problems::of("HTTPRoute/shop/web");
+        let compiled = config.compile("shop", &FieldPath::root(), &mut problems);
+        assert_eq!(compiled.is_none(), problems.refused());
+        compiled.ok_or_else(|| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// How many of 10,000 requests are copied.
+    fn check(extra: Value, expected: std::ops::RangeInclusive<usize>) {
+        let (shadow, mut dice) = (compile(extra.clone()).unwrap(), Dice::from_seed(1));
+        let copied = (0..10_000).filter(|_| shadow.draw(&mut dice)).count();
+        assert!(expected.contains(&copied), "{extra}: {copied}");
+    }
+
+    #[test]
+    fn the_share_that_is_written_is_copied() {
+        check(json!({}), 10_000..=10_000);
+        check(json!({"percent": 0}), 0..=0);
+        check(json!({"percent": 100}), 10_000..=10_000);
+        check(json!({"percent": 10}), 900..=1_100);
+        check(json!({"fraction": {"numerator": 5, "denominator": 1000}}), 25..=80);
+        check(json!({"fraction": {"numerator": 50}}), 4_800..=5_200);
+    }
+
+    #[test]
+    fn the_namespace_is_the_routes_unless_it_is_written() {
+        assert_eq!(compile(json!({})).unwrap().service, Named::new("shop", "web-next"));
+        let other = json!({"backendRef": {"name": "web", "namespace": "lab", "port": 80, "kind": "Service", "group": ""}});
+        assert_eq!(compile(other).unwrap().service, Named::new("lab", "web"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for extra in [
+            json!({"percent": 101}),
+            json!({"percent": 1, "fraction": {"numerator": 1}}),
+            json!({"fraction": {"numerator": 2, "denominator": 1}}),
+            json!({"fraction": {"numerator": 0, "denominator": 0}}),
+            json!({"backendRef": {"name": "web", "port": 0}}),
+            json!({"backendRef": {"name": "Web", "port": 80}}),
+            json!({"backendRef": {"name": "web"}}),
+            json!({"backendRef": {"name": "web", "port": 80, "kind": "Pod"}}),
+        ] {
+            assert!(compile(extra.clone()).is_err(), "{extra}");
+        }
+    }
+}

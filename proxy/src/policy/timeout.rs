@@ -57,11 +57,111 @@ impl Timeouts {
     /// The moment at which the request must be answered: the rule's limit, cut by what the caller says it will wait
     /// (`grpc-timeout`).
     pub(crate) fn deadline(&self, headers: &HeaderMap, now: Instant) -> Option<Instant> {
-        todo!()
+        let asked = headers.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.as_bytes()));
+        // A time past what the clock can tell is no limit.
+        [self.request, asked].into_iter().flatten().filter_map(|limit| now.checked_add(limit)).min()
     }
 }
 
 /// Reads a `grpc-timeout`: 1 to 8 digits and a unit (`H M S m u n`). `None` for anything else.
 pub(crate) fn grpc_timeout(text: &[u8]) -> Option<Duration> {
-    todo!()
+    let (unit, digits) = text.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount = digits.iter().fold(0_u64, |amount, digit| amount * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(amount * 3600)),
+        b'M' => Some(Duration::from_secs(amount * 60)),
+        b'S' => Some(Duration::from_secs(amount)),
+        b'm' => Some(Duration::from_millis(amount)),
+        b'u' => Some(Duration::from_micros(amount)),
+        b'n' => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn compile(request: Option<&str>, attempt: Option<&str>) -> Result<Timeouts, String> {
+        let read = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+        let config = TimeoutsConfig { request: read(request), backend_request: read(attempt) };
+        let mut problems = Problems::of("HTTPRoute/shop/web");
+        let compiled = config.compile(&FieldPath::root(), &mut problems);
+        compiled.ok_or_else(|| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// When a request must be answered, from now.
+    fn check(request: Option<&str>, asked: Option<&str>, expected: Option<Duration>) {
+        let mut headers = HeaderMap::new();
+        if let Some(asked) = asked {
+            headers.insert(GRPC_TIMEOUT, asked.parse().unwrap());
+        }
+        let now = Instant::now();
+        let deadline = compile(request, None).unwrap().deadline(&headers, now);
+        assert_eq!(deadline.map(|at| at - now), expected, "{request:?} {asked:?}");
+    }
+
+    #[test]
+    fn the_shorter_of_rule_and_caller_counts() {
+        check(None, None, None);
+        check(Some("2s"), None, Some(2 * S));
+        check(None, Some("3S"), Some(3 * S));
+        check(Some("2s"), Some("3S"), Some(2 * S));
+        check(Some("2s"), Some("1000m"), Some(S));
+        check(Some("2s"), Some("0n"), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn zero_switches_a_timeout_off() {
+        check(Some("0s"), None, None);
+        check(Some("0s"), Some("1S"), Some(S));
+        assert_eq!(compile(Some("0s"), Some("5s")).unwrap().attempt, Some(5 * S));
+        assert_eq!(compile(Some("5s"), Some("0s")).unwrap().attempt, None);
+    }
+
+    #[test]
+    fn what_is_no_grpc_timeout_counts_for_nothing() {
+        for text in ["", "S", "1", "1s", "-1S", "1.5S", "123456789S", "1 S", "S1", "+1S"] {
+            assert_eq!(grpc_timeout(text.as_bytes()), None, "{text}");
+            check(Some("2s"), Some(text), Some(2 * S));
+        }
+    }
+
+    #[test]
+    fn every_unit_is_read() {
+        for (text, expected) in [
+            ("1H", 3600 * S),
+            ("2M", 120 * S),
+            ("00000003S", 3 * S),
+            ("4m", Duration::from_millis(4)),
+            ("5u", Duration::from_micros(5)),
+            ("6n", Duration::from_nanos(6)),
+            ("99999999H", Duration::from_secs(99_999_999 * 3600)),
+        ] {
+            assert_eq!(grpc_timeout(text.as_bytes()), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_attempt_is_not_longer_than_all() {
+        expect_test::expect!["HTTPRoute/shop/web: backendRequest: one attempt may take 2s, which is longer than all of them together; write at most 1s"].assert_eq(&compile(Some("1s"), Some("2s")).unwrap_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_can_be_asked(bytes in proptest::collection::vec(any::<u8>(), 0..12)) {
+            if let Some(timeout) = grpc_timeout(&bytes) {
+                let deadline = Instant::now().checked_add(timeout);
+                prop_assert!(deadline.is_some() || timeout > 1_000_000 * S);
+            }
+        }
+    }
 }
