@@ -97,6 +97,11 @@ impl Failure {
         Self::new(3, [what.to_string(), format!("remedy: {remedy}")])
     }
 
+    /// The environment cannot (exit code 3): what a process of ours that was started said about it.
+    pub(crate) fn environment_of(causes: impl IntoIterator<Item = impl Display>) -> Self {
+        Self::new(3, causes)
+    }
+
     fn new(code: u8, causes: impl IntoIterator<Item = impl Display>) -> Self {
         Self { code, causes: causes.into_iter().map(|cause| cause.to_string()).collect() }
     }

@@ -87,6 +87,17 @@ pub(crate) fn surround(command: &mut Command, surroundings: Surroundings) {
     unsafe { command.pre_exec(move || enter(&surroundings)) };
 }
 
+/// What `command` starts leads a session of its own, and is sent `signal` when its parent is gone.
+pub(crate) fn orphan_with(command: &mut Command, signal: Signal) {
+    let leave = move || {
+        rustix::process::setsid()?;
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
+        Ok(())
+    };
+    // SAFETY: as in `surround`: two system calls.
+    unsafe { command.pre_exec(leave) };
+}
+
 fn enter(surroundings: &Surroundings) -> io::Result<()> {
     let Surroundings { netns, cgroup, shown, confined_to, when_orphaned, own_session } = surroundings;
     // The cgroup first: the capture programs know a sidecar by it, and no socket may exist before.

@@ -73,9 +73,8 @@ pub(crate) fn has_v6() -> bool {
 }
 
 fn bridge_batch(v6: bool) -> String {
-    let mut batch = format!(
-        "link add {BRIDGE} type bridge forward_delay 0 stp_state 0\naddress add {GATEWAY_V4}/16 dev {BRIDGE}\n"
-    );
+    let mut batch =
+        format!("link add {BRIDGE} type bridge forward_delay 0 stp_state 0\naddress add {GATEWAY_V4}/16 dev {BRIDGE}\n");
     if v6 {
         append(&mut batch, format_args!("address add {GATEWAY_V6}/64 dev {BRIDGE} nodad\n"));
     }
@@ -134,7 +133,10 @@ fn ip(arguments: &[&str], batch: &str) -> Result<(), Failure> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let cause = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gave no reason").trim().to_owned();
-    Err(Failure::environment(format!("ip {} failed: {cause}", arguments.join(" ")), "run as root; after a crash, `outrigger down` first"))
+    Err(Failure::environment(
+        format!("ip {} failed: {cause}", arguments.join(" ")),
+        "run as root; after a crash, `outrigger down` first",
+    ))
 }
 
 #[cfg(test)]

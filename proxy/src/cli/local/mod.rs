@@ -1,12 +1,28 @@
 //! The mesh on one machine without Kubernetes: `up`, `down`, `run`, `exec`, `stop`.
+//!
+//! `up` supervises the control plane and the node agent, `run` one pod each. They know of each other by files alone, so
+//! any of them may be killed at any moment, and `down` removes what is left.
+
+mod cgroup;
+mod detach;
+mod dns;
+mod down;
+mod links;
+mod places;
+mod pod;
+mod run;
+mod up;
+mod visit;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Failure;
+pub(crate) use down::down;
+pub(crate) use run::run;
+pub(crate) use up::up;
+pub(crate) use visit::{exec, stop};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outrigger up --resources ./mesh --detach")]
@@ -28,9 +44,9 @@ pub(crate) struct UpArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outrigger down")]
 pub(crate) struct DownArgs {
-    /// Where the mesh keeps its state
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/outrigger")]
-    pub(crate) state: PathBuf,
+    /// Where the mesh keeps its state; by default where the mesh that is up keeps it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -88,28 +104,4 @@ pub(crate) struct StopArgs {
     /// How long the program may take to end
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub(crate) grace: String,
-}
-
-pub(crate) fn up(_args: UpArgs) -> Result<ExitCode, Failure> {
-    Err(missing("up"))
-}
-
-pub(crate) fn down(_args: DownArgs) -> Result<ExitCode, Failure> {
-    Err(missing("down"))
-}
-
-pub(crate) fn run(_args: RunArgs) -> Result<ExitCode, Failure> {
-    Err(missing("run"))
-}
-
-pub(crate) fn exec(_args: ExecArgs) -> Result<ExitCode, Failure> {
-    Err(missing("exec"))
-}
-
-pub(crate) fn stop(_args: StopArgs) -> Result<ExitCode, Failure> {
-    Err(missing("stop"))
-}
-
-fn missing(command: &str) -> Failure {
-    Failure::environment(format!("this build has no `{command}`"), "use a later build")
 }

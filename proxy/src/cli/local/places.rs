@@ -31,6 +31,8 @@ pub(crate) struct UpRecord {
     pub(crate) dashboard: String,
 }
 
+/// Where the mesh keeps its state unless told otherwise.
+pub(crate) const STATE: &str = "/var/lib/outrigger";
 /// The folder for what does not outlive a boot.
 pub(crate) const RUNTIME: &str = "/run/outrigger";
 /// The bridge that joins the pods.
@@ -75,6 +77,17 @@ impl PodPlaces {
     /// The places of a pod whose name is known to be good.
     pub(crate) fn of(state: &Path, pod: &Named) -> Self {
         Self { pod: pod.clone(), stem: PodRecord::file_stem(pod), state: state.to_owned() }
+    }
+
+    /// The places of the pod whose files bear `stem`, if that can be a pod's.
+    pub(crate) fn of_stem(state: &Path, stem: &str) -> Option<Self> {
+        let (namespace, name) = stem.split_once('.')?;
+        Self::new(state, namespace, name).ok()
+    }
+
+    /// The mesh's state folder.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Its record.
@@ -158,6 +171,21 @@ pub(crate) fn mesh() -> Result<UpRecord, Failure> {
         }
         Err(error) => Err(reading(&path, &error)),
     }
+}
+
+/// What the mesh that is up wrote, or the last one that was killed.
+pub(crate) fn read_up_record() -> Option<UpRecord> {
+    serde_json::from_slice(&std::fs::read(runtime("up.json")).ok()?).ok()
+}
+
+/// Where the mesh keeps its state: the one that is up, or was last.
+pub(crate) fn known_state() -> PathBuf {
+    read_up_record().map_or_else(|| STATE.into(), |record| record.state)
+}
+
+/// The process that holds the lock of the mesh, while it is held.
+pub(crate) fn mesh_lock_holder() -> i32 {
+    std::fs::read_to_string(up_lock()).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The lock that `outrigger up` holds; `None` while it does.

@@ -1,0 +1,284 @@
+//! Making a local pod and removing it, each step so that it may be repeated: what a crash left behind is removed by the
+//! same code that removes a pod at its regular end.
+
+use std::ffi::{CString, OsString};
+use std::fs::{File, Permissions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use super::super::Failure;
+use super::cgroup;
+use super::links::{self, PodLink};
+use super::places::{PodPlaces, SIDECAR_ID, UpRecord, folder, runtime};
+use crate::base::clock::WallClock;
+use crate::base::state;
+use crate::model::address_book::{AddressBook, pod_addresses};
+use crate::model::pod_record::{PodPort, PodRecord};
+use crate::node::netns::{self, Surroundings};
+
+/// A pod that stands: namespace, link, cgroups, files. Not yet in the mesh: see [`Self::publish`].
+#[derive(Debug)]
+pub(crate) struct LocalPod {
+    pub(crate) places: PodPlaces,
+    pub(crate) record: PodRecord,
+    pub(crate) netns: File,
+}
+
+/// What a user says about a pod.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    pub(crate) service_account: String,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) ports: Vec<PodPort>,
+    pub(crate) meshed: bool,
+}
+
+impl LocalPod {
+    /// Makes the pod; removes what it made where a step fails.
+    ///
+    /// # Errors
+    /// The environment refuses a step.
+    pub(crate) fn make(places: PodPlaces, wish: Wish, mesh: &UpRecord, cgroup_root: &Path) -> Result<Self, Failure> {
+        match Self::try_make(&places, wish, mesh, cgroup_root) {
+            Ok(pod) => Ok(pod),
+            Err(failure) => {
+                // The first failure is the one to tell.
+                drop(remove(&places, &mesh.state, cgroup_root));
+                Err(failure)
+            }
+        }
+    }
+
+    fn try_make(places: &PodPlaces, wish: Wish, mesh: &UpRecord, cgroup_root: &Path) -> Result<Self, Failure> {
+        let number = state::update(&mesh.state.join("addresses.json"), 0o600, |book: &mut AddressBook| {
+            book.pods.allocate(&places.owner())
+        })
+        .map_err(|error| cannot("read the address book", &error))?
+        .map_err(|error| Failure::environment(error, "stop pods that are not needed"))?;
+        let (v4, v6) = pod_addresses(number);
+        let link = PodLink { number, v4, v6: links::has_v6().then_some(v6) };
+        let (netns_name, netns_path) = places.netns();
+        links::make_pod(&netns_name, &link)?;
+        let netns = File::open(&netns_path).map_err(|error| cannot("open the pod's network namespace", &error))?;
+        let cookie = netns::cookie(&netns).map_err(|error| {
+            Failure::environment(
+                format!("cannot enter the pod's network namespace: {error}"),
+                "run as root on Linux 5.14 or newer",
+            )
+        })?;
+        let cgroup = places.cgroup(cgroup_root);
+        cgroup::make(&cgroup).map_err(|error| cannot("make the pod's cgroups", &error))?;
+        let addresses: Vec<IpAddr> = [Some(v4.into()), link.v6.map(IpAddr::from)].into_iter().flatten().collect();
+        make_files(places, &addresses).map_err(|error| cannot("make the pod's files", &error))?;
+        let record = PodRecord {
+            namespace: places.pod.namespace.to_string(),
+            name: places.pod.name.to_string(),
+            service_account: wish.service_account,
+            labels: wish.labels.into_iter().collect(),
+            ports: wish.ports,
+            addresses,
+            netns: netns_path,
+            netns_cookie: cookie,
+            cgroup,
+            meshed: wish.meshed,
+            terminating: false,
+            supervisor: std::process::id(),
+            started_ms: u64::try_from(WallClock::system().since_epoch().as_millis()).unwrap_or(u64::MAX),
+        };
+        Ok(Self { places: places.clone(), record, netns })
+    }
+
+    /// Writes the record: from here the node agent enrols the pod, and the control plane makes an endpoint of it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn publish(&self) -> Result<(), Failure> {
+        let written = folder(self.places.record().parent().unwrap_or(Path::new("/")), 0o700)
+            .and_then(|()| state::write_atomic(&self.places.record(), &serde_json::to_vec_pretty(&self.record)?, 0o600));
+        written.map_err(|error| cannot("write the pod's record", &error))
+    }
+
+    /// Says that the pod is about to go.
+    pub(crate) fn terminate(&mut self) {
+        if !self.record.terminating && self.places.record().exists() {
+            self.record.terminating = true;
+            // The pod goes either way; who does not learn it early learns it when the record is gone.
+            drop(self.publish());
+        }
+    }
+}
+
+/// What starts inside the pod, in its app's cgroup and with the pod's own idea of names. Not started yet.
+///
+/// # Errors
+/// The pod does not stand.
+pub(crate) fn app_command(
+    places: &PodPlaces,
+    record: &PodRecord,
+    command: &[OsString],
+    when_orphaned: Option<Signal>,
+) -> Result<Command, Failure> {
+    let (program, arguments) = command.split_first().ok_or_else(|| Failure::invalid(["no command; write it behind `--`"]))?;
+    let netns = File::open(&record.netns).map_err(|error| cannot("open the pod's network namespace", &error))?;
+    let cgroup = cgroup::entrance(&record.cgroup.join("app")).map_err(|error| cannot("open the pod's cgroup", &error))?;
+    let mut shown = Vec::new();
+    for (ours, theirs) in [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts")] {
+        // A name service that answers from a link (as systemd-resolved does) is shadowed where the link leads.
+        let target = std::fs::canonicalize(theirs).map_err(|error| {
+            Failure::environment(
+                format!("cannot show the pod its own {theirs}: {error}"),
+                format!("make {theirs}, if only as an empty file"),
+            )
+        })?;
+        shown.push((c_string(&places.runtime().join(ours))?, c_string(&target)?));
+    }
+    let mut child = Command::new(program);
+    child.args(arguments).env_remove(super::detach::MARK);
+    netns::surround(
+        &mut child,
+        Surroundings { netns: netns.into(), cgroup, shown, confined_to: None, when_orphaned, own_session: false },
+    );
+    Ok(child)
+}
+
+/// The pod's sidecar. Not started yet.
+///
+/// # Errors
+/// The pod does not stand.
+pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command, Failure> {
+    let log = |kind: &str| {
+        let path = pod.places.log(kind);
+        File::options().create(true).append(true).open(&path).map_err(|error| cannot(&format!("open {}", path.display()), &error))
+    };
+    let cgroup = cgroup::entrance(&pod.record.cgroup.join("sidecar")).map_err(|error| cannot("open the pod's cgroup", &error))?;
+    let netns = pod.netns.try_clone().map_err(|error| cannot("share the pod's network namespace", &error))?;
+    // The state folder is closed to everybody but root: the sidecar sees its own part of it, at a place of its own.
+    let shown = vec![(c_string(&pod.places.sidecar_state())?, c_string(&sidecar_view())?)];
+    // This very binary, wherever it lies: its path may lead through folders that the sidecar's user cannot pass.
+    let mut child = Command::new("/proc/self/exe");
+    child
+        .arg("sidecar")
+        .args(["--namespace", &pod.record.namespace, "--name", &pod.record.name])
+        .args(["--control", &mesh.stream.to_string(), "--trust-domain", &mesh.trust_domain])
+        .args([OsString::from("--workload-api"), runtime("workload.sock").into()])
+        .args([OsString::from("--node"), runtime("node.sock").into()])
+        .args([OsString::from("--state"), sidecar_view().into()])
+        .args(["--access-log", "-"])
+        .env_clear()
+        // What the sidecar takes from its environment, as the user of `run` set it.
+        .envs(std::env::vars_os().filter(|(name, _value)| SIDECAR_VARIABLES.iter().any(|known| name == known)))
+        .stdin(Stdio::null())
+        .stdout(log(".access")?)
+        .stderr(log(".sidecar")?);
+    netns::surround(
+        &mut child,
+        Surroundings {
+            netns: netns.into(),
+            cgroup,
+            shown,
+            confined_to: Some(SIDECAR_ID),
+            when_orphaned: Some(Signal::TERM),
+            own_session: true,
+        },
+    );
+    Ok(child)
+}
+
+/// Removes a pod and everything of it, killing what still runs. Nothing where none stands.
+///
+/// # Errors
+/// The first step that failed; the others were tried all the same.
+pub(crate) fn remove(places: &PodPlaces, state: &Path, cgroup_root: &Path) -> Result<(), Failure> {
+    let cgroup = places.cgroup(cgroup_root);
+    let killed =
+        cgroup::kill(&cgroup).and_then(|()| cgroup::remove(&cgroup)).map_err(|error| cannot("remove the pod's cgroups", &error));
+    let record = absent(std::fs::remove_file(places.record())).map_err(|error| cannot("remove the pod's record", &error));
+    let link = links::remove_pod(&places.netns().0);
+    let sidecar =
+        absent(std::fs::remove_dir_all(places.sidecar_state())).map_err(|error| cannot("remove the sidecar's state", &error));
+    let book = state.join("addresses.json");
+    let address = if book.exists() {
+        state::update(&book, 0o600, |book: &mut AddressBook| book.pods.release(&places.owner()))
+            .map_err(|error| cannot("return the pod's address", &error))
+    } else {
+        Ok(())
+    };
+    let files = absent(std::fs::remove_dir_all(places.runtime())).map_err(|error| cannot("remove the pod's files", &error));
+    killed.and(record).and(link).and(sidecar).and(address).and(files)
+}
+
+fn make_files(places: &PodPlaces, addresses: &[IpAddr]) -> io::Result<()> {
+    folder(&places.runtime(), 0o755)?;
+    let write = |name: &str, text: String| {
+        let path = places.runtime().join(name);
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644))
+    };
+    write("resolv.conf", resolv_conf(&places.pod.namespace))?;
+    write("hosts", hosts(&places.pod.name, &places.pod.namespace, addresses))?;
+    folder(&sidecar_view(), 0o755)?;
+    folder(&places.sidecar_state(), 0o700)?;
+    chown(places.sidecar_state(), Some(SIDECAR_ID), Some(SIDECAR_ID))?;
+    folder(places.log("").parent().unwrap_or(Path::new("/")), 0o700)
+}
+
+/// Where every sidecar sees its own state, each in its own mount namespace.
+fn sidecar_view() -> PathBuf {
+    runtime("sidecar")
+}
+
+fn resolv_conf(namespace: &str) -> String {
+    let (nameserver, _port) = super::dns::ADDRESS.split_once(':').unwrap_or((super::dns::ADDRESS, ""));
+    format!("nameserver {nameserver}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n")
+}
+
+fn hosts(name: &str, namespace: &str, addresses: &[IpAddr]) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for address in addresses {
+        text.push_str(&format!("{address}\t{name}.{namespace}.pod.cluster.local {name}\n"));
+    }
+    text
+}
+
+fn absent(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn c_string(path: &Path) -> Result<CString, Failure> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|error| Failure::invalid([format!("{}: {error}", path.display())]))
+}
+
+/// `what` failed, with the remedy that fits nearly all of these.
+pub(crate) fn cannot(what: &str, error: &io::Error) -> Failure {
+    Failure::environment(format!("cannot {what}: {error}"), "run as root, and `outrigger down` after a crash")
+}
+
+const SIDECAR_VARIABLES: [&str; 4] = ["OUTRIGGER_OTLP", "OUTRIGGER_LOG", "OUTRIGGER_LOG_LEVEL", "RUST_BACKTRACE"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_searches_its_own_namespace_first() {
+        assert_eq!(
+            resolv_conf("shop"),
+            "nameserver 127.0.0.53\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
+        );
+    }
+
+    #[test]
+    fn a_pod_knows_its_own_name() {
+        let text = hosts("web-1", "shop", &["10.64.0.5".parse().unwrap()]);
+        assert!(text.ends_with("10.64.0.5\tweb-1.shop.pod.cluster.local web-1\n"), "{text}");
+    }
+}

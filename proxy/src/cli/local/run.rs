@@ -1,0 +1,444 @@
+//! `outrigger run`: a program as a local pod, from its first system call to its exit code.
+//!
+//! This process supervises the pod: it answers the pod's questions for names, keeps its sidecar running, passes signals
+//! on and removes the pod when the program has ended. Invariant: the program starts after its sidecar is ready and ends
+//! before it, and a pod without a sidecar is closed, never open.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::super::Failure;
+use super::places::{self, PodPlaces, UpRecord, runtime};
+use super::pod::{LocalPod, Wish, cannot};
+use super::{RunArgs, cgroup, detach, dns, pod};
+use crate::base::names::check_name;
+use crate::base::state;
+use crate::model::pod_record::{PodPort, PodRecord};
+use crate::node::enrolment::{Answer, Question};
+use crate::node::kernel;
+use crate::telemetry::log::{self, LogFormat};
+
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    let wish = wish(&args)?;
+    let env = args.env.iter().map(|pair| split(pair, "--env", "K=V")).collect::<Result<Vec<_>, _>>()?;
+    let mesh = places::mesh()?;
+    let places = PodPlaces::new(&mesh.state, &args.namespace, &args.name)?;
+    let cgroup_root = cgroup_root()?;
+    if args.detach && !detach::is_detached() {
+        return detach::go_on();
+    }
+    detach::leave_the_terminal();
+    let _alive = take(&places, &mesh, &cgroup_root)?;
+    let pod = LocalPod::make(places.clone(), wish, &mesh, &cgroup_root)?;
+    // What the supervisor has to say goes to the pod's log; the terminal is the program's.
+    log::start(LogFormat::Text, "off").map_err(|error| Failure::environment(error, "report this"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(supervise(pod, &args, env, &mesh));
+    let removed = pod::remove(&places, &mesh.state, &cgroup_root);
+    let code = outcome?;
+    removed?;
+    Ok(code)
+}
+
+/// Where cgroup2 is, for commands that need a pod's cgroup.
+pub(crate) fn cgroup_root() -> Result<PathBuf, Failure> {
+    kernel::find_cgroup2().map_err(|error| Failure::environment(crate::node::chain(&error), error.remedy()))
+}
+
+/// The lock that says that the pod lives; what a crash left of an earlier one is removed.
+fn take(places: &PodPlaces, mesh: &UpRecord, cgroup_root: &std::path::Path) -> Result<File, Failure> {
+    let locked = || {
+        places::folder(&places.runtime(), 0o755)?;
+        state::try_lock(&places.lock())
+    };
+    let running = || {
+        let name = &places.pod.name;
+        Failure::environment(
+            format!("the pod {} is running already", places.pod),
+            format!("stop it with `outrigger stop {name} -n {}`, or choose another name", places.pod.namespace),
+        )
+    };
+    let held = locked().map_err(|error| cannot("make the pod's folder", &error))?.ok_or_else(running)?;
+    if places.record().exists() || places.netns().1.exists() || places.cgroup(cgroup_root).exists() {
+        pod::remove(places, &mesh.state, cgroup_root)?;
+        // The lock went with the folder.
+        drop(held);
+        return locked().map_err(|error| cannot("make the pod's folder", &error))?.ok_or_else(running);
+    }
+    Ok(held)
+}
+
+async fn supervise(mut pod: LocalPod, args: &RunArgs, env: Vec<(String, String)>, mesh: &UpRecord) -> Result<ExitCode, Failure> {
+    // Signals first: from here one of them ends the pod in order.
+    let mut signals = Signals::listen().map_err(|error| cannot("listen for signals", &error))?;
+    let sockets = dns::Sockets::bind(&pod.netns).map_err(|error| cannot("answer for names inside the pod", &error))?;
+    let view = if pod.record.meshed { dns::View::Meshed } else { dns::View::Outside };
+    let names = mesh.state.join("names.json");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { drop(dns::serve(sockets, names, view).await) });
+    pod.publish()?;
+
+    let mut sidecar = Sidecar::none();
+    if pod.record.meshed {
+        let started = start_sidecar(&pod, mesh, &mut sidecar);
+        // Cancel-safe: a signal ends the pod, whatever was reached.
+        tokio::select! {
+            started = started => started?,
+            signal = signals.next() => {
+                stop_sidecar(&mut sidecar).await;
+                return Ok(ExitCode::from(exit_code_of_signal(signal)));
+            }
+        }
+    }
+    let outcome = run_app(&mut pod, args, env, mesh, &mut sidecar, &mut signals).await;
+    // The program has ended; what it left running ends with it.
+    if let Err(error) = cgroup::kill(&pod.record.cgroup.join("app")) {
+        warn!(%error, "cannot end what the program left running");
+    }
+    stop_sidecar(&mut sidecar).await;
+    outcome
+}
+
+async fn run_app(
+    pod: &mut LocalPod,
+    args: &RunArgs,
+    env: Vec<(String, String)>,
+    mesh: &UpRecord,
+    sidecar: &mut Sidecar,
+    signals: &mut Signals,
+) -> Result<ExitCode, Failure> {
+    let mut command = pod::app_command(&pod.places, &pod.record, &args.command, Some(Signal::KILL))?;
+    command.envs(env);
+    if detach::is_detached() {
+        let log = pod.places.log("");
+        let out = File::options().create(true).append(true).open(&log).map_err(|error| cannot("open the pod's log", &error))?;
+        let err = out.try_clone().map_err(|error| cannot("open the pod's log", &error))?;
+        command.stdin(std::process::Stdio::null()).stdout(out).stderr(err);
+    }
+    let mut app = match tokio::process::Command::from(command).spawn() {
+        Ok(app) => app,
+        Err(error) => return not_started(&args.command, &error),
+    };
+    if detach::is_detached() {
+        detach::report(&ready(&pod.record), &pod.places.log(".supervisor"))?;
+        if let Err(error) = log::set_filter("info") {
+            warn!(%error, "the log stays off");
+        }
+    }
+    loop {
+        // Cancel-safe: each arm may be asked again.
+        tokio::select! {
+            status = app.wait() => {
+                pod.terminate();
+                let status = status.map_err(|error| cannot("wait for the program", &error))?;
+                return Ok(ExitCode::from(exit_code(status)));
+            }
+            signal = signals.next() => {
+                if signal == Signal::TERM || signal == Signal::INT {
+                    pod.terminate();
+                }
+                if let Some(pid) = app.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw)
+                    && let Err(error) = kill_process(pid, signal)
+                {
+                    warn!(%error, "cannot pass a signal on");
+                }
+            }
+            () = sidecar.ended_and_paused() => {
+                warn!("the sidecar ended, starting it again");
+                if let Err(failure) = sidecar.start(pod, mesh) {
+                    warn!(?failure, "the sidecar did not start");
+                }
+            }
+        }
+    }
+}
+
+/// Enrols the pod and starts its sidecar; returns when the sidecar is ready.
+async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -> Result<(), Failure> {
+    wait_for_enrolment(&pod.record).await?;
+    sidecar.start(pod, mesh)?;
+    let address = pod.record.addresses.first().copied().ok_or_else(|| Failure::invalid(["the pod has no address"]))?;
+    let begun = Instant::now();
+    let log = pod.places.log(".sidecar");
+    loop {
+        if is_ready(address, SIDECAR_READY_PORT).await {
+            info!(after_ms = begun.elapsed().as_millis(), "sidecar ready");
+            return Ok(());
+        }
+        if let Some(status) = sidecar.has_ended() {
+            let why = last_line(&log);
+            return Err(Failure::environment(
+                format!("the sidecar ended before it was ready ({status}){why}"),
+                format!("look into {}", log.display()),
+            ));
+        }
+        if begun.elapsed() > READY_AT_MOST {
+            let why = last_line(&log);
+            return Err(Failure::environment(
+                format!("the sidecar was not ready after {} s{why}", READY_AT_MOST.as_secs()),
+                format!("look into {}, and whether `outrigger status` is well", log.display()),
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn wait_for_enrolment(record: &PodRecord) -> Result<(), Failure> {
+    let asked = async {
+        let mut stream = UnixStream::connect(runtime("node.sock")).await?;
+        let question = Question { outrigger: 1, namespace: record.namespace.clone(), name: record.name.clone(), wait: true };
+        let mut line = serde_json::to_vec(&question)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).await?;
+        Ok::<Answer, io::Error>(serde_json::from_str(&answer)?)
+    };
+    let not_answering = |why: String| {
+        Failure::environment(
+            format!("the node agent did not enrol the pod: {why}"),
+            "look into the log folder of the mesh's state, file node.log",
+        )
+    };
+    match tokio::time::timeout(ENROL_AT_MOST, asked).await {
+        Ok(Ok(Answer::Ok { .. })) => Ok(()),
+        Ok(Ok(Answer::Error { text, remedy })) => Err(Failure::environment(text, remedy)),
+        Ok(Err(error)) => Err(not_answering(error.to_string())),
+        Err(_elapsed) => Err(not_answering("it does not answer".to_owned())),
+    }
+}
+
+/// Does `/ready` answer 200?
+pub(crate) async fn is_ready(address: IpAddr, port: u16) -> bool {
+    let asked = async {
+        let mut stream = TcpStream::connect(SocketAddr::new(address, port)).await?;
+        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await?;
+        Ok::<bool, io::Error>(head.ends_with(b" 200"))
+    };
+    matches!(tokio::time::timeout(ASK_AT_MOST, asked).await, Ok(Ok(true)))
+}
+
+/// The pod's sidecar, which is started again whenever it ends.
+struct Sidecar {
+    child: Option<Child>,
+    started: Instant,
+    pause: Duration,
+    /// Pods outside the mesh have none.
+    wanted: bool,
+}
+
+impl Sidecar {
+    fn none() -> Self {
+        Self { child: None, started: Instant::now(), pause: FIRST_PAUSE, wanted: false }
+    }
+
+    fn start(&mut self, pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
+        (self.wanted, self.started) = (true, Instant::now());
+        let command = pod::sidecar_command(pod, mesh)?;
+        let child = tokio::process::Command::from(command).spawn();
+        self.child = Some(child.map_err(|error| cannot("start the sidecar", &error))?);
+        Ok(())
+    }
+
+    fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
+    /// Returns a moment after it ended. Cancel-safe: the pause starts again.
+    async fn ended_and_paused(&mut self) {
+        if !self.wanted {
+            return std::future::pending().await;
+        }
+        if let Some(child) = &mut self.child {
+            drop(child.wait().await);
+            self.child = None;
+            self.pause = if self.started.elapsed() > STEADY { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+        }
+        tokio::time::sleep(self.pause).await;
+    }
+}
+
+/// Lets the sidecar finish what it carries, then ends it.
+async fn stop_sidecar(sidecar: &mut Sidecar) {
+    sidecar.wanted = false;
+    let Some(mut child) = sidecar.child.take() else { return };
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
+        // It may have ended by itself just now.
+        drop(kill_process(pid, Signal::TERM));
+    }
+    if tokio::time::timeout(DRAIN_AT_MOST, child.wait()).await.is_err() {
+        drop(child.kill().await);
+    }
+}
+
+/// The signals that are passed on to the program.
+struct Signals {
+    received: mpsc::Receiver<Signal>,
+    _listeners: JoinSet<()>,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let (send, received) = mpsc::channel(8);
+        let mut listeners = JoinSet::new();
+        // A key pressed at the terminal reaches the program by itself: passing it on would make two of one.
+        let at_the_terminal = in_front_of_a_terminal();
+        for (kind, number, from_a_key) in [
+            (SignalKind::terminate(), Signal::TERM, false),
+            (SignalKind::hangup(), Signal::HUP, false),
+            (SignalKind::user_defined1(), Signal::USR1, false),
+            (SignalKind::user_defined2(), Signal::USR2, false),
+            (SignalKind::interrupt(), Signal::INT, true),
+            (SignalKind::quit(), Signal::QUIT, true),
+        ] {
+            let (mut arrivals, send) = (signal(kind)?, send.clone());
+            listeners.spawn(async move {
+                while arrivals.recv().await.is_some() {
+                    if !(from_a_key && at_the_terminal) && send.send(number).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(Self { received, _listeners: listeners })
+    }
+
+    /// The next one. Cancel-safe.
+    async fn next(&mut self) -> Signal {
+        match self.received.recv().await {
+            Some(signal) => signal,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Is this process in the group that the keys of a terminal reach?
+fn in_front_of_a_terminal() -> bool {
+    let Ok(terminal) = File::open("/dev/tty") else { return false };
+    rustix::termios::tcgetpgrp(terminal).is_ok_and(|front| front == rustix::process::getpgrp())
+}
+
+fn wish(args: &RunArgs) -> Result<Wish, Failure> {
+    check_name(&args.service_account).map_err(|error| Failure::invalid([error]))?;
+    Ok(Wish {
+        service_account: args.service_account.clone(),
+        labels: args.labels.iter().map(|pair| split(pair, "--label", "K=V")).collect::<Result<_, _>>()?,
+        ports: args.ports.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
+        meshed: !args.no_sidecar,
+    })
+}
+
+fn split(pair: &str, flag: &str, form: &str) -> Result<(String, String), Failure> {
+    match pair.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _no_pair => Err(Failure::invalid([format!("{flag} {pair:?}: write it as {form}")])),
+    }
+}
+
+fn port(text: &str) -> Result<PodPort, Failure> {
+    let fail =
+        || Failure::invalid([format!("--port {text:?}: write it as NAME:PORT or NAME:PORT:APPPROTOCOL, for example http:8080")]);
+    let (name, rest) = text.split_once(':').ok_or_else(fail)?;
+    let (number, app_protocol) = match rest.split_once(':') {
+        Some((number, protocol)) if !protocol.is_empty() => (number, Some(protocol.to_owned())),
+        Some(_empty) => return Err(fail()),
+        None => (rest, None),
+    };
+    let port = number.parse().ok().filter(|port| *port != 0).ok_or_else(fail)?;
+    check_name(name).map_err(|_not_a_name| fail())?;
+    Ok(PodPort { name: name.to_owned(), port, app_protocol })
+}
+
+fn ready(record: &PodRecord) -> String {
+    let addresses: Vec<String> = record.addresses.iter().map(ToString::to_string).collect();
+    format!("{} is running at {}\n", record.named(), addresses.join(" "))
+}
+
+/// As a shell says it: 127 for a program that is not there, 126 for one that cannot be run.
+fn not_started(command: &[std::ffi::OsString], error: &io::Error) -> Result<ExitCode, Failure> {
+    let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => 127,
+        io::ErrorKind::PermissionDenied => 126,
+        _other => return Err(cannot(&format!("start {program}"), error)),
+    };
+    tell(&format!("outrigger: cannot start {program}: {error}\n"));
+    Ok(ExitCode::from(code))
+}
+
+/// Writes to standard error what is no failure of this command.
+pub(crate) fn tell(text: &str) {
+    // Nobody may be listening any more; there is nowhere else to say it.
+    drop(io::Write::write_all(&mut io::stderr().lock(), text.as_bytes()));
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+fn exit_code_of_signal(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
+}
+
+/// The last line of a log, to say with a failure.
+fn last_line(log: &std::path::Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().rev().find(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim())).unwrap_or_default()
+}
+
+const SIDECAR_READY_PORT: u16 = 14_021;
+const POLL: Duration = Duration::from_millis(5);
+const ASK_AT_MOST: Duration = Duration::from_secs(1);
+const READY_AT_MOST: Duration = Duration::from_secs(20);
+const ENROL_AT_MOST: Duration = Duration::from_secs(12);
+const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A sidecar that lived this long did not fail at its start.
+const STEADY: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_has_a_name_a_number_and_perhaps_a_protocol() {
+        assert_eq!(port("http:8080").unwrap(), PodPort { name: "http".into(), port: 8080, app_protocol: None });
+        assert_eq!(port("api:9000:kubernetes.io/h2c").unwrap().app_protocol.as_deref(), Some("kubernetes.io/h2c"));
+        for bad in ["8080", "http", "http:0", "http:70000", "http:80:", ":80", "HTTP:80"] {
+            assert!(port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_label_is_a_pair() {
+        assert_eq!(split("app=web=1", "--label", "K=V").unwrap(), ("app".into(), "web=1".into()));
+        assert!(split("app", "--label", "K=V").is_err());
+        assert!(split("=web", "--label", "K=V").is_err());
+    }
+
+    #[test]
+    fn a_program_ended_by_a_signal_exits_as_a_shell_says_it() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(15)), 143);
+    }
+}

@@ -1,0 +1,407 @@
+//! `outrigger up`: the control plane and the node agent of this machine, each a process of this binary under one
+//! supervisor, which starts them again when they end.
+//!
+//! Stopping it leaves the pods running, captured and closed to what is new to them: the next `up` finds them again.
+//! `outrigger down` removes everything.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use rustix::thread::CapabilitySet;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStderr};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::super::{Failure, print};
+use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
+use super::pod::cannot;
+use super::run::{cgroup_root, is_ready, tell};
+use super::{UpArgs, detach, links, pod, visit};
+use crate::base::state;
+use crate::identity::spiffe::TrustDomain;
+
+pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
+    let _checked: TrustDomain = args.trust_domain.parse().map_err(|error| Failure::invalid([error]))?;
+    for folder in &args.resources {
+        if !folder.is_dir() {
+            return Err(Failure::invalid([format!("--resources {}: there is no such folder", folder.display())]));
+        }
+    }
+    check_capabilities()?;
+    let cgroup_root = cgroup_root()?;
+    if args.detach && !detach::is_detached() {
+        return detach::go_on();
+    }
+    detach::leave_the_terminal();
+    let mut lock = places::take_mesh_lock().map_err(|error| cannot("lock the mesh", &error))?.ok_or_else(already_up)?;
+    // For `down`, which may come before the record is written.
+    lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).map_err(|error| cannot("lock the mesh", &error))?;
+    let state = prepare(&args, &cgroup_root)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(supervise(&args, &state));
+    // Absent, where the mesh was never ready.
+    drop(std::fs::remove_file(places::runtime("up.json")));
+    outcome
+}
+
+fn already_up() -> Failure {
+    Failure::environment("a mesh is up on this machine already", "use it, or stop it with `outrigger down`")
+}
+
+/// What the supervisor, the agent and `run` need, by the names of capabilities(7).
+fn check_capabilities() -> Result<(), Failure> {
+    let held = rustix::thread::capabilities(None).map_err(|error| cannot("ask for own capabilities", &error.into()))?.effective;
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(capability, _name)| !held.contains(*capability)).map(|(_capability, name)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::environment(format!("this process lacks {}", missing.join(", ")), "run it as root, for example with sudo"))
+}
+
+/// Folders, token, bridge; and what a crash left of pods whose supervisor is gone is removed.
+fn prepare(args: &UpArgs, cgroup_root: &Path) -> Result<PathBuf, Failure> {
+    let made = || {
+        folder(&args.state, 0o700)?;
+        let state = std::fs::canonicalize(&args.state)?;
+        for name in ["pods", "log", "ca", "resources"] {
+            folder(&state.join(name), 0o700)?;
+        }
+        // Sidecars find their own folder in it, by its name alone.
+        folder(&state.join("sidecars"), 0o711)?;
+        folder(&runtime("pods"), 0o755)?;
+        let token = state.join("join-token");
+        if !token.exists() {
+            let mut bytes = [0; 32];
+            aws_lc_rs::rand::fill(&mut bytes).map_err(|_unspecified| io::Error::other("no randomness"))?;
+            let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            state::write_atomic(&token, text.as_bytes(), 0o600)?;
+        }
+        Ok(state)
+    };
+    let state = made().map_err(|error: io::Error| cannot(&format!("prepare {}", args.state.display()), &error))?;
+    for places in pods_of(&state) {
+        if !places.is_alive().map_err(|error| cannot("look at a pod's lock", &error))? {
+            pod::remove(&places, &state, cgroup_root)?;
+        }
+    }
+    links::make_bridge()?;
+    Ok(state)
+}
+
+/// Every pod that a record tells of.
+pub(crate) fn pods_of(state: &Path) -> Vec<PodPlaces> {
+    let entries = std::fs::read_dir(state.join("pods")).into_iter().flatten().flatten();
+    let stems = entries.filter_map(|entry| entry.file_name().to_string_lossy().strip_suffix(".json").map(str::to_owned));
+    stems.filter_map(|stem| PodPlaces::of_stem(state, &stem)).collect()
+}
+
+async fn supervise(args: &UpArgs, state: &Path) -> Result<ExitCode, Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| cannot("listen for signals", &error))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| cannot("listen for signals", &error))?;
+    let mut control = Role::new("control", control_arguments(args, state), state);
+    let mut node = Role::new("node", node_arguments(args, state), state);
+    let begun = Instant::now();
+    control.start()?;
+    node.start()?;
+    let mut record = UpRecord {
+        supervisor: std::process::id(),
+        control: 0,
+        node: 0,
+        state: state.to_owned(),
+        trust_domain: args.trust_domain.clone(),
+        stream: SocketAddr::new(GATEWAY_V4.into(), STREAM_PORT),
+        api: format!("http://127.0.0.1:{API_PORT}"),
+        dashboard: format!("http://127.0.0.1:{API_PORT}/"),
+    };
+    let mut ready = false;
+    let outcome = loop {
+        // Cancel-safe: each arm may be asked again.
+        let ended = tokio::select! {
+            _signal = terminate.recv() => break Ok(ExitCode::SUCCESS),
+            _signal = interrupt.recv() => break Ok(ExitCode::SUCCESS),
+            ended = control.ended() => Some((&mut control, ended)),
+            ended = node.ended() => Some((&mut node, ended)),
+            () = are_ready(), if !ready => {
+                ready = true;
+                None
+            }
+        };
+        match ended {
+            Some((role, status)) if !ready && matches!(status.code(), Some(2 | 3)) => break Err(role.failure()),
+            Some((role, status)) => {
+                role.tell(&format!("it ended ({status}), starting it again"));
+                tokio::time::sleep(role.pause()).await;
+                if let Err(failure) = role.start() {
+                    break Err(failure);
+                }
+            }
+            None => {
+                let published = publish(&mut record, &control, &node).and_then(|()| announce(&record));
+                if let Err(failure) = published {
+                    break Err(failure);
+                }
+                continue;
+            }
+        }
+        if ready && let Err(failure) = publish(&mut record, &control, &node) {
+            break Err(failure);
+        }
+        if !ready && begun.elapsed() > READY_AT_MOST {
+            break Err(Failure::environment(
+                format!("the mesh was not ready after {} s", READY_AT_MOST.as_secs()),
+                format!("look into {}", state.join("log").display()),
+            ));
+        }
+    };
+    node.stop().await;
+    control.stop().await;
+    outcome
+}
+
+/// Returns when both answer; each by what it serves to people.
+async fn are_ready() {
+    let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+    while !(is_ready(here, NODE_METRICS_PORT).await && answers(SocketAddr::new(here, API_PORT)).await) {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn answers(api: SocketAddr) -> bool {
+    let asked = async {
+        let mut stream = TcpStream::connect(api).await?;
+        stream.write_all(b"GET /api/status HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await?;
+        Ok::<bool, io::Error>(head.ends_with(b" 200"))
+    };
+    matches!(tokio::time::timeout(ASK_AT_MOST, asked).await, Ok(Ok(true)))
+}
+
+fn publish(record: &mut UpRecord, control: &Role, node: &Role) -> Result<(), Failure> {
+    (record.control, record.node) = (control.process(), node.process());
+    serde_json::to_vec_pretty(record)
+        .map_err(io::Error::from)
+        .and_then(|bytes| state::write_atomic(&runtime("up.json"), &bytes, 0o644))
+        .map_err(|error| cannot("write up.json", &error))
+}
+
+fn announce(record: &UpRecord) -> Result<(), Failure> {
+    let text = format!("outrigger is up\n  api        {}\n  dashboard  {}\n", record.api, record.dashboard);
+    if detach::is_detached() { detach::report(&text, &record.state.join("log/up.log")) } else { print(&text) }
+}
+
+fn control_arguments(args: &UpArgs, state: &Path) -> Vec<std::ffi::OsString> {
+    let mut arguments: Vec<std::ffi::OsString> = vec!["control".into(), "--state".into(), state.into()];
+    for folder in &args.resources {
+        // The supervisor's folder is the children's too, but a detached one may leave it one day.
+        arguments.extend(["--resources".into(), std::fs::canonicalize(folder).unwrap_or_else(|_gone| folder.clone()).into()]);
+    }
+    for (flag, value) in [
+        ("--trust-domain", args.trust_domain.clone()),
+        ("--listen", format!("{GATEWAY_V4}:{STREAM_PORT}")),
+        ("--listen", format!("127.0.0.1:{STREAM_PORT}")),
+        ("--api", format!("127.0.0.1:{API_PORT}")),
+        ("--metrics", "0.0.0.0:14014".to_owned()),
+    ] {
+        arguments.extend([flag.into(), value.into()]);
+    }
+    arguments
+}
+
+fn node_arguments(args: &UpArgs, state: &Path) -> Vec<std::ffi::OsString> {
+    let mut arguments: Vec<std::ffi::OsString> = vec!["node".into(), "--state".into(), state.into()];
+    for (flag, value) in [
+        ("--control", format!("127.0.0.1:{STREAM_PORT}").into()),
+        ("--name", node_name().into()),
+        ("--node-socket", runtime("node.sock").into()),
+        ("--workload-api", runtime("workload.sock").into()),
+        ("--pins", places::pins().into()),
+        ("--trust-domain", args.trust_domain.clone().into()),
+    ] {
+        arguments.extend([flag.into(), value]);
+    }
+    arguments
+}
+
+/// The machine's name, as far as it can stand in an identity.
+fn node_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
+    if name.trim_matches('.').is_empty() { "local".to_owned() } else { name }
+}
+
+/// One child: how it is started, and what it said last.
+struct Role {
+    name: &'static str,
+    arguments: Vec<std::ffi::OsString>,
+    log: PathBuf,
+    child: Option<Child>,
+    started: Instant,
+    pause: Duration,
+    said: Arc<Mutex<VecDeque<String>>>,
+    readers: JoinSet<()>,
+}
+
+impl Role {
+    fn new(name: &'static str, arguments: Vec<std::ffi::OsString>, state: &Path) -> Self {
+        Self {
+            name,
+            arguments,
+            log: state.join("log").join(format!("{name}.log")),
+            child: None,
+            started: Instant::now(),
+            pause: FIRST_PAUSE,
+            said: Arc::default(),
+            readers: JoinSet::new(),
+        }
+    }
+
+    fn start(&mut self) -> Result<(), Failure> {
+        self.started = Instant::now();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .map_err(|error| cannot(&format!("open {}", self.log.display()), &error))?;
+        let out = log.try_clone().map_err(|error| cannot("share a log", &error))?;
+        let mut command = Command::new("/proc/self/exe");
+        command.args(&self.arguments).env_remove(detach::MARK).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
+        if std::env::var_os("OUTRIGGER_LOG").is_none() {
+            command.env("OUTRIGGER_LOG", "text");
+        }
+        // Own session: a key pressed at the terminal ends the supervisor, which ends its children in order.
+        crate::node::netns::orphan_with(&mut command, Signal::TERM);
+        let mut child = tokio::process::Command::from(command)
+            .spawn()
+            .map_err(|error| cannot(&format!("start the {} process", self.name), &error))?;
+        if let Some(stderr) = child.stderr.take() {
+            self.readers.spawn(follow(self.name, stderr, log, Arc::clone(&self.said)));
+        }
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Returns when it has ended and all of its words are read. Cancel-safe.
+    async fn ended(&mut self) -> ExitStatus {
+        let Some(child) = &mut self.child else { return std::future::pending().await };
+        let status = child.wait().await.unwrap_or_default();
+        while self.readers.join_next().await.is_some() {}
+        self.child = None;
+        status
+    }
+
+    /// How long to wait before it is started again: longer each time, unless it had lived for a while.
+    fn pause(&mut self) -> Duration {
+        self.pause = if self.started.elapsed() > STEADY { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+        self.pause
+    }
+
+    fn process(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).unwrap_or(0)
+    }
+
+    /// What it said at its end, as this command's own failure.
+    fn failure(&self) -> Failure {
+        let said = self.said.lock();
+        let begin = said.iter().rposition(|line| line.starts_with(OWN_FAILURE));
+        let causes: Vec<String> = match begin {
+            Some(begin) => said.iter().skip(begin).map(|line| line.trim_start_matches(OWN_FAILURE).trim().to_owned()).collect(),
+            None => vec![format!("the {} process ended", self.name), format!("remedy: look into {}", self.log.display())],
+        };
+        drop(said);
+        Failure::environment_of(causes)
+    }
+
+    fn tell(&self, text: &str) {
+        tell(&format!("{}: {text}\n", self.name));
+    }
+
+    async fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        visit::signal(child.id().unwrap_or(0).cast_signed(), Signal::TERM);
+        if tokio::time::timeout(STOP_AT_MOST, child.wait()).await.is_err() {
+            drop(child.kill().await);
+        }
+    }
+}
+
+/// Keeps a child's words in its log, the last of them in mind, and tells the person at the terminal what matters.
+async fn follow(name: &'static str, stderr: ChildStderr, mut log: File, said: Arc<Mutex<VecDeque<String>>>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        // A full disk must not end the mesh.
+        drop(writeln!(log, "{line}"));
+        if is_news(&line) && !detach::is_detached() {
+            tell(&format!("{name}: {line}\n"));
+        }
+        let mut said = said.lock();
+        if said.len() == SAID_MAX {
+            said.pop_front();
+        }
+        said.push_back(line);
+    }
+}
+
+fn is_news(line: &str) -> bool {
+    [" WARN ", " ERROR "].iter().any(|level| line.contains(level))
+}
+
+const NEEDED: [(CapabilitySet, &str); 10] = [
+    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
+    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    (CapabilitySet::BPF, "CAP_BPF"),
+    (CapabilitySet::PERFMON, "CAP_PERFMON"),
+    (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
+    (CapabilitySet::CHOWN, "CAP_CHOWN"),
+    (CapabilitySet::KILL, "CAP_KILL"),
+    (CapabilitySet::SETUID, "CAP_SETUID"),
+    (CapabilitySet::SETGID, "CAP_SETGID"),
+    (CapabilitySet::SETPCAP, "CAP_SETPCAP"),
+];
+/// How a command of this binary begins to tell why it failed.
+const OWN_FAILURE: &str = "outrigger: ";
+const STREAM_PORT: u16 = 14_010;
+const API_PORT: u16 = 14_080;
+const NODE_METRICS_PORT: u16 = 14_030;
+const SAID_MAX: usize = 20;
+const POLL: Duration = Duration::from_millis(20);
+const ASK_AT_MOST: Duration = Duration::from_secs(1);
+const READY_AT_MOST: Duration = Duration::from_secs(30);
+const STOP_AT_MOST: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A child that lived this long did not fail at its start.
+const STEADY: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_childs_own_failure_is_told_whole() {
+        let role = Role::new("node", Vec::new(), Path::new("/x"));
+        for line in ["2026 INFO begins", "outrigger: the kernel refuses connect4: EPERM", "  remedy: run as root"] {
+            role.said.lock().push_back(line.to_owned());
+        }
+        let told = format!("{:?}", role.failure());
+        assert!(told.contains(r#"["the kernel refuses connect4: EPERM", "remedy: run as root"]"#), "{told}");
+    }
+
+    #[test]
+    fn a_machines_name_can_stand_in_an_identity() {
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        assert!(domain.node(&node_name()).is_ok());
+    }
+}

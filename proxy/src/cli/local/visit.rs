@@ -1,0 +1,98 @@
+//! `outrigger exec` and `outrigger stop`: from outside into a pod that runs.
+
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
+
+use super::super::{Failure, print};
+use super::places::{self, PodPlaces};
+use super::pod::cannot;
+use super::run::{cgroup_root, tell};
+use super::{ExecArgs, StopArgs, cgroup, pod};
+use crate::base::units::Span;
+use crate::model::pod_record::PodRecord;
+
+/// Becomes the command: its input, outputs, signals and exit code are this process's own.
+pub(crate) fn exec(args: ExecArgs) -> Result<ExitCode, Failure> {
+    let (places, record) = find(&args.namespace, &args.name)?;
+    let mut command = pod::app_command(&places, &record, &args.command, None)?;
+    let error = command.exec();
+    let program = args.command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => 127,
+        io::ErrorKind::PermissionDenied if rustix::process::geteuid().is_root() => 126,
+        _other => return Err(cannot(&format!("run {program} in the pod {}", places.pod), &error)),
+    };
+    tell(&format!("outrigger: cannot start {program}: {error}\n"));
+    Ok(ExitCode::from(code))
+}
+
+/// Asks the program to end, then makes it. Returns when the pod is gone.
+pub(crate) fn stop(args: StopArgs) -> Result<ExitCode, Failure> {
+    let Span(grace) = args.grace.parse::<Span>().map_err(|error| Failure::invalid([error]))?;
+    let (places, record) = find(&args.namespace, &args.name)?;
+    let app = record.cgroup.join("app");
+    let alive = || places.is_alive().map_err(|error| cannot("look at the pod's lock", &error));
+    if alive()? {
+        // The supervisor marks the pod as terminating and passes the signal on.
+        signal(record.supervisor.cast_signed(), Signal::TERM);
+    } else {
+        for process in cgroup::processes(&app) {
+            signal(process, Signal::TERM);
+        }
+    }
+    let ended = |at_most: Duration| wait_until(at_most, || Ok(!alive()? && cgroup::processes(&app).is_empty()));
+    if !ended(grace)? {
+        cgroup::kill(&app).map_err(|error| cannot("end the program", &error))?;
+        // The supervisor still lets the sidecar drain.
+        if !ended(DRAIN_AT_MOST)? {
+            signal(record.supervisor.cast_signed(), Signal::KILL);
+            ended(KILL_AT_MOST)?;
+        }
+    }
+    // Nothing, where the supervisor did it.
+    pod::remove(&places, places.state(), &cgroup_root()?)?;
+    print(&format!("{} is stopped\n", places.pod))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks again and again, for at most that long, whether something has happened.
+pub(crate) fn wait_until(at_most: Duration, mut happened: impl FnMut() -> Result<bool, Failure>) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    loop {
+        if happened()? {
+            return Ok(true);
+        }
+        if begun.elapsed() > at_most {
+            return Ok(false);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Sends a signal to a process that may be gone already.
+pub(crate) fn signal(process: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(process) {
+        drop(kill_process(pid, signal));
+    }
+}
+
+fn find(namespace: &str, name: &str) -> Result<(PodPlaces, PodRecord), Failure> {
+    let places = PodPlaces::new(&places::known_state(), namespace, name)?;
+    match places.read_record() {
+        Ok(Some(record)) => Ok((places, record)),
+        Ok(None) => Err(Failure::environment(
+            format!("no pod {} runs on this machine", places.pod),
+            "`outrigger run` makes one; a pod of another namespace is named with -n",
+        )),
+        Err(error) => Err(cannot("read the pod's record", &error)),
+    }
+}
+
+const POLL: Duration = Duration::from_millis(10);
+const DRAIN_AT_MOST: Duration = Duration::from_secs(12);
+const KILL_AT_MOST: Duration = Duration::from_secs(2);
