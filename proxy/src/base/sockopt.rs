@@ -1,0 +1,52 @@
+//! Socket options that no safe wrapper knows.
+//!
+//! The sidecar declares the true client of a connection that it opens to its own application by a private option. The
+//! kernel programs of capture take it, so that the application's `getpeername` tells that client. Without capture the
+//! kernel does not know the option and says so (`ENOPROTOOPT`).
+#![expect(unsafe_code, reason = "setsockopt with an option of our own has no safe wrapper")]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd as _};
+
+/// Declares `client` as the true client of the connection that `socket` is about to open.
+///
+/// # Errors
+/// `ENOPROTOOPT`: capture is not there. Anything else: capture refused it.
+pub(crate) fn declare_client(socket: &impl AsFd, client: SocketAddr) -> io::Result<()> {
+    let ip = match client.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let address = libc::sockaddr_in6 {
+        sin6_family: AF_INET6,
+        sin6_port: client.port().to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: libc::in6_addr { s6_addr: ip.octets() },
+        sin6_scope_id: 0,
+    };
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the pointer and length describe a whole
+    // `sockaddr_in6` that lives until the call returns.
+    let answer = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), LEVEL, NAME, (&raw const address).cast(), LENGTH) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// "mesh": a level that no protocol has.
+const LEVEL: libc::c_int = 0x6d65_7368;
+const NAME: libc::c_int = 1;
+#[expect(clippy::cast_possible_truncation, reason = "the constant is 10 and the size 28")]
+const AF_INET6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
+#[expect(clippy::cast_possible_truncation, reason = "the size is 28")]
+const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_capture_the_option_is_unknown() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let error = declare_client(&socket, "192.0.2.1:80".parse().unwrap()).unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::EINVAL)), "{error}");
+    }
+}
