@@ -11,6 +11,7 @@
 pub mod cli;
 
 mod control;
+mod dataplane;
 mod node;
 
 mod admin;

@@ -1,11 +1,26 @@
 //! `outrigger sidecar`: builds the proxy of one pod and waits for its end.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
+use crate::admin::{Admin, listen, routes};
+use crate::base::clock::WallClock;
+use crate::base::names::{Named, check_name};
+use crate::base::units::Span;
+use crate::dataplane::{Settings, Sidecar, Window};
+use crate::identity::source::Identity;
+use crate::identity::spiffe::TrustDomain;
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{AccessLog, AccessLogTarget};
+use crate::telemetry::export::SpanExport;
+use crate::telemetry::log::{self, LogFormat};
+use crate::telemetry::metrics::Metrics;
 
 #[derive(Args, Debug)]
 #[command(
@@ -32,18 +47,89 @@ pub(crate) struct SidecarArgs {
     pub(crate) state: PathBuf,
     /// The trust domain of the own identity
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "TD", default_value = "cluster.local")]
-    pub(crate) trust_domain: String,
+    pub(crate) trust_domain: TrustDomain,
     /// Where spans are exported to (OTLP over gRPC)
     #[arg(long, env = "OUTRIGGER_OTLP", value_name = "URL")]
     pub(crate) otlp: Option<String>,
-    /// The format of the log: text or json
-    #[arg(long, env = "OUTRIGGER_LOG", value_name = "FORMAT", default_value = "text")]
-    pub(crate) log: String,
+    /// The format of the log: text, json or auto
+    #[arg(long, env = "OUTRIGGER_LOG", value_name = "FORMAT", default_value = "auto")]
+    pub(crate) log: LogFormat,
+    /// What is logged: a level, or a list as `info,outrigger::dataplane=debug`
+    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub(crate) log_level: String,
     /// Where the access log goes; `-` is stdout
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_name = "PATH")]
     pub(crate) access_log: Option<PathBuf>,
+    /// How long connections may go on when the sidecar stops
+    #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s")]
+    pub(crate) drain_timeout: Span,
+    /// Repeats the random choices of another run; drawn and logged when absent
+    #[arg(long, env = "OUTRIGGER_SEED", value_name = "NUMBER")]
+    pub(crate) seed: Option<u64>,
 }
 
-pub(crate) fn run(_args: SidecarArgs) -> Result<ExitCode, Failure> {
-    Err(Failure::environment("this build has no sidecar", "use a later build"))
+pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
+    log::start(args.log, &args.log_level).map_err(|error| Failure::invalid([error]))?;
+    for name in [&args.namespace, &args.name] {
+        check_name(name).map_err(|error| Failure::invalid([error]))?;
+    }
+    let name = Named::new(args.namespace, args.name);
+    let clock = WallClock::system();
+    let seed = args.seed.unwrap_or_else(|| {
+        let time = u64::try_from(clock.since_epoch().as_nanos() & u128::from(u64::MAX)).unwrap_or(0);
+        time ^ u64::from(std::process::id()).rotate_left(32)
+    });
+    tracing::info!(sidecar = %name, seed, "starting");
+
+    let metrics = Arc::new(Metrics::new().map_err(anyhow::Error::from)?);
+    let access_log = match args.access_log {
+        Some(path) => {
+            let target = if path.as_os_str() == "-" { AccessLogTarget::Stdout } else { AccessLogTarget::File(path) };
+            let log = AccessLog::start(&target, metrics.access_log_dropped.clone());
+            Some(Arc::new(log.map_err(anyhow::Error::from)?))
+        }
+        None => None,
+    };
+    let spans = match args.otlp {
+        Some(url) => Some(Arc::new(SpanExport::start(&url, &name, &metrics).map_err(|error| Failure::invalid([error]))?)),
+        None => None,
+    };
+    let telemetry = Telemetry { metrics, access_log, spans };
+    let identity = Identity::new(args.trust_domain.clone(), clock);
+    let window = Window::new(identity.clone(), telemetry.clone());
+    let public = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, proxy_common::PORT_METRICS))).map_err(anyhow::Error::from)?;
+    let operator = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy_common::PORT_ADMIN))).map_err(anyhow::Error::from)?;
+    let doors = vec![
+        (public, routes::public(Arc::clone(&window) as Arc<dyn routes::Inspect>)),
+        (operator, routes::operator(Arc::clone(&window) as Arc<dyn routes::Inspect>)),
+    ];
+    let _admin = Admin::start(doors).map_err(anyhow::Error::from)?;
+
+    let settings = Settings {
+        name,
+        trust_domain: args.trust_domain,
+        control: args.control,
+        workload_api: args.workload_api,
+        node: args.node,
+        state: args.state,
+        drain: args.drain_timeout.0,
+        seed,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        // A signal may come while the sidecar still waits for its identity.
+        let sidecar = tokio::select! {
+            started = Sidecar::start(settings, identity, telemetry, &window) => started.map_err(anyhow::Error::from)?,
+            _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+            _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = window.drain_asked() => {}
+        }
+        sidecar.stop().await;
+        Ok(ExitCode::SUCCESS)
+    })
 }

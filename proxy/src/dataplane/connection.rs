@@ -1,0 +1,402 @@
+//! The line at level 4: one accepted connection, from its first bytes to its end, in both directions.
+//!
+//! Invariants: an address inside the mesh's ranges is never dialled in clear because its configuration is missing; a peer
+//! without mutual TLS reaches the application only where a rule permits it; on an opaque connection, rules about requests
+//! are decided by what such a connection can never bring.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::{Instant, timeout_at};
+use tracing::debug;
+
+use super::Proxy;
+use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
+use super::http::pipeline::Connection;
+use super::http::record::{ConnectionRecord, DEFAULT_ALLOW};
+use super::http::reject::Reject;
+use super::http::server::{Serves, serve};
+use super::pool::Destination;
+use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, sniff};
+use super::{tcp, tls};
+use crate::base::drain::DrainGuard;
+use crate::base::net::{BoxedIo, Io};
+use crate::policy::authorization::Verdict;
+use crate::policy::{Peer, RuleName};
+use crate::snapshot::{AppProtocol, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot};
+use crate::telemetry::metrics::EgressVerdict;
+use crate::telemetry::reason::Reason;
+use crate::telemetry::{Direction, Protocol};
+
+/// An accepted connection.
+pub(crate) struct Accepted {
+    pub(crate) io: BoxedIo,
+    /// The client.
+    pub(crate) peer: SocketAddr,
+    /// Where the client wanted to go.
+    pub(crate) original: SocketAddr,
+    /// Held until the connection ended.
+    pub(crate) drain: DrainGuard,
+}
+
+/// Where a connection of the own application leads.
+enum Leads {
+    Service(Arc<ServicePort>),
+    Workload(Arc<Endpoint>),
+    /// Out of the mesh, untouched.
+    Outside,
+    Refused(Reject),
+}
+
+/// Serves a connection that the own application opened.
+pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
+    let Accepted { mut io, peer, original, drain } = accepted;
+    let leads = lookup(&proxy, original).await;
+    let (declared, refuse) = match &leads {
+        Leads::Service(port) => (port.protocol, None),
+        Leads::Workload(_) => (AppProtocol::Detect, None),
+        Leads::Refused(reject) => (AppProtocol::Detect, Some(reject.clone())),
+        Leads::Outside => {
+            proxy.telemetry.metrics.egress(EgressVerdict::Allowed);
+            return passthrough(&proxy, io, peer, original).await;
+        }
+    };
+    let (sniffed, first) = match read_first(&mut io, declared).await {
+        Ok(read) => read,
+        Err(error) => return debug!(%error, "a client left before it said anything"),
+    };
+    let connection = |refuse| {
+        Arc::new(Connection {
+            proxy: Arc::clone(&proxy),
+            direction: Direction::Outbound,
+            peer: Peer { identity: None, address: peer, port: original.port() },
+            original,
+            link: false,
+            refuse,
+            drain: drain.clone(),
+        })
+    };
+    match sniffed {
+        Sniffed::Http1 => serve(Prefixed::new(first, io), Serves::Http1, connection(refuse)).await,
+        Sniffed::Http2 => serve(Prefixed::new(first, io), Serves::Http2, connection(refuse)).await,
+        // The application's own TLS is opaque to us.
+        Sniffed::Tls | Sniffed::Opaque => outbound_opaque(&proxy, io, first, peer, original, leads).await,
+    }
+}
+
+async fn outbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, first: Bytes, peer: SocketAddr, original: SocketAddr, leads: Leads) {
+    let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
+    record.ends.source = proxy.identity.own().map(|own| own.id.clone());
+    let refused = |mut record: ConnectionRecord, reject: &Reject| record.refused(reject);
+    // An endpoint that cannot be connected to is left for another one; nothing was sent yet, so that is always safe.
+    let mut tried = Vec::new();
+    loop {
+        let (endpoint, destination) = match &leads {
+            Leads::Service(port) => {
+                let backend = &port.default_backend;
+                record.ends.service = Some(backend.service.clone());
+                let Some(endpoint) = pick(proxy, backend, &tried).filter(|endpoint| !tried.contains(&endpoint.address)) else {
+                    return refused(record, &Reject::NoEndpoint(backend.service.clone()));
+                };
+                let destination = Destination {
+                    address: endpoint.address,
+                    peer: peer_of(&endpoint),
+                    client: None,
+                    connect_timeout: backend.connect_timeout,
+                    breaker: Some(Arc::clone(&backend.breaker)),
+                };
+                (endpoint, destination)
+            }
+            Leads::Workload(endpoint) => {
+                let destination = Destination {
+                    address: SocketAddr::new(endpoint.address.ip(), original.port()),
+                    peer: peer_of(endpoint),
+                    client: None,
+                    connect_timeout: CONNECT_MAX,
+                    breaker: None,
+                };
+                (Arc::clone(endpoint), destination)
+            }
+            Leads::Refused(reject) => return refused(record, reject),
+            Leads::Outside => return,
+        };
+        record.ends.endpoint = Some(endpoint.workload.clone());
+        record.ends.destination.clone_from(&destination.peer);
+        record.ends.mtls = destination.peer.is_some();
+        match proxy.pool.opaque(&destination).await {
+            Ok((upstream, slot)) => {
+                carry(proxy, Direction::Outbound, record, Prefixed::new(first, io), upstream).await;
+                return drop(slot);
+            }
+            Err(error) => {
+                debug!(error = &error as &dyn std::error::Error, "an endpoint was not reached");
+                let reject = refusal_of(error);
+                tried.push(destination.address);
+                let more = matches!(leads, Leads::Service(_)) && tried.len() < OPAQUE_TRIES;
+                if !more || matches!(reject, Reject::BreakerRejected(_)) {
+                    return refused(record, &reject);
+                }
+            }
+        }
+    }
+}
+
+/// Joins the application with an address outside of the mesh.
+async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, original: SocketAddr) {
+    let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
+    record.ends.source = proxy.identity.own().map(|own| own.id.clone());
+    let destination = Destination { address: original, peer: None, client: None, connect_timeout: CONNECT_MAX, breaker: None };
+    match proxy.pool.opaque(&destination).await {
+        Ok((upstream, _no_slot)) => carry(proxy, Direction::Outbound, record, io, upstream).await,
+        Err(error) => record.refused(&refusal_of(error)),
+    }
+}
+
+/// Serves a connection that came to the pod.
+pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
+    let Accepted { mut io, peer, original, drain } = accepted;
+    let refuse = own_port(original).then_some(Reject::OwnPort);
+    if refuse.is_some() {
+        let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
+        record.protocol = Protocol::Unknown;
+        return record.refused(&Reject::OwnPort);
+    }
+    let (sniffed, first) = match sniff(&mut io, SILENCE_MAX).await {
+        Ok(read) => read,
+        Err(error) => return debug!(%error, "a client left before it said anything"),
+    };
+    let (link, first) = if sniffed == Sniffed::Tls {
+        match tls::offers_link(&mut io, first).await {
+            Ok(answer) => answer,
+            Err(error) => return debug!(%error, "a client left in its handshake"),
+        }
+    } else {
+        (false, first)
+    };
+    let connection = |identity, link, refuse| {
+        Arc::new(Connection {
+            proxy: Arc::clone(&proxy),
+            direction: Direction::Inbound,
+            peer: Peer { identity, address: peer, port: original.port() },
+            original,
+            link,
+            refuse,
+            drain: drain.clone(),
+        })
+    };
+    if link {
+        match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::new(first, io)).await {
+            Ok((stream, id, tls::Alpn::H2)) => serve(stream, Serves::Link, connection(Some(id), true, None)).await,
+            Ok((stream, id, tls::Alpn::Tcp)) => {
+                let peer = Peer { identity: Some(id), address: peer, port: original.port() };
+                inbound_opaque(&proxy, stream, &peer, original).await;
+            }
+            Err(error) => {
+                debug!(error = &error as &dyn std::error::Error, %peer, "a link was refused");
+                let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
+                record.protocol = Protocol::Link;
+                record.reason = Reason::HandshakeFailed;
+                record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
+            }
+        }
+        return;
+    }
+    let snapshot = proxy.published.current();
+    let refuse = match &inbound_port(&snapshot, original).plaintext {
+        Plaintext::Refuse(rule) => Some(Reject::PlaintextRefused(rule.clone())),
+        Plaintext::Permit(_) => None,
+    };
+    match (sniffed, refuse) {
+        (Sniffed::Http1, refuse) => serve(Prefixed::new(first, io), Serves::Http1, connection(None, false, refuse)).await,
+        (Sniffed::Http2, refuse) => serve(Prefixed::new(first, io), Serves::Http2, connection(None, false, refuse)).await,
+        (Sniffed::Tls | Sniffed::Opaque, Some(reject)) => {
+            let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
+            record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
+            record.ends.service.clone_from(&inbound_port(&snapshot, original).service);
+            record.refused(&reject);
+        }
+        (Sniffed::Tls | Sniffed::Opaque, None) => {
+            drop(snapshot);
+            let peer = Peer { identity: None, address: peer, port: original.port() };
+            inbound_opaque(&proxy, Prefixed::new(first, io), &peer, original).await;
+        }
+    }
+}
+
+async fn inbound_opaque(proxy: &Arc<Proxy>, io: impl Io, peer: &Peer, original: SocketAddr) {
+    let mut record = ConnectionRecord::start(proxy, Direction::Inbound, peer.address);
+    record.ends.source.clone_from(&peer.identity);
+    record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
+    record.ends.mtls = peer.identity.is_some();
+    let decided = {
+        let snapshot = proxy.published.current();
+        let port = inbound_port(&snapshot, original);
+        record.ends.service.clone_from(&port.service);
+        decide_opaque(&snapshot, port, peer)
+    };
+    match decided {
+        Ok(rule) => record.ends.rule = rule,
+        Err(reject) => return record.refused(&reject),
+    }
+    let destination =
+        Destination { address: original, peer: None, client: Some(peer.address), connect_timeout: CONNECT_MAX, breaker: None };
+    match proxy.pool.opaque(&destination).await {
+        Ok((upstream, _no_slot)) => carry(proxy, Direction::Inbound, record, io, upstream).await,
+        Err(error) => record.refused(&refusal_of(error)),
+    }
+}
+
+fn decide_opaque(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result<Option<RuleName>, Reject> {
+    if snapshot.generation == 0 {
+        return Err(Reject::NoConfiguration);
+    }
+    if let Some(jwt) = &port.policies.jwt {
+        jwt.decide_opaque().map_err(Reject::TokenRefused)?;
+    }
+    if let Some(authorization) = &port.policies.authorization {
+        match authorization.decide_opaque(peer) {
+            Verdict::Allow(rule) => return Ok(Some(rule)),
+            Verdict::Deny(rule) => return Err(Reject::Denied(rule)),
+        }
+    }
+    // A connection takes one token, as a request does.
+    if let Some(limit) = &port.policies.rate_limit {
+        limit.admit(Instant::now()).map_err(|after| Reject::RateLimited(limit.rule.clone(), after))?;
+    }
+    Ok(peer.identity.is_some().then(|| RuleName::new(DEFAULT_ALLOW)))
+}
+
+fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
+    snapshot.inbound.ports.get(&original.port()).unwrap_or(&snapshot.inbound.other)
+}
+
+/// Copies until the end, counted and recorded.
+async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: impl Io, up: BoxedIo) {
+    let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
+    let counts = Arc::clone(&record.counts);
+    match tcp::copy(down, up, &counts, tcp::IDLE_MAX).await {
+        tcp::Ended::Both => {
+            if record.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW) {
+                record.reason = Reason::DefaultAllow;
+            }
+        }
+        tcp::Ended::Idle => record.reason = Reason::IdleTimeout,
+        tcp::Ended::Downstream(error) => {
+            debug!(%error, "the client broke off");
+            record.reason = Reason::CallerLeft;
+        }
+        tcp::Ended::Upstream(error) => {
+            debug!(%error, "the destination broke off");
+            record.reason = Reason::UpstreamReset;
+        }
+    }
+}
+
+/// First bytes, where what is spoken was not declared.
+async fn read_first(io: &mut BoxedIo, declared: AppProtocol) -> std::io::Result<(Sniffed, Bytes)> {
+    match declared {
+        AppProtocol::Opaque => Ok((Sniffed::Opaque, Bytes::new())),
+        AppProtocol::Detect => sniff(io, SILENCE_MAX).await,
+        AppProtocol::Http | AppProtocol::Http2 => {
+            let (sniffed, first) = sniff(io, FIRST_REQUEST_MAX).await?;
+            let silent = first.is_empty();
+            Ok(match sniffed {
+                // It was declared: whatever else it is, it is HTTP that is not valid, and is answered so.
+                Sniffed::Opaque if !silent => (Sniffed::Http1, first),
+                Sniffed::Opaque => {
+                    // Nothing came in time: there is nobody to answer.
+                    io.shutdown().await?;
+                    return Err(std::io::ErrorKind::TimedOut.into());
+                }
+                Sniffed::Tls | Sniffed::Http1 | Sniffed::Http2 => (sniffed, first),
+            })
+        }
+    }
+}
+
+/// Where an address leads; asks the control plane about one that is not known, and waits for its answer for a while.
+async fn lookup(proxy: &Proxy, original: SocketAddr) -> Leads {
+    if own_port(original) && original.ip().is_loopback() {
+        return Leads::Refused(Reject::OwnPort);
+    }
+    let mut generations = proxy.generations.subscribe();
+    let deadline = Instant::now() + ANSWER_MAX;
+    let mut asked = false;
+    loop {
+        generations.mark_unchanged();
+        let snapshot = proxy.published.current();
+        if let Some(leads) = known(&snapshot, original) {
+            return leads;
+        }
+        let inside = inside(&snapshot, original.ip());
+        let can_answer = if asked { true } else { proxy.ask_for(original.ip()) };
+        asked = true;
+        // Outside of the mesh's ranges, nobody need wait for a control plane that is not there.
+        let waited = if can_answer || inside {
+            timeout_at(deadline, generations.changed()).await.is_ok_and(|changed| changed.is_ok())
+        } else {
+            false
+        };
+        if !waited {
+            return if inside { Leads::Refused(Reject::NoConfiguration) } else { leave(proxy, &snapshot) };
+        }
+    }
+}
+
+/// What a snapshot says of an address; `None` where it says nothing.
+fn known(snapshot: &Snapshot, original: SocketAddr) -> Option<Leads> {
+    let outbound = &snapshot.outbound;
+    if let Some(port) = outbound.services.get(&original) {
+        return Some(Leads::Service(Arc::clone(port)));
+    }
+    if let Some(endpoint) = outbound.workloads.get(&original.ip()) {
+        return Some(Leads::Workload(Arc::clone(endpoint)));
+    }
+    let ip = original.ip();
+    let service = outbound.services.range(SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX)).next();
+    if let Some((_, other_port)) = service {
+        return Some(Leads::Refused(Reject::NoRoute(other_port.service.clone())));
+    }
+    if outbound.absent.contains(&ip) {
+        return Some(if inside(snapshot, ip) {
+            Leads::Refused(Reject::NoConfiguration)
+        } else {
+            match snapshot.mesh.egress {
+                Egress::Allow => Leads::Outside,
+                Egress::Deny => Leads::Refused(Reject::EgressDenied),
+            }
+        });
+    }
+    None
+}
+
+fn leave(proxy: &Proxy, snapshot: &Snapshot) -> Leads {
+    match snapshot.mesh.egress {
+        Egress::Allow => Leads::Outside,
+        Egress::Deny => {
+            proxy.telemetry.metrics.egress(EgressVerdict::Denied);
+            // Before the first configuration nobody said that it is denied; it is only not known.
+            Leads::Refused(if snapshot.generation == 0 { Reject::NoConfiguration } else { Reject::EgressDenied })
+        }
+    }
+}
+
+fn inside(snapshot: &Snapshot, ip: IpAddr) -> bool {
+    snapshot.mesh.ranges.iter().any(|range| range.contains(&ip))
+}
+
+fn own_port(address: SocketAddr) -> bool {
+    OWN_PORTS.contains(&address.port())
+}
+
+/// Ports of the sidecar's own: outbound, inbound and administration. Nobody is proxied to them.
+const OWN_PORTS: [u16; 3] = [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INBOUND, proxy_common::PORT_ADMIN];
+/// How long the first use of a destination waits for the control plane's answer.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long a client may be silent on a port that was declared to speak HTTP.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(60);
+/// Endpoints that an opaque connection tries to reach.
+const OPAQUE_TRIES: usize = 3;

@@ -1,0 +1,280 @@
+//! One upstream try: pick an endpoint, be admitted, check out a connection, send, classify.
+//!
+//! What an attempt says is data: the answer, or the refusal it would end in and how far the request came. Whether there
+//! is another attempt is decided by the retry policy alone.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use tokio::time::{Instant, timeout_at};
+
+use super::body::Body;
+use super::reject::Reject;
+use crate::dataplane::Proxy;
+use crate::dataplane::balance;
+use crate::dataplane::pool::connect::ConnectError;
+use crate::dataplane::pool::{Destination, SendError, Sent, Speaks};
+use crate::policy::breaker::Slot;
+use crate::policy::outlier::Outcome;
+use crate::policy::retry::WireState;
+use crate::snapshot::{AppProtocol, Backend, Endpoint, Transport};
+
+/// A request's head in the form that attempts are made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    /// Empty where the caller named none.
+    pub(crate) authority: String,
+    pub(crate) path_and_query: String,
+    pub(crate) headers: HeaderMap,
+    /// How the caller spelled its headers.
+    pub(crate) extensions: Extensions,
+    /// What the caller spoke, at the beginning of the chain.
+    pub(crate) version: Version,
+    /// The protocol that the caller wants instead of HTTP.
+    pub(crate) upgrade: Option<HeaderValue>,
+}
+
+/// Whom a request goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Upstream<'a> {
+    /// One of a service's endpoints.
+    Service(&'a Arc<Backend>),
+    /// A workload that the application dialled by its address.
+    Workload(&'a Arc<Endpoint>, u16),
+    /// The own application, at the address that was dialled, for this client.
+    Application { at: SocketAddr, client: SocketAddr, protocol: AppProtocol },
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub(crate) struct Tried {
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(crate) outcome: Result<Sent, Failed>,
+    /// Held while the answer's body is on its way.
+    pub(crate) slot: Option<Slot>,
+}
+
+/// No answer.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// What the caller hears if this was the last attempt.
+    pub(crate) reject: Reject,
+    pub(crate) state: WireState,
+}
+
+/// How a request is written for its receiver.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Form {
+    /// To another sidecar.
+    Link,
+    Http1,
+    Http2,
+}
+
+/// Tries once. `tried` are endpoints that failed before; `limit` bounds this attempt and `deadline` the whole request.
+pub(crate) async fn attempt(
+    proxy: &Arc<Proxy>,
+    head: &Head,
+    body: Body,
+    to: Upstream<'_>,
+    tried: &[SocketAddr],
+    limit: Option<Duration>,
+    deadline: Option<Instant>,
+) -> Tried {
+    let none = |reject| Tried { endpoint: None, outcome: Err(Failed { reject, state: WireState::NotSent }), slot: None };
+    let (endpoint, destination, protocol) = match to {
+        Upstream::Service(backend) => {
+            let Some(endpoint) = pick(proxy, backend, tried) else { return none(Reject::NoEndpoint(backend.service.clone())) };
+            let destination = Destination {
+                address: endpoint.address,
+                peer: peer_of(&endpoint),
+                client: None,
+                connect_timeout: backend.connect_timeout,
+                breaker: Some(Arc::clone(&backend.breaker)),
+            };
+            (Some(endpoint), destination, backend.protocol)
+        }
+        Upstream::Workload(endpoint, port) => {
+            let destination = Destination {
+                address: SocketAddr::new(endpoint.address.ip(), port),
+                peer: peer_of(endpoint),
+                client: None,
+                connect_timeout: CONNECT_MAX,
+                breaker: None,
+            };
+            (Some(Arc::clone(endpoint)), destination, AppProtocol::Detect)
+        }
+        Upstream::Application { at, client, protocol } => {
+            let destination =
+                Destination { address: at, peer: None, client: Some(client), connect_timeout: CONNECT_MAX, breaker: None };
+            (None, destination, protocol)
+        }
+    };
+    let slot = match to {
+        Upstream::Service(backend) => match backend.breaker.admit_request() {
+            Some(slot) => Some(slot),
+            None => return none(Reject::BreakerRejected(backend.breaker.rule.clone())),
+        },
+        Upstream::Workload(..) | Upstream::Application { .. } => None,
+    };
+    let form = if destination.peer.is_some() {
+        Form::Link
+    } else if head.upgrade.is_none() && (head.version == Version::HTTP_2 || protocol == AppProtocol::Http2) {
+        Form::Http2
+    } else {
+        Form::Http1
+    };
+    let request = match head.request(form, destination.address, body) {
+        Ok(request) => request,
+        Err(reject) => return none(reject),
+    };
+    let speaks = if form == Form::Http1 { Speaks::Http1 } else { Speaks::Http2 };
+    let attempt_ends = limit.map(|limit| Instant::now() + limit);
+    let (ends, overall) = match (attempt_ends, deadline) {
+        (Some(attempt), Some(deadline)) if attempt < deadline => (Some(attempt), false),
+        (Some(attempt), None) => (Some(attempt), false),
+        (_, deadline) => (deadline, true),
+    };
+    let sending = proxy.pool.send(&destination, speaks, request);
+    let sent = match ends {
+        Some(ends) => match timeout_at(ends, sending).await {
+            Ok(sent) => sent.map_err(classify),
+            // It cannot be known how far a request came that was given up, so it counts as sent.
+            Err(_elapsed) => Err(Failed {
+                reject: if overall { Reject::DeadlineExceeded } else { Reject::AttemptTimeout },
+                state: WireState::Sent,
+            }),
+        },
+        None => sending.await.map_err(classify),
+    };
+    if let (Upstream::Service(backend), Some(endpoint)) = (to, &endpoint) {
+        report(proxy, backend, endpoint, &sent);
+    }
+    Tried { endpoint, outcome: sent, slot }
+}
+
+/// The status by which a retry policy judges an answer: gRPC says in the head what HTTP says by 503.
+pub(crate) fn effective_status(status: StatusCode, headers: &HeaderMap) -> StatusCode {
+    let unavailable = headers.get("grpc-status").is_some_and(|grpc| grpc.as_bytes() == b"14");
+    if status == StatusCode::OK && unavailable { StatusCode::SERVICE_UNAVAILABLE } else { status }
+}
+
+/// An endpoint of a service that is neither ejected nor tried already, where there is such a one.
+pub(crate) fn pick(proxy: &Proxy, backend: &Backend, tried: &[SocketAddr]) -> Option<Arc<Endpoint>> {
+    let now = Instant::now();
+    let load = |endpoint: &Endpoint| proxy.pool.load(endpoint.address);
+    let mut dice = proxy.dice.lock();
+    balance::pick(backend, tried, now, load, &mut dice).map(Arc::clone)
+}
+
+pub(crate) fn peer_of(endpoint: &Endpoint) -> Option<crate::identity::spiffe::SpiffeId> {
+    match &endpoint.transport {
+        Transport::MutualTls(id) => Some(id.clone()),
+        Transport::Plaintext => None,
+    }
+}
+
+/// What the caller is told about a connection that was not made.
+pub(crate) fn refusal_of(error: ConnectError) -> Reject {
+    match error {
+        ConnectError::Timeout(_) => Reject::ConnectTimeout,
+        ConnectError::Identity { .. } | ConnectError::NotOurs(_) => Reject::IdentityMismatch,
+        ConnectError::Limit(rule) => Reject::BreakerRejected(rule),
+        ConnectError::Failed { .. } | ConnectError::Http { .. } | ConnectError::Own(_) => Reject::ConnectFailed,
+    }
+}
+
+fn classify(error: SendError) -> Failed {
+    tracing::debug!(error = &error as &dyn std::error::Error, "an attempt failed");
+    match error {
+        SendError::Connect(error) => Failed { reject: refusal_of(error), state: WireState::NotSent },
+        SendError::NotSent(_) => Failed { reject: Reject::UpstreamReset, state: WireState::NotSent },
+        SendError::Broken(error) if error.is_parse() => Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent },
+        SendError::Broken(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Sent },
+    }
+}
+
+fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Sent, Failed>) {
+    let outcome = match sent {
+        Ok(sent) if !effective_status(sent.response.status(), sent.response.headers()).is_server_error() => Outcome::Success,
+        // A limit of our own is not the endpoint's fault.
+        Err(Failed { reject: Reject::BreakerRejected(_), .. }) => return,
+        Ok(_) | Err(_) => Outcome::Failure,
+    };
+    let now = Instant::now();
+    if let Some(out_for) = backend.ejections.report(endpoint.address, outcome, backend.endpoints.len(), now) {
+        let (service, workload) = (backend.service.to_string(), endpoint.workload.to_string());
+        tracing::info!(service, workload, seconds = out_for.as_secs_f64(), "an endpoint is left out because it failed");
+        proxy.telemetry.metrics.ejected(&service, &workload, now + out_for);
+    }
+}
+
+impl Head {
+    fn request(&self, form: Form, destination: SocketAddr, body: Body) -> Result<Request<Body>, Reject> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.headers_mut() = self.headers.clone();
+        *request.extensions_mut() = self.extensions.clone();
+        let cannot = Reject::BadRequest("a target that cannot be passed on");
+        if form == Form::Http1 {
+            *request.uri_mut() = Uri::try_from(self.path_and_query.as_str()).map_err(|_not_a_uri| cannot.clone())?;
+            *request.version_mut() = if self.version == Version::HTTP_10 { Version::HTTP_10 } else { Version::HTTP_11 };
+            let headers = request.headers_mut();
+            if !self.authority.is_empty() && !headers.contains_key(HOST) {
+                headers.insert(HOST, HeaderValue::try_from(self.authority.as_str()).map_err(|_not_ascii| cannot)?);
+            }
+            if let Some(protocol) = &self.upgrade {
+                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(UPGRADE, protocol.clone());
+            }
+            return Ok(request);
+        }
+        let named;
+        let authority = if self.authority.is_empty() {
+            named = destination.to_string();
+            &named
+        } else {
+            &self.authority
+        };
+        *request.uri_mut() = Uri::builder()
+            .scheme("http")
+            .authority(authority.as_str())
+            .path_and_query(self.path_and_query.as_str())
+            .build()
+            .map_err(|_not_a_uri| cannot.clone())?;
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().remove(HOST);
+        if form == Form::Link {
+            let spoken = match self.version {
+                Version::HTTP_10 => "1.0",
+                Version::HTTP_2 => "2",
+                _others_are_1_1 => "1.1",
+            };
+            request.headers_mut().insert(HTTP_VERSION, HeaderValue::from_static(spoken));
+            if let Some(protocol) = &self.upgrade {
+                let token = protocol.to_str().map_err(|_not_ascii| cannot)?;
+                // RFC 8441 4: the upgrade of HTTP/1.1, as HTTP/2 carries it.
+                *request.method_mut() = Method::CONNECT;
+                request.extensions_mut().insert(protocol_of(token));
+                request.headers_mut().insert(UPGRADE_TOKEN, protocol.clone());
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// The `:protocol` of an extended CONNECT. The usual one is spelled out; every other one travels in our own header.
+fn protocol_of(token: &str) -> hyper::ext::Protocol {
+    hyper::ext::Protocol::from_static(if token.eq_ignore_ascii_case("websocket") { "websocket" } else { "outrigger" })
+}
+
+/// What the caller spoke at the beginning of the chain, so that the last sidecar speaks the same.
+pub(crate) const HTTP_VERSION: HeaderName = HeaderName::from_static("outrigger-http-version");
+/// The token of an HTTP/1.1 upgrade that travels as extended CONNECT; in the answer, that it was accepted.
+pub(crate) const UPGRADE_TOKEN: HeaderName = HeaderName::from_static("outrigger-upgrade");
+/// Where no service says otherwise.
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);

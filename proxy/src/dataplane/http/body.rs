@@ -1,0 +1,334 @@
+//! Bodies: one concrete type in all directions, the replay buffer that makes a request repeatable, and the wrapper that
+//! counts an answer and completes its record when it ends or is dropped.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::record::Record;
+use crate::dataplane::pool::Lease;
+use crate::dataplane::tcp::Counts;
+use crate::policy::breaker::Slot;
+
+/// Any body that leaves us.
+#[derive(Debug, Default)]
+pub(crate) enum Body {
+    #[default]
+    Empty,
+    /// A text of ours, or a copy for a shadow.
+    Full(Bytes),
+    /// The caller's body on its way to one attempt.
+    Request(Cursor),
+    /// The destination's body on its way to the caller.
+    Answer(Box<Answer>),
+}
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The side that sends it broke.
+    #[error("the body's sender broke off")]
+    Sender(#[from] hyper::Error),
+    /// A later attempt reads the body now.
+    #[error("the attempt was given up")]
+    GivenUp,
+}
+
+/// The caller's body, from which attempts read one after the other. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestBody {
+    /// None: there is no body.
+    shared: Option<Arc<Mutex<Shared>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    source: Incoming,
+    /// What was read so far, while all of it fits.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    keep_max: usize,
+    /// More was read than is kept: it cannot be sent again.
+    lost: bool,
+    ended: bool,
+    trailers: Option<HeaderMap>,
+    /// Which attempt reads. An earlier one that still polls must not take bytes or wake-ups from it.
+    reader: u32,
+    counts: Arc<Counts>,
+    copies: Vec<oneshot::Sender<Bytes>>,
+}
+
+/// One attempt's reading of the body.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    shared: Arc<Mutex<Shared>>,
+    reader: u32,
+    next: usize,
+    trailers_sent: bool,
+}
+
+/// The destination's answer, watched.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    inner: Incoming,
+    counts: Arc<Counts>,
+    record: Option<Record>,
+    lease: Option<Lease>,
+    _slot: Option<Slot>,
+}
+
+impl RequestBody {
+    /// Takes the caller's body; up to `keep_max` bytes of it are kept so that they can be sent again.
+    pub(crate) fn new(source: Incoming, keep_max: usize, counts: Arc<Counts>) -> Self {
+        if source.is_end_stream() {
+            return Self { shared: None };
+        }
+        let shared = Shared {
+            source,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            keep_max,
+            lost: false,
+            ended: false,
+            trailers: None,
+            reader: 0,
+            counts,
+            copies: Vec::new(),
+        };
+        Self { shared: Some(Arc::new(Mutex::new(shared))) }
+    }
+
+    /// A body for the next attempt, from the first byte.
+    pub(crate) fn attempt(&self) -> Body {
+        let Some(shared) = &self.shared else { return Body::Empty };
+        let reader = {
+            let mut shared = shared.lock();
+            shared.reader = shared.reader.wrapping_add(1);
+            shared.reader
+        };
+        Body::Request(Cursor { shared: Arc::clone(shared), reader, next: 0, trailers_sent: false })
+    }
+
+    /// Can it be sent (again) from its first byte?
+    pub(crate) fn replayable(&self) -> bool {
+        self.shared.as_ref().is_none_or(|shared| !shared.lock().lost)
+    }
+
+    /// A copy of the whole body once it was read; the receiver hears nothing if it is larger than what is kept, or
+    /// breaks off.
+    pub(crate) fn copy(&self) -> oneshot::Receiver<Bytes> {
+        let (sender, receiver) = oneshot::channel();
+        match &self.shared {
+            None => drop(sender.send(Bytes::new())),
+            Some(shared) => shared.lock().copies.push(sender),
+        }
+        receiver
+    }
+}
+
+impl Shared {
+    fn take(&mut self, data: &Bytes) {
+        self.counts.received.fetch_add(u64::try_from(data.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.kept_bytes = self.kept_bytes.saturating_add(data.len());
+        if self.lost || self.kept_bytes > self.keep_max {
+            self.lost = true;
+            self.copies.clear();
+        } else {
+            self.kept.push(data.clone());
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        if !self.copies.is_empty() {
+            let whole = Bytes::from(self.kept.concat());
+            for copy in self.copies.drain(..) {
+                // A shadow that was given up wants no copy.
+                drop(copy.send(whole.clone()));
+            }
+        }
+    }
+}
+
+impl http_body::Body for Cursor {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut shared = this.shared.lock();
+        if shared.reader != this.reader {
+            return Poll::Ready(Some(Err(BodyError::GivenUp)));
+        }
+        if let Some(data) = shared.kept.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        }
+        if !shared.ended {
+            match std::task::ready!(Pin::new(&mut shared.source).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        shared.take(&data);
+                        this.next = if shared.lost {
+                            // Nothing is kept any more; what comes next comes from the source.
+                            shared.kept.clear();
+                            0
+                        } else {
+                            shared.kept.len()
+                        };
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => {
+                        shared.trailers = frame.into_trailers().ok();
+                        shared.end();
+                    }
+                },
+                Some(Err(error)) => {
+                    shared.lost = true;
+                    shared.copies.clear();
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                None => shared.end(),
+            }
+        }
+        match (&shared.trailers, this.trailers_sent) {
+            (Some(trailers), false) => {
+                this.trailers_sent = true;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))))
+            }
+            _none_or_sent => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let shared = self.shared.lock();
+        shared.ended && self.next >= shared.kept.len() && (self.trailers_sent || shared.trailers.is_none())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let shared = self.shared.lock();
+        let mut hint = shared.source.size_hint();
+        if self.next == 0 && !shared.lost {
+            // What was kept comes before what is still to be read.
+            let kept = u64::try_from(shared.kept_bytes).unwrap_or(u64::MAX);
+            match hint.exact() {
+                Some(rest) => hint.set_exact(rest.saturating_add(kept)),
+                None => hint = SizeHint::default(),
+            }
+        }
+        hint
+    }
+}
+
+impl Answer {
+    /// Passes `inner` on and completes `record` when it ends or is dropped; until then it holds its place upstream.
+    pub(crate) fn new(inner: Incoming, record: Record, lease: Lease, slot: Option<Slot>) -> Self {
+        let mut answer = Self { inner, counts: record.counts(), record: Some(record), lease: Some(lease), _slot: slot };
+        if answer.inner.is_end_stream() {
+            answer.ended();
+        }
+        answer
+    }
+
+    /// Everything was read. The record goes when the last frame was handed on, which is no later than now.
+    fn ended(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.body_ended();
+        }
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.counts.sent.fetch_add(u64::try_from(data.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                }
+                if let Some(record) = &mut self.record
+                    && let Some(trailers) = frame.trailers_ref()
+                {
+                    record.grpc_status(trailers);
+                }
+                // Who sends the body on need not ask again after the last frame.
+                if self.inner.is_end_stream() {
+                    self.ended();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let Some(mut record) = self.record.take() {
+                    record.body_broke();
+                }
+                self.lease = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.ended();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Request(cursor) => Pin::new(cursor).poll_frame(cx),
+            Self::Answer(answer) => Pin::new(&mut **answer).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) => false,
+            Self::Request(cursor) => cursor.is_end_stream(),
+            Self::Answer(answer) => answer.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            Self::Request(cursor) => cursor.size_hint(),
+            Self::Answer(answer) => answer.size_hint(),
+        }
+    }
+}
+
+/// What of a request is kept so that it can be sent again or copied.
+pub(crate) const KEEP_MAX: usize = 64 * 1024;

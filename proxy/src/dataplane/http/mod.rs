@@ -1,0 +1,10 @@
+//! HTTP, from codec to codec. Read `pipeline.rs` first: it holds the order, the files beside it hold the steps.
+
+pub(crate) mod attempt;
+pub(crate) mod body;
+pub(crate) mod normalize;
+pub(crate) mod pipeline;
+pub(crate) mod record;
+pub(crate) mod reject;
+pub(crate) mod server;
+pub(crate) mod upgrade;

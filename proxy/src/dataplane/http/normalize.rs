@@ -1,0 +1,314 @@
+//! What a request asks for, in one form: what is matched, authorized and forwarded is the same text. Pure.
+//!
+//! Sources: RFC 3986 6.2.2 (normalisation), RFC 9110 7.2 and 7.6.1 (Host, connection headers), RFC 9112 3.2, RFC 9113 8.
+//! The path policy, by name: **decode-unreserved**. Percent-encoded unreserved characters are decoded, the other escapes
+//! get upper-case digits, dot segments are resolved; nothing else changes, no slash is collapsed. An escape that some
+//! servers read as a separator or an end (`%2F`, `%5C`, `%00`) stays as it is and marks the path as ambiguous: where an
+//! authorization policy has to decide, such a path is refused, for nobody can know which path the application will see.
+
+use std::borrow::Cow;
+
+use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
+
+use super::reject::Reject;
+
+/// A request's target.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Target {
+    /// Host and port as the caller named them, lower case; empty where an HTTP/1.0 caller named none.
+    pub(crate) authority: String,
+    /// In normal form, without query.
+    pub(crate) path: String,
+    pub(crate) query: Option<String>,
+    /// Servers differ about what the path means.
+    pub(crate) ambiguous: bool,
+}
+
+/// Reads the target of a request.
+///
+/// # Errors
+/// The request is not valid HTTP, or asks for something that a sidecar does not do.
+pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
+    let authority = authority(request)?;
+    if request.method == Method::CONNECT && request.extensions.get::<hyper::ext::Protocol>().is_none() {
+        return Err(Reject::BadRequest("a sidecar is no forward proxy"));
+    }
+    let path = request.uri.path();
+    let (path, ambiguous) = if path == "*" { (Cow::Borrowed(path), false) } else { normal_path(path) };
+    Ok(Target { authority, path: path.into_owned(), query: request.uri.query().map(str::to_owned), ambiguous })
+}
+
+fn authority(request: &Parts) -> Result<String, Reject> {
+    let mut hosts = request.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    // "A server MUST respond with 400 ... to any request message that contains more than one Host" (RFC 9112 3.2).
+    if hosts.next().is_some() {
+        return Err(Reject::BadRequest("more than one Host header"));
+    }
+    let host = match host {
+        Some(host) => Some(host.to_str().map_err(|_not_ascii| Reject::BadRequest("a Host that cannot be read"))?),
+        None => None,
+    };
+    let authority = match (request.uri.authority(), host) {
+        // In HTTP/2 both may be there and must agree (RFC 9113 8.3.1); in HTTP/1 the target's wins (RFC 9112 3.2.2).
+        (Some(authority), Some(host)) if request.version == Version::HTTP_2 && !authority.as_str().eq_ignore_ascii_case(host) => {
+            return Err(Reject::BadRequest("Host and :authority differ"));
+        }
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(host)) => host,
+        (None, None) if request.version == Version::HTTP_11 => {
+            return Err(Reject::BadRequest("no Host header"));
+        }
+        (None, None) => "",
+    };
+    if !authority.is_empty() && authority.parse::<http::uri::Authority>().is_err() || authority.contains('@') {
+        return Err(Reject::BadRequest("a Host that is none"));
+    }
+    Ok(authority.to_ascii_lowercase())
+}
+
+/// The host of an authority, without port.
+pub(crate) fn host(authority: &str) -> &str {
+    match authority.rfind(':') {
+        // Inside brackets the colon belongs to an IPv6 address.
+        Some(colon) if !authority.get(colon..).is_some_and(|rest| rest.contains(']')) => {
+            authority.get(..colon).unwrap_or(authority)
+        }
+        _no_port => authority,
+    }
+}
+
+/// The normal form of a path, and whether servers may differ about it.
+pub(crate) fn normal_path(path: &str) -> (Cow<'_, str>, bool) {
+    let suspicious = path.bytes().any(|byte| byte == b'%' || byte == b'\\') || path.contains("/.");
+    if !suspicious && path.starts_with('/') {
+        return (Cow::Borrowed(path), false);
+    }
+    let (decoded, ambiguous) = decode_unreserved(path);
+    (Cow::Owned(without_dots(&decoded)), ambiguous)
+}
+
+fn decode_unreserved(path: &str) -> (String, bool) {
+    let mut out = Vec::with_capacity(path.len());
+    let mut ambiguous = false;
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            ambiguous |= byte == b'\\';
+            out.push(byte);
+            continue;
+        }
+        let mut ahead = bytes.clone();
+        let (Some(high), Some(low)) = (ahead.next().and_then(hex), ahead.next().and_then(hex)) else {
+            // No escape at all. Nothing is repaired, and nobody can say what a server makes of it.
+            ambiguous = true;
+            out.push(byte);
+            continue;
+        };
+        bytes = ahead;
+        let value = high << 4 | low;
+        if value.is_ascii_alphanumeric() || b"-._~".contains(&value) {
+            out.push(value);
+        } else {
+            ambiguous |= matches!(value, b'/' | b'\\' | 0);
+            out.extend_from_slice(&[b'%', upper_hex(high), upper_hex(low)]);
+        }
+    }
+    // Only ASCII was put in for ASCII, the rest is the path's own text.
+    (String::from_utf8(out).unwrap_or_else(|_impossible| path.to_owned()), ambiguous)
+}
+
+/// RFC 3986 5.2.4, for a path that begins with a slash. Empty segments stay: `/a//b` is not `/a/b`.
+fn without_dots(path: &str) -> String {
+    let mut out: Vec<&str> = Vec::new();
+    let mut segments = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    out.pop();
+                }
+                // The segment's slash stays.
+                if last {
+                    out.push("");
+                }
+            }
+            other => out.push(other),
+        }
+    }
+    format!("/{}", out.join("/"))
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+fn upper_hex(nibble: u8) -> u8 {
+    if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
+}
+
+/// The protocol that a request asks to be upgraded to, where it does so validly (RFC 9110 7.8).
+pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")));
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    let protocol = protocols.next().filter(|_| asked)?;
+    // HTTP/2 in clear by upgrade is deprecated (RFC 9113 3.1): the request is answered in HTTP/1.1 instead.
+    (protocols.next().is_none() && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+}
+
+/// Takes away what concerns only the connection on which a message came (RFC 9110 7.6.1).
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        // A caller must not have the message's own framing or target taken away. `TE: trailers` is looked at below.
+        if name != HOST && name != TE && name != http::header::CONTENT_LENGTH && name != http::header::TRAILER {
+            headers.remove(name);
+        }
+    }
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+    // "TE: trailers" is the one value that HTTP/2 carries (RFC 9113 8.2.2), and gRPC needs it.
+    let trailers = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').any(|coding| coding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
+    });
+    headers.remove(TE);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Takes away the headers that only sidecars may set, but for `except`.
+pub(crate) fn strip_reserved(headers: &mut HeaderMap, except: Option<&HeaderName>) {
+    // Usually there is none, and then nothing is collected.
+    if !headers.keys().any(|name| name.as_str().starts_with(RESERVED)) {
+        return;
+    }
+    let reserved: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(RESERVED) && Some(*name) != except).cloned().collect();
+    for name in reserved {
+        headers.remove(name);
+    }
+}
+
+/// Headers of this prefix are for sidecars alone.
+const RESERVED: &str = "outrigger-";
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_one_form() {
+        for (path, normal, ambiguous) in [
+            ("/", "/", false),
+            ("/shop/cart", "/shop/cart", false),
+            ("/%73hop/%7euser", "/shop/~user", false),
+            ("/a/./b/../c", "/a/c", false),
+            ("/a/b/..", "/a/", false),
+            ("/a/.", "/a/", false),
+            ("/../../etc", "/etc", false),
+            ("/a//b", "/a//b", false),
+            ("/%2e%2e/admin", "/admin", false),
+            ("/a%2fb", "/a%2Fb", true),
+            ("/a%5cb", "/a%5Cb", true),
+            ("/a\\b", "/a\\b", true),
+            ("/a%00", "/a%00", true),
+            ("/50%", "/50%", true),
+            ("/%zz", "/%zz", true),
+            ("/caf%c3%a9", "/caf%C3%A9", false),
+            ("/.well-known", "/.well-known", false),
+        ] {
+            let (found, marked) = normal_path(path);
+            assert_eq!((&*found, marked), (normal, ambiguous), "{path}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_normal_path_stays_as_it_is(path in "/[a-c./%2eE5f\\\\]{0,24}") {
+            let (once, ambiguous) = normal_path(&path);
+            let (twice, still) = normal_path(&once);
+            proptest::prop_assert_eq!(&once, &twice);
+            proptest::prop_assert_eq!(ambiguous, still);
+            if !ambiguous {
+                proptest::prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
+            }
+        }
+    }
+
+    #[test]
+    fn connection_headers_go_and_trailers_stay() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, x-secret, host, te"),
+            ("x-secret", "1"),
+            ("host", "web"),
+            ("te", "trailers, deflate"),
+            ("upgrade", "websocket"),
+            ("accept", "*/*"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("accept", "*/*"), ("host", "web"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn an_application_cannot_set_what_only_sidecars_may() {
+        let mut headers = HeaderMap::new();
+        headers.insert("outrigger-http-version", HeaderValue::from_static("2"));
+        headers.insert("outrigger-reason", HeaderValue::from_static("denied"));
+        let mut kept = headers.clone();
+        strip_reserved(&mut headers, None);
+        assert!(headers.is_empty());
+        strip_reserved(&mut kept, Some(&super::super::reject::REASON));
+        assert_eq!(kept.len(), 1);
+    }
+
+    #[test]
+    fn a_request_has_one_host() {
+        let request = |build: http::request::Builder| build.body(()).unwrap().into_parts().0;
+        let good = request(http::Request::get("/a?b").header("host", "Web.Shop:8080"));
+        assert_eq!(
+            target(&good).unwrap(),
+            Target { authority: "web.shop:8080".into(), path: "/a".into(), query: Some("b".into()), ambiguous: false }
+        );
+        assert_eq!(host("web.shop:8080"), "web.shop");
+        assert_eq!(host("[::1]:80"), "[::1]");
+        assert_eq!(host("[::1]"), "[::1]");
+        for bad in [
+            http::Request::get("/"),
+            http::Request::get("/").header("host", "a").header("host", "b"),
+            http::Request::get("/").header("host", "user@a"),
+            http::Request::get("/").header("host", "a b"),
+            http::Request::connect("a:80").header("host", "a:80"),
+            http::Request::get("http://a/").version(Version::HTTP_2).header("host", "b"),
+        ] {
+            assert!(target(&request(bad)).is_err());
+        }
+    }
+}

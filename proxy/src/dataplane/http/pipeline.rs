@@ -1,0 +1,536 @@
+//! THE LINE: from a request to its answer, in the order of [`ORDER`]. Read this file first.
+//!
+//! Inbound and outbound are the same line; [`Direction`] picks which table is read. Every early end is a [`Reject`],
+//! caught in one place. `RoutePolicies` is taken apart without a rest, so that a new policy does not compile until it has
+//! its place here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::attempt::{Failed, HTTP_VERSION, Head, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status};
+use super::body::{Answer, Body, KEEP_MAX, RequestBody};
+use super::normalize::{self, Target};
+use super::record::{DEFAULT_ALLOW, Record};
+use super::reject::{REASON, Reject};
+use super::upgrade;
+use crate::base::drain::DrainGuard;
+use crate::dataplane::Proxy;
+use crate::policy::authorization::Verdict;
+use crate::policy::headers::HeaderEdit;
+use crate::policy::retry::{Attempt, Decision, WireState};
+use crate::policy::{Peer, RequestView, RuleName};
+use crate::snapshot::{Backend, InboundPort, RoutePolicies, RouteRule, ServicePort, Snapshot};
+use crate::telemetry::metrics::ShadowOutcome;
+use crate::telemetry::trace::TraceContext;
+use crate::telemetry::{Direction, Protocol};
+
+/// What a request meets, in this order, and why there.
+pub(crate) const ORDER: &[(&str, &str)] = &[
+    ("record", "whatever happens is told"),
+    ("normalize", "everything after it decides about the text that is forwarded"),
+    ("snapshot", "read once, so that a request sees one configuration"),
+    ("route", "names the policies"),
+    ("jwt", "claims are conditions of authorization"),
+    ("authorization", "before anything is spent on a stranger"),
+    ("rate_limit", "only who may call uses up the limit"),
+    ("fault", "an injected fault stands for the destination, so it comes after the refusals of the mesh"),
+    ("headers", "edits are for the destination; conditions saw what the caller sent"),
+    ("rewrite", "the destination's path, not the one that was authorized by the caller's side"),
+    ("shadow", "a copy of what the destination gets"),
+    ("deadline", "every wait from here on is cut by it"),
+    ("attempts", "pick, admit, connect, send, classify, and again if the policy says so"),
+    ("response", "edits of the answer"),
+    ("body", "the record completes when it ended"),
+];
+
+/// What is known of the connection on which requests come.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) direction: Direction,
+    pub(crate) peer: Peer,
+    /// Where the client wanted to go.
+    pub(crate) original: SocketAddr,
+    /// It comes from another sidecar, whose metadata is believed.
+    pub(crate) link: bool,
+    /// Every request is refused, for this reason.
+    pub(crate) refuse: Option<Reject>,
+    /// Says when the sidecar stops; held while the connection lives.
+    pub(crate) drain: DrainGuard,
+}
+
+/// Where a request goes by its route.
+#[derive(Debug)]
+enum Chosen<'a> {
+    Rule { port: &'a ServicePort, rule: &'a RouteRule },
+    Inbound(&'a InboundPort),
+    Workload(Upstream<'a>),
+}
+
+/// Answers a request. Infallible: what cannot be answered by the destination is answered by us.
+pub(crate) async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+    let (mut parts, incoming) = request.into_parts();
+    let grpc = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let protocol = match parts.version {
+        Version::HTTP_2 if grpc => Protocol::Grpc,
+        Version::HTTP_2 => Protocol::Http2,
+        _older => Protocol::Http1,
+    };
+    let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address, &parts);
+    record.ends.mtls = connection.link;
+    let upgraded = parts.extensions.remove::<OnUpgrade>();
+    // The line is a large future and most of it waits: one allocation keeps connections small.
+    match Box::pin(line(&connection, &mut record, parts, incoming)).await {
+        Ok(answered) => respond(&connection, record, answered, upgraded),
+        Err(reject) => {
+            let told = reject.told();
+            record.refused(&reject, &told);
+            reject.render(grpc)
+        }
+    }
+}
+
+/// A destination's answer, and what it takes to pass it on.
+struct Answered {
+    tried: Box<Tried>,
+    response_edits: Vec<Arc<HeaderEdit>>,
+    weighted_edit: Option<HeaderEdit>,
+    /// The answer comes from another sidecar.
+    from_link: bool,
+    upgrade: Option<HeaderValue>,
+}
+
+async fn line(
+    connection: &Arc<Connection>,
+    record: &mut Record,
+    mut parts: http::request::Parts,
+    incoming: Incoming,
+) -> Result<Answered, Reject> {
+    let proxy = &connection.proxy;
+    let peer = &connection.peer;
+
+    // normalize
+    let Target { authority, path, query, ambiguous } = normalize::target(&parts)?;
+    record.target(&authority, &path);
+    let (version, upgrade) = arrived(connection, &mut parts);
+    normalize::strip_hop_by_hop(&mut parts.headers);
+    normalize::strip_reserved(&mut parts.headers, None);
+
+    // snapshot
+    let snapshot = proxy.published.current();
+    let logged = proxy.draw(snapshot.mesh.access_log.fraction());
+    record.logged(logged);
+    let trace = {
+        let share = snapshot.mesh.trace_sample.fraction();
+        let mut dice = proxy.dice.lock();
+        TraceContext::continue_or_begin(&parts.headers, &mut dice, |dice| dice.fraction() < share)
+    };
+    trace.write(&mut parts.headers);
+    record.trace(trace);
+    if let Some(reject) = &connection.refuse {
+        return Err(reject.clone());
+    }
+
+    // route
+    let mut seen = RequestView {
+        method: &parts.method,
+        authority: &authority,
+        path: &path,
+        query: query.as_deref(),
+        headers: &parts.headers,
+    };
+    // An upgrade that travels as extended CONNECT is a GET to everybody who decides.
+    if upgrade.is_some() {
+        seen.method = &Method::GET;
+    }
+    let none = RoutePolicies::default();
+    let chosen = route(connection, &snapshot, record, seen)?;
+    let policies = match &chosen {
+        Chosen::Rule { rule, .. } => &rule.policies,
+        Chosen::Inbound(port) => &port.policies,
+        Chosen::Workload(_) => &none,
+    };
+    let RoutePolicies {
+        jwt,
+        authorization,
+        rate_limit,
+        fault,
+        request_headers,
+        rewrite,
+        shadow,
+        timeouts,
+        retry,
+        response_headers,
+    } = policies;
+
+    // jwt
+    let claims = match jwt {
+        Some(jwt) => jwt.verify(seen, proxy.clock.since_epoch()).map_err(Reject::TokenRefused)?,
+        None => None,
+    };
+
+    // authorization
+    if let Some(authorization) = authorization {
+        if ambiguous {
+            return Err(Reject::BadRequest("the path holds an escape that servers read differently, and a policy decides on it"));
+        }
+        match authorization.decide(peer, seen, claims.as_ref()) {
+            Verdict::Allow(rule) => record.ends.rule = Some(rule),
+            Verdict::Deny(rule) => return Err(Reject::Denied(rule)),
+        }
+    } else if connection.direction == Direction::Inbound && peer.identity.is_some() {
+        record.ends.rule = Some(RuleName::new(DEFAULT_ALLOW));
+    }
+
+    // rate_limit
+    if let Some(limit) = rate_limit {
+        limit.admit(Instant::now()).map_err(|after| Reject::RateLimited(limit.rule.clone(), after))?;
+    }
+
+    // fault
+    if let Some(fault) = fault {
+        let injection = fault.draw(&mut proxy.dice.lock());
+        if let Some(delay) = injection.delay {
+            record.detail("delayed");
+            sleep(delay).await;
+        }
+        if let Some(status) = injection.abort {
+            return Err(Reject::Fault(fault.rule.clone(), status));
+        }
+    }
+
+    // The backend is part of the route, but it is drawn only for a request that was let through.
+    let (upstream, weighted) = match chosen {
+        Chosen::Rule { port, rule } => draw_backend(proxy, port, rule)?,
+        Chosen::Inbound(port) => {
+            let at = connection.original;
+            (Upstream::Application { at, client: peer.address, protocol: port.protocol }, None)
+        }
+        Chosen::Workload(upstream) => (upstream, None),
+    };
+    if let Upstream::Service(backend) = upstream {
+        record.ends.service = Some(backend.service.clone());
+    }
+
+    // headers
+    let http::request::Parts { method, mut headers, extensions, .. } = parts;
+    if let Some(edit) = request_headers {
+        edit.apply(&mut headers);
+    }
+    let weighted_edit = match weighted {
+        Some(weighted) => {
+            if let Some(edit) = &weighted.request_headers {
+                edit.apply(&mut headers);
+            }
+            weighted.response_headers.clone()
+        }
+        None => None,
+    };
+
+    // rewrite
+    let mut head = Head {
+        method: if upgrade.is_some() { Method::GET } else { method },
+        authority,
+        path_and_query: String::new(),
+        headers,
+        extensions,
+        version,
+        upgrade,
+    };
+    head.extensions.remove::<hyper::ext::Protocol>();
+    let rewritten = rewrite.as_ref().and_then(|rewrite| rewrite.path(&path, query.as_deref()));
+    head.path_and_query = match (rewritten, query) {
+        (Some(rewritten), _) => rewritten,
+        (None, Some(query)) => format!("{path}?{query}"),
+        (None, None) => path,
+    };
+    if let Some(authority) = rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref()) {
+        authority.clone_into(&mut head.authority);
+        head.headers.remove(http::header::HOST);
+    }
+
+    // shadow
+    let keep = if shadow.is_empty() && retry.is_none() { 0 } else { KEEP_MAX };
+    let body = RequestBody::new(incoming, keep, record.counts());
+    for shadow in shadow {
+        if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
+            let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
+            cast_shadow(proxy, &shadow.service.to_string(), backend, &head, &body);
+        }
+    }
+
+    // deadline
+    let deadline = timeouts.deadline(&head.headers, record.started());
+
+    // attempts
+    if let Upstream::Service(backend) = upstream {
+        backend.budget.deposit(Instant::now());
+    }
+    let mut addresses = Vec::new();
+    let mut number = 0;
+    let tried = loop {
+        number += 1;
+        record.attempt();
+        let tried = attempt(proxy, &head, body.attempt(), upstream, &addresses, timeouts.attempt, deadline).await;
+        if let Some(endpoint) = &tried.endpoint {
+            record.ends.endpoint = Some(endpoint.workload.clone());
+            record.ends.destination = super::attempt::peer_of(endpoint);
+            if connection.direction == Direction::Outbound {
+                record.ends.mtls = record.ends.destination.is_some();
+            }
+        }
+        let state = match &tried.outcome {
+            Ok(sent) => {
+                let status = effective_status(sent.response.status(), sent.response.headers());
+                if status.as_u16() < 400 {
+                    break tried;
+                }
+                WireState::Answered(status)
+            }
+            // What our own limits refuse is not tried again against the same limits.
+            Err(Failed { reject: Reject::BreakerRejected(_) | Reject::NoEndpoint(_) | Reject::BadRequest(_), .. }) => {
+                break tried;
+            }
+            Err(failed) => failed.state,
+        };
+        let Some(retry) = retry else { break tried };
+        let Upstream::Service(backend) = upstream else { break tried };
+        let replayable = body.replayable() && head.upgrade.is_none();
+        let again = Attempt { number, method: &head.method, state, replayable };
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            break tried;
+        }
+        let decision = retry.decide(again, &backend.budget, now, &mut proxy.dice.lock());
+        match decision {
+            Decision::Answer(why) => {
+                record.detail(why);
+                if !matches!(state, WireState::Answered(status) if !status.is_server_error()) {
+                    proxy.telemetry.metrics.retry(&backend.service.to_string(), why);
+                }
+                break tried;
+            }
+            Decision::Again(after) => {
+                // A wait that outlasts the deadline would only end in it.
+                if deadline.is_some_and(|deadline| now + after >= deadline) {
+                    record.detail("deadline");
+                    break tried;
+                }
+                proxy.telemetry.metrics.retry(&backend.service.to_string(), "sent");
+                if let Some(endpoint) = &tried.endpoint {
+                    addresses.push(endpoint.address);
+                }
+                drop(tried);
+                sleep(after).await;
+            }
+        }
+    };
+
+    // response
+    Ok(Answered {
+        from_link: tried.endpoint.as_ref().is_some_and(|endpoint| super::attempt::peer_of(endpoint).is_some()),
+        tried: Box::new(tried),
+        response_edits: response_headers.iter().cloned().collect(),
+        weighted_edit,
+        upgrade: head.upgrade,
+    })
+    .and_then(|answered| match &answered.tried.outcome {
+        Ok(_) => Ok(answered),
+        Err(failed) => Err(failed.reject.clone()),
+    })
+}
+
+/// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
+fn arrived(connection: &Connection, parts: &mut http::request::Parts) -> (Version, Option<HeaderValue>) {
+    if !connection.link {
+        let upgrade = if parts.version == Version::HTTP_11 { normalize::upgrade_of(&parts.headers) } else { None };
+        return (parts.version, upgrade);
+    }
+    let version = match parts.headers.get(HTTP_VERSION).map(HeaderValue::as_bytes) {
+        Some(b"1.0") => Version::HTTP_10,
+        Some(b"2") => Version::HTTP_2,
+        _other_sidecars_say_1_1 => Version::HTTP_11,
+    };
+    let upgrade = if parts.method == Method::CONNECT { parts.headers.get(UPGRADE_TOKEN).cloned() } else { None };
+    (version, upgrade)
+}
+
+fn route<'a>(
+    connection: &Connection,
+    snapshot: &'a Snapshot,
+    record: &mut Record,
+    request: RequestView<'_>,
+) -> Result<Chosen<'a>, Reject> {
+    let own = connection.proxy.identity.own().map(|own| own.id.clone());
+    match connection.direction {
+        Direction::Inbound => {
+            record.ends.source.clone_from(&connection.peer.identity);
+            record.ends.destination = own;
+            if snapshot.generation == 0 {
+                return Err(Reject::NoConfiguration);
+            }
+            let port = snapshot.inbound.ports.get(&connection.original.port()).unwrap_or(&snapshot.inbound.other);
+            record.ends.service.clone_from(&port.service);
+            Ok(Chosen::Inbound(port))
+        }
+        Direction::Outbound => {
+            record.ends.source = own;
+            if let Some(port) = snapshot.outbound.services.get(&connection.original) {
+                record.ends.service = Some(port.service.clone());
+                let rule = port
+                    .rules
+                    .iter()
+                    .find(|rule| {
+                        host_matches(&rule.hosts, normalize::host(request.authority))
+                            && (rule.matches.is_empty() || rule.matches.iter().any(|wanted| wanted.matches(request)))
+                    })
+                    .ok_or_else(|| Reject::NoRoute(port.service.clone()))?;
+                record.ends.route = Some(rule.name.clone());
+                return Ok(Chosen::Rule { port, rule });
+            }
+            match snapshot.outbound.workloads.get(&connection.original.ip()) {
+                Some(endpoint) => Ok(Chosen::Workload(Upstream::Workload(endpoint, connection.original.port()))),
+                None => Err(Reject::NoConfiguration),
+            }
+        }
+    }
+}
+
+/// Is the rule for this host? A pattern that begins with `*.` is for every host below it (Gateway API Hostname).
+fn host_matches(hosts: &[Box<str>], host: &str) -> bool {
+    hosts.is_empty()
+        || hosts.iter().any(|pattern| match pattern.strip_prefix('*') {
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+            None => **pattern == *host,
+        })
+}
+
+/// Draws one of a rule's backends by weight.
+fn draw_backend<'a>(
+    proxy: &Proxy,
+    port: &'a ServicePort,
+    rule: &'a RouteRule,
+) -> Result<(Upstream<'a>, Option<&'a crate::snapshot::WeightedBackend>), Reject> {
+    let weight = |weight: u32| usize::try_from(weight).unwrap_or(usize::MAX);
+    let total = rule.backends.iter().fold(0_usize, |total, backend| total.saturating_add(weight(backend.weight)));
+    if total == 0 {
+        return Err(Reject::NoBackend(rule.name.clone()));
+    }
+    // One backend, as usual, needs no dice.
+    let mut left = if rule.backends.len() == 1 { 0 } else { proxy.dice.lock().below(total) };
+    for backend in &rule.backends {
+        match left.checked_sub(weight(backend.weight)) {
+            Some(rest) => left = rest,
+            None => {
+                let target = backend.backend.as_ref().ok_or_else(|| Reject::NoBackend(rule.name.clone()))?;
+                return Ok((Upstream::Service(target), Some(backend)));
+            }
+        }
+    }
+    // The weights add up to more than what was drawn, so one of them was met above.
+    debug_assert!(false, "a backend was drawn");
+    Ok((Upstream::Service(&port.default_backend), None))
+}
+
+/// Sends a copy, whose fate never touches the caller: not its speed, not its failure, not its answer.
+fn cast_shadow(proxy: &Arc<Proxy>, service: &str, backend: Option<&Arc<Backend>>, head: &Head, body: &RequestBody) {
+    let service = service.to_owned();
+    let skipped = || proxy.telemetry.metrics.shadow(&service, ShadowOutcome::Skipped);
+    let Some(backend) = backend.map(Arc::clone) else { return skipped() };
+    let Ok(place) = Arc::clone(&proxy.shadows).try_acquire_owned() else { return skipped() };
+    let (head, copy, owner) = (head.clone(), body.copy(), Arc::clone(proxy));
+    proxy.tasks.spawn(async move {
+        let _place = place;
+        let sent = async {
+            // A body that is larger than what is kept, or that broke off, is not copied.
+            let Ok(bytes) = copy.await else { return ShadowOutcome::Skipped };
+            let body = if bytes.is_empty() { Body::Empty } else { Body::Full(bytes) };
+            let tried = attempt(&owner, &head, body, Upstream::Service(&backend), &[], None, None).await;
+            match tried.outcome {
+                Ok(sent) => match Limited::new(sent.response.into_body(), SHADOW_ANSWER_MAX).collect().await {
+                    Ok(_dropped) => {
+                        sent.lease.give_back();
+                        ShadowOutcome::Answered
+                    }
+                    Err(_broken) => ShadowOutcome::Failed,
+                },
+                Err(_failed) => ShadowOutcome::Failed,
+            }
+        };
+        let outcome = timeout(SHADOW_MAX, sent).await.unwrap_or(ShadowOutcome::Failed);
+        owner.telemetry.metrics.shadow(&service, outcome);
+    });
+}
+
+/// Turns the destination's answer into the caller's.
+fn respond(connection: &Arc<Connection>, mut record: Record, answered: Answered, upgraded: Option<OnUpgrade>) -> Response<Body> {
+    let Answered { tried, response_edits, weighted_edit, from_link, upgrade } = answered;
+    let Tried { outcome, slot, .. } = *tried;
+    let Ok(sent) = outcome else {
+        debug_assert!(false, "the line returned an answer");
+        return Reject::UpstreamReset.render(false);
+    };
+    let (mut parts, incoming) = sent.response.into_parts();
+    let accepted = upgrade.as_ref().filter(|_| {
+        parts.status == StatusCode::SWITCHING_PROTOCOLS
+            || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN))
+    });
+    let accepted = accepted.cloned();
+    let chosen = parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned();
+    normalize::strip_hop_by_hop(&mut parts.headers);
+    normalize::strip_reserved(&mut parts.headers, from_link.then_some(&REASON));
+    for edit in response_edits {
+        edit.apply(&mut parts.headers);
+    }
+    if let Some(edit) = weighted_edit {
+        edit.apply(&mut parts.headers);
+    }
+    parts.version = Version::HTTP_11;
+    record.answered(parts.status, &parts.headers);
+    if let Some(asked) = accepted {
+        let theirs = parts.extensions.remove::<OnUpgrade>();
+        let token = chosen.unwrap_or(asked);
+        return upgrade::establish(connection, record, parts, token, upgraded, theirs, slot);
+    }
+    parts.extensions.remove::<OnUpgrade>();
+    let body = Answer::new(incoming, record, sent.lease, slot);
+    Response::from_parts(parts, Body::Answer(Box::new(body)))
+}
+
+/// How long a copy may take, from the request's head to the end of its answer.
+const SHADOW_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+/// How much of a copy's answer is read before it is given up.
+const SHADOW_ANSWER_MAX: usize = 1 << 20;
+/// Copies that may be under way at once.
+pub(crate) const SHADOWS_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_is_the_documented_one() {
+        let order: Vec<_> = ORDER.iter().map(|(step, _)| *step).collect();
+        expect_test::expect![[r#"["record", "normalize", "snapshot", "route", "jwt", "authorization", "rate_limit", "fault", "headers", "rewrite", "shadow", "deadline", "attempts", "response", "body"]"#]]
+        .assert_eq(&format!("{order:?}"));
+    }
+
+    #[test]
+    fn a_host_pattern_is_a_name_or_everything_below_one() {
+        let hosts = |names: &[&str]| names.iter().map(|name| Box::<str>::from(*name)).collect::<Vec<_>>();
+        assert!(host_matches(&[], "anything"));
+        assert!(host_matches(&hosts(&["web.shop"]), "web.shop"));
+        assert!(!host_matches(&hosts(&["web.shop"]), "api.web.shop"));
+        assert!(host_matches(&hosts(&["*.shop"]), "a.b.shop"));
+        assert!(!host_matches(&hosts(&["*.shop"]), "shop"));
+        assert!(!host_matches(&hosts(&["*.shop"]), ".shop"));
+    }
+}

@@ -1,0 +1,306 @@
+//! One request, as it is told when it ended: one access-log line, one set of metrics, one span, on every way out.
+//!
+//! The record travels with the request and then with the answer's body; dropping it tells it. What was not filled in by
+//! then did not happen: a record that is dropped without an answer says that the caller left.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use super::reject::{Reject, Told};
+use crate::base::names::Named;
+use crate::dataplane::Proxy;
+use crate::dataplane::tcp::Counts;
+use crate::identity::spiffe::SpiffeId;
+use crate::policy::RuleName;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::reason::Reason;
+use crate::telemetry::series::TrafficLabels;
+use crate::telemetry::trace::TraceContext;
+use crate::telemetry::{ConnectionEnd, Direction, Protocol, RequestEnd};
+
+/// What is known of one request so far.
+#[derive(Debug)]
+pub(crate) struct Record {
+    proxy: Arc<Proxy>,
+    started: Instant,
+    started_wall: Duration,
+    direction: Direction,
+    protocol: Protocol,
+    peer: SocketAddr,
+    logged: bool,
+    method: http::Method,
+    authority: Box<str>,
+    path: Box<str>,
+    status: Option<StatusCode>,
+    grpc_status: Option<u32>,
+    reason: Reason,
+    detail: Option<&'static str>,
+    counts: Arc<Counts>,
+    attempts: u32,
+    trace: Option<TraceContext>,
+    pub(crate) ends: Ends,
+}
+
+/// Who talks to whom, by which rule.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ends {
+    pub(crate) source: Option<SpiffeId>,
+    pub(crate) destination: Option<SpiffeId>,
+    pub(crate) service: Option<Named>,
+    pub(crate) route: Option<RuleName>,
+    /// The rule that decided.
+    pub(crate) rule: Option<RuleName>,
+    /// The endpoint's workload.
+    pub(crate) endpoint: Option<Named>,
+    pub(crate) mtls: bool,
+}
+
+impl Record {
+    /// Begins at the whole request head.
+    pub(crate) fn start(
+        proxy: &Arc<Proxy>,
+        direction: Direction,
+        protocol: Protocol,
+        peer: SocketAddr,
+        request: &http::request::Parts,
+    ) -> Self {
+        Self {
+            proxy: Arc::clone(proxy),
+            started: Instant::now(),
+            started_wall: proxy.clock.since_epoch(),
+            direction,
+            protocol,
+            peer,
+            logged: false,
+            method: request.method.clone(),
+            authority: request.uri.authority().map_or("", http::uri::Authority::as_str).into(),
+            path: request.uri.path().into(),
+            status: None,
+            grpc_status: None,
+            reason: Reason::CallerLeft,
+            detail: None,
+            counts: Arc::default(),
+            attempts: 0,
+            trace: None,
+            ends: Ends::default(),
+        }
+    }
+
+    /// What the request asks for, once that is known in its normal form.
+    pub(crate) fn target(&mut self, authority: &str, path: &str) {
+        if *self.authority != *authority {
+            self.authority = authority.into();
+        }
+        if *self.path != *path {
+            self.path = path.into();
+        }
+    }
+
+    /// It is written to the access log.
+    pub(crate) fn logged(&mut self, logged: bool) {
+        self.logged = logged;
+    }
+
+    /// The span of this hop.
+    pub(crate) fn trace(&mut self, trace: TraceContext) {
+        self.trace = Some(trace);
+    }
+
+    /// One more attempt.
+    pub(crate) fn attempt(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// More about how it went, in fixed words.
+    pub(crate) fn detail(&mut self, detail: &'static str) {
+        self.detail = Some(detail);
+    }
+
+    /// Bytes of the request, which its bodies count.
+    pub(crate) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// The destination's answer arrived.
+    pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = Some(status);
+        self.grpc_status(headers);
+        // Until its body is through, leaving is the caller's doing.
+        self.reason = Reason::CallerLeft;
+    }
+
+    /// The answer went out whole.
+    pub(crate) fn body_ended(&mut self) {
+        let default_allow = self.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW);
+        self.reason = if default_allow { Reason::DefaultAllow } else { Reason::Answered };
+    }
+
+    /// The answer broke off.
+    pub(crate) fn body_broke(&mut self) {
+        self.reason = Reason::UpstreamReset;
+    }
+
+    /// `grpc-status`, from an answer's head or from its trailers.
+    pub(crate) fn grpc_status(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse().ok()) {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    /// We answered in the destination's place.
+    pub(crate) fn refused(&mut self, reject: &Reject, told: &Told<'_>) {
+        self.status = Some(told.status);
+        self.reason = told.reason;
+        if self.protocol == Protocol::Grpc {
+            self.grpc_status = Some(told.grpc_status);
+        }
+        if let Some(rule) = told.rule {
+            self.ends.rule = Some(rule.clone());
+        }
+        if let Reject::TokenRefused(refused) = reject {
+            self.detail = Some(refused.reason);
+        }
+    }
+
+    /// When the request's head was there.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let texts = self.ends.texts();
+        let traffic = self.proxy.telemetry.metrics.traffic(&self.ends.labels(self.direction, &texts));
+        self.proxy.telemetry.request(&RequestEnd {
+            traffic: &traffic,
+            logged: self.logged,
+            started: self.started_wall,
+            duration: self.started.elapsed(),
+            protocol: self.protocol,
+            method: self.method.as_str(),
+            authority: &self.authority,
+            path: &self.path,
+            status: self.status.map_or(0, |status| status.as_u16()),
+            grpc_status: self.grpc_status,
+            reason: self.reason,
+            rule: self.ends.rule.as_ref().map(RuleName::as_str),
+            detail: self.detail,
+            endpoint: texts.endpoint.as_deref(),
+            attempts: self.attempts,
+            bytes_received: self.counts.received.load(Ordering::Relaxed),
+            bytes_sent: self.counts.sent.load(Ordering::Relaxed),
+            peer: Some(self.peer),
+            trace: self.trace.as_ref(),
+        });
+    }
+}
+
+/// Names as telemetry takes them.
+#[derive(Debug)]
+pub(crate) struct Texts {
+    source: String,
+    destination: String,
+    service: String,
+    endpoint: Option<String>,
+}
+
+impl Ends {
+    fn texts(&self) -> Texts {
+        let text = |id: &Option<SpiffeId>| id.as_ref().map(ToString::to_string).unwrap_or_default();
+        Texts {
+            source: text(&self.source),
+            destination: text(&self.destination),
+            service: self.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+            endpoint: self.endpoint.as_ref().map(ToString::to_string),
+        }
+    }
+
+    fn labels<'a>(&'a self, direction: Direction, texts: &'a Texts) -> TrafficLabels<'a> {
+        TrafficLabels {
+            direction,
+            source_identity: &texts.source,
+            destination_identity: &texts.destination,
+            destination_service: &texts.service,
+            route: self.route.as_ref().map_or("", RuleName::as_str),
+            mtls: self.mtls,
+        }
+    }
+}
+
+/// An opaque connection, or one that was refused before it carried a request; told when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ConnectionRecord {
+    proxy: Arc<Proxy>,
+    started: Instant,
+    started_wall: Duration,
+    direction: Direction,
+    peer: SocketAddr,
+    logged: bool,
+    pub(crate) protocol: Protocol,
+    pub(crate) reason: Reason,
+    pub(crate) detail: Option<&'static str>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) ends: Ends,
+}
+
+impl ConnectionRecord {
+    /// Begins now. Until something else is said it ends as answered.
+    pub(crate) fn start(proxy: &Arc<Proxy>, direction: Direction, peer: SocketAddr) -> Self {
+        let share = proxy.published.current().mesh.access_log.fraction();
+        Self {
+            proxy: Arc::clone(proxy),
+            started: Instant::now(),
+            started_wall: proxy.clock.since_epoch(),
+            direction,
+            peer,
+            logged: proxy.draw(share),
+            protocol: Protocol::Opaque,
+            reason: Reason::Answered,
+            detail: None,
+            counts: Arc::default(),
+            ends: Ends::default(),
+        }
+    }
+
+    /// It was refused.
+    pub(crate) fn refused(&mut self, reject: &Reject) {
+        let told = reject.told();
+        self.reason = told.reason;
+        if let Some(rule) = told.rule {
+            self.ends.rule = Some(rule.clone());
+        }
+        // A refusal is rare and somebody asks for it: it is always written.
+        self.logged = true;
+    }
+}
+
+impl Drop for ConnectionRecord {
+    fn drop(&mut self) {
+        let texts = self.ends.texts();
+        let metrics: &Metrics = &self.proxy.telemetry.metrics;
+        let traffic = metrics.traffic(&self.ends.labels(self.direction, &texts));
+        self.proxy.telemetry.connection(&ConnectionEnd {
+            traffic: &traffic,
+            logged: self.logged,
+            started: self.started_wall,
+            duration: self.started.elapsed(),
+            protocol: self.protocol,
+            reason: self.reason,
+            rule: self.ends.rule.as_ref().map(RuleName::as_str),
+            detail: self.detail,
+            endpoint: texts.endpoint.as_deref(),
+            bytes_received: self.counts.received.load(Ordering::Relaxed),
+            bytes_sent: self.counts.sent.load(Ordering::Relaxed),
+            peer: Some(self.peer),
+        });
+    }
+}
+
+/// The built-in rule for a port on which there is no policy.
+pub(crate) const DEFAULT_ALLOW: &str = "default_allow";

@@ -1,0 +1,224 @@
+//! Every way in which a request is refused: a closed list, each with its status, its gRPC status, its word and the rule
+//! that decided.
+//!
+//! Sources: RFC 9110 15 (statuses), gRPC over HTTP/2 and its status codes (a trailers-only answer), RFC 6585 (429).
+//! A refusal says which rule decided: in the header `outrigger-reason` the stable word, in the body or `grpc-message` the
+//! rule's name. It never says what a token or a body held.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+
+use super::body::Body;
+use crate::base::names::Named;
+use crate::policy::RuleName;
+use crate::policy::jwt::TokenRefused;
+use crate::telemetry::reason::Reason;
+
+/// Why a request or a connection is refused.
+#[derive(Clone, Debug)]
+pub(crate) enum Reject {
+    /// Not HTTP that can be passed on, in one sentence.
+    BadRequest(&'static str),
+    /// The client sent no request in time.
+    RequestTimeout,
+    /// A peer without mutual TLS, refused by this rule.
+    PlaintextRefused(RuleName),
+    /// The token was refused.
+    TokenRefused(TokenRefused),
+    /// Authorization said no.
+    Denied(RuleName),
+    /// No token left in the bucket; there is one after this time.
+    RateLimited(RuleName, Duration),
+    /// A fault was injected.
+    Fault(RuleName, StatusCode),
+    /// An address outside of the mesh.
+    EgressDenied,
+    /// A port of the sidecar's own.
+    OwnPort,
+    /// No rule matches.
+    NoRoute(Named),
+    /// The rule has no backend that exists.
+    NoBackend(RuleName),
+    /// Nothing is known of the destination yet, and it is not to be reached in plaintext for that.
+    NoConfiguration,
+    /// Limits of the service's breaker are reached.
+    BreakerRejected(RuleName),
+    /// The service has no endpoint.
+    NoEndpoint(Named),
+    /// The endpoint could not be connected to.
+    ConnectFailed,
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The endpoint is not who it must be.
+    IdentityMismatch,
+    /// The destination broke off before it answered.
+    UpstreamReset,
+    /// The destination's answer cannot be passed on.
+    UpstreamProtocol,
+    /// One attempt took too long, and there is no other.
+    AttemptTimeout,
+    /// The request's time is up.
+    DeadlineExceeded,
+    /// The sidecar is stopping.
+    Draining,
+    /// The sidecar is at a limit of its own.
+    Overloaded,
+}
+
+/// What is told about a refusal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told<'a> {
+    pub(crate) status: StatusCode,
+    /// <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
+    pub(crate) grpc_status: u32,
+    pub(crate) reason: Reason,
+    pub(crate) rule: Option<&'a RuleName>,
+    pub(crate) text: &'static str,
+}
+
+impl Reject {
+    /// Everything about it.
+    pub(crate) fn told(&self) -> Told<'_> {
+        let (status, grpc_status, reason, rule) = match self {
+            Self::BadRequest(text) => {
+                return Told {
+                    status: StatusCode::BAD_REQUEST,
+                    grpc_status: INTERNAL,
+                    reason: Reason::BadRequest,
+                    rule: None,
+                    text,
+                };
+            }
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
+            Self::PlaintextRefused(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::PlaintextRefused, Some(rule)),
+            Self::TokenRefused(refused) => (StatusCode::UNAUTHORIZED, UNAUTHENTICATED, Reason::TokenRefused, Some(&refused.rule)),
+            Self::Denied(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::Denied, Some(rule)),
+            Self::RateLimited(rule, _) => (StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Reason::RateLimited, Some(rule)),
+            Self::Fault(rule, status) => (*status, grpc_of(*status), Reason::FaultInjected, Some(rule)),
+            Self::EgressDenied => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::EgressDenied, None),
+            Self::OwnPort => (StatusCode::MISDIRECTED_REQUEST, PERMISSION_DENIED, Reason::OwnPort, None),
+            Self::NoRoute(_) => (StatusCode::NOT_FOUND, UNIMPLEMENTED, Reason::NoRoute, None),
+            Self::NoBackend(rule) => (StatusCode::INTERNAL_SERVER_ERROR, UNAVAILABLE, Reason::NoBackend, Some(rule)),
+            Self::NoConfiguration => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::NoConfiguration, None),
+            Self::BreakerRejected(rule) => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::BreakerRejected, Some(rule)),
+            Self::NoEndpoint(_) => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::NoEndpoint, None),
+            Self::ConnectFailed => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::ConnectFailed, None),
+            Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, UNAVAILABLE, Reason::ConnectTimeout, None),
+            Self::IdentityMismatch => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::IdentityMismatch, None),
+            Self::UpstreamReset => (StatusCode::BAD_GATEWAY, UNAVAILABLE, Reason::UpstreamReset, None),
+            Self::UpstreamProtocol => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::UpstreamProtocol, None),
+            Self::AttemptTimeout => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::AttemptTimeout, None),
+            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::DeadlineExceeded, None),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::Draining, None),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, RESOURCE_EXHAUSTED, Reason::Overloaded, None),
+        };
+        Told { status, grpc_status, reason, rule, text: reason.text() }
+    }
+
+    /// The answer that the caller gets.
+    pub(crate) fn render(&self, grpc: bool) -> Response<Body> {
+        let told = self.told();
+        let mut text = String::from("outrigger: ");
+        text.push_str(told.text.trim_end_matches('.'));
+        // Writing to a string does not fail.
+        let written = match self {
+            Self::TokenRefused(refused) => write!(text, ": {}", refused.reason),
+            Self::NoRoute(service) | Self::NoEndpoint(service) => write!(text, ": {service}"),
+            _nothing_more => Ok(()),
+        };
+        debug_assert!(written.is_ok(), "a string takes what is written");
+        if let Some(rule) = told.rule {
+            text.push_str("; decided by ");
+            text.push_str(rule.as_str());
+        }
+        let mut response = if grpc {
+            let mut response = Response::new(Body::Empty);
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from(told.grpc_status));
+            if let Ok(message) = HeaderValue::try_from(percent_encoding::utf8_percent_encode(&text, MESSAGE).to_string()) {
+                headers.insert("grpc-message", message);
+            }
+            response
+        } else {
+            text.push('\n');
+            let mut response = Response::new(Body::Full(Bytes::from(text)));
+            *response.status_mut() = told.status;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            response
+        };
+        let headers = response.headers_mut();
+        headers.insert(REASON, HeaderValue::from_static(told.reason.as_str()));
+        match self {
+            Self::RateLimited(_, after) => {
+                // Whole seconds, rounded up: a caller that waits as long finds a token.
+                let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
+                headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            Self::TokenRefused(_) => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _nothing_more => {}
+        }
+        response
+    }
+}
+
+fn grpc_of(status: StatusCode) -> u32 {
+    // https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
+    match status.as_u16() {
+        400 => INTERNAL,
+        401 => UNAUTHENTICATED,
+        403 => PERMISSION_DENIED,
+        404 => UNIMPLEMENTED,
+        429 | 502 | 503 | 504 => UNAVAILABLE,
+        _ => 2,
+    }
+}
+
+/// Says why a request was refused, on every refusal; only sidecars set it.
+pub(crate) const REASON: HeaderName = HeaderName::from_static("outrigger-reason");
+
+/// What `grpc-message` escapes: everything but printable ASCII, and the percent sign.
+const MESSAGE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
+
+const DEADLINE_EXCEEDED: u32 = 4;
+const PERMISSION_DENIED: u32 = 7;
+const RESOURCE_EXHAUSTED: u32 = 8;
+const UNIMPLEMENTED: u32 = 12;
+const INTERNAL: u32 = 13;
+const UNAVAILABLE: u32 = 14;
+const UNAUTHENTICATED: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_its_reason_and_its_rule() {
+        let answer = Reject::Denied(RuleName::new("AuthorizationPolicy/shop/web rules[0]")).render(false);
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        assert_eq!(answer.headers()["outrigger-reason"], "denied");
+        let Body::Full(text) = answer.into_body() else { panic!("a text is expected") };
+        assert!(text.ends_with(b"; decided by AuthorizationPolicy/shop/web rules[0]\n"), "{text:?}");
+    }
+
+    #[test]
+    fn grpc_is_refused_in_its_own_shape() {
+        let answer = Reject::NoConfiguration.render(true);
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["grpc-status"], "14");
+        assert_eq!(answer.headers()["content-type"], "application/grpc");
+        assert!(http_body::Body::is_end_stream(answer.body()));
+    }
+
+    #[test]
+    fn a_rate_limit_says_when_to_come_back() {
+        let answer = Reject::RateLimited(RuleName::new("TrafficPolicy/shop/web"), Duration::from_millis(1_200)).render(false);
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (429, &HeaderValue::from_static("2")));
+    }
+}

@@ -1,0 +1,65 @@
+//! Upgrades: a request that asks for another protocol becomes a tunnel of bytes when both sides agree.
+//!
+//! Sources: RFC 9110 7.8 (Upgrade), RFC 8441 (extended CONNECT). Between two sidecars the tunnel is one stream of their
+//! shared connection: `101` on one side is `200` with the token of the upgrade on the other.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::attempt::UPGRADE_TOKEN;
+use super::body::Body;
+use super::pipeline::Connection;
+use super::record::Record;
+use super::reject::Reject;
+use crate::dataplane::tcp;
+use crate::policy::breaker::Slot;
+
+/// Answers that the upgrade is accepted and joins both sides when the answer is through.
+pub(crate) fn establish(
+    connection: &Arc<Connection>,
+    mut record: Record,
+    mut answer: http::response::Parts,
+    token: HeaderValue,
+    ours: Option<OnUpgrade>,
+    theirs: Option<OnUpgrade>,
+    slot: Option<Slot>,
+) -> Response<Body> {
+    let (Some(ours), Some(theirs)) = (ours, theirs) else {
+        let reject = Reject::UpstreamProtocol;
+        record.refused(&reject, &reject.told());
+        return reject.render(false);
+    };
+    connection.proxy.tasks.spawn(async move {
+        let _slot = slot;
+        let counts = record.counts();
+        let (ours, theirs) = match tokio::try_join!(ours, theirs) {
+            Ok(both) => both,
+            Err(error) => {
+                tracing::debug!(%error, "an upgrade was not completed");
+                return;
+            }
+        };
+        match tcp::copy(TokioIo::new(ours), TokioIo::new(theirs), &counts, tcp::IDLE_MAX).await {
+            tcp::Ended::Both | tcp::Ended::Idle => record.body_ended(),
+            tcp::Ended::Downstream(_) => {}
+            tcp::Ended::Upstream(_) => record.body_broke(),
+        }
+        tracing::trace!(sent = counts.sent.load(Ordering::Relaxed), "a tunnel ended");
+    });
+    if connection.link {
+        answer.status = StatusCode::OK;
+        answer.headers.insert(UPGRADE_TOKEN, token);
+    } else {
+        answer.status = StatusCode::SWITCHING_PROTOCOLS;
+        answer.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        answer.headers.insert(UPGRADE, token);
+    }
+    // An answer that switches protocols has no content, so nothing may say how long it is.
+    answer.headers.remove(http::header::CONTENT_LENGTH);
+    Response::from_parts(answer, Body::Empty)
+}

@@ -1,0 +1,337 @@
+//! Bytes in, bytes out: the proxy beside one pod.
+//!
+//! A connection's way: `listener` accepts it and learns where its client wanted to go, `sniff` tells what it speaks,
+//! `connection` is the line at level 4, `http/pipeline` the line at level 7, `pool` has the connections upstream. `config`
+//! follows the control plane, `enrolment` hands the inbound listener to the node agent.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+mod balance;
+mod config;
+mod connection;
+mod enrolment;
+mod http;
+mod listener;
+mod pool;
+mod sniff;
+mod tasks;
+mod tcp;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use self::config::Follower;
+use self::pool::Pool;
+use self::pool::connect::{Dial, TcpDial};
+use self::tasks::Tasks;
+use crate::admin::routes::Inspect;
+use crate::base::clock::WallClock;
+use crate::base::drain::{Drain, DrainGuard};
+use crate::base::names::Named;
+use crate::base::random::Dice;
+use crate::delta::Scope;
+use crate::delta::grpc::{ClientConfig, DeltaClient};
+use crate::delta::transport::{control_identity, tls_dial};
+use crate::identity::source::Identity;
+use crate::identity::spiffe::TrustDomain;
+use crate::snapshot::Snapshot;
+use crate::snapshot::publish::Published;
+use crate::telemetry::Telemetry;
+
+/// What every connection uses.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    identity: Identity,
+    published: Published,
+    /// Counts what was published, for those who wait for configuration.
+    generations: watch::Sender<u64>,
+    pool: Arc<Pool>,
+    telemetry: Telemetry,
+    clock: WallClock,
+    dice: Mutex<Dice>,
+    /// What runs beside the connections: streams of HTTP/2, tunnels, shadows.
+    tasks: Tasks,
+    shadows: Arc<Semaphore>,
+    demand: Demand,
+    /// Configurations of links, made once.
+    server_tls: Arc<rustls::ServerConfig>,
+}
+
+/// How a destination is asked for that is not known yet.
+#[derive(Debug, Default)]
+enum Demand {
+    /// There is no stream: what is known is all there is.
+    #[default]
+    Nobody,
+    Control(DeltaClient),
+    /// Tests answer themselves.
+    #[cfg(test)]
+    Test(Mutex<Vec<Scope>>),
+}
+
+/// What a sidecar is told at its start.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) name: Named,
+    pub(crate) trust_domain: TrustDomain,
+    /// Addresses of the control plane's stream.
+    pub(crate) control: Vec<String>,
+    pub(crate) workload_api: PathBuf,
+    pub(crate) node: PathBuf,
+    /// Where the last good configuration is kept.
+    pub(crate) state: PathBuf,
+    /// How long connections may go on when the sidecar stops.
+    pub(crate) drain: Duration,
+    pub(crate) seed: u64,
+}
+
+/// Why a sidecar cannot start. The environment is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot make TLS configurations")]
+    Tls(#[from] crate::identity::source::IdentityError),
+    #[error("the trust domain cannot name the control plane")]
+    Control(#[from] crate::identity::spiffe::SpiffeError),
+}
+
+/// A running sidecar.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    proxy: Arc<Proxy>,
+    owned: JoinSet<()>,
+    drain: Drain,
+    drain_at_most: Duration,
+}
+
+/// What an operator may see and ask of a sidecar.
+#[derive(Debug)]
+pub(crate) struct Window {
+    telemetry: Telemetry,
+    published: Published,
+    identity: Identity,
+    enrolled: AtomicBool,
+    held: Mutex<serde_json::Value>,
+    drain: watch::Sender<bool>,
+}
+
+impl Window {
+    /// For the operators' doors, which open before anything else does.
+    pub(crate) fn new(identity: Identity, telemetry: Telemetry) -> Arc<Self> {
+        Arc::new(Self {
+            telemetry,
+            published: Published::new(),
+            identity,
+            enrolled: AtomicBool::new(false),
+            held: Mutex::default(),
+            drain: watch::Sender::new(false),
+        })
+    }
+
+    /// Returns when an operator asks for an end. Cancel-safe.
+    pub(crate) async fn drain_asked(&self) {
+        // The sender lives as long as this does.
+        drop(self.drain.subscribe().wait_for(|asked| *asked).await);
+    }
+}
+
+impl Inspect for Window {
+    fn metrics(&self) -> String {
+        if let Some(own) = self.identity.own() {
+            self.telemetry.metrics.certificate_expires(own.expires);
+        }
+        self.telemetry.metrics.render()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let mut missing = Vec::new();
+        if self.identity.own().is_none() {
+            missing.push("no identity yet: the workload API has not answered");
+        }
+        if !self.enrolled.load(Ordering::Relaxed) {
+            missing.push("not enrolled yet: the node agent has not taken the inbound listener");
+        }
+        if self.published.current().generation == 0 {
+            missing.push("no configuration yet: the control plane has not answered and none was kept");
+        }
+        if missing.is_empty() { Ok(()) } else { Err(missing.join("\n")) }
+    }
+
+    fn snapshot(&self) -> Option<serde_json::Value> {
+        Some(self.held.lock().clone())
+    }
+
+    fn drain(&self) -> bool {
+        self.drain.send_replace(true);
+        true
+    }
+}
+
+impl Proxy {
+    /// Puts the parts together.
+    fn new(
+        identity: Identity,
+        published: Published,
+        telemetry: Telemetry,
+        dial: Arc<dyn Dial>,
+        clock: WallClock,
+        seed: u64,
+        demand: Demand,
+    ) -> Result<Self, StartError> {
+        let server_tls = identity.server_config(crate::identity::verify::ClientDemand::Certificate, &tls::Alpn::OFFERED)?;
+        Ok(Self {
+            pool: Arc::new(Pool::new(dial, identity.clone(), Tasks::default())),
+            identity,
+            published,
+            generations: watch::Sender::new(0),
+            telemetry,
+            clock,
+            dice: Mutex::new(Dice::from_seed(seed)),
+            tasks: Tasks::default(),
+            shadows: Arc::new(Semaphore::new(http::pipeline::SHADOWS_MAX)),
+            demand,
+            server_tls,
+        })
+    }
+
+    /// From now on this snapshot holds; who waits for configuration looks again.
+    fn publish(&self, snapshot: Snapshot) {
+        let generation = snapshot.generation;
+        self.published.publish(snapshot);
+        self.generations.send_replace(generation);
+    }
+
+    /// Draws with the given chance.
+    fn draw(&self, chance: f64) -> bool {
+        // The usual shares need no dice.
+        if chance >= 1.0 {
+            return true;
+        }
+        chance > 0.0 && self.dice.lock().fraction() < chance
+    }
+
+    /// Asks the control plane for an address; `false` if nobody can be asked.
+    fn ask_for(&self, address: std::net::IpAddr) -> bool {
+        match &self.demand {
+            Demand::Nobody => false,
+            Demand::Control(client) => {
+                client.subscribe(Scope::Address(address));
+                *client.connected().borrow()
+            }
+            #[cfg(test)]
+            Demand::Test(asked) => {
+                asked.lock().push(Scope::Address(address));
+                true
+            }
+        }
+    }
+}
+
+impl Sidecar {
+    /// Starts: identity, then configuration, then the listeners and their hand-over. Returns when connections are taken;
+    /// [`Window::ready`] says when traffic may come. `window` was made of the same `identity` and `telemetry`.
+    ///
+    /// # Errors
+    /// A port is taken, or TLS cannot be set up.
+    pub(crate) async fn start(
+        settings: Settings,
+        identity: Identity,
+        telemetry: Telemetry,
+        window: &Arc<Window>,
+    ) -> Result<Self, StartError> {
+        let clock = WallClock::system();
+        let mut owned = JoinSet::new();
+        let outbound = listener::outbound()?;
+        let inbound = listener::inbound()?;
+
+        let follow = identity.clone();
+        owned.spawn(async move { follow.follow(settings.workload_api).await });
+        let mut changes = identity.changes();
+        if identity.own().is_none() {
+            info!("waiting for an identity");
+            // The follower says every few seconds why there is none; without one, nothing may be served.
+            if changes.wait_for(|count| *count > 0).await.is_err() {
+                warn!("the identity's source is gone");
+            }
+        }
+
+        let kept = config::load(&settings.state);
+        let (client, updates) = DeltaClient::start(
+            ClientConfig {
+                control: settings.control,
+                node: settings.name.clone(),
+                held: kept.versions.clone(),
+                dial: tls_dial(identity.clone(), control_identity(&settings.trust_domain)?),
+                seed: settings.seed,
+            },
+            &mut owned,
+        );
+        let proxy = Arc::new(Proxy::new(
+            identity,
+            window.published.clone(),
+            telemetry,
+            Arc::new(TcpDial::default()),
+            clock,
+            settings.seed,
+            Demand::Control(client.clone()),
+        )?);
+        let own = crate::snapshot::compile::Own { workload: settings.name.clone(), trust_domain: settings.trust_domain };
+        let follower = Follower::new(Arc::clone(&proxy), Arc::clone(window), own, kept, settings.state);
+        follower.subscribe(&client);
+        owned.spawn(follower.run(client, updates));
+
+        let (drain, guard) = Drain::new();
+        owned.spawn(enrolment::keep(settings.node, settings.name, listener::duplicate(&inbound)?, Arc::clone(window)));
+        for listener in outbound {
+            owned.spawn(listener::serve_outbound(Arc::clone(&proxy), listener, guard.clone()));
+        }
+        owned.spawn(listener::serve_inbound(Arc::clone(&proxy), inbound, guard));
+        owned.spawn(sweep(Arc::clone(&proxy)));
+        Ok(Self { proxy, owned, drain, drain_at_most: settings.drain })
+    }
+
+    /// Takes no new connection, lets what is under way end, and gives up what has not ended in time.
+    pub(crate) async fn stop(mut self) {
+        info!(at_most_seconds = self.drain_at_most.as_secs(), "draining");
+        if !self.drain.drain(self.drain_at_most).await {
+            warn!("connections were left when the time to drain was up");
+        }
+        if tokio::time::timeout(LAST_WORDS, self.proxy.tasks.ended()).await.is_err() {
+            info!(tasks = self.proxy.tasks.running(), "tasks were given up");
+        }
+        self.owned.shutdown().await;
+        info!("stopped");
+    }
+}
+
+async fn sweep(proxy: Arc<Proxy>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        proxy.pool.sweep();
+    }
+}
+
+/// Is this guard's sidecar stopping? For whoever only asks.
+fn stopping(guard: &DrainGuard) -> bool {
+    guard.is_stopped()
+}
+
+/// How often idle upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(2);
+/// For answers' last bytes after the last connection ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);

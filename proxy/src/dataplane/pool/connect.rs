@@ -1,0 +1,145 @@
+//! Dials: TCP with the true client declared, TLS that holds the peer to its identity, all within one timeout.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use tokio::net::TcpSocket;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tracing::warn;
+
+use crate::base::net::BoxedIo;
+use crate::base::sockopt::declare_client;
+use crate::dataplane::tls::Alpn;
+use crate::identity::source::Identity;
+use crate::identity::spiffe::SpiffeId;
+
+/// A connection on its way.
+pub(crate) type Dialling = Pin<Box<dyn Future<Output = io::Result<BoxedIo>> + Send>>;
+
+/// Opens connections: sockets in production, pipes in tests.
+pub(crate) trait Dial: fmt::Debug + Send + Sync + 'static {
+    /// Connects to `to`. `client` is the true client, for the own application to see.
+    fn dial(&self, to: SocketAddr, client: Option<SocketAddr>) -> Dialling;
+}
+
+/// Why there is no connection. Nothing of a request was sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The other side, or the way to it, is at fault.
+    #[error("cannot connect to {to}")]
+    Failed {
+        to: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("connecting to {0} took too long")]
+    Timeout(SocketAddr),
+    /// The peer is not who it must be, or could not prove it.
+    #[error("{to} is not {expected}")]
+    Identity {
+        to: SocketAddr,
+        expected: SpiffeId,
+        #[source]
+        source: io::Error,
+    },
+    /// The peer speaks TLS, but not ours.
+    #[error("{0} is no sidecar of this mesh")]
+    NotOurs(SocketAddr),
+    /// HTTP could not be begun on it.
+    #[error("cannot speak HTTP with {to}")]
+    Http {
+        to: SocketAddr,
+        #[source]
+        source: hyper::Error,
+    },
+    /// Our TLS configuration could not be made.
+    #[error("no TLS of our own")]
+    Own(#[from] crate::identity::source::IdentityError),
+    /// The breaker of the service has no connection left.
+    #[error("the limit on connections is reached")]
+    Limit(crate::policy::RuleName),
+}
+
+/// Dials TCP.
+#[derive(Debug, Default)]
+pub(crate) struct TcpDial {
+    /// It was said that capture is missing.
+    warned: Arc<AtomicBool>,
+}
+
+impl Dial for TcpDial {
+    fn dial(&self, to: SocketAddr, client: Option<SocketAddr>) -> Dialling {
+        let warned = Arc::clone(&self.warned);
+        Box::pin(async move {
+            let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_nodelay(true)?;
+            if let Some(client) = client
+                && let Err(error) = declare_client(&socket, client)
+                && !warned.swap(true, Ordering::Relaxed)
+            {
+                // The application still gets its request; it only sees the sidecar as the client. Said once.
+                warn!(%error, "the application cannot be shown its true clients: capture does not answer");
+            }
+            let stream = socket.connect(to).await?;
+            Ok(Box::new(stream) as BoxedIo)
+        })
+    }
+}
+
+/// Connects to a peer's sidecar and holds it to `expected`.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub(crate) async fn link(
+    dial: &dyn Dial,
+    identity: &Identity,
+    to: SocketAddr,
+    expected: &SpiffeId,
+    alpn: Alpn,
+    at_most: Duration,
+) -> Result<BoxedIo, ConnectError> {
+    let config = identity.client_config(expected, &[alpn.as_bytes()])?;
+    let connecting = async {
+        let io = dial.dial(to, None).await.map_err(|source| ConnectError::Failed { to, source })?;
+        // The name is not sent and not looked at; rustls wants one.
+        let name = ServerName::from(std::net::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED));
+        let stream = TlsConnector::from(config).connect(name, io).await.map_err(|source| {
+            let tls = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            match tls {
+                Some(rustls::Error::InvalidCertificate(_)) => ConnectError::Identity { to, expected: expected.clone(), source },
+                _other => ConnectError::Failed { to, source },
+            }
+        })?;
+        if stream.get_ref().1.alpn_protocol() == Some(alpn.as_bytes()) {
+            Ok(Box::new(stream) as BoxedIo)
+        } else {
+            Err(ConnectError::NotOurs(to))
+        }
+    };
+    timeout(at_most, connecting).await.unwrap_or(Err(ConnectError::Timeout(to)))
+}
+
+/// Connects in clear: to the own application, or to an endpoint that has no sidecar.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub(crate) async fn plain(
+    dial: &dyn Dial,
+    to: SocketAddr,
+    client: Option<SocketAddr>,
+    at_most: Duration,
+) -> Result<BoxedIo, ConnectError> {
+    match timeout(at_most, dial.dial(to, client)).await {
+        Ok(Ok(io)) => Ok(io),
+        Ok(Err(source)) => Err(ConnectError::Failed { to, source }),
+        Err(_elapsed) => Err(ConnectError::Timeout(to)),
+    }
+}

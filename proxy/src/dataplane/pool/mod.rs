@@ -1,0 +1,388 @@
+//! Upstream connections: one shared HTTP/2 connection per endpoint and expected identity, kept-alive HTTP/1 connections
+//! towards the own application and towards endpoints without a sidecar.
+//!
+//! Invariants: a connection is never used for another peer identity or another client than the one it was opened for; of
+//! every failure it is known whether the request can have been processed.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+pub(crate) mod connect;
+
+use self::connect::{ConnectError, Dial};
+use super::http::body::Body;
+use super::tasks::Tasks;
+use super::tls::Alpn;
+use crate::base::net::BoxedIo;
+use crate::identity::source::Identity;
+use crate::identity::spiffe::SpiffeId;
+use crate::policy::breaker::{Breaker, Slot};
+
+/// Where a request or connection goes, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Destination {
+    pub(crate) address: SocketAddr,
+    /// The identity that the peer must prove; none: in clear.
+    pub(crate) peer: Option<SpiffeId>,
+    /// The true client, where the destination is the own application.
+    pub(crate) client: Option<SocketAddr>,
+    pub(crate) connect_timeout: Duration,
+    /// Counts the connections of the service.
+    pub(crate) breaker: Option<Arc<Breaker>>,
+}
+
+/// What a destination is spoken to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// All upstream connections of the sidecar.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    dial: Arc<dyn Dial>,
+    identity: Identity,
+    tasks: Tasks,
+    links: Mutex<BTreeMap<Key, Arc<Link>>>,
+    idle: Mutex<BTreeMap<Key, Vec<Idle>>>,
+    loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
+}
+
+/// What may share a connection.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Key {
+    address: SocketAddr,
+    peer: Option<SpiffeId>,
+    /// The application is shown the address of the client that a connection was opened for.
+    client: Option<IpAddr>,
+}
+
+/// A shared connection; its lock is a turn to dial, held while one caller opens what all of them will use.
+#[derive(Debug, Default)]
+struct Link {
+    open: tokio::sync::Mutex<Option<Open>>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    sender: http2::SendRequest<Body>,
+    /// The peer takes extended CONNECT.
+    extended: watch::Receiver<bool>,
+    born: Instant,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    since: Instant,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The request did not leave, or the peer said that it did not process it.
+    #[error("the request was not taken")]
+    NotSent(#[source] hyper::Error),
+    /// The request left and may have been processed.
+    #[error("the connection broke before an answer came")]
+    Broken(#[source] hyper::Error),
+}
+
+/// An answer, and what it holds until its body is through.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) lease: Lease,
+}
+
+/// The place of one request on a connection. An HTTP/1 connection is given back when the answer was read whole.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    one: Option<(Arc<Pool>, Key, http1::SendRequest<Body>)>,
+    _load: Load,
+}
+
+/// Counts a request at its endpoint while it lives.
+#[derive(Debug)]
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lease {
+    /// The answer was read whole: the connection can carry another request.
+    pub(crate) fn give_back(mut self) {
+        if let Some((pool, key, sender)) = self.one.take()
+            && !sender.is_closed()
+        {
+            let mut idle = pool.idle.lock();
+            let list = idle.entry(key).or_default();
+            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_MAX);
+            if list.len() < IDLE_PER_KEY_MAX {
+                list.push(Idle { sender, since: Instant::now() });
+            }
+        }
+    }
+}
+
+impl Pool {
+    /// Nothing open yet.
+    pub(crate) fn new(dial: Arc<dyn Dial>, identity: Identity, tasks: Tasks) -> Self {
+        Self { dial, identity, tasks, links: Mutex::default(), idle: Mutex::default(), loads: Mutex::default() }
+    }
+
+    /// Requests that are under way to an endpoint.
+    pub(crate) fn load(&self, address: SocketAddr) -> usize {
+        self.loads.lock().get(&address).map_or(0, |load| load.load(Ordering::Relaxed))
+    }
+
+    /// Forgets connections to endpoints that are not in `keep`; what is under way on them ends in peace. Connections to
+    /// the own application stay.
+    pub(crate) fn prune(&self, keep: &BTreeSet<SocketAddr>) {
+        let kept = |key: &Key| key.client.is_some() || keep.contains(&key.address);
+        self.links.lock().retain(|key, _| kept(key));
+        self.idle.lock().retain(|key, _| kept(key));
+        self.loads.lock().retain(|address, load| keep.contains(address) || load.load(Ordering::Relaxed) > 0);
+    }
+
+    /// Closes what is idle for too long. To be called now and then.
+    pub(crate) fn sweep(&self) {
+        self.idle.lock().retain(|_, list| {
+            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_MAX);
+            !list.is_empty()
+        });
+        self.links.lock().retain(|_, link| match link.open.try_lock() {
+            Ok(open) => open.as_ref().is_some_and(|open| !open.sender.is_closed()) || Arc::strong_count(link) > 1,
+            Err(_dialling) => true,
+        });
+    }
+
+    /// Sends a request. A connection that turns out dead before the request left is replaced once.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        to: &Destination,
+        speaks: Speaks,
+        request: Request<Body>,
+    ) -> Result<Sent, SendError> {
+        let load = self.count(to.address);
+        if to.peer.is_some() || speaks == Speaks::Http2 {
+            let response = self.send_shared(to, request).await?;
+            Ok(Sent { response, lease: Lease { one: None, _load: load } })
+        } else {
+            let (response, sender) = self.send_single(to, request).await?;
+            Ok(Sent { response, lease: Lease { one: Some((Arc::clone(self), key_of(to), sender)), _load: load } })
+        }
+    }
+
+    /// A connection of one's own for opaque bytes.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) async fn opaque(&self, to: &Destination) -> Result<(BoxedIo, Option<Slot>), ConnectError> {
+        let slot = admit(to)?;
+        let io = match &to.peer {
+            Some(peer) => connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout).await?,
+            None => connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?,
+        };
+        Ok((io, slot))
+    }
+
+    async fn send_shared(&self, to: &Destination, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        let extended = request.extensions().get::<hyper::ext::Protocol>().is_some();
+        let mut fresh = false;
+        loop {
+            let link = Arc::clone(self.links.lock().entry(key_of(to)).or_default());
+            let (open, reused) = self.shared(&link, to, fresh).await?;
+            let mut sender = open.sender;
+            if extended {
+                let mut extended = open.extended;
+                // "A client MUST NOT use the extended CONNECT before it received SETTINGS_ENABLE_CONNECT_PROTOCOL" (RFC 8441
+                // 3): on a fresh connection that frame may still be on its way. Without it, sending says what is wrong.
+                drop(timeout(SETTINGS_MAX, extended.wait_for(|is| *is)).await);
+            }
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(mut failed) => match failed.take_message() {
+                    Some(message) if reused => {
+                        request = message;
+                        fresh = true;
+                    }
+                    Some(_message) => return Err(SendError::NotSent(failed.into_error())),
+                    None => {
+                        let error = failed.into_error();
+                        return Err(if unprocessed(&error) { SendError::NotSent(error) } else { SendError::Broken(error) });
+                    }
+                },
+            }
+        }
+    }
+
+    /// The shared connection, opened if there is none. The flag says that it was there before.
+    async fn shared(&self, link: &Link, to: &Destination, fresh: bool) -> Result<(Open, bool), ConnectError> {
+        let mut open = link.open.lock().await;
+        if !fresh
+            && let Some(open) = open.as_ref()
+            && !open.sender.is_closed()
+            && open.born.elapsed() < LINK_AGE_MAX
+        {
+            return Ok((open.clone(), true));
+        }
+        // What is under way on an old connection goes on; it closes when its last request ended.
+        *open = None;
+        let slot = admit(to)?;
+        let io = match &to.peer {
+            Some(peer) => connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?,
+            None => connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?,
+        };
+        let handshake = http2::Builder::new(self.tasks.clone())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(super::http::server::HEADER_BYTES_MAX)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_MAX)
+            .handshake(TokioIo::new(io));
+        let (sender, connection) = match timeout(to.connect_timeout, handshake).await {
+            Ok(pair) => pair.map_err(|source| ConnectError::Http { to: to.address, source })?,
+            Err(_elapsed) => return Err(ConnectError::Timeout(to.address)),
+        };
+        let address = to.address;
+        let (told, extended) = watch::channel(false);
+        self.tasks.spawn(async move {
+            let _slot = slot;
+            let mut connection = std::pin::pin!(connection);
+            let ended = std::future::poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                if connection.is_extended_connect_protocol_enabled() {
+                    told.send_if_modified(|is| !std::mem::replace(is, true));
+                }
+                polled
+            });
+            if let Err(error) = ended.await {
+                debug!(%address, error = &error as &dyn std::error::Error, "a link ended");
+            }
+        });
+        let opened = Open { sender, extended, born: Instant::now() };
+        *open = Some(opened.clone());
+        Ok((opened, false))
+    }
+
+    async fn send_single(
+        &self,
+        to: &Destination,
+        mut request: Request<Body>,
+    ) -> Result<(Response<Incoming>, http1::SendRequest<Body>), SendError> {
+        loop {
+            let (mut sender, reused) = match self.take_idle(&key_of(to)) {
+                Some(sender) => (sender, true),
+                None => (self.open_single(to).await?, false),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, sender)),
+                Err(mut failed) => match failed.take_message() {
+                    Some(message) if reused => request = message,
+                    Some(_message) => return Err(SendError::NotSent(failed.into_error())),
+                    None => return Err(SendError::Broken(failed.into_error())),
+                },
+            }
+        }
+    }
+
+    fn take_idle(&self, key: &Key) -> Option<http1::SendRequest<Body>> {
+        let mut idle = self.idle.lock();
+        let list = idle.get_mut(key)?;
+        list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_MAX);
+        let ready = list.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(list.swap_remove(ready).sender)
+    }
+
+    async fn open_single(&self, to: &Destination) -> Result<http1::SendRequest<Body>, ConnectError> {
+        let slot = admit(to)?;
+        let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
+        let (sender, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|source| ConnectError::Http { to: to.address, source })?;
+        let address = to.address;
+        self.tasks.spawn(async move {
+            let _slot = slot;
+            if let Err(error) = connection.with_upgrades().await {
+                debug!(%address, error = &error as &dyn std::error::Error, "an upstream connection ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    fn count(&self, address: SocketAddr) -> Load {
+        let load = Arc::clone(self.loads.lock().entry(address).or_default());
+        load.fetch_add(1, Ordering::Relaxed);
+        Load(load)
+    }
+}
+
+fn key_of(to: &Destination) -> Key {
+    Key { address: to.address, peer: to.peer.clone(), client: to.client.map(|client| client.ip()) }
+}
+
+fn admit(to: &Destination) -> Result<Option<Slot>, ConnectError> {
+    match &to.breaker {
+        Some(breaker) => match breaker.admit_connection() {
+            Some(slot) => Ok(Some(slot)),
+            None => Err(ConnectError::Limit(breaker.rule.clone())),
+        },
+        None => Ok(None),
+    }
+}
+
+/// Did the peer say that it did not process the request (RFC 9113 8.7)?
+fn unprocessed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
+            return h2.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR));
+        }
+        source = inner.source();
+    }
+    false
+}
+
+/// How long an HTTP/1 connection is kept for the next request: shorter than the keep-alive of usual servers (five seconds),
+/// so that a request seldom meets a connection that is being closed.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// Connections kept for one client of the application.
+const IDLE_PER_KEY_MAX: usize = 128;
+/// After this time a link is opened anew, so that certificates and trust are looked at again.
+const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// What may be on its way in one stream and on one connection.
+pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
+/// A link on which nothing comes is asked whether it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(10);
+/// How long a peer's first settings are waited for.
+const SETTINGS_MAX: Duration = Duration::from_secs(1);

@@ -1,0 +1,286 @@
+//! First bytes tell what a client speaks. Sans-IO at heart; the one function that reads is bounded in bytes and time.
+//!
+//! Sources: RFC 8446 5.1 (record header), RFC 9112 3 (request line), RFC 9113 3.4 (connection preface). What is not
+//! surely one of them is opaque: a protocol in which the server speaks first must not wait for long.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, timeout_at};
+
+use crate::base::net::BoxedIo;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Sniffed {
+    /// A TLS handshake record with a ClientHello in it.
+    Tls,
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// None of them, or nothing at all in time.
+    Opaque,
+}
+
+/// What the first bytes are; `None` while more of them are needed.
+pub(crate) fn classify(bytes: &[u8]) -> Option<Sniffed> {
+    let Some(first) = bytes.first() else { return None };
+    if *first == TLS_HANDSHAKE {
+        return tls(bytes);
+    }
+    if let Some(answer) = preface(bytes) {
+        return answer;
+    }
+    request_line(bytes)
+}
+
+/// What the first bytes are when no more will come in time: a beginning that only one protocol has is that protocol.
+pub(crate) fn settle(bytes: &[u8]) -> Sniffed {
+    if let Some(answer) = classify(bytes) {
+        return answer;
+    }
+    if bytes.starts_with(b"PRI * HTTP/2") {
+        return Sniffed::Http2;
+    }
+    match method_of(bytes) {
+        Some((method, [b'/', ..])) if METHODS.contains(&method) => Sniffed::Http1,
+        _none_or_unknown => Sniffed::Opaque,
+    }
+}
+
+/// Reads until it is clear what the client speaks, at most `wait` long. The bytes are given back for whoever serves the
+/// connection. Not cancel-safe: a cancelled call loses what it read.
+///
+/// # Errors
+/// The connection broke.
+pub(crate) async fn sniff(io: &mut BoxedIo, wait: Duration) -> io::Result<(Sniffed, Bytes)> {
+    let deadline = Instant::now() + wait;
+    let mut bytes = BytesMut::with_capacity(FIRST_READ);
+    loop {
+        if bytes.len() >= BYTES_MAX {
+            return Ok((settle(&bytes), bytes.freeze()));
+        }
+        match timeout_at(deadline, io.read_buf(&mut bytes)).await {
+            // The end of what the client sends, or of the time: what is there has to do.
+            Err(_) | Ok(Ok(0)) => return Ok((settle(&bytes), bytes.freeze())),
+            Ok(Ok(_read)) => {
+                if let Some(answer) = classify(&bytes) {
+                    return Ok((answer, bytes.freeze()));
+                }
+            }
+            Ok(Err(error)) => return Err(error),
+        }
+    }
+}
+
+/// A stream whose first bytes were read already.
+pub(crate) struct Prefixed {
+    prefix: Bytes,
+    inner: BoxedIo,
+}
+
+impl Prefixed {
+    /// Reads `prefix`, then `inner`.
+    pub(crate) fn new(prefix: Bytes, inner: BoxedIo) -> Self {
+        Self { prefix, inner }
+    }
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let length = self.prefix.len().min(buf.remaining());
+        if let Some(bytes) = self.prefix.get(..length) {
+            buf.put_slice(bytes);
+        }
+        self.prefix.advance(length);
+        if self.prefix.is_empty() {
+            // The buffer's memory is not kept for the life of the connection.
+            self.prefix = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// A handshake record (22) of version 3.x that begins with a ClientHello (1).
+fn tls(bytes: &[u8]) -> Option<Sniffed> {
+    match bytes {
+        [_, major, ..] if *major != 3 => Some(Sniffed::Opaque),
+        [_, _, minor, ..] if *minor > 4 => Some(Sniffed::Opaque),
+        [_, _, _, _, _, 1, ..] => Some(Sniffed::Tls),
+        [_, _, _, _, _, _other, ..] => Some(Sniffed::Opaque),
+        _shorter => None,
+    }
+}
+
+/// `None`: not the preface. `Some(None)`: it may become it.
+#[expect(clippy::option_option, reason = "three answers: no, not yet, yes")]
+fn preface(bytes: &[u8]) -> Option<Option<Sniffed>> {
+    if bytes.starts_with(PREFACE) {
+        Some(Some(Sniffed::Http2))
+    } else if PREFACE.starts_with(bytes) {
+        Some(None)
+    } else {
+        None
+    }
+}
+
+fn request_line(bytes: &[u8]) -> Option<Sniffed> {
+    // "a server ... SHOULD ignore at least one empty line (CRLF) received prior to the request-line" (RFC 9112 2.2).
+    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    if line.is_empty() || bytes == b"\r" {
+        return None;
+    }
+    let token = line.iter().take_while(|byte| is_token(**byte)).count();
+    match line.get(token) {
+        None if token <= METHOD_MAX => return None,
+        Some(b' ') if (1..=METHOD_MAX).contains(&token) => {}
+        _not_a_method => return Some(Sniffed::Opaque),
+    }
+    let known = method_of(bytes).is_some_and(|(method, _)| METHODS.contains(&method));
+    match line.iter().position(|byte| *byte == b'\n') {
+        Some(end) => {
+            let line = line.get(..end).unwrap_or_default();
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let version = line.len().checked_sub(VERSION.len() + 1).and_then(|start| line.get(start..));
+            let http =
+                version.is_some_and(|version| version.starts_with(VERSION) && version.last().is_some_and(u8::is_ascii_digit));
+            Some(if http { Sniffed::Http1 } else { Sniffed::Opaque })
+        }
+        // A control byte does not belong into a request line.
+        None if line.iter().any(|byte| *byte < b' ' && *byte != b'\r') => Some(Sniffed::Opaque),
+        // A target longer than what is read here, of a method that only HTTP has.
+        None if bytes.len() >= BYTES_MAX => Some(if known { Sniffed::Http1 } else { Sniffed::Opaque }),
+        None => None,
+    }
+}
+
+/// The method and what follows it.
+fn method_of(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    let space = line.iter().position(|byte| *byte == b' ')?;
+    Some((line.get(..space)?, line.get(space + 1..)?))
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+const TLS_HANDSHAKE: u8 = 0x16;
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const VERSION: &[u8] = b" HTTP/1.";
+const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
+/// The longest method that is waited for.
+const METHOD_MAX: usize = 24;
+/// Enough for a usual request head in one read.
+const FIRST_READ: usize = 2048;
+/// What is read at most before an answer is given.
+pub(crate) const BYTES_MAX: usize = 16 * 1024;
+/// How long a client may be silent before its connection counts as opaque.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(bytes: &[u8], now: Option<Sniffed>, at_the_end: Sniffed) {
+        assert_eq!(classify(bytes), now, "{:?}", String::from_utf8_lossy(bytes));
+        assert_eq!(settle(bytes), at_the_end, "{:?} at the end", String::from_utf8_lossy(bytes));
+    }
+
+    #[test]
+    fn requests_are_known_by_their_first_line() {
+        for line in ["GET / HTTP/1.1\r\n", "POST /a?b=c HTTP/1.0\r\n", "PROPFIND /x HTTP/1.1\n", "\r\nGET / HTTP/1.1\r\n"] {
+            check(line.as_bytes(), Some(Sniffed::Http1), Sniffed::Http1);
+        }
+    }
+
+    #[test]
+    fn other_protocols_are_opaque() {
+        for bytes in [
+            b"PING\r\n".as_slice(),
+            b"*1\r\n$4\r\nPING\r\n",
+            b"EHLO example.org\r\n",
+            b"get key\r\n",
+            b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
+            b"\x16\x00\x01",
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            b"\xff\xfe\xfd",
+            b"GET key\r\n",
+        ] {
+            check(bytes, Some(Sniffed::Opaque), Sniffed::Opaque);
+        }
+    }
+
+    #[test]
+    fn a_client_hello_and_the_preface_are_known() {
+        check(b"\x16\x03\x01\x02\x00\x01\x00", Some(Sniffed::Tls), Sniffed::Tls);
+        check(b"\x16\x03\x01\x02\x00\x02\x00", Some(Sniffed::Opaque), Sniffed::Opaque);
+        check(PREFACE, Some(Sniffed::Http2), Sniffed::Http2);
+    }
+
+    #[test]
+    fn a_beginning_waits_for_more_until_the_time_is_up() {
+        check(b"", None, Sniffed::Opaque);
+        check(b"PRI * HT", None, Sniffed::Opaque);
+        check(b"PRI * HTTP/2.0\r\n", None, Sniffed::Http2);
+        check(b"GET /index", None, Sniffed::Http1);
+        check(b"FOO /index", None, Sniffed::Opaque);
+        check(b"GE", None, Sniffed::Opaque);
+        check(b"\x16\x03", None, Sniffed::Opaque);
+    }
+
+    #[test]
+    fn a_very_long_target_is_still_a_request() {
+        let mut line = b"GET /".to_vec();
+        line.resize(BYTES_MAX, b'a');
+        check(&line, Some(Sniffed::Http1), Sniffed::Http1);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_answer_never_changes_when_more_bytes_come(bytes: Vec<u8>, cut in 0_usize..64) {
+            let head = &bytes[..cut.min(bytes.len())];
+            if let Some(answer) = classify(head) {
+                proptest::prop_assert_eq!(classify(&bytes), Some(answer));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_opaque_after_a_quarter_of_a_second() {
+        let (near, _far) = tokio::io::duplex(64);
+        let mut near: BoxedIo = Box::new(near);
+        let begin = Instant::now();
+        let (answer, bytes) = sniff(&mut near, SILENCE_MAX).await.unwrap();
+        assert_eq!((answer, bytes.len(), begin.elapsed()), (Sniffed::Opaque, 0, SILENCE_MAX));
+    }
+}

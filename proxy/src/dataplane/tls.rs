@@ -1,0 +1,152 @@
+//! The server's side of links between sidecars: told apart from an application's own TLS by ALPN, and accepted.
+//!
+//! Sources: RFC 7301 (ALPN), RFC 8446. A ClientHello that offers none of our protocols is never answered: it belongs to
+//! the application, and its bytes are passed on untouched.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::sniff::{BYTES_MAX, Prefixed};
+use crate::base::net::BoxedIo;
+use crate::identity::spiffe::SpiffeId;
+use crate::identity::verify::{PeerError, identity_of};
+
+/// What a link carries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Alpn {
+    /// Requests over one shared HTTP/2 connection.
+    H2,
+    /// One opaque connection.
+    Tcp,
+}
+
+/// Why a link was not made. The peer is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AcceptError {
+    #[error("the TLS handshake failed")]
+    Handshake(#[source] io::Error),
+    #[error("the TLS handshake took too long")]
+    Timeout,
+    #[error("the peer has no identity")]
+    Peer(#[from] PeerError),
+    #[error("the peer chose none of our protocols")]
+    Protocol,
+}
+
+impl Alpn {
+    /// Both, as a server offers them.
+    pub(crate) const OFFERED: [&'static [u8]; 2] = [Self::H2.as_bytes(), Self::Tcp.as_bytes()];
+
+    /// As on the wire.
+    pub(crate) const fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Self::H2 => b"outrigger-h2",
+            Self::Tcp => b"outrigger-tcp",
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        [Self::H2, Self::Tcp].into_iter().find(|alpn| alpn.as_bytes() == bytes)
+    }
+}
+
+/// Reads the rest of a ClientHello and says whether it wants a link. What was read is given back.
+///
+/// # Errors
+/// The connection broke.
+pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes) -> io::Result<(bool, Bytes)> {
+    let mut bytes = BytesMut::from(&first[..]);
+    let read = async {
+        loop {
+            if let Some(answer) = hello_offers_link(&bytes) {
+                return Ok::<_, io::Error>(answer);
+            }
+            if bytes.len() >= BYTES_MAX || io.read_buf(&mut bytes).await? == 0 {
+                return Ok(false);
+            }
+        }
+    };
+    let answer = match timeout(HANDSHAKE_MAX, read).await {
+        Ok(answer) => answer?,
+        // A hello that never becomes whole is nothing of ours.
+        Err(_elapsed) => false,
+    };
+    Ok((answer, bytes.freeze()))
+}
+
+/// Does a ClientHello offer one of our protocols? `None` while it is not whole.
+fn hello_offers_link(bytes: &[u8]) -> Option<bool> {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        if acceptor.read_tls(&mut rest).is_err() {
+            return Some(false);
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let ours = hello.alpn().is_some_and(|mut names| names.any(|name| Alpn::from_bytes(name).is_some()));
+                return Some(ours);
+            }
+            Ok(None) => {}
+            Err(_not_a_hello) => return Some(false),
+        }
+    }
+    None
+}
+
+/// Accepts a link.
+///
+/// # Errors
+/// See [`AcceptError`].
+pub(crate) async fn accept(
+    config: Arc<rustls::ServerConfig>,
+    io: Prefixed,
+) -> Result<(TlsStream<Prefixed>, SpiffeId, Alpn), AcceptError> {
+    let stream = match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(io)).await {
+        Ok(stream) => stream.map_err(AcceptError::Handshake)?,
+        Err(_elapsed) => return Err(AcceptError::Timeout),
+    };
+    let (_, session) = stream.get_ref();
+    let alpn = session.alpn_protocol().and_then(Alpn::from_bytes).ok_or(AcceptError::Protocol)?;
+    let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or(PeerError::Unreadable)?;
+    let id = identity_of(leaf)?;
+    Ok((stream, id, alpn))
+}
+
+/// From the first byte to the end of the handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(alpn: &[&[u8]]) -> Vec<u8> {
+        let identity =
+            crate::identity::source::Identity::new("cluster.local".parse().unwrap(), crate::identity::testing::clock());
+        let config = identity.client_config(&"spiffe://cluster.local/ns/a/sa/b".parse().unwrap(), alpn).unwrap();
+        let name = rustls_pki_types::ServerName::try_from("example.org").unwrap();
+        let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+        let mut bytes = Vec::new();
+        connection.write_tls(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_link_is_known_by_its_protocol() {
+        assert_eq!(hello_offers_link(&hello(&[b"outrigger-h2"])), Some(true));
+        assert_eq!(hello_offers_link(&hello(&[b"outrigger-tcp"])), Some(true));
+        assert_eq!(hello_offers_link(&hello(&[b"h2", b"http/1.1"])), Some(false));
+        assert_eq!(hello_offers_link(&hello(&[])), Some(false));
+        let whole = hello(&[b"outrigger-h2"]);
+        assert_eq!(hello_offers_link(&whole[..whole.len() - 1]), None);
+        assert_eq!(hello_offers_link(b"\x16\x03\x01\x00\x04\x01\x00\x00\x00garbage"), Some(false));
+    }
+}
