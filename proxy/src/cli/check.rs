@@ -1,20 +1,286 @@
-//! `outrigger check`: compiles documents offline and prints their problems.
+//! `outrigger check`: compiles documents offline and prints their problems, with the same function that the sidecar runs.
+//!
+//! Exit codes: 0 when every document would be in force (warnings are printed all the same), 1 when one would be refused,
+//! 2 when a file cannot be read.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
+use serde_json::{Value, json};
 
-use super::Failure;
+use super::table::{self, Output};
+use super::{Failure, print};
+use crate::base::problems::{Problem, Severity};
+use crate::control::source::Told;
+use crate::control::source::documents::{ReadKeys, documents};
+use crate::control::source::file::{FILE_BYTES_MAX, document_files, read_at_most, read_keys};
+use crate::control::world::Form;
+use crate::model::yaml::Document;
+use crate::model::{ResourceKey, Resources};
+use crate::snapshot::compile;
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger check -f ./mesh")]
+#[command(after_help = "Examples:
+  outrigger check -f ./mesh
+  outrigger check -f route.yaml -f policies/ -o json
+
+Exit codes: 0 every document would be in force; 1 one would be refused; 2 a file cannot be read.")]
 pub(crate) struct CheckArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
-    #[arg(short, long = "file", value_name = "DIR", default_value = ".")]
+    #[arg(short, long = "file", value_name = "DIR|FILE|-", default_value = ".")]
     pub(crate) files: Vec<PathBuf>,
+    /// How to write it
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) output: Option<Output>,
 }
 
-pub(crate) fn run(_args: CheckArgs) -> Result<ExitCode, Failure> {
-    Err(Failure::environment("this build has no `check`", "use a later build"))
+/// Runs `outrigger check`.
+pub(crate) fn run(args: CheckArgs) -> Result<ExitCode, Failure> {
+    let loaded = Loaded::read(&args.files);
+    let told = loaded.problems();
+    let refused = told.iter().filter(|told| told.problem.severity == Severity::Refuses).count();
+    let warned = told.len() - refused;
+    match args.output {
+        Some(Output::Json) => {
+            let problems: Vec<Value> = told.iter().map(machine_readable).collect();
+            let summary = json!({ "documents": loaded.count, "refused": refused, "warnings": warned });
+            table::json(&json!({ "problems": problems, "unreadable": loaded.unreadable, "summary": summary }))?;
+        }
+        Some(Output::Yaml | Output::Wide) => return Err(Failure::invalid(["check writes text or json"])),
+        None => {
+            let mut text = String::new();
+            for told in &told {
+                // Writing into a text does not fail.
+                writeln!(text, "{told}\n    {}", told.problem.remedy).unwrap_or_default();
+            }
+            let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
+            let documents = plural(loaded.count, "document");
+            let (errors, warnings) = (plural(refused, "error"), plural(warned, "warning"));
+            writeln!(text, "{documents}, {errors}, {warnings}").unwrap_or_default();
+            print(&text)?;
+        }
+    }
+    if !loaded.unreadable.is_empty() {
+        return Err(Failure::invalid(&loaded.unreadable));
+    }
+    Ok(if refused > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// Documents of files and folders.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    /// The good ones, and the refused ones as far as they could be read.
+    pub(crate) resources: Resources,
+    /// What is wrong with each by itself.
+    told: Vec<Told>,
+    /// Why files could not be read.
+    pub(crate) unreadable: Vec<String>,
+    count: usize,
+    places: BTreeMap<ResourceKey, (PathBuf, Document)>,
+}
+
+impl Loaded {
+    /// Reads them all; what cannot be read is remembered.
+    pub(crate) fn read(files: &[PathBuf]) -> Self {
+        let mut loaded = Self::default();
+        for root in files {
+            if root == Path::new("-") {
+                let mut text = String::new();
+                match std::io::stdin().lock().take(FILE_BYTES_MAX).read_to_string(&mut text) {
+                    Ok(_) => loaded.take(Path::new("stdin"), &text, &|name| read_keys(Path::new("."), name)),
+                    Err(error) => loaded.unreadable.push(format!("cannot read stdin: {error}")),
+                }
+                continue;
+            }
+            match document_files(root) {
+                Ok(files) if files.is_empty() => {
+                    loaded.unreadable.push(format!("{} holds no .yaml, .yml or .json file", root.display()));
+                }
+                Ok(files) => {
+                    for file in files {
+                        match read_at_most(&file, FILE_BYTES_MAX) {
+                            Ok(text) => loaded.take(&file, &text, &|name| read_keys(&file, name)),
+                            Err(error) => loaded.unreadable.push(format!("cannot read {}: {error}", file.display())),
+                        }
+                    }
+                }
+                Err(error) => loaded.unreadable.push(format!("cannot read {}: {error}", root.display())),
+            }
+        }
+        loaded
+    }
+
+    /// All problems: of each document by itself and of what they say about each other, in the order of files.
+    pub(crate) fn problems(&self) -> Vec<Told> {
+        let among = compile::references(&self.resources).into_vec().into_iter();
+        let mut told: Vec<Told> = among.map(|problem| self.place(problem)).collect();
+        told.extend(self.told.iter().cloned());
+        told.sort();
+        told
+    }
+
+    fn take(&mut self, path: &Path, text: &str, keys: &ReadKeys<'_>) {
+        for found in documents(path, text, keys) {
+            self.count += 1;
+            self.told.extend(found.told);
+            let Some(key) = found.key else { continue };
+            if let Some((other, _)) = self.places.get(&key) {
+                let problem = Problem {
+                    resource: key.to_string(),
+                    at: crate::base::problems::FieldPath::root(),
+                    text: format!("{} holds this document too, and counts", other.display()),
+                    remedy: "keep one of the two".to_owned(),
+                    severity: Severity::Warns,
+                };
+                let position = found.document.map(|document| document.position(&problem.at));
+                self.told.push(Told { path: path.to_owned(), position, problem });
+                continue;
+            }
+            match found.form {
+                Some(Form::Read(resource)) if found.good => {
+                    self.resources.by_key.insert(key.clone(), resource);
+                }
+                Some(Form::Read(resource)) => {
+                    self.resources.refused.insert(key.clone(), Some(Arc::clone(&resource)));
+                }
+                Some(Form::Unreadable { .. }) => {
+                    self.resources.refused.insert(key.clone(), None);
+                }
+                None => {}
+            }
+            if let Some(document) = found.document {
+                self.places.insert(key, (path.to_owned(), document));
+            }
+        }
+    }
+
+    fn place(&self, problem: Problem) -> Told {
+        let place = problem.resource.parse().ok().and_then(|key: ResourceKey| self.places.get(&key));
+        match place {
+            Some((path, document)) => Told { path: path.clone(), position: Some(document.position(&problem.at)), problem },
+            None => Told { path: PathBuf::new(), position: None, problem },
+        }
+    }
+}
+
+fn machine_readable(told: &Told) -> Value {
+    let Told { path, position, problem } = told;
+    json!({
+        "file": path.display().to_string(),
+        "line": position.map(|position| position.line),
+        "column": position.map(|position| position.column),
+        "resource": problem.resource,
+        "field": problem.at.as_str(),
+        "severity": match problem.severity { Severity::Refuses => "error", Severity::Warns => "warning" },
+        "text": problem.text,
+        "remedy": problem.remedy,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// What is said about files of these texts.
+    fn check(files: &[(&str, &str)], expected: Expect) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let loaded = Loaded::read(&[folder.path().to_owned()]);
+        let mut text = String::new();
+        for told in loaded.problems() {
+            writeln!(text, "{told}\n    {}", told.problem.remedy).unwrap();
+        }
+        for line in &loaded.unreadable {
+            writeln!(text, "{line}").unwrap();
+        }
+        let folder = folder.path().display().to_string();
+        expected.assert_eq(&text.replace(&format!("{folder}/"), "").replace(&folder, "FOLDER"));
+    }
+
+    const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  selector: {app: web}\n  ports:\n  - port: 80\n---\n";
+
+    fn route(name: &str, rules: &str) -> String {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  parentRefs:\n  - {{kind: Service, name: web}}\n  rules:\n{rules}---\n"
+        )
+    }
+
+    #[test]
+    fn a_route_to_a_service_that_does_not_exist_is_told_with_its_place() {
+        let route = route("r", "  - backendRefs:\n    - name: wep\n      port: 80\n    - name: web\n      port: 8080\n");
+        check(
+            &[("a.yaml", &format!("{WEB}{route}"))],
+            expect![[r#"
+            a.yaml:17:7: warning: HTTPRoute/shop/r: spec.rules[0].backendRefs[0].name: Service/shop/wep does not exist; its share of requests is answered with 500
+                did you mean "web"? else create it
+            a.yaml:20:7: warning: HTTPRoute/shop/r: spec.rules[0].backendRefs[1].port: Service/shop/web has no port 8080; its share of requests is answered with 500
+                it has 80
+        "#]],
+        );
+    }
+
+    #[test]
+    fn of_two_routes_that_contradict_the_later_one_is_named() {
+        let rule = "  - matches:\n    - path: {type: PathPrefix, value: /x}\n    backendRefs:\n    - {name: web, port: 80}\n";
+        check(
+            &[("a.yaml", WEB), ("b.yaml", &route("second", rule)), ("c.yaml", &route("first", rule))],
+            expect![[r#"
+            b.yaml:9:7: warning: HTTPRoute/shop/second: spec.rules[0].matches[0]: HTTPRoute/shop/first spec.rules[0].matches[0] matches the same requests to Service/shop/web and is asked first
+                keep one of the two, or let them match different requests
+        "#]],
+        );
+        check(
+            &[("a.yaml", &format!("{WEB}{}", route("one", &format!("{rule}{rule}"))))],
+            expect![[r#"
+            a.yaml:21:7: warning: HTTPRoute/shop/one: spec.rules[1].matches[0]: spec.rules[0].matches[0] matches the same requests to Service/shop/web and is asked first
+                keep one of the two
+        "#]],
+        );
+    }
+
+    #[test]
+    fn an_allow_policy_without_rules_is_a_warning() {
+        let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\nspec:\n  targetRefs:\n  - {kind: Service, name: web}\n  - {kind: Workload, name: gone}\n  action: ALLOW\n  rules: []\n";
+        check(
+            &[("a.yaml", &format!("{WEB}{policy}"))],
+            expect![[r#"
+                a.yaml:17:3: warning: AuthorizationPolicy/shop/none: spec.rules: an ALLOW policy without rules allows nothing
+                    write rules, or rules: [{}] to allow everything
+            "#]],
+        );
+    }
+
+    #[test]
+    fn documents_that_are_there_twice_are_told() {
+        check(
+            &[("a.yaml", &format!("{WEB}{WEB}")), ("b.yaml", WEB)],
+            expect![[r#"
+            a.yaml:9:1: Service/shop/web: the file holds this document already; the first one counts
+                keep one of the two
+            b.yaml:1:1: warning: Service/shop/web: a.yaml holds this document too, and counts
+                keep one of the two
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_folder_without_documents_cannot_be_checked() {
+        let loaded = Loaded::read(&[PathBuf::from("/nowhere/at/all")]);
+        assert_eq!(loaded.unreadable, ["cannot read /nowhere/at/all: No such file or directory (os error 2)"]);
+        check(
+            &[("a.txt", "")],
+            expect![[r#"
+            FOLDER holds no .yaml, .yml or .json file
+        "#]],
+        );
+    }
 }

@@ -95,6 +95,11 @@ pub(crate) fn check(resources: &Resources) -> Problems {
     problems
 }
 
+/// The problems of what the documents say about each other: names that nothing has, two that want the same.
+pub(crate) fn references(resources: &Resources) -> Problems {
+    references::check(resources)
+}
+
 /// The problems of one resource by itself.
 pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
     let mut problems = Problems::of(key);

@@ -14,7 +14,6 @@ use crate::model::object::Object;
 use crate::model::service::{PortRef, ServiceSpec};
 use crate::model::target::{TargetKind, TargetRef};
 use crate::model::{Kind, Resource, ResourceKey, Resources};
-use crate::policy::authorization::Action;
 
 /// All of it.
 pub(super) fn check(resources: &Resources) -> Problems {
@@ -38,16 +37,7 @@ pub(super) fn check(resources: &Resources) -> Problems {
                 taken(workload.spec.addresses.iter().copied(), "addresses", key, &mut addresses, &mut problems);
             }
             Resource::HttpRoute(route) => check_route(resources, route, &mut problems),
-            Resource::AuthorizationPolicy(policy) => {
-                check_targets(resources, key, &policy.spec.target_refs, &mut problems);
-                if policy.spec.action == Action::Allow && policy.spec.rules.is_empty() {
-                    problems.warn(
-                        &FieldPath::root().field("spec").field("rules"),
-                        "an ALLOW policy without rules allows nothing",
-                        "write a rule for each caller, or keep it so to close the target",
-                    );
-                }
-            }
+            Resource::AuthorizationPolicy(policy) => check_targets(resources, key, &policy.spec.target_refs, &mut problems),
             Resource::RequestAuthentication(policy) => {
                 check_targets(resources, key, &policy.spec.target_refs, &mut problems);
             }
@@ -102,7 +92,9 @@ fn check_targets(resources: &Resources, key: &ResourceKey, targets: &[TargetRef]
             TargetKind::Workload => Kind::Workload,
         };
         let wanted = ResourceKey { kind, name };
-        if resources.get(&wanted).is_none() {
+        // Offline there are no workloads at all: they come with the pods.
+        let can_tell = kind == Kind::Service || resources.workloads_in(&key.name.namespace).next().is_some();
+        if can_tell && resources.get(&wanted).is_none() {
             let at = FieldPath::root().field("spec").field("targetRefs").index(index).field("name");
             let names = resources.of_kind(kind).filter(|(other, _)| other.name.namespace == key.name.namespace);
             let remedy = nearest(&target.name, names.map(|(other, _)| &*other.name.name));
