@@ -181,7 +181,7 @@ async fn are_ready() {
 async fn answers(api: SocketAddr) -> bool {
     let asked = async {
         let mut stream = TcpStream::connect(api).await?;
-        stream.write_all(b"GET /api/status HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await?;
+        stream.write_all(b"GET /api/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
         let mut head = [0; 12];
         stream.read_exact(&mut head).await?;
         Ok::<bool, io::Error>(head.ends_with(b" 200"))
