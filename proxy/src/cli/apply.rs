@@ -2,7 +2,8 @@
 //!
 //! A change is taken as a whole or not at all; a document that is refused is named with its file, line and column.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use tokio::time::{Duration, Instant};
 use super::{Failure, client, print, warn};
 use crate::base::units::Span;
 use crate::control::api::{Answer, Text, Wrong};
+use crate::control::source::documents::documents;
+use crate::control::source::file::{document_files, read_keys};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -113,17 +116,10 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Text>> {
         if file == Path::new("-") {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("cannot read stdin")?;
-            texts.push(Text { name: "stdin".to_owned(), text });
+            let keys = keys_beside(Path::new("./stdin"), &text);
+            texts.push(Text { name: "stdin".to_owned(), text, keys });
         } else if file.is_dir() {
-            let mut found = Vec::new();
-            for entry in std::fs::read_dir(file).with_context(|| format!("cannot read {}", file.display()))? {
-                let path = entry.with_context(|| format!("cannot read {}", file.display()))?.path();
-                let extension = path.extension().and_then(|extension| extension.to_str());
-                if path.is_file() && matches!(extension, Some("yaml" | "yml" | "json")) {
-                    found.push(path);
-                }
-            }
-            found.sort();
+            let found = document_files(file).with_context(|| format!("cannot read {}", file.display()))?;
             anyhow::ensure!(!found.is_empty(), "{} holds no .yaml, .yml or .json file", file.display());
             for path in found {
                 texts.push(read_file(&path)?);
@@ -137,7 +133,20 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Text>> {
 
 fn read_file(path: &Path) -> anyhow::Result<Text> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Text { name: path.display().to_string(), text })
+    let keys = keys_beside(path, &text);
+    Ok(Text { name: path.display().to_string(), text, keys })
+}
+
+/// Key files that the documents of a text name, read with the user's own rights. One that cannot be read is left out; the
+/// answer names it.
+fn keys_beside(path: &Path, text: &str) -> BTreeMap<String, String> {
+    let keys = RefCell::new(BTreeMap::new());
+    documents(path, text, &|name| {
+        let text = read_keys(path, name)?;
+        keys.borrow_mut().insert(name.to_owned(), text.clone());
+        Ok(text)
+    });
+    keys.into_inner()
 }
 
 /// Waits until every connected sidecar stands at the change's revision, and tells who refused any of its documents.

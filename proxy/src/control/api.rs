@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -23,14 +23,16 @@ use tokio::sync::Mutex;
 use super::authority::Nodes;
 use super::ca::Authority;
 use super::sessions::{Sessions, SidecarReport};
-use super::store::Store;
+use super::source::documents::documents;
+use super::store::{self, Store};
 use super::world::{Change, Form, Origin};
 use super::{Config, STORED};
 use crate::base::clock::WallClock;
-use crate::base::problems::{Problem, Severity};
+use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state::write_atomic;
 use crate::model::workload::WorkloadTransport;
-use crate::model::{Kind, Resource, ResourceKey, yaml};
+use crate::model::yaml::{self, Document};
+use crate::model::{Kind, Resource, ResourceKey};
 use crate::snapshot::compile;
 
 /// What the API answers from.
@@ -72,6 +74,9 @@ pub(crate) struct Text {
     /// How the user knows it: a file's name.
     pub(crate) name: String,
     pub(crate) text: String,
+    /// Key files that the documents name, which only the user's side can read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) keys: BTreeMap<String, String>,
 }
 
 /// What was done with one document.
@@ -84,7 +89,7 @@ pub(crate) struct Done {
 }
 
 /// What is wrong with one document.
-#[derive(Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Wrong {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,6 +104,12 @@ pub(crate) struct Wrong {
     pub(crate) remedy: String,
     /// Is the document refused for it?
     pub(crate) refuses: bool,
+}
+
+impl Wrong {
+    fn refusing(resource: Option<String>, place: Option<String>, text: String, remedy: &str) -> Self {
+        Self { resource, place, at: String::new(), text, remedy: remedy.to_owned(), refuses: true }
+    }
 }
 
 /// The answer to a change.
@@ -204,9 +215,15 @@ async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> R
 }
 
 /// How one resource stands: where it is written, what is wrong with it, and which sidecars refuse it.
-fn standing(key: &ResourceKey, version: &str, origin: Option<String>, problems: &[Problem], sidecars: &[SidecarReport]) -> Value {
+fn standing(
+    key: &ResourceKey,
+    version: &str,
+    origin: Option<String>,
+    problems: &[store::Wrong],
+    sidecars: &[SidecarReport],
+) -> Value {
     let name = key.to_string();
-    let problems: Vec<&Problem> = problems.iter().filter(|problem| problem.resource == name).collect();
+    let problems: Vec<_> = problems.iter().filter(|wrong| wrong.problem.resource == name).collect();
     let refused_by: Vec<Value> = sidecars
         .iter()
         .flat_map(|sidecar| sidecar.refused.iter().map(move |refused| (sidecar, refused)))
@@ -216,10 +233,10 @@ fn standing(key: &ResourceKey, version: &str, origin: Option<String>, problems: 
         })
         .collect();
     json!({
-        "accepted": !problems.iter().any(|problem| problem.severity == Severity::Refuses) && refused_by.is_empty(),
+        "accepted": !problems.iter().any(|wrong| wrong.problem.severity == Severity::Refuses) && refused_by.is_empty(),
         "origin": origin,
         "version": version,
-        "problems": problems.iter().map(|problem| wrong(problem, None)).collect::<Vec<_>>(),
+        "problems": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
         "refusedBy": refused_by,
     })
 }
@@ -275,52 +292,41 @@ fn texts(headers: &axum::http::HeaderMap, body: &[u8]) -> Result<Vec<Text>, Stri
         return serde_json::from_slice(body).map_err(|error| format!("not a list of texts: {error}"));
     }
     let text = std::str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))?;
-    Ok(vec![Text { name: "body".to_owned(), text: text.to_owned() }])
+    Ok(vec![Text { name: "body".to_owned(), text: text.to_owned(), keys: BTreeMap::new() }])
 }
 
 impl Api {
     fn apply(&self, texts: &[Text]) -> Answer {
         let mut answer = Answer::default();
-        let mut documents = BTreeMap::new();
+        let mut written: BTreeMap<ResourceKey, (&str, Document)> = BTreeMap::new();
         for text in texts {
-            for document in yaml::read(&text.text) {
-                match document {
-                    Ok(document) => {
-                        let key = document.resource.key();
-                        let place = format!("{}:{}", text.name, document.position(&crate::base::problems::FieldPath::root()));
-                        if let Some((other, _)) = documents.insert(key.clone(), (text, document)) {
-                            answer.problems.push(Wrong {
-                                resource: Some(key.to_string()),
-                                place: Some(place),
-                                at: String::new(),
-                                text: format!("the document is written twice, also in {}", other.name),
-                                remedy: "keep one of them".to_owned(),
-                                refuses: true,
-                            });
-                        }
-                    }
-                    Err(fault) => answer.problems.push(Wrong {
-                        resource: fault.key.map(|key| key.to_string()),
-                        place: Some(format!("{}:{}", text.name, fault.at)),
-                        at: String::new(),
-                        text: fault.text,
-                        remedy: fault.remedy,
-                        refuses: fault.severity == Severity::Refuses,
-                    }),
+            let keys = |name: &str| text.keys.get(name).cloned().ok_or_else(|| "the file was not sent along".to_owned());
+            for found in documents(Path::new(&text.name), &text.text, &keys) {
+                answer.problems.extend(found.told.into_iter().map(|told| {
+                    let known = store::Wrong::from(told);
+                    wrong(&known.problem, known.place)
+                }));
+                let Some(document) = found.document.filter(|_| found.good) else { continue };
+                let key = document.resource.key();
+                let place = format!("{}:{}", text.name, document.position(&FieldPath::root()));
+                if let Some((other, _)) = written.insert(key.clone(), (&text.name, document)) {
+                    let text = format!("the document is written twice, also in {other}");
+                    answer.problems.push(Wrong::refusing(Some(key.to_string()), Some(place), text, "keep one of them"));
                 }
             }
         }
         // What the documents would be beside everything that is there.
         let mut candidate = self.store.world().resources().clone();
-        for (key, (_, document)) in &documents {
+        for (key, (_, document)) in &written {
             compile::forget(&mut candidate, key);
             candidate.by_key.insert(key.clone(), Arc::new(document.resource.clone()));
         }
-        let by_name: BTreeMap<String, _> = documents.iter().map(|(key, written)| (key.to_string(), written)).collect();
+        let by_name: BTreeMap<String, _> = written.iter().map(|(key, written)| (key.to_string(), written)).collect();
         for problem in compile::check(&candidate).iter() {
-            if let Some((text, document)) = by_name.get(&problem.resource) {
-                let place = format!("{}:{}", text.name, document.position(&problem.at));
-                answer.problems.push(wrong(problem, Some(place)));
+            let Some((name, document)) = by_name.get(&problem.resource) else { continue };
+            let found = wrong(problem, Some(format!("{name}:{}", document.position(&problem.at))));
+            if !answer.problems.contains(&found) {
+                answer.problems.push(found);
             }
         }
         answer.revision = self.store.world().revision();
@@ -328,7 +334,7 @@ impl Api {
             return answer;
         }
         let mut changes = Vec::new();
-        for (key, (_, document)) in documents {
+        for (key, (_, document)) in written {
             let path = self.stored(&key);
             let mut text = serde_json::to_vec_pretty(&document.resource).unwrap_or_default();
             text.push(b'\n');
@@ -341,14 +347,8 @@ impl Api {
             if action != "unchanged"
                 && let Err(error) = write_atomic(&path, &text, 0o600)
             {
-                answer.problems.push(Wrong {
-                    resource: Some(key.to_string()),
-                    place: None,
-                    at: String::new(),
-                    text: format!("cannot write {}: {error}", path.display()),
-                    remedy: "make room in the state folder".to_owned(),
-                    refuses: true,
-                });
+                let text = format!("cannot write {}: {error}", path.display());
+                answer.problems.push(Wrong::refusing(Some(key.to_string()), None, text, "make room in the state folder"));
                 break;
             }
             answer.results.push(Done { resource: key.to_string(), action: action.to_owned() });
@@ -366,21 +366,14 @@ impl Api {
             for document in yaml::read(&text.text) {
                 let (key, place) = match document {
                     Ok(document) => {
-                        let position = document.position(&crate::base::problems::FieldPath::root());
+                        let position = document.position(&FieldPath::root());
                         (Some(document.resource.key()), format!("{}:{position}", text.name))
                     }
                     // A document that is no good any more can still name what is to go.
                     Err(fault) => (fault.key, format!("{}:{}", text.name, fault.at)),
                 };
                 let mut wrong = |resource: Option<String>, text: String, remedy: &str| {
-                    answer.problems.push(Wrong {
-                        resource,
-                        place: Some(place.clone()),
-                        at: String::new(),
-                        text,
-                        remedy: remedy.to_owned(),
-                        refuses: true,
-                    });
+                    answer.problems.push(Wrong::refusing(resource, Some(place.clone()), text, remedy));
                 };
                 let Some(key) = key else {
                     wrong(None, "the document names no resource".to_owned(), "write its kind and its name");
@@ -421,7 +414,7 @@ async fn proxies(State(api): State<Arc<Api>>) -> Response {
 
 async fn status(State(api): State<Arc<Api>>) -> Response {
     let problems = api.store.problems();
-    let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
+    let count = |severity| problems.iter().filter(|wrong| wrong.problem.severity == severity).count();
     let sidecars: BTreeMap<(String, String), SidecarReport> =
         api.sessions.sidecars().into_iter().map(|sidecar| ((sidecar.namespace.clone(), sidecar.name.clone()), sidecar)).collect();
     let world = api.store.world();

@@ -106,7 +106,7 @@ impl Metrics {
         self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         let problems = store.problems();
         for (label, severity) in [("refuses", Severity::Refuses), ("warns", Severity::Warns)] {
-            let count = problems.iter().filter(|problem| problem.severity == severity).count();
+            let count = problems.iter().filter(|wrong| wrong.problem.severity == severity).count();
             self.problems.with_label_values(&[label]).set(signed(count));
         }
         let sidecars = sessions.sidecars();

@@ -4,6 +4,7 @@
 //! remember what it acknowledged; `authority` signs for the node agents, `api` answers people. Nothing is served before
 //! the folders were read once: a sidecar that comes back must not be told that its configuration is gone.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{error, info, warn};
@@ -21,13 +22,14 @@ use tracing::{error, info, warn};
 use crate::admin;
 use crate::base::clock::WallClock;
 use crate::base::drain::{Drain, DrainGuard};
-use crate::base::problems::Problem;
 use crate::delta::authority::authority_server::AuthorityServer;
 use crate::delta::grpc::{KEEP_ALIVE, KEEP_ALIVE_MAX, service};
 use crate::delta::transport::{ALPN, accept, control_identity};
 use crate::identity::source::{Identity, IdentityError};
 use crate::identity::spiffe::{SpiffeError, TrustDomain};
 use crate::identity::verify::ClientDemand;
+use crate::model::Resource;
+use crate::model::workload::WorkloadTransport;
 
 pub(crate) mod api;
 pub(crate) mod authority;
@@ -43,9 +45,13 @@ pub(crate) mod world;
 use api::Api;
 use authority::{JoinToken, Nodes, Signer};
 use ca::{Authority, CaError};
+use dashboard::Dashboard;
+use dashboard::graph::Target;
 use metrics::Metrics;
 use sessions::Sessions;
-use store::Store;
+use source::Batch;
+use store::{Store, Wrong};
+use world::{Change, Origin, World};
 
 /// What a control plane is told.
 #[derive(Clone, Debug)]
@@ -122,10 +128,9 @@ impl Control {
         if !config.api.ip().is_loopback() {
             return Err(ControlError::ApiNotLocal(config.api));
         }
-        // Building the folder for stored documents first: it is in the state folder, which is for its owner alone.
-        let stored = config.state.join(STORED);
-        for folder in [&config.state, &stored] {
-            make_folder(folder)?;
+        // The state folder is for its owner alone: keys and tokens lie in it.
+        for folder in [config.state.clone(), config.state.join(STORED), config.state.join(PODS)] {
+            make_folder(&folder)?;
         }
         let state_failed = |path: PathBuf| move |source| ControlError::State { path, source };
         let ca = Arc::new(Authority::open(&config.state.join("ca"), config.trust_domain.clone(), clock.clone())?);
@@ -154,8 +159,23 @@ impl Control {
         let mut tasks = JoinSet::new();
 
         let Self { config, store, sessions, ca, token, identity, tls, metrics, clock, streams, api, scrape } = self;
-        tasks.spawn(renew(Arc::clone(&ca), identity, clock.clone()));
+        tasks.spawn(renew(Arc::clone(&ca), identity));
+        let (batches, mut arrived) = mpsc::channel(BATCHES);
+        let watched = source::file::Watched {
+            folders: config.resources.clone(),
+            applied: config.state.join(STORED),
+            pods: config.state.join(PODS),
+        };
+        tasks.spawn(source::file::watch(watched, batches, stop.clone()));
+        tokio::select! {
+            first = arrived.recv() => take(&store, first.unwrap_or_default()).await,
+            () = stopped.stopped() => {}
+        }
+        tasks.spawn(follow(Arc::clone(&store), arrived));
         tasks.spawn(report(Arc::clone(&store)));
+        let (targets, aimed) = watch::channel(Vec::new());
+        tasks.spawn(aim(Arc::clone(&store), targets));
+        let dashboard = Dashboard::start(aimed, clock.clone());
 
         let accepted = accept(streams, &tls, &stop, &mut tasks);
         let nodes = Arc::new(Nodes::default());
@@ -186,7 +206,7 @@ impl Control {
         });
 
         let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock);
-        tasks.spawn(admin::serve(api, api::guarded(api::routes(api_state))));
+        tasks.spawn(admin::serve(api, api::guarded(api::routes(api_state).merge(dashboard::router(dashboard)))));
         tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions)));
         info!(api = %config.api, listen = ?config.listen, trust_domain = %config.trust_domain, "the control plane is ready");
 
@@ -238,7 +258,7 @@ fn take_identity(ca: &Authority, identity: &Identity, lifetime: Duration) -> Res
 }
 
 /// Renews the own certificate at half of its life, for as long as the process lives.
-async fn renew(ca: Arc<Authority>, identity: Identity, _clock: WallClock) {
+async fn renew(ca: Arc<Authority>, identity: Identity) {
     let mut pause = OWN_LIFETIME / 2;
     loop {
         tokio::time::sleep(pause).await;
@@ -252,17 +272,42 @@ async fn renew(ca: Arc<Authority>, identity: Identity, _clock: WallClock) {
     }
 }
 
+/// Takes what the folders say from the first batch on. What `apply` stored is taken from the API alone, in its order: the
+/// folder would tell of it later, and of an older form after a newer one.
+async fn follow(store: Arc<Store>, mut arrived: mpsc::Receiver<Batch>) {
+    while let Some(mut batch) = arrived.recv().await {
+        batch.changes.retain(|change| {
+            let (Change::Put { origin, .. } | Change::Remove { origin, .. }) = change;
+            !matches!(origin, Origin::Applied(_))
+        });
+        take(&store, batch).await;
+    }
+}
+
+async fn take(store: &Arc<Store>, batch: Batch) {
+    let store = Arc::clone(store);
+    // The state folder's locks and writes block.
+    let taken = tokio::task::spawn_blocking(move || {
+        store.tell(batch.problems);
+        store.apply(batch.changes);
+    });
+    if let Err(error) = taken.await {
+        error!(%error, "a batch of changes was lost");
+    }
+}
+
 /// Tells the log what is wrong with the resources, each problem once.
 async fn report(store: Arc<Store>) {
-    let mut told: Vec<Problem> = Vec::new();
-    let mut changes = store.changes();
+    let mut told = BTreeSet::new();
+    let mut changes = store.news();
     loop {
         changes.mark_unchanged();
-        let problems = store.problems();
-        for problem in problems.iter().filter(|problem| !told.contains(problem)) {
-            warn!(resource = problem.resource, at = %problem.at, remedy = problem.remedy, "{}", problem.text);
+        let problems: BTreeSet<Wrong> = store.problems().iter().cloned().collect();
+        for wrong in problems.difference(&told) {
+            let problem = &wrong.problem;
+            warn!(place = wrong.place, resource = problem.resource, at = %problem.at, remedy = problem.remedy, "{}", problem.text);
         }
-        told = problems.to_vec();
+        told = problems;
         if changes.changed().await.is_err() {
             return;
         }
@@ -271,8 +316,56 @@ async fn report(store: Arc<Store>) {
     }
 }
 
+/// Tells the dashboard which sidecars there are to read.
+async fn aim(store: Arc<Store>, targets: watch::Sender<Vec<Target>>) {
+    let mut changes = store.changes();
+    loop {
+        changes.mark_unchanged();
+        let found = sidecars(&store.world());
+        targets.send_if_modified(|targets| {
+            let new = *targets != found;
+            *targets = found;
+            new
+        });
+        if changes.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+fn sidecars(world: &World) -> Vec<Target> {
+    let resources = &world.resources().by_key;
+    let services: Vec<_> = resources
+        .values()
+        .filter_map(|resource| match resource.as_ref() {
+            Resource::Service(service) => Some(service),
+            _ => None,
+        })
+        .collect();
+    let targets = resources.iter().filter_map(|(key, resource)| {
+        let Resource::Workload(workload) = resource.as_ref() else { return None };
+        let meshed = workload.spec.transport == WorkloadTransport::MutualTls;
+        let selected = services.iter().filter(|service| {
+            service.metadata.namespace == *key.name.namespace && service.spec.selects(&workload.metadata.labels)
+        });
+        Some(Target {
+            workload: key.name.clone(),
+            address: *workload.spec.addresses.first().filter(|_| meshed)?,
+            services: selected.map(|service| service.named()).collect(),
+        })
+    });
+    targets.collect()
+}
+
 /// The folder of documents that `apply` stored.
 pub(crate) const STORED: &str = "resources";
+
+/// The folder of local pods' records.
+const PODS: &str = "pods";
+
+/// Batches of the folders that wait to be taken.
+const BATCHES: usize = 4;
 
 const BACKLOG: i32 = 1024;
 

@@ -3,7 +3,7 @@
 //! A Service that names no address is given one here, before it enters the world, so that sidecars and the pods' resolvers
 //! read the same. Invariant: readers see whole batches, never half of one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 use tracing::{error, info};
 
+use super::source::Told;
 use super::world::{Change, Form, World};
 use crate::base::problems::Problem;
 use crate::base::state;
@@ -30,7 +31,25 @@ pub(crate) struct Store {
     /// Held while a batch is applied, so that addresses, world and names change in one order.
     writing: Mutex<NameTable>,
     /// What is wrong, and at which revision that was found.
-    problems: Mutex<(Option<u64>, Arc<[Problem]>)>,
+    problems: Mutex<(Option<u64>, Arc<[Wrong]>)>,
+    told: Mutex<Vec<Wrong>>,
+    news: watch::Sender<u64>,
+}
+
+/// A problem, and where its document stands.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Wrong {
+    /// A file, with line and column where they are known.
+    pub(crate) place: Option<String>,
+    pub(crate) problem: Problem,
+}
+
+impl From<Told> for Wrong {
+    fn from(told: Told) -> Self {
+        let path = told.path.display();
+        let place = told.position.map_or_else(|| path.to_string(), |position| format!("{path}:{position}"));
+        Self { place: Some(place), problem: told.problem }
+    }
 }
 
 impl Store {
@@ -43,6 +62,8 @@ impl Store {
             names: folder.join("names.json"),
             writing: Mutex::default(),
             problems: Mutex::new((None, Arc::new([]))),
+            told: Mutex::default(),
+            news: watch::Sender::new(0),
         }
     }
 
@@ -70,6 +91,7 @@ impl Store {
             }
             info!(revision, changed, "the desired state changed");
             self.revision.send_replace(revision);
+            self.news.send_modify(|count| *count += 1);
         }
         revision
     }
@@ -79,14 +101,35 @@ impl Store {
         self.world.read()
     }
 
+    /// What the folders could not take now; it replaces what was told before.
+    pub(crate) fn tell(&self, told: Vec<Told>) {
+        *self.told.lock() = told.into_iter().map(Wrong::from).collect();
+        self.problems.lock().0 = None;
+        self.news.send_modify(|count| *count += 1);
+    }
+
     /// Everything that is wrong with the resources, in order. Found once for each revision.
-    pub(crate) fn problems(&self) -> Arc<[Problem]> {
+    pub(crate) fn problems(&self) -> Arc<[Wrong]> {
         let mut found = self.problems.lock();
         let world = self.world.read();
         if found.0 != Some(world.revision()) {
-            *found = (Some(world.revision()), world.problems().into());
+            let told = self.told.lock();
+            let mut all: BTreeSet<Wrong> = told.iter().cloned().collect();
+            // What the folders told with its place is not told again without.
+            let known: BTreeSet<&Problem> = told.iter().map(|wrong| &wrong.problem).collect();
+            let others = world.problems().into_iter().filter(|problem| !known.contains(problem));
+            all.extend(others.map(|problem| {
+                let origin = problem.resource.parse().ok().and_then(|key| world.origin(&key).map(ToString::to_string));
+                Wrong { place: origin, problem }
+            }));
+            *found = (Some(world.revision()), all.into_iter().collect());
         }
         Arc::clone(&found.1)
+    }
+
+    /// Tells when something may be wrong that was not, or the other way round.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
     }
 
     /// Tells when the world changes.
