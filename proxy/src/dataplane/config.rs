@@ -18,7 +18,7 @@ use crate::base::state::write_atomic;
 use crate::delta::Scope;
 use crate::delta::client::{Rejection, Update};
 use crate::delta::grpc::{DeltaClient, UpdateStream};
-use crate::model::{Resource, ResourceKey, Resources};
+use crate::model::{Called, Resource, ResourceKey, Resources};
 use crate::snapshot::Snapshot;
 use crate::snapshot::compile::{Own, admit, compile, forget};
 
@@ -35,6 +35,10 @@ pub(crate) struct Kept {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct File {
     resources: Vec<FileResource>,
+    /// What was refused and has no last good form, as far as it could be read: a refused security policy closes its target
+    /// after a restart too.
+    #[serde(default)]
+    refused: BTreeMap<String, Option<Box<serde_json::value::RawValue>>>,
     absent: BTreeSet<IpAddr>,
     scopes: BTreeSet<String>,
 }
@@ -144,6 +148,7 @@ impl Follower {
     }
 
     fn publish(&mut self, version: &str) {
+        self.kept.resources.called = Some(called(&self.kept.scopes));
         let previous = self.proxy.published.current();
         let (snapshot, problems) = compile(&self.kept.resources, &self.own, &previous);
         for problem in problems.iter() {
@@ -176,6 +181,10 @@ impl Follower {
                 body: serde_json::value::RawValue::from_string(resource.to_json())?,
             });
         }
+        for (key, resource) in &self.kept.resources.refused {
+            let body = resource.as_ref().map(|resource| serde_json::value::RawValue::from_string(resource.to_json()));
+            file.refused.insert(key.to_string(), body.transpose()?);
+        }
         write_atomic(&self.state.join(FILE), &serde_json::to_vec(&file)?, 0o600)
     }
 }
@@ -201,6 +210,11 @@ pub(crate) fn load(folder: &Path) -> Kept {
     let mut kept = Kept::default();
     kept.resources.absent = file.absent;
     kept.scopes = file.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
+    for (key, body) in file.refused {
+        let Ok(key) = key.parse::<ResourceKey>() else { continue };
+        let form = body.and_then(|body| Resource::from_json(key.kind, body.get().as_bytes()).ok()).map(Arc::new);
+        kept.resources.refused.insert(key, form);
+    }
     for FileResource { key, version, body } in file.resources {
         let Ok(key) = key.parse::<ResourceKey>() else { continue };
         let form = Resource::from_json(key.kind, body.get().as_bytes()).map(Arc::new).map_err(|error| error.to_string());
@@ -210,6 +224,19 @@ pub(crate) fn load(folder: &Path) -> Kept {
         }
     }
     kept
+}
+
+/// The services of which everything was asked for and answered.
+fn called(scopes: &BTreeSet<Scope>) -> Called {
+    let mut called = Called::default();
+    for scope in scopes {
+        match scope {
+            Scope::Service(name) => drop(called.services.insert(name.clone())),
+            Scope::Address(address) => drop(called.addresses.insert(*address)),
+            Scope::Workload(_) => {}
+        }
+    }
+    called
 }
 
 fn endpoints(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {

@@ -33,6 +33,9 @@ pub(crate) type ReadKeys<'a> = dyn Fn(&str) -> Result<String, String> + 'a;
 
 /// All documents of the text at `path`. Of two with one key the first counts.
 pub(crate) fn documents(path: &Path, text: &str, keys: &ReadKeys<'_>) -> Vec<Found> {
+    if is_key_file(path, text) {
+        return Vec::new();
+    }
     let mut seen = BTreeSet::new();
     let read = yaml::read(text).into_iter().filter_map(|document| match document {
         Ok(document) => Some(taken(path, document, keys)),
@@ -56,6 +59,12 @@ pub(crate) fn documents(path: &Path, text: &str, keys: &ReadKeys<'_>) -> Vec<Fou
         found
     })
     .collect()
+}
+
+/// Is it a JWK Set that stands beside the documents that name it?
+fn is_key_file(path: &Path, text: &str) -> bool {
+    let is_set = |value: serde_json::Value| value.get("kind").is_none() && value.get("keys").is_some_and(|keys| keys.is_array());
+    path.extension().is_some_and(|ending| ending == "json") && serde_json::from_str(text).is_ok_and(is_set)
 }
 
 fn taken(path: &Path, mut document: Document, keys: &ReadKeys<'_>) -> Found {
