@@ -260,6 +260,11 @@ impl Authorization {
         self.answer(peer, None, None)
     }
 
+    /// Does a rule decide about paths? Then a path that servers read differently cannot be decided about.
+    pub(crate) fn names_paths(&self) -> bool {
+        self.deny.iter().chain(&self.allow).flat_map(|policy| &policy.rules).any(Rule::names_paths)
+    }
+
     fn answer(&self, peer: &Peer, request: Option<RequestView<'_>>, claims: Option<&Claims>) -> Verdict {
         if self.deny.is_empty() && self.allow.is_empty() {
             return self.otherwise.clone();
@@ -277,6 +282,10 @@ impl Authorization {
 }
 
 impl Rule {
+    fn names_paths(&self) -> bool {
+        self.to.iter().flatten().any(|asked| asked.paths.is_some())
+    }
+
     fn truth(&self, question: Question<'_>) -> Truth {
         let from = any_of(self.from.as_deref(), |from| from.truth(question));
         let to = any_of(self.to.as_deref(), |to| to.truth(question));
@@ -375,7 +384,9 @@ fn compile_rule(action: Action, rule: &RuleConfig, name: RuleName, at: &FieldPat
         let principals = compile_list(principals.as_deref(), &at.field("principals"), problems, |text, at, problems| {
             compile_principal(action, text, at, problems)
         });
-        let namespaces = compile_list(namespaces.as_deref(), &at.field("namespaces"), problems, compile_text);
+        let namespaces = compile_list(namespaces.as_deref(), &at.field("namespaces"), problems, |text, at, problems| {
+            compile_text(text, at, problems)
+        });
         Some(Caller { principals: principals?, namespaces: namespaces? })
     });
     let to = compile_list(to.as_deref(), &at.field("to"), problems, |to, at, problems| {
@@ -390,7 +401,8 @@ fn compile_rule(action: Action, rule: &RuleConfig, name: RuleName, at: &FieldPat
             }
             compile_method(text, at, problems).map(|method| StringMatch::Exact(method.as_str().into()))
         });
-        let paths = compile_list(paths.as_deref(), &at.field("paths"), problems, compile_path);
+        let paths =
+            compile_list(paths.as_deref(), &at.field("paths"), problems, |text, at, problems| compile_path(text, at, problems));
         let ports = compile_list(ports.as_deref(), &at.field("ports"), problems, |port, at, problems| {
             if *port == 0 {
                 problems.refuse(at, "0 is not a port", "write 1 to 65535");
@@ -404,7 +416,9 @@ fn compile_rule(action: Action, rule: &RuleConfig, name: RuleName, at: &FieldPat
         if !named {
             problems.refuse(&at.field("claim"), "the claim has no name", "write the name of a claim, as groups");
         }
-        let values = compile_list(Some(&when.values), &at.field("values"), problems, compile_text)??;
+        let values = compile_list(Some(&when.values), &at.field("values"), problems, |text, at, problems| {
+            compile_text(text, at, problems)
+        })??;
         named.then(|| When { claim: when.claim.as_str().into(), values })
     });
     Some(Rule { name, from: from?, to: to?, when: when?.unwrap_or_default() })
@@ -427,7 +441,7 @@ fn compile_list<C, T>(
     (compiled.len() == list.len()).then_some(Some(compiled))
 }
 
-fn compile_text(text: &String, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
+fn compile_text(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
     StringMatch::pattern(text, at, problems)
 }
 
@@ -455,7 +469,7 @@ fn compile_principal(action: Action, text: &str, at: &FieldPath, problems: &mut 
     Some(pattern)
 }
 
-fn compile_path(text: &String, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
+fn compile_path(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
     let pattern = StringMatch::pattern(text, at, problems)?;
     let good = match &pattern {
         StringMatch::Exact(path) | StringMatch::Prefix(path) => path.starts_with('/') && !path.contains(['?', '#']),
@@ -477,6 +491,7 @@ mod tests {
     use http::{HeaderMap, Method};
     use proptest::prelude::*;
     use serde_json::json;
+    use std::slice;
 
     fn policy(name: &str, config: Value) -> Result<AuthorizationPolicy, String> {
         let config: AuthorizationConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
@@ -560,7 +575,7 @@ mod tests {
     #[test]
     fn an_allow_policy_refuses_what_it_does_not_match() {
         let allow = json!({"action": "ALLOW", "rules": [{"to": [{"methods": ["GET"]}]}]});
-        check(&[allow.clone()], Some(WEB), "GET /", "allow p0 rules[0]");
+        check(slice::from_ref(&allow), Some(WEB), "GET /", "allow p0 rules[0]");
         check(&[allow], Some(WEB), "POST /", "deny no_rule_matched: p0");
     }
 
@@ -576,9 +591,9 @@ mod tests {
             {"from": [{"principals": [WEB], "namespaces": ["shop"]}], "to": [{"methods": ["GET", "HEAD"], "ports": [80, 81]}]},
             {"from": [{"namespaces": ["a"]}, {"namespaces": ["shop-*"]}]},
         ]});
-        check(&[allow.clone()], Some(WEB), "HEAD /", "allow p0 rules[0]");
-        check(&[allow.clone()], Some(WEB), "POST /", "deny no_rule_matched: p0");
-        check(&[allow.clone()], Some(EVIL), "POST /", "allow p0 rules[1]");
+        check(slice::from_ref(&allow), Some(WEB), "HEAD /", "allow p0 rules[0]");
+        check(slice::from_ref(&allow), Some(WEB), "POST /", "deny no_rule_matched: p0");
+        check(slice::from_ref(&allow), Some(EVIL), "POST /", "allow p0 rules[1]");
         let port = json!({"action": "ALLOW", "rules": [{"to": [{"ports": [81]}]}]});
         check(&[port], Some(WEB), "GET /", "deny no_rule_matched: p0");
     }
@@ -591,7 +606,7 @@ mod tests {
         }
         // Another condition that is known to be false settles it.
         let deny = json!({"action": "DENY", "rules": [{"from": [{"principals": [EVIL]}], "to": [{"paths": ["/admin"]}]}]});
-        check(&[deny.clone()], None, "GET /", "allow default_allow");
+        check(slice::from_ref(&deny), None, "GET /", "allow default_allow");
         check(&[deny], None, "GET /admin", "deny p0 rules[0]");
     }
 
@@ -628,6 +643,16 @@ mod tests {
         let either = json!({"to": [{"paths": ["/admin"]}, {"ports": [80]}]});
         check_opaque(&[json!({"action": "ALLOW", "rules": [either]})], Some(WEB), "allow p0 rules[0]");
         check_opaque(&[json!({"action": "ALLOW", "rules": [{"from": [{"principals": [WEB]}]}]})], Some(WEB), "allow p0 rules[0]");
+    }
+
+    #[test]
+    fn it_is_known_whether_a_rule_decides_about_paths() {
+        assert!(!authorization(&[]).names_paths());
+        assert!(!authorization(&[json!({"action": "ALLOW", "rules": [{"to": [{"methods": ["GET"]}]}]})]).names_paths());
+        for action in ["ALLOW", "DENY"] {
+            let rules = json!([{}, {"to": [{"ports": [80]}, {"paths": ["/admin"]}]}]);
+            assert!(authorization(&[json!({"action": action, "rules": rules})]).names_paths());
+        }
     }
 
     #[test]

@@ -507,7 +507,7 @@ fn read_key(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
             }
             (&[Algorithm::EdDSA], DecodingKey::from_ed_der(&x))
         }
-        (Some("RSA" | "EC" | "OKP"), _) => return Err(ignored("its curve is not known here")),
+        (Some("EC" | "OKP"), _) => return Err(ignored("its curve is not known here")),
         (Some(_), _) => return Err(ignored("its kty is not known here")),
         (None, _) => return Err(refused("it has no kty")),
     };
