@@ -276,6 +276,7 @@ fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
 /// Copies until the end, counted and recorded.
 async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: impl Io, up: BoxedIo) {
     let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
+    let _open_there = record.open();
     let counts = Arc::clone(&record.counts);
     match tcp::copy(down, up, &counts, tcp::IDLE_MAX).await {
         tcp::Ended::Both => {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::exposition::{Sample, samples};
+use crate::telemetry::reason::Reason;
 
 /// One scrape of one sidecar.
 #[derive(Clone, Debug)]
@@ -108,7 +109,7 @@ impl Reading {
                 }
             }
             "outrigger_opaque_connections_total" => {
-                let failed = if sample.label("reason") == "answered" { 0.0 } else { value };
+                let failed = if is_refusal(sample.label("reason")) { value } else { 0.0 };
                 if let Some(flow) = self.flow(sample) {
                     flow.connections += value;
                     flow.connections_failed += failed;
@@ -233,11 +234,15 @@ impl Flow {
     }
 }
 
-/// A request failed when the server side is to blame: 5xx, no answer, or a gRPC status that says so (UNKNOWN,
-/// DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DATA_LOSS). 4xx are answers.
+/// A request failed when the server side is to blame: 5xx, or a gRPC status that says so (UNKNOWN, DEADLINE_EXCEEDED,
+/// RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DATA_LOSS). 4xx are answers, and no answer at all is a caller that left.
 fn request_failed(sample: &Sample<'_>) -> bool {
-    let status = sample.label("status");
-    status.is_empty() || status.starts_with('5') || matches!(sample.label("grpc_status"), "2" | "4" | "8" | "13" | "14" | "15")
+    sample.label("status").starts_with('5') || matches!(sample.label("grpc_status"), "2" | "4" | "8" | "13" | "14" | "15")
+}
+
+/// Did the mesh end it in the destination's place? A word that is not known is none of ours.
+fn is_refusal(reason: &str) -> bool {
+    Reason::ALL.iter().any(|known| known.as_str() == reason && known.is_refusal())
 }
 
 /// Combinations of caller and destination that are kept of one sidecar.

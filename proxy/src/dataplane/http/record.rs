@@ -17,7 +17,7 @@ use crate::dataplane::Proxy;
 use crate::dataplane::tcp::Counts;
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, OpenConnection};
 use crate::telemetry::reason::Reason;
 use crate::telemetry::series::TrafficLabels;
 use crate::telemetry::trace::TraceContext;
@@ -266,6 +266,12 @@ impl ConnectionRecord {
             counts: Arc::default(),
             ends: Ends::default(),
         }
+    }
+
+    /// It is open, between these ends, until the answer is dropped.
+    pub(crate) fn open(&self) -> OpenConnection {
+        let texts = self.ends.texts();
+        self.proxy.telemetry.metrics.traffic(&self.ends.labels(self.direction, &texts)).open_opaque()
     }
 
     /// It was refused.
