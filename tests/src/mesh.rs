@@ -191,7 +191,7 @@ impl Mesh {
 
     /// A pod to be run, named `NAMESPACE/NAME`.
     pub fn pod(&self, name: &str) -> PodBuilder<'_> {
-        PodBuilder { mesh: self, name: PodName::parse(name), arguments: Vec::new() }
+        PodBuilder { mesh: self, name: PodName::parse(name), arguments: Vec::new(), variables: Vec::new() }
     }
 
     /// What a GET of the control plane's API answers.
@@ -272,6 +272,7 @@ pub struct PodBuilder<'a> {
     mesh: &'a Mesh,
     name: PodName,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl PodBuilder<'_> {
@@ -299,6 +300,13 @@ impl PodBuilder<'_> {
         self.argument("--env", &format!("{key}={value}"))
     }
 
+    /// A variable of the sidecar's environment, as the user of `run` sets it.
+    #[must_use]
+    pub fn sidecar_env(mut self, key: &str, value: &str) -> Self {
+        self.variables.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
     /// A pod outside the mesh.
     #[must_use]
     pub fn outside(mut self) -> Self {
@@ -311,6 +319,7 @@ impl PodBuilder<'_> {
         let log = self.mesh.folder().join(format!("{}.log", self.name.network()));
         let mut line = outrigger(["run", &self.name.name, "-n", &self.name.namespace, "--detach"]);
         line.args(&self.arguments).arg("--").args(command);
+        line.envs(self.variables.iter().map(|(key, value)| (key, value)));
         finish(&mut line, PATIENCE)?
             .ok()
             .with_context(|| format!("cannot run pod {}/{}", self.name.namespace, self.name.name))?;
@@ -327,6 +336,7 @@ impl PodBuilder<'_> {
         let log = self.mesh.folder().join(format!("{}.log", self.name.network()));
         let mut line = outrigger(["run", &self.name.name, "-n", &self.name.namespace]);
         line.args(&self.arguments).arg("--").args(command);
+        line.envs(self.variables.iter().map(|(key, value)| (key, value)));
         let file = std::fs::File::create(&log)?;
         line.stdout(file.try_clone()?).stderr(file);
         let runner = line.spawn().context("cannot run `outrigger run`")?;

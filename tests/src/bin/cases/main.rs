@@ -10,6 +10,7 @@ use e2e::runner::{Runner, Wish};
 mod bad_input;
 mod faults;
 mod life;
+mod observability;
 mod policies;
 mod third_party;
 mod world;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
     policies::run(&mut runner);
+    observability::run(&mut runner);
     faults::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
