@@ -12,6 +12,8 @@ mod references;
 mod route;
 mod route_table;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

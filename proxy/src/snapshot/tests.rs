@@ -1,0 +1,288 @@
+//! What `compile` makes of whole sets of documents, and what outlives a change.
+//!
+//! Each `testdata/compile/*.yaml` has a text beside it that shows what was built and what was found wrong;
+//! `UPDATE_EXPECT=1 cargo test` writes it anew.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use expect_test::expect_file;
+use http::{HeaderMap, Method};
+use tokio::time::Instant;
+
+use super::compile::{Own, admit, compile, forget};
+use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot};
+use crate::base::names::Named;
+use crate::base::problems::FieldPath;
+use crate::model::yaml::{self, Fault};
+use crate::model::{Called, Kind, Resource, ResourceKey, Resources};
+use crate::policy::outlier::Outcome;
+use crate::policy::{Peer, RequestView};
+
+/// What a sidecar makes of documents that come to it one after the other.
+fn admit_all(text: &str, resources: &mut Resources) -> String {
+    let mut said = String::new();
+    for document in yaml::read(text) {
+        let (key, form) = match document {
+            Ok(document) => (document.resource.key(), Ok(Arc::new(document.resource))),
+            Err(Fault { key: Some(key), text, .. }) => (key, Err(text)),
+            Err(fault) => panic!("{fault:?}"),
+        };
+        for problem in admit(resources, key, form).iter() {
+            writeln!(said, "{:?} {problem}", problem.severity).unwrap();
+        }
+    }
+    said
+}
+
+fn own(name: &str) -> Own {
+    Own { workload: name.parse().unwrap(), trust_domain: "cluster.local".parse().unwrap() }
+}
+
+fn golden(name: &str) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/compile");
+    let text = std::fs::read_to_string(folder.join(format!("{name}.yaml"))).unwrap();
+    let own = own(text.lines().next().unwrap().strip_prefix("# own: ").unwrap());
+    let mut resources = Resources::default();
+    let mut dump = admit_all(&text, &mut resources);
+    let (snapshot, problems) = compile(&resources, &own, &Snapshot::empty());
+    for problem in problems.iter() {
+        writeln!(dump, "{:?} {problem}", problem.severity).unwrap();
+    }
+    show(&snapshot, &mut dump);
+    expect_file![folder.join(format!("{name}.txt"))].assert_eq(&dump);
+}
+
+#[test]
+fn rules_stand_in_the_order_of_gateway_api() {
+    golden("precedence");
+}
+
+#[test]
+fn backends_are_weighed_and_broken_ones_are_kept_as_broken() {
+    golden("backends");
+}
+
+#[test]
+fn routes_of_the_callers_namespace_go_first() {
+    golden("consumer");
+}
+
+#[test]
+fn policies_meet_at_the_ports_of_the_own_workload() {
+    golden("inbound");
+}
+
+#[test]
+fn an_unreadable_security_policy_closes_its_target() {
+    golden("refused");
+}
+
+fn show(snapshot: &Snapshot, dump: &mut String) {
+    let mesh = &snapshot.mesh;
+    writeln!(dump, "mesh {:?} egress {:?} log {} trace {}", mesh.ranges, mesh.egress, mesh.access_log, mesh.trace_sample)
+        .unwrap();
+    let ports = snapshot.inbound.ports.iter().map(|(number, port)| (number.to_string(), *number, port));
+    for (name, number, port) in ports.chain([("other".to_owned(), 1, &snapshot.inbound.other)]) {
+        show_port(&name, number, port, dump);
+    }
+    for (address, port) in &snapshot.outbound.services {
+        writeln!(dump, "service {address} is {}:{} {:?}", port.service, port.port, port.protocol).unwrap();
+        for rule in &port.rules {
+            show_rule(rule, dump);
+        }
+    }
+    for (address, endpoint) in &snapshot.outbound.workloads {
+        writeln!(dump, "workload {address} is {} {:?}", endpoint.workload, endpoint.transport).unwrap();
+    }
+    for backend in snapshot.outbound.backends.values() {
+        let Backend { service, port, protocol, endpoints, connect_timeout, .. } = backend.as_ref();
+        writeln!(dump, "backend {service}:{port} {protocol:?} connect {connect_timeout:?} {}", backend.breaker.rule).unwrap();
+        for endpoint in endpoints {
+            writeln!(dump, "  {} {} {:?}", endpoint.workload, endpoint.address, endpoint.transport).unwrap();
+        }
+    }
+}
+
+fn show_port(name: &str, number: u16, port: &InboundPort, dump: &mut String) {
+    let service = port.service.as_ref().map_or_else(|| "-".to_owned(), Named::to_string);
+    let plaintext = match &port.plaintext {
+        Plaintext::Refuse(rule) => format!("no plaintext by {rule}"),
+        Plaintext::Permit(rule) => format!("plaintext by {rule}"),
+    };
+    writeln!(dump, "port {name} of {service} {:?}, {plaintext}", port.protocol).unwrap();
+    let RoutePolicies { jwt, authorization, rate_limit, .. } = &port.policies;
+    if let Some(jwt) = jwt {
+        writeln!(dump, "  token: {:?}", jwt.verify(get(&HeaderMap::new()), Duration::ZERO)).unwrap();
+    }
+    if let Some(limit) = rate_limit {
+        writeln!(dump, "  limit: {}", limit.rule).unwrap();
+    }
+    for caller in ["shop/sa/front", "shop/sa/other", "evil/sa/other"] {
+        let identity = format!("spiffe://cluster.local/ns/{caller}").parse().unwrap();
+        let peer = Peer { identity: Some(identity), address: "10.64.0.9:1".parse().unwrap(), port: number };
+        let verdict = authorization.as_ref().unwrap().decide(&peer, get(&HeaderMap::new()), None);
+        writeln!(dump, "  GET / by {caller}: {verdict:?}").unwrap();
+    }
+}
+
+fn get(headers: &HeaderMap) -> RequestView<'_> {
+    RequestView { method: &Method::GET, authority: "web", path: "/", query: None, headers }
+}
+
+fn show_rule(rule: &RouteRule, dump: &mut String) {
+    let RouteRule { name, hosts, matches, backends, policies } = rule;
+    writeln!(dump, "  {name}").unwrap();
+    for one in matches {
+        let host = hosts.first().map(|host| format!("{host} ")).unwrap_or_default();
+        writeln!(dump, "    if {host}{one:?}").unwrap();
+    }
+    let RoutePolicies {
+        jwt: _,
+        authorization: _,
+        rate_limit: _,
+        fault,
+        request_headers,
+        rewrite,
+        shadow,
+        timeouts,
+        retry,
+        response_headers,
+    } = policies;
+    for (what, text) in [
+        ("fault", fault.as_ref().map(|fault| fault.rule.to_string())),
+        ("request headers", request_headers.as_ref().map(|edit| format!("{edit:?}"))),
+        ("rewrite", rewrite.as_ref().map(|rewrite| format!("{rewrite:?}"))),
+        ("timeouts", (*timeouts != Default::default()).then(|| format!("{timeouts:?}"))),
+        ("retry", retry.as_ref().map(|retry| format!("{retry:?}"))),
+        ("response headers", response_headers.as_ref().map(|edit| format!("{edit:?}"))),
+    ] {
+        if let Some(text) = text {
+            writeln!(dump, "    {what} {text}").unwrap();
+        }
+    }
+    for shadow in shadow {
+        writeln!(dump, "    copies to {}:{}", shadow.service, shadow.port).unwrap();
+    }
+    for backend in backends {
+        let target = backend
+            .backend
+            .as_ref()
+            .map_or_else(|| "nowhere: 500".to_owned(), |backend| format!("{}:{}", backend.service, backend.port));
+        writeln!(dump, "    to {target} weight {}", backend.weight).unwrap();
+        for edit in [&backend.request_headers, &backend.response_headers].into_iter().flatten() {
+            writeln!(dump, "      {edit:?}").unwrap();
+        }
+    }
+}
+
+/// A service, its only workload, and a policy with this spec.
+fn shop(policy: &str) -> Resources {
+    let mut resources = Resources::default();
+    let text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{clusterIP: 10.65.0.2, selector: {{app: web}}, ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{name: web-1, namespace: shop, labels: {{app: web}}}}\nspec: {{addresses: [10.64.0.2]}}\n---\n\
+         apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: t, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: web}}]\n{policy}"
+    );
+    assert_eq!(admit_all(&text, &mut resources), "");
+    resources
+}
+
+fn backend(snapshot: &Snapshot) -> &Arc<Backend> {
+    &snapshot.outbound.backends[&("shop/web".parse().unwrap(), 80)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn changing_a_timeout_does_not_refill_the_bucket() {
+    let own = own("shop/web-1");
+    let limit = "  rateLimit: {requests: 1, per: 1h}\n";
+    let (first, _) = compile(&shop(limit), &own, &Snapshot::empty());
+    let admit = |snapshot: &Snapshot| snapshot.inbound.ports[&80].policies.rate_limit.as_ref().unwrap().admit(Instant::now());
+    assert!(admit(&first).is_ok() && admit(&first).is_err());
+    let (second, _) = compile(&shop(&format!("{limit}  connectTimeout: 3s\n")), &own, &first);
+    assert!(admit(&second).is_err(), "the bucket was refilled");
+    assert_eq!(backend(&second).connect_timeout, Duration::from_secs(3));
+    let (third, _) = compile(&shop("  rateLimit: {requests: 2, per: 1h}\n"), &own, &second);
+    assert!(admit(&third).is_ok(), "another limit is another bucket");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejected_endpoint_stays_ejected_when_another_comes() {
+    let own = own("shop/client");
+    let policy = "  circuitBreaking: {ejection: {consecutiveFailures: 1}}\n";
+    let (first, _) = compile(&shop(policy), &own, &Snapshot::empty());
+    let bad = "10.64.0.2:80".parse().unwrap();
+    assert!(backend(&first).ejections.report(bad, Outcome::Failure, 2, Instant::now()).is_some());
+    let mut resources = shop(policy);
+    let more = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {name: web-2, namespace: shop, labels: {app: web}}\nspec: {addresses: [10.64.0.3]}\n";
+    admit_all(more, &mut resources);
+    let (second, _) = compile(&resources, &own, &first);
+    assert_eq!(backend(&second).endpoints.len(), 2);
+    assert!(backend(&second).ejections.is_ejected(bad, Instant::now()));
+}
+
+#[test]
+fn slots_in_use_stay_counted_over_a_change() {
+    let own = own("shop/client");
+    let policy = "  circuitBreaking: {limits: {maxRequests: 1}}\n";
+    let (first, _) = compile(&shop(policy), &own, &Snapshot::empty());
+    let slot = backend(&first).breaker.admit_request();
+    assert!(slot.is_some());
+    let (second, _) = compile(&shop(&format!("{policy}  retryBudget: {{percent: 10}}\n")), &own, &first);
+    assert!(backend(&second).breaker.admit_request().is_none());
+    drop(slot);
+    assert!(backend(&second).breaker.admit_request().is_some());
+}
+
+#[test]
+fn what_did_not_change_is_shared() {
+    let own = own("shop/client");
+    let (first, _) = compile(&shop("  connectTimeout: 1s\n"), &own, &Snapshot::empty());
+    let (second, _) = compile(&shop("  connectTimeout: 1s\n"), &own, &first);
+    assert!(Arc::ptr_eq(backend(&first), backend(&second)));
+    assert_eq!((first.generation, second.generation), (1, 2));
+}
+
+#[test]
+fn only_services_that_were_asked_for_are_called() {
+    let own = own("shop/web-1");
+    let mut resources = shop("  connectTimeout: 1s\n");
+    let callable = |resources: &Resources| compile(resources, &own, &Snapshot::empty()).0.outbound.services.len();
+    assert_eq!(callable(&resources), 1);
+    resources.called = Some(Called::default());
+    assert_eq!(callable(&resources), 0);
+    resources.called = Some(Called { addresses: ["10.65.0.2".parse().unwrap()].into(), ..Called::default() });
+    assert_eq!(callable(&resources), 1);
+}
+
+#[test]
+fn a_form_that_does_not_compile_leaves_the_last_good_one_in_force() {
+    let mut resources = shop("  connectTimeout: 1s\n");
+    let key = ResourceKey { kind: Kind::TrafficPolicy, name: "shop/t".parse().unwrap() };
+    let good = Arc::clone(&resources.by_key[&key]);
+    let Resource::TrafficPolicy(mut policy) = good.as_ref().clone() else { panic!("{good:?}") };
+    policy.spec.connect_timeout = Some("0s".parse().unwrap());
+    let problems = admit(&mut resources, key.clone(), Ok(Arc::new(Resource::TrafficPolicy(policy))));
+    assert!(problems.refused());
+    assert_eq!(resources.by_key[&key], good);
+    assert!(admit(&mut resources, key.clone(), Err("unknown field".to_owned())).refused());
+    assert_eq!(resources.by_key[&key], good);
+    assert!(resources.refused.is_empty());
+    forget(&mut resources, &key);
+    assert!(!resources.by_key.contains_key(&key));
+}
+
+#[test]
+fn before_the_first_configuration_nothing_is_let_in_and_nothing_is_known() {
+    let snapshot = Snapshot::empty();
+    let mut dump = String::new();
+    show(&snapshot, &mut dump);
+    assert_eq!(dump.matches("Deny(RuleName(\"no_configuration\"))").count(), 3, "{dump}");
+    let without_own_workload = compile(&shop("  connectTimeout: 1s\n"), &own("shop/unknown"), &snapshot).0;
+    assert!(without_own_workload.inbound.ports.is_empty());
+    assert!(
+        matches!(&without_own_workload.inbound.other.plaintext, Plaintext::Refuse(rule) if rule.as_str() == "no_configuration")
+    );
+    assert_eq!(FieldPath::root().as_str(), "");
+}
