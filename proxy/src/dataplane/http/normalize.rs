@@ -2,9 +2,11 @@
 //!
 //! Sources: RFC 3986 6.2.2 (normalisation), RFC 9110 7.2 and 7.6.1 (Host, connection headers), RFC 9112 3.2, RFC 9113 8.
 //! The path policy, by name: **decode-unreserved**. Percent-encoded unreserved characters are decoded, the other escapes
-//! get upper-case digits, dot segments are resolved; nothing else changes, no slash is collapsed. An escape that some
-//! servers read as a separator or an end (`%2F`, `%5C`, `%00`) stays as it is and marks the path as ambiguous: where an
-//! authorization policy has to decide, such a path is refused, for nobody can know which path the application will see.
+//! get upper-case digits, dot segments are resolved; nothing else changes, no slash is collapsed. What some servers read
+//! otherwise than it is written - an escape for a separator or an end (`%2F`, `%5C`, `%00`), a backslash, an empty segment
+//! (`//`, which many servers collapse), a parameter (`;`, which servlet containers cut off) - stays as it is and marks the
+//! path as ambiguous: where an authorization policy decides about paths, such a one is refused, for nobody can know which
+//! path the application will see.
 
 use std::borrow::Cow;
 
@@ -82,12 +84,14 @@ pub(crate) fn host(authority: &str) -> &str {
 
 /// The normal form of a path, and whether servers may differ about it.
 pub(crate) fn normal_path(path: &str) -> (Cow<'_, str>, bool) {
+    // Asked before dots are resolved: they may take the empty segment with them.
+    let otherwise = path.contains(';') || path.contains("//");
     let suspicious = path.bytes().any(|byte| byte == b'%' || byte == b'\\') || path.contains("/.");
     if !suspicious && path.starts_with('/') {
-        return (Cow::Borrowed(path), false);
+        return (Cow::Borrowed(path), otherwise);
     }
     let (decoded, ambiguous) = decode_unreserved(path);
-    (Cow::Owned(without_dots(&decoded)), ambiguous)
+    (Cow::Owned(without_dots(&decoded)), ambiguous || otherwise)
 }
 
 fn decode_unreserved(path: &str) -> (String, bool) {
@@ -229,7 +233,11 @@ mod tests {
             ("/a/b/..", "/a/", false),
             ("/a/.", "/a/", false),
             ("/../../etc", "/etc", false),
-            ("/a//b", "/a//b", false),
+            ("/a//b", "/a//b", true),
+            ("//admin", "//admin", true),
+            ("/a//../b", "/a/b", true),
+            ("/public/..;/admin", "/public/..;/admin", true),
+            ("/a%3Bb", "/a%3Bb", false),
             ("/%2e%2e/admin", "/admin", false),
             ("/a%2fb", "/a%2Fb", true),
             ("/a%5cb", "/a%5Cb", true),
@@ -251,7 +259,7 @@ mod tests {
             let (once, ambiguous) = normal_path(&path);
             let (twice, still) = normal_path(&once);
             proptest::prop_assert_eq!(&once, &twice);
-            proptest::prop_assert_eq!(ambiguous, still);
+            proptest::prop_assert!(ambiguous || !still);
             if !ambiguous {
                 proptest::prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
             }

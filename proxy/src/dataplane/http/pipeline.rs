@@ -179,8 +179,8 @@ async fn line(
 
     // authorization
     if let Some(authorization) = authorization {
-        if ambiguous {
-            return Err(Reject::BadRequest("the path holds an escape that servers read differently, and a policy decides on it"));
+        if ambiguous && authorization.names_paths() {
+            return Err(Reject::BadRequest("servers read this path differently, and a policy decides on it"));
         }
         match authorization.decide(peer, seen, claims.as_ref()) {
             Verdict::Allow(rule) => record.ends.rule = Some(rule),
@@ -222,6 +222,9 @@ async fn line(
 
     // headers
     let http::request::Parts { method, mut headers, extensions, .. } = parts;
+    if let Some(jwt) = jwt {
+        jwt.strip(&mut headers);
+    }
     if let Some(edit) = request_headers {
         edit.apply(&mut headers);
     }
