@@ -156,6 +156,11 @@ impl Follower {
         }
         let endpoints = endpoints(&snapshot);
         let generation = snapshot.generation;
+        // An ejection of an endpoint that left would count against those that are there.
+        for backend in snapshot.outbound.backends.values() {
+            let there: Vec<_> = backend.endpoints.iter().map(|endpoint| endpoint.address).collect();
+            backend.ejections.retain(&there);
+        }
         self.proxy.publish(snapshot);
         self.proxy.pool.prune(&endpoints);
         debug!(generation, version, "published");

@@ -256,17 +256,18 @@ fn decide_opaque(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result
     if let Some(jwt) = &port.policies.jwt {
         jwt.decide_opaque().map_err(Reject::TokenRefused)?;
     }
-    if let Some(authorization) = &port.policies.authorization {
-        match authorization.decide_opaque(peer) {
-            Verdict::Allow(rule) => return Ok(Some(rule)),
+    let rule = match &port.policies.authorization {
+        Some(authorization) => match authorization.decide_opaque(peer) {
+            Verdict::Allow(rule) => Some(rule),
             Verdict::Deny(rule) => return Err(Reject::Denied(rule)),
-        }
-    }
+        },
+        None => peer.identity.is_some().then(|| RuleName::new(DEFAULT_ALLOW)),
+    };
     // A connection takes one token, as a request does.
     if let Some(limit) = &port.policies.rate_limit {
         limit.admit(Instant::now()).map_err(|after| Reject::RateLimited(limit.rule.clone(), after))?;
     }
-    Ok(peer.identity.is_some().then(|| RuleName::new(DEFAULT_ALLOW)))
+    Ok(rule)
 }
 
 fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
