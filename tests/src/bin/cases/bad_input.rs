@@ -8,7 +8,7 @@ use crate::world::{client, echo, expect, own, route, service, until};
 
 struct World {
     client: Pod,
-    _web: Pod,
+    web: Pod,
     mesh: Mesh,
 }
 
@@ -37,6 +37,7 @@ pub(crate) fn run(runner: &mut Runner) {
                     )
                 },
             },
+            Case { name: "two_routes_that_contradict_are_told", run: |(), _| told(&contradiction(), &["second"]) },
             Case { name: "a_document_of_a_megabyte_is_refused_soon", run: |(), _| megabyte() },
             Case { name: "good_documents_pass", run: |(), _| passes() },
         ],
@@ -47,7 +48,7 @@ pub(crate) fn run(runner: &mut Runner) {
         let caller = client(&mesh, "bad/client")?;
         mesh.apply(&service("bad", "web", 80, 8080))?;
         until(&caller, "http://web/", 200)?;
-        Ok(World { client: caller, _web: web, mesh })
+        Ok(World { client: caller, web, mesh })
     };
     runner.group(
         "bad_input",
@@ -56,6 +57,8 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "apply_refuses_and_keeps_the_last_good_form", run: |world, _| keeps(world) },
             Case { name: "an_allow_policy_without_rules_allows_nothing", run: |world, _| no_rules(world) },
             Case { name: "a_garbage_first_packet_does_no_harm", run: |world, _| garbage(world) },
+            Case { name: "a_peer_of_another_trust_domain_or_without_certificate_is_refused", run: |world, _| strangers(world) },
+            Case { name: "a_pod_cannot_enrol_as_another_or_with_a_foreign_listener", run: |world, _| impostor(world) },
             Case { name: "a_header_block_over_the_limit_is_refused", run: |world, _| headers(world) },
         ],
     );
@@ -87,6 +90,63 @@ fn told(yaml: &str, words: &[&str]) -> Result<()> {
         ensure!(said.all().contains(word), "the message does not say {word}: {}", said.all());
     }
     Ok(())
+}
+
+/// Two routes that match the same requests of one service and lead elsewhere.
+fn contradiction() -> String {
+    let rules = |to: &str| {
+        format!("[{{ matches: [{{ path: {{ type: Exact, value: /a }} }}], backendRefs: [{{ name: {to}, port: 80 }}] }}]")
+    };
+    service("a", "web", 80, 8080)
+        + &service("a", "one", 80, 8080)
+        + &service("a", "two", 80, 8080)
+        + &route("a", "first", "web", &rules("one"))
+        + &route("a", "second", "web", &rules("two"))
+}
+
+/// TLS as sidecars speak it, from outside: with a certificate of another trust domain, and with none.
+fn strangers(world: &World) -> Result<()> {
+    let folder = world.mesh.folder().join("strangers");
+    std::fs::create_dir_all(&folder)?;
+    let mut tool = std::process::Command::new(e2e::programs::shop());
+    finish(tool.arg("certificates").arg(&folder), PATIENCE)?.ok()?;
+    let outsider = world.mesh.pod("bad/stranger").outside().idle()?;
+    let code = "import socket, ssl, sys\n\
+        c = ssl.create_default_context(); c.check_hostname = False; c.verify_mode = ssl.CERT_NONE; c.set_alpn_protocols([sys.argv[2]])\n\
+        if sys.argv[3] == 'with': c.load_cert_chain(sys.argv[4] + '/client.crt', sys.argv[4] + '/client.key')\n\
+        try:\n\
+        \x20   s = c.wrap_socket(socket.create_connection((sys.argv[1], 8080)), server_hostname='web'); s.settimeout(3)\n\
+        \x20   s.sendall(b'GET / HTTP/1.1\\r\\nhost: web\\r\\n\\r\\n' if sys.argv[2] == 'outrigger-tcp' else b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\0\\0\\0\\4\\0\\0\\0\\0\\0')\n\
+        \x20   d = s.recv(4000); print('answered' if d else 'closed', d[:60])\n\
+        except (OSError, ssl.SSLError) as e: print('refused', e)\n";
+    let address = world.web.address()?;
+    let folder = folder.to_string_lossy().into_owned();
+    for alpn in ["outrigger-h2", "outrigger-tcp"] {
+        for certificate in ["with", "without"] {
+            let said = outsider.exec(["python3", "-c", code, &address, alpn, certificate, &folder])?.ok()?;
+            ensure!(!said.contains("answered"), "{alpn} {certificate} a certificate: {said}");
+        }
+    }
+    expect(&world.client, &["http://web/"], 200).map(drop)
+}
+
+/// A process inside a pod that speaks the enrolment's words, for another pod and with a listener of its own namespace.
+fn impostor(world: &World) -> Result<()> {
+    let code = "import array, json, socket\n\
+        l = socket.socket(); l.bind(('0.0.0.0', 0)); l.listen()\n\
+        s = socket.socket(socket.AF_UNIX); s.settimeout(5)\n\
+        try:\n\
+        \x20   s.connect('/run/outrigger/node.sock')\n\
+        \x20   line = json.dumps({'outrigger': 1, 'namespace': 'bad', 'name': 'web'}).encode() + b'\\n'\n\
+        \x20   s.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [l.fileno()]))])\n\
+        \x20   print(s.recv(4000).decode())\n\
+        except OSError as e: print('error', e)\n";
+    let said = world.client.exec(["python3", "-c", code])?.ok()?;
+    ensure!(said.contains("error") && !said.contains("\"ok\""), "the node agent said {said}");
+    // And from the host, whose namespace is no pod's.
+    let said = finish(std::process::Command::new("python3").args(["-c", code]), PATIENCE)?.ok()?;
+    ensure!(said.contains("error") && !said.contains("\"ok\""), "the node agent said {said}");
+    expect(&world.client, &["http://web/"], 200).map(drop)
 }
 
 fn megabyte() -> Result<()> {

@@ -18,6 +18,8 @@ pub(crate) fn run(runner: &mut Runner) {
         &[
             Case { name: "up_without_root_says_what_it_needs", run: |(), _| without_root() },
             Case { name: "up_without_cgroup_v2_says_so", run: |(), _| without_cgroups() },
+            Case { name: "up_without_the_right_to_load_programs_says_so", run: |(), _| without_programs() },
+            Case { name: "a_watched_folder_may_disappear_and_come_back", run: |(), _| folder() },
             Case { name: "up_twice_says_that_it_is_up", run: |(), _| twice() },
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
             Case { name: "a_pod_passes_its_programs_exit_code_and_output_through", run: |(), _| passes_through() },
@@ -51,6 +53,39 @@ fn without_cgroups() -> Result<()> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
     refused(&finish(&mut command, PATIENCE)?, "cgroup")
+}
+
+fn without_programs() -> Result<()> {
+    // As a kernel that refuses: root without the capabilities for bpf(2).
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-bpf,-sys_admin,-perfmon", "--inh-caps=-all"]).arg(binary()).arg("up");
+    let said = finish(&mut command, PATIENCE)?;
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    refused(&said, "cap")
+}
+
+fn folder() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let resources = folder.path().join("mesh");
+    std::fs::create_dir(&resources)?;
+    std::fs::write(resources.join("web.yaml"), service("life", "web", 80, 8080))?;
+    let mesh = Mesh::up_with(&["--resources", &resources.to_string_lossy()])?;
+    let web = echo(&mesh, "life/web", "web")?;
+    let caller = client(&mesh, "life/client")?;
+    until(&caller, "http://web/", 200)?;
+    std::fs::remove_dir_all(&resources)?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    // The last good state stays in force.
+    crate::world::expect(&caller, &["http://web/"], 200)?;
+    std::fs::create_dir(&resources)?;
+    std::fs::write(resources.join("web.yaml"), service("life", "web", 80, 8080) + &service("life", "again", 80, 8080))?;
+    e2e::mesh::wait_for("the folder is read again", PATIENCE, || {
+        let said = finish(&mut outrigger(["get", "Service", "again", "-n", "life"]), PATIENCE)?;
+        ensure!(said.code == 0, "{}", said.all());
+        Ok(())
+    })?;
+    drop((web, caller));
+    mesh.down()
 }
 
 fn twice() -> Result<()> {

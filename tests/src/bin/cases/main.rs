@@ -13,6 +13,7 @@ mod life;
 mod observability;
 mod policies;
 mod third_party;
+mod tools;
 mod world;
 
 fn main() -> ExitCode {
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     third_party::run(&mut runner);
     policies::run(&mut runner);
     observability::run(&mut runner);
+    tools::run(&mut runner);
     faults::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
