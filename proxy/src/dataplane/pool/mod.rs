@@ -215,7 +215,9 @@ impl Pool {
         let mut fresh = false;
         loop {
             let link = Arc::clone(self.links.lock().entry(key_of(to)).or_default());
+            let waiting = wait(to)?;
             let (open, reused) = self.shared(&link, to, fresh).await?;
+            drop(waiting);
             let mut sender = open.sender;
             if extended {
                 let mut extended = open.extended;
@@ -298,7 +300,10 @@ impl Pool {
         loop {
             let (mut sender, reused) = match self.take_idle(&key_of(to)) {
                 Some(sender) => (sender, true),
-                None => (self.open_single(to).await?, false),
+                None => {
+                    let _waiting = wait(to)?;
+                    (self.open_single(to).await?, false)
+                }
             };
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, sender)),
@@ -346,6 +351,12 @@ impl Pool {
 
 fn key_of(to: &Destination) -> Key {
     Key { address: to.address, peer: to.peer.clone(), client: to.client.map(|client| client.ip()) }
+}
+
+/// A slot for the time in which a request waits for a connection.
+fn wait(to: &Destination) -> Result<Option<Slot>, ConnectError> {
+    let admit = |breaker: &Arc<Breaker>| breaker.admit_pending().ok_or_else(|| ConnectError::Limit(breaker.rule.clone()));
+    to.breaker.as_ref().map(admit).transpose()
 }
 
 fn admit(to: &Destination) -> Result<Option<Slot>, ConnectError> {
