@@ -165,9 +165,10 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 async fn follow(agent: Arc<Agent>, records: PathBuf) {
     // One pending notice is enough: a reconciliation reads the whole folder.
     let (notice, mut notices) = mpsc::channel(1);
-    let told = move |_event: notify::Result<notify::Event>| {
+    let told = move |event: notify::Result<notify::Event>| {
+        // Reading the folder is an access that is told of as well: taken for news, it would be read without end.
         // Full means that a notice is already waiting.
-        if notice.try_send(()).is_err() {}
+        if !event.is_ok_and(|event| event.kind.is_access()) && notice.try_send(()).is_err() {}
     };
     let mut watcher = notify::recommended_watcher(told);
     let watched = watcher
