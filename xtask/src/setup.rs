@@ -68,20 +68,23 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
     Ok(())
 }
 
-/// Builds what is measured, as it is released.
+/// Builds what is measured, as it is released: the product by itself, so that no feature of a test's reaches it.
 pub(crate) fn build_release(root: &Path) -> Result<()> {
-    let bins =
-        ["--package", "outrigger", "--package", "e2e", "--features", "e2e/programs", "--bin", "outrigger", "--bin", "load"];
+    shell::run(shell::cargo(root, &["build", "--locked", "--release", "--package", "outrigger"]))?;
+    let around = ["--package", "e2e", "--features", "e2e/programs", "--bin", "load", "--bin", "shop"];
     let mut command = shell::cargo(root, &["build", "--locked", "--release"]);
-    command.args(bins).args(["--bin", "shop"]);
+    command.args(around);
     shell::run(command)
 }
 
-/// Builds the product and the programs around it in one go: what is selected together shares its dependencies.
+/// What every build for development selects. Cargo unites the features of what is selected together, so one selection
+/// means that each dependency is built once and not once for each command.
+pub(crate) const SELECTION: [&str; 3] = ["--workspace", "--features", "e2e/programs"];
+
+/// Builds the product and the programs around it in one go.
 pub(crate) fn build(root: &Path) -> Result<()> {
-    let packages = ["--package", "outrigger", "--package", "e2e", "--features", "e2e/programs"];
     let mut command = shell::cargo(root, &["build", "--locked", "--bins"]);
-    command.args(packages);
+    command.args(SELECTION);
     shell::run(command)
 }
 

@@ -80,7 +80,9 @@ fn check(work: impl FnOnce() -> Result<()>) -> Result<(Counts, Option<String>)> 
 }
 
 fn unit(root: &Path) -> Result<(Counts, Option<String>)> {
-    watched(shell::cargo(root, &["test", "--workspace", "--exclude", "e2e", "--locked"]))
+    let mut command = shell::cargo(root, &["test", "--locked"]);
+    command.args(setup::SELECTION);
+    watched(command)
 }
 
 fn cases(root: &Path, long: bool, filter: &[String]) -> Result<(Counts, Option<String>)> {
