@@ -126,6 +126,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         metrics: Metrics::new()?,
     });
     withdraw_strangers(&agent, &records);
+    let kernel_log = agent.kernel.lock().log()?;
 
     let enrolment = bind(&config.node_socket)?;
     let workload_api = bind(&config.workload_api)?;
@@ -141,6 +142,9 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let served = metrics::serve(Arc::clone(&agent), metrics);
     parts.spawn(async move { drop(served.await) });
     parts.spawn(follow(Arc::clone(&agent), records));
+    if let Some(kernel_log) = kernel_log {
+        parts.spawn(kernel_log);
+    }
     info!("node agent ready for pods");
 
     // Cancel-safe: nothing is taken from either. None of the parts ever ends by itself.
@@ -287,6 +291,9 @@ fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
 /// Withdraws what a former agent enrolled and nobody describes any more. A record that cannot be read might be the
 /// description: then nothing is withdrawn.
 fn withdraw_strangers(agent: &Agent, records: &Path) {
+    if let Err(error) = agent.kernel.lock().forget_gone() {
+        warn!(error = chain(&error), "cannot forget pods whose namespace is gone");
+    }
     let Ok(found) = pods::read(records) else { return };
     if !found.faults.is_empty() {
         return;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
 use super::super::{Failure, print};
@@ -17,7 +16,7 @@ use super::visit::{signal, wait_until};
 use super::{DownArgs, cgroup, links, pod, up};
 use crate::base::state;
 use crate::model::address_book::{AddressBook, Range};
-use crate::node::kernel::Kernel;
+use crate::node::kernel::{Kernel, unmount_bpffs};
 
 pub(crate) fn down(args: DownArgs) -> Result<ExitCode, Failure> {
     if !rustix::process::geteuid().is_root() {
@@ -29,16 +28,14 @@ pub(crate) fn down(args: DownArgs) -> Result<ExitCode, Failure> {
     // The pods first: a pod that outlived its capture would be open.
     let pods = stop_pods(&state, &cgroup_root);
     let mesh = stop_mesh(record.as_ref());
-    let kernel = if places::pins().exists() {
-        Kernel::remove_all(&places::pins()).map_err(|error| Failure::environment(crate::node::chain(&error), error.remedy()))
-    } else {
-        Ok(())
-    };
-    let mount = unmount(&places::pins());
+    let pins = places::pins();
+    let kernel = Kernel::remove_all(&pins)
+        .and_then(|()| unmount_bpffs(&pins))
+        .map_err(|error| Failure::environment(crate::node::chain(&error), error.remedy()));
     let cgroups = cgroup::remove(&cgroup_root.join("outrigger")).map_err(|error| cannot("remove the cgroups", &error));
     let bridge = links::remove_bridge();
     let files = remove_files(&state).map_err(|error| cannot("remove files", &error));
-    pods.and(mesh).and(kernel).and(mount).and(cgroups).and(bridge).and(files)?;
+    pods.and(mesh).and(kernel).and(cgroups).and(bridge).and(files)?;
     print("outrigger is down\n")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -111,18 +108,6 @@ fn stop_mesh(record: Option<&UpRecord>) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn unmount(pins: &Path) -> Result<(), Failure> {
-    loop {
-        match rustix::mount::unmount(pins, UnmountFlags::DETACH) {
-            // Mounted twice, if ever.
-            Ok(()) => {}
-            // Not mounted, or never made.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(cannot(&format!("unmount {}", pins.display()), &error.into())),
-        }
-    }
 }
 
 /// What does not outlive the mesh. Authority, documents, join token and logs stay.

@@ -64,7 +64,15 @@ pub(crate) fn make_pod(netns: &str, link: &PodLink) -> Result<(), Failure> {
 /// # Errors
 /// ip(8) is missing or refuses.
 pub(crate) fn remove_pod(netns: &str) -> Result<(), Failure> {
-    if Path::new("/run/netns").join(netns).exists() { ip(&["netns", "delete", netns], "") } else { Ok(()) }
+    let stands = || Path::new("/run/netns").join(netns).exists();
+    if !stands() {
+        return Ok(());
+    }
+    match ip(&["netns", "delete", netns], "") {
+        // Its supervisor may remove it at the same moment.
+        Err(_it_is_gone) if !stands() => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Does this machine speak IPv6 at all?

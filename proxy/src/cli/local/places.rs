@@ -117,6 +117,11 @@ impl PodPlaces {
         self.runtime().join("lock")
     }
 
+    /// Made when its program starts, after its sidecar is ready.
+    pub(crate) fn started(&self) -> PathBuf {
+        self.runtime().join("started")
+    }
+
     /// Where its sidecar keeps the last good configuration.
     pub(crate) fn sidecar_state(&self) -> PathBuf {
         self.state.join("sidecars").join(&self.stem)

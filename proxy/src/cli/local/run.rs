@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
@@ -134,6 +134,8 @@ async fn run_app(
         Ok(app) => app,
         Err(error) => return not_started(&args.command, &error),
     };
+    // From here `exec` finds the pod: its sidecar is ready.
+    File::create(pod.places.started()).map_err(|error| cannot("write into the pod's folder", &error))?;
     if detach::is_detached() {
         detach::report(&ready(&pod.record), &pod.places.log(".supervisor"))?;
         if let Err(error) = log::set_filter("info") {
@@ -173,10 +175,11 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
     wait_for_enrolment(&pod.record).await?;
     sidecar.start(pod, mesh)?;
     let address = pod.record.addresses.first().copied().ok_or_else(|| Failure::invalid(["the pod has no address"]))?;
+    let server = SocketAddr::new(address, SIDECAR_READY_PORT);
     let begun = Instant::now();
     let log = pod.places.log(".sidecar");
     loop {
-        if is_ready(address, SIDECAR_READY_PORT).await {
+        if answers(server, "/ready").await {
             info!(after_ms = begun.elapsed().as_millis(), "sidecar ready");
             return Ok(());
         }
@@ -223,11 +226,11 @@ async fn wait_for_enrolment(record: &PodRecord) -> Result<(), Failure> {
     }
 }
 
-/// Does `/ready` answer 200?
-pub(crate) async fn is_ready(address: IpAddr, port: u16) -> bool {
+/// Does a GET of `path` answer 200?
+pub(crate) async fn answers(server: SocketAddr, path: &str) -> bool {
     let asked = async {
-        let mut stream = TcpStream::connect(SocketAddr::new(address, port)).await?;
-        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await?;
+        let mut stream = TcpStream::connect(server).await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {server}\r\nconnection: close\r\n\r\n").as_bytes()).await?;
         let mut head = [0; 12];
         stream.read_exact(&mut head).await?;
         Ok::<bool, io::Error>(head.ends_with(b" 200"))

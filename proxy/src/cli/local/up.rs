@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -16,8 +17,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::super::{Failure, print};
 use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
 use super::pod::cannot;
-use super::run::{cgroup_root, is_ready, tell};
+use super::run::{answers, cgroup_root, tell};
 use super::{UpArgs, detach, links, pod, visit};
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
@@ -137,12 +137,17 @@ async fn supervise(args: &UpArgs, state: &Path) -> Result<ExitCode, Failure> {
                 ready = true;
                 None
             }
+            () = tokio::time::sleep_until(begun + READY_AT_MOST), if !ready => {
+                break Err(Failure::environment(
+                    format!("the mesh was not ready after {} s", READY_AT_MOST.as_secs()),
+                    format!("look into {}", state.join("log").display()),
+                ));
+            }
         };
         match ended {
             Some((role, status)) if !ready && matches!(status.code(), Some(2 | 3)) => break Err(role.failure()),
             Some((role, status)) => {
                 role.tell(&format!("it ended ({status}), starting it again"));
-                tokio::time::sleep(role.pause()).await;
                 if let Err(failure) = role.start() {
                     break Err(failure);
                 }
@@ -158,12 +163,6 @@ async fn supervise(args: &UpArgs, state: &Path) -> Result<ExitCode, Failure> {
         if ready && let Err(failure) = publish(&mut record, &control, &node) {
             break Err(failure);
         }
-        if !ready && begun.elapsed() > READY_AT_MOST {
-            break Err(Failure::environment(
-                format!("the mesh was not ready after {} s", READY_AT_MOST.as_secs()),
-                format!("look into {}", state.join("log").display()),
-            ));
-        }
     };
     node.stop().await;
     control.stop().await;
@@ -173,20 +172,10 @@ async fn supervise(args: &UpArgs, state: &Path) -> Result<ExitCode, Failure> {
 /// Returns when both answer; each by what it serves to people.
 async fn are_ready() {
     let here = IpAddr::from(Ipv4Addr::LOCALHOST);
-    while !(is_ready(here, NODE_METRICS_PORT).await && answers(SocketAddr::new(here, API_PORT)).await) {
+    let (node, api) = (SocketAddr::new(here, NODE_METRICS_PORT), SocketAddr::new(here, API_PORT));
+    while !(answers(node, "/ready").await && answers(api, "/api/status").await) {
         tokio::time::sleep(POLL).await;
     }
-}
-
-async fn answers(api: SocketAddr) -> bool {
-    let asked = async {
-        let mut stream = TcpStream::connect(api).await?;
-        stream.write_all(b"GET /api/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head).await?;
-        Ok::<bool, io::Error>(head.ends_with(b" 200"))
-    };
-    matches!(tokio::time::timeout(ASK_AT_MOST, asked).await, Ok(Ok(true)))
 }
 
 fn publish(record: &mut UpRecord, control: &Role, node: &Role) -> Result<(), Failure> {
@@ -250,6 +239,8 @@ struct Role {
     child: Option<Child>,
     started: Instant,
     pause: Duration,
+    /// How it ended, and when it is to be started again.
+    due: Option<(Instant, ExitStatus)>,
     said: Arc<Mutex<VecDeque<String>>>,
     readers: JoinSet<()>,
 }
@@ -263,6 +254,7 @@ impl Role {
             child: None,
             started: Instant::now(),
             pause: FIRST_PAUSE,
+            due: None,
             said: Arc::default(),
             readers: JoinSet::new(),
         }
@@ -293,19 +285,20 @@ impl Role {
         Ok(())
     }
 
-    /// Returns when it has ended and all of its words are read. Cancel-safe.
+    /// Returns when it has ended, all of its words are read, and it is time to start it again: later each time, unless it
+    /// had lived for a while or somebody killed it. Cancel-safe.
     async fn ended(&mut self) -> ExitStatus {
-        let Some(child) = &mut self.child else { return std::future::pending().await };
-        let status = child.wait().await.unwrap_or_default();
-        while self.readers.join_next().await.is_some() {}
-        self.child = None;
+        if let Some(child) = &mut self.child {
+            let status = child.wait().await.unwrap_or_default();
+            while self.readers.join_next().await.is_some() {}
+            let steady = self.started.elapsed() > STEADY || status.signal() == Some(Signal::KILL.as_raw());
+            self.pause = if steady { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+            (self.child, self.due) = (None, Some((Instant::now() + self.pause, status)));
+        }
+        let Some((due, status)) = self.due else { return std::future::pending().await };
+        tokio::time::sleep_until(due).await;
+        self.due = None;
         status
-    }
-
-    /// How long to wait before it is started again: longer each time, unless it had lived for a while.
-    fn pause(&mut self) -> Duration {
-        self.pause = if self.started.elapsed() > STEADY { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-        self.pause
     }
 
     fn process(&self) -> u32 {
@@ -377,7 +370,6 @@ const API_PORT: u16 = 14_080;
 const NODE_METRICS_PORT: u16 = 14_030;
 const SAID_MAX: usize = 20;
 const POLL: Duration = Duration::from_millis(20);
-const ASK_AT_MOST: Duration = Duration::from_secs(1);
 const READY_AT_MOST: Duration = Duration::from_secs(30);
 const STOP_AT_MOST: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
