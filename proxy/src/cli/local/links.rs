@@ -103,7 +103,7 @@ fn pod_batch(link: &PodLink) -> String {
     }
     append(&mut batch, format_args!("link set eth0 up\nroute add default via {GATEWAY_V4}\n"));
     if link.v6.is_some() {
-        append(&mut batch, format_args!("-6 route add default via {GATEWAY_V6} dev eth0\n"));
+        append(&mut batch, format_args!("route add default via {GATEWAY_V6} dev eth0\n"));
     }
     batch
 }
