@@ -491,6 +491,93 @@ mod tests {
         assert_eq!(kind_named("pods"), None);
     }
 
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: { name: web, namespace: shop }\nspec: { ports: [{ port: 80 }] }\n";
+
+    fn api(state: &Path) -> Arc<Api> {
+        let clock = crate::identity::testing::clock();
+        let trust_domain: crate::identity::spiffe::TrustDomain = "cluster.local".parse().unwrap();
+        let local = "127.0.0.1:0".parse().unwrap();
+        std::fs::create_dir_all(state.join(STORED)).unwrap();
+        let config = Config {
+            resources: Vec::new(),
+            state: state.to_owned(),
+            trust_domain: trust_domain.clone(),
+            listen: Vec::new(),
+            api: local,
+            metrics: local,
+            svid_lifetime: std::time::Duration::from_secs(3600),
+        };
+        let store = Arc::new(Store::new(state));
+        let metrics = Arc::new(super::super::metrics::Metrics::new().unwrap());
+        let sessions = Arc::new(Sessions::new(Arc::clone(&store), trust_domain.clone(), clock.clone(), metrics));
+        let ca = Arc::new(Authority::open(&state.join("ca"), trust_domain, clock.clone()).unwrap());
+        Api::new(&config, store, sessions, Arc::default(), ca, clock)
+    }
+
+    fn texts(text: &str) -> Vec<Text> {
+        vec![Text { name: "web.yaml".to_owned(), text: text.to_owned(), keys: BTreeMap::new() }]
+    }
+
+    fn actions(answer: &Answer) -> Vec<(&str, &str)> {
+        answer.results.iter().map(|done| (done.resource.as_str(), done.action.as_str())).collect()
+    }
+
+    #[test]
+    fn a_document_is_applied_changed_and_deleted() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        assert_eq!(actions(&api.apply(&texts(SERVICE))), [("Service/shop/web", "created")]);
+        assert_eq!(actions(&api.apply(&texts(SERVICE))), [("Service/shop/web", "unchanged")]);
+        let answer = api.apply(&texts(&SERVICE.replace("80", "81")));
+        assert_eq!(actions(&answer), [("Service/shop/web", "changed")]);
+        let key: ResourceKey = "Service/shop/web".parse().unwrap();
+        assert!(api.store.world().body(&key).unwrap().json.contains(r#""clusterIP":"10.65.0.2""#));
+        assert_eq!(actions(&api.delete(&texts(SERVICE))), [("Service/shop/web", "deleted")]);
+        assert!(!api.store.world().contains(&key));
+        assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
+        let again = api.delete(&texts(SERVICE));
+        assert_eq!(again.problems[0].text, "there is no such resource");
+    }
+
+    #[test]
+    fn one_bad_document_keeps_all_others_out() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let bad = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec:\n  action: DENY\n  ruels: []\n";
+        let answer = api.apply(&texts(&(SERVICE.to_owned() + bad)));
+        let problem = answer.problems.iter().find(|problem| problem.refuses).unwrap();
+        assert!(problem.text.contains("ruels"), "{problem:?}");
+        assert!(problem.place.as_deref().unwrap().starts_with("web.yaml:11:"), "{problem:?}");
+        assert!(answer.results.is_empty());
+        assert_eq!(api.store.world().revision(), 0);
+        assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_refused_change_leaves_the_last_good_form() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        api.apply(&texts(SERVICE));
+        let before = api.store.world().body(&"Service/shop/web".parse().unwrap()).unwrap().clone();
+        let answer = api.apply(&texts(&SERVICE.replace("port: 80", "port: 70000")));
+        assert!(answer.problems.iter().any(|problem| problem.refuses));
+        assert_eq!(api.store.world().body(&"Service/shop/web".parse().unwrap()), Some(&before));
+    }
+
+    #[test]
+    fn a_document_of_a_watched_folder_is_not_deleted_but_found() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let document = yaml::read(SERVICE).remove(0).unwrap();
+        let key = document.resource.key();
+        let origin = Origin::File("/etc/mesh/web.yaml".into());
+        api.store.apply(vec![Change::Put { key, form: Form::Read(Arc::new(document.resource)), origin }]);
+        let answer = api.delete(&texts(SERVICE));
+        assert!(answer.results.is_empty());
+        assert_eq!(answer.problems[0].text, "it stands in /etc/mesh/web.yaml");
+    }
+
     #[test]
     fn only_this_machine_is_a_loopback_host() {
         for host in ["127.0.0.1:14080", "localhost:14080", "localhost", "[::1]:14080", "127.0.0.1"] {

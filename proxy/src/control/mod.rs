@@ -40,6 +40,8 @@ pub(crate) mod select;
 pub(crate) mod sessions;
 pub(crate) mod source;
 pub(crate) mod store;
+#[cfg(test)]
+mod tests;
 pub(crate) mod world;
 
 use api::Api;

@@ -1,0 +1,389 @@
+//! A whole control plane on loopback, with real folders, real TLS and the sidecars' own end of the stream.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::{Code, Status};
+
+use super::ca::Authority;
+use super::sessions::Sessions;
+use super::{Config, Control};
+use crate::base::clock::WallClock;
+use crate::base::drain::Drain;
+use crate::base::names::Named;
+use crate::delta::Scope;
+use crate::delta::authority::authority_client::AuthorityClient;
+use crate::delta::authority::{JoinNodeRequest, SignWorkloadRequest, WatchBundleRequest};
+use crate::delta::client::{Rejection, Update};
+use crate::delta::envelope::delta_client::DeltaClient as WireClient;
+use crate::delta::envelope::{DeltaRequest, Node};
+use crate::delta::grpc::{ClientConfig, DeltaClient, UpdateStream};
+use crate::delta::transport::{Dial, control_identity, tls_dial};
+use crate::identity::source::Identity;
+use crate::identity::spiffe::TrustDomain;
+use crate::model::ResourceKey;
+
+struct Mesh {
+    _root: tempfile::TempDir,
+    folder: std::path::PathBuf,
+    state: std::path::PathBuf,
+    address: SocketAddr,
+    sessions: Arc<Sessions>,
+    drain: Option<Drain>,
+    tasks: JoinSet<()>,
+}
+
+fn domain() -> TrustDomain {
+    "cluster.local".parse().unwrap()
+}
+
+fn service(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: shop }}\nspec: {{ selector: {{ app: {name} }}, ports: [{{ port: 80 }}] }}\n---\n"
+    )
+}
+
+fn workload(name: &str, account: &str) -> String {
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name}, namespace: shop, labels: {{ app: {account} }} }}\nspec: {{ addresses: [10.99.0.{}], serviceAccount: {account} }}\n---\n",
+        name.len()
+    )
+}
+
+impl Mesh {
+    async fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, state) = (root.path().join("documents"), root.path().join("state"));
+        std::fs::create_dir(&folder).unwrap();
+        let documents = [service("web"), service("api"), workload("web-1", "web"), workload("client", "client")].concat();
+        std::fs::write(folder.join("shop.yaml"), documents).unwrap();
+        let local = "127.0.0.1:0".parse().unwrap();
+        let config = Config {
+            resources: vec![folder.clone()],
+            state: state.clone(),
+            trust_domain: domain(),
+            listen: vec![local],
+            api: local,
+            metrics: local,
+            svid_lifetime: Duration::from_secs(3600),
+        };
+        let control = Control::build(config, WallClock::system()).unwrap();
+        let address = control.streams[0].local_addr().unwrap();
+        let sessions = Arc::clone(&control.sessions);
+        let (drain, guard) = Drain::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(control.serve(guard));
+        Self { _root: root, folder, state, address, sessions, drain: Some(drain), tasks }
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        let fresh = self.folder.join(format!(".{file}"));
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(fresh, self.folder.join(file)).unwrap();
+    }
+
+    /// An identity signed by the mesh's own authority, as of `clock`.
+    fn identity(&self, path: &str, clock: &WallClock) -> Identity {
+        let ca = Authority::open(&self.state.join("ca"), domain(), clock.clone()).unwrap();
+        let (signed, key) =
+            ca.issue(&format!("spiffe://cluster.local{path}").parse().unwrap(), Duration::from_secs(3600)).unwrap();
+        let identity = Identity::new(domain(), WallClock::system());
+        identity.publish(signed.chain, key, ca.bundles().unwrap()).unwrap();
+        identity
+    }
+
+    fn dial(&self, identity: Identity) -> Dial {
+        tls_dial(identity, control_identity(&domain()).unwrap())
+    }
+
+    fn sidecar(&mut self, control: SocketAddr) -> (DeltaClient, UpdateStream) {
+        let identity = self.identity("/ns/shop/sa/client", &WallClock::system());
+        let config = ClientConfig {
+            control: vec![control.to_string()],
+            node: Named::new("shop", "client"),
+            held: Default::default(),
+            dial: self.dial(identity),
+            seed: 1,
+        };
+        DeltaClient::start(config, &mut self.tasks)
+    }
+
+    async fn channel(&self, identity: Identity) -> io::Result<tonic::transport::Channel> {
+        let io = self.dial(identity)(self.address.to_string()).await?;
+        let mut io = Some(hyper_util::rt::TokioIo::new(io));
+        let connector =
+            tower::service_fn(move |_| std::future::ready(io.take().ok_or(io::Error::from(io::ErrorKind::NotConnected))));
+        let endpoint = tonic::transport::Endpoint::from_static("http://control");
+        endpoint.connect_with_connector(connector).await.map_err(io::Error::other)
+    }
+
+    /// Opens a stream for pod `name` and returns why it was refused.
+    async fn refusal(&self, identity: Identity, name: &str) -> Status {
+        let node = Some(Node { namespace: "shop".into(), name: name.into(), version: "0".into() });
+        let first = DeltaRequest { node, ..DeltaRequest::default() };
+        let opened = async {
+            let channel = self.channel(identity).await.map_err(|error| Status::unknown(format!("no connection: {error}")))?;
+            let mut responses = WireClient::new(channel).stream(tokio_stream::once(first)).await?.into_inner();
+            responses.message().await
+        };
+        timeout(PATIENCE, opened).await.unwrap().err().expect("the stream was refused")
+    }
+
+    async fn stop(mut self) {
+        assert!(self.drain.take().unwrap().drain(PATIENCE).await, "the control plane did not stop");
+    }
+}
+
+async fn next(updates: &mut UpdateStream) -> Update {
+    timeout(PATIENCE, updates.recv()).await.expect("an update came in time").expect("the stream goes on")
+}
+
+fn keys(update: &Update) -> Vec<String> {
+    update.resources.iter().map(|resource| resource.key.to_string()).collect()
+}
+
+fn scope(text: &str) -> Scope {
+    text.parse().unwrap()
+}
+
+/// Forwards to `to` until its connections are cut.
+async fn wire(to: SocketAddr, tasks: &mut JoinSet<()>) -> (SocketAddr, tokio::sync::watch::Sender<u32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (cut, cuts) = tokio::sync::watch::channel(0);
+    tasks.spawn(async move {
+        let mut open = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut cuts = cuts.clone();
+            cuts.mark_unchanged();
+            open.spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = cuts.changed() => {}
+                }
+            });
+        }
+    });
+    (address, cut)
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_resumed_and_what_is_held_is_not_sent_again() {
+    let mut mesh = Mesh::start().await;
+    let (wire, cut) = wire(mesh.address, &mut mesh.tasks).await;
+    let (client, mut updates) = mesh.sidecar(wire);
+    client.subscribe(scope("workload/shop/client"));
+    client.subscribe(scope("service/shop/web"));
+    let update = next(&mut updates).await;
+    // Nobody asked for `api`.
+    assert_eq!(keys(&update), ["Service/shop/web", "Workload/shop/client", "Workload/shop/web-1"]);
+    update.ack.accept(Vec::new());
+    let mut connected = client.connected();
+    assert!(*connected.borrow_and_update());
+
+    cut.send_replace(1);
+    let update = next(&mut updates).await;
+    assert!(update.resources.is_empty() && update.removed.is_empty(), "{update:?}");
+    assert_eq!(update.scopes.len(), 2);
+    update.ack.accept(Vec::new());
+
+    mesh.write("more.yaml", &workload("web-22", "web"));
+    let update = next(&mut updates).await;
+    assert_eq!(keys(&update), ["Workload/shop/web-22"]);
+    assert_eq!(update.scopes.iter().map(|state| state.scope.clone()).collect::<Vec<_>>(), [scope("service/shop/web")]);
+    // The stream breaks while the update is being published: it counts all the same.
+    cut.send_replace(2);
+    update.ack.accept(Vec::new());
+    let update = next(&mut updates).await;
+    assert!(update.resources.is_empty(), "{update:?}");
+    update.ack.accept(Vec::new());
+
+    client.unsubscribe(&scope("service/shop/web"));
+    let update = next(&mut updates).await;
+    assert_eq!(update.removed.len(), 3, "{update:?}");
+    update.ack.accept(Vec::new());
+    drop(updates);
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_shown_with_its_reason_until_the_resource_changes() {
+    let mut mesh = Mesh::start().await;
+    let (client, mut updates) = mesh.sidecar(mesh.address);
+    client.subscribe(scope("service/shop/web"));
+    let key: ResourceKey = "Service/shop/web".parse().unwrap();
+    let update = next(&mut updates).await;
+    update.ack.accept(vec![Rejection { key: key.clone(), reason: "this sidecar cannot".to_owned() }]);
+    let mut changes = mesh.sessions.changes();
+    let refused = async {
+        loop {
+            let sidecars = mesh.sessions.sidecars();
+            if let Some(refused) = sidecars.first().and_then(|sidecar| sidecar.refused.first()) {
+                return (sidecars[0].clone(), refused.clone());
+            }
+            changes.changed().await.unwrap();
+        }
+    };
+    let (sidecar, refused) = timeout(PATIENCE, refused).await.unwrap();
+    assert_eq!((refused.resource.as_str(), refused.reason.as_str()), ("Service/shop/web", "this sidecar cannot"));
+    assert_eq!(sidecar.identity, "spiffe://cluster.local/ns/shop/sa/client");
+    // Another service changes: the refused version does not come again.
+    mesh.write("more.yaml", &workload("web-22", "web"));
+    let update = next(&mut updates).await;
+    assert_eq!(keys(&update), ["Workload/shop/web-22"]);
+    update.ack.accept(Vec::new());
+    mesh.write(
+        "shop.yaml",
+        &[service("web").replace("80", "81"), workload("web-1", "web"), workload("client", "client")].concat(),
+    );
+    let update = next(&mut updates).await;
+    assert_eq!(keys(&update), ["Service/shop/web"]);
+    update.ack.accept(Vec::new());
+    let settled = async {
+        while !mesh.sessions.sidecars().iter().all(|sidecar| sidecar.refused.is_empty() && !sidecar.waits) {
+            changes.changed().await.unwrap();
+        }
+    };
+    timeout(PATIENCE, settled).await.unwrap();
+    drop(updates);
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_sidecar_asking_for_another_pods_identity_is_refused_by_name() {
+    let mesh = Mesh::start().await;
+    let status = mesh.refusal(mesh.identity("/ns/shop/sa/client", &WallClock::system()), "web-1").await;
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    assert!(status.message().contains("another pod's identity"), "{status:?}");
+    assert!(mesh.sessions.sidecars().is_empty());
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_without_a_good_certificate_gets_no_stream() {
+    let mesh = Mesh::start().await;
+    // None.
+    let nobody = Identity::new(domain(), WallClock::system());
+    let ca = Authority::open(&mesh.state.join("ca"), domain(), WallClock::system()).unwrap();
+    nobody.trust(ca.bundles().unwrap());
+    let status = mesh.refusal(nobody, "client").await;
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    // An expired one.
+    let long_ago = WallClock::fixed(WallClock::system().since_epoch() - Duration::from_secs(7_200));
+    let status = mesh.refusal(mesh.identity("/ns/shop/sa/client", &long_ago), "client").await;
+    assert_ne!(status.code(), Code::Ok, "{status:?}");
+    // One of another trust domain, and one of another authority of the same name.
+    for name in ["other.example", "cluster.local"] {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let foreign: TrustDomain = name.parse().unwrap();
+        let other = Authority::open(elsewhere.path(), foreign.clone(), WallClock::system()).unwrap();
+        let id = foreign.service_account(&Named::new("shop", "client")).unwrap();
+        let (signed, key) = other.issue(&id, Duration::from_secs(3600)).unwrap();
+        let identity = Identity::new(foreign, WallClock::system());
+        identity.publish(signed.chain, key, ca.bundles().unwrap()).unwrap();
+        let status = mesh.refusal(identity, "client").await;
+        assert_ne!(status.code(), Code::Ok, "{status:?}");
+    }
+    assert!(mesh.sessions.sidecars().is_empty());
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_document_of_almost_a_megabyte_arrives_whole() {
+    let mut mesh = Mesh::start().await;
+    let (client, mut updates) = mesh.sidecar(mesh.address);
+    client.subscribe(scope("service/shop/large"));
+    let update = next(&mut updates).await;
+    assert!(update.scopes[0].absent);
+    update.ack.accept(Vec::new());
+    let note = "x".repeat(1_000_000);
+    mesh.write(
+        "large.yaml",
+        &service("large").replace("namespace: shop", &format!("namespace: shop, annotations: {{ note: {note} }}")),
+    );
+    let update = next(&mut updates).await;
+    let body = update.resources[0].body.as_ref().unwrap();
+    assert_eq!(body.metadata().annotations["note"].len(), 1_000_000);
+    update.ack.accept(Vec::new());
+    drop(updates);
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_disappears_takes_nothing_with_it() {
+    let mut mesh = Mesh::start().await;
+    let (client, mut updates) = mesh.sidecar(mesh.address);
+    client.subscribe(scope("service/shop/web"));
+    next(&mut updates).await.ack.accept(Vec::new());
+    std::fs::remove_dir_all(&mesh.folder).unwrap();
+    // A pod's record is a change of another folder; when it arrives, the loss of the first was seen.
+    let record = r#"{"namespace":"shop","name":"web-22","serviceAccount":"web","labels":{"app":"web"},"addresses":["10.64.0.9"],"netns":"/run/netns/x","netnsCookie":1,"cgroup":"/sys/fs/cgroup/x","meshed":true,"supervisor":1,"startedMs":0}"#;
+    write_whole(&mesh.state.join("pods"), "shop.web-22.json", record);
+    let update = next(&mut updates).await;
+    assert_eq!(keys(&update), ["Workload/shop/web-22"]);
+    assert!(update.removed.is_empty());
+    update.ack.accept(Vec::new());
+    drop(updates);
+    mesh.stop().await;
+}
+
+fn write_whole(folder: &Path, file: &str, text: &str) {
+    let fresh = folder.join(format!(".{file}"));
+    std::fs::write(&fresh, text).unwrap();
+    std::fs::rename(fresh, folder.join(file)).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_joins_by_its_token_and_gets_certificates_for_known_workloads_alone() {
+    let mesh = Mesh::start().await;
+    let ca = Authority::open(&mesh.state.join("ca"), domain(), WallClock::system()).unwrap();
+    let nobody = Identity::new(domain(), WallClock::system());
+    nobody.trust(ca.bundles().unwrap());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let join = |token: &str| JoinNodeRequest { token: token.to_owned(), node: "vm".to_owned(), csr: csr.clone() };
+    let sign = |id: &str| SignWorkloadRequest { spiffe_id: id.to_owned(), csr: csr.clone() };
+
+    let mut client = AuthorityClient::new(mesh.channel(nobody.clone()).await.unwrap());
+    let status = client.join_node(join("guess")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    let status = client.sign_workload(sign("spiffe://cluster.local/ns/shop/sa/web")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(client.watch_bundle(WatchBundleRequest {}).await.unwrap_err().code(), Code::Unauthenticated);
+
+    let token = std::fs::read_to_string(mesh.state.join("join-token")).unwrap();
+    let joined = client.join_node(join(&token)).await.unwrap().into_inner();
+    let chain = joined.chain.into_iter().map(Into::into).collect();
+    let node = Identity::new(domain(), WallClock::system());
+    node.publish(chain, key.serialize_der().into(), ca.bundles().unwrap()).unwrap();
+    assert_eq!(node.own().unwrap().id.to_string(), "spiffe://cluster.local/node/vm");
+
+    let mut client = AuthorityClient::new(mesh.channel(node).await.unwrap());
+    client.sign_workload(sign("spiffe://cluster.local/ns/shop/sa/web")).await.unwrap();
+    for (id, code) in [
+        ("spiffe://cluster.local/ns/outrigger-system/sa/control", Code::PermissionDenied),
+        ("spiffe://other.example/ns/shop/sa/web", Code::PermissionDenied),
+        ("spiffe://cluster.local/node/vm", Code::PermissionDenied),
+        ("spiffe://cluster.local/ns/shop/sa/nobody", Code::NotFound),
+        ("web", Code::InvalidArgument),
+    ] {
+        assert_eq!(client.sign_workload(sign(id)).await.unwrap_err().code(), code, "{id}");
+    }
+    // A workload is no node.
+    let mut workload = AuthorityClient::new(mesh.channel(mesh.identity("/ns/shop/sa/web", &WallClock::system())).await.unwrap());
+    let status = workload.sign_workload(sign("spiffe://cluster.local/ns/shop/sa/client")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    let bundle = workload.watch_bundle(WatchBundleRequest {}).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    assert_eq!(bundle.authorities, [ca.root().to_vec()]);
+    mesh.stop().await;
+}
+
+/// How long a test waits for what must happen.
+const PATIENCE: Duration = Duration::from_secs(20);
