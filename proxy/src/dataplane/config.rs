@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
+use super::http::pipeline::ORDER;
 use super::{Proxy, Window};
 use crate::base::problems::{Problem, Severity};
 use crate::base::state::write_atomic;
@@ -170,6 +171,7 @@ impl Follower {
         *self.window.held.lock() = serde_json::json!({
             "generation": generation,
             "version": version,
+            "order": ORDER,
             "resources": held,
             "problems": problems,
         });

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
@@ -23,7 +22,7 @@ use super::pool::Destination;
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, sniff};
 use super::{tcp, tls};
 use crate::base::drain::DrainGuard;
-use crate::base::net::{BoxedIo, Io};
+use crate::base::net::BoxedIo;
 use crate::policy::authorization::Verdict;
 use crate::policy::{Peer, RuleName};
 use crate::snapshot::{AppProtocol, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot};
@@ -65,7 +64,12 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         }
     };
     let (sniffed, first) = match read_first(&mut io, declared).await {
-        Ok(read) => read,
+        Ok(Some(read)) => read,
+        Ok(None) => {
+            let mut record = ConnectionRecord::start(&proxy, Direction::Outbound, peer);
+            record.protocol = Protocol::Unknown;
+            return record.refused(&Reject::RequestTimeout);
+        }
         Err(error) => return debug!(%error, "a client left before it said anything"),
     };
     let connection = |refuse| {
@@ -80,8 +84,8 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         })
     };
     match sniffed {
-        Sniffed::Http1 => serve(Prefixed::new(first, io), Serves::Http1, connection(refuse)).await,
-        Sniffed::Http2 => serve(Prefixed::new(first, io), Serves::Http2, connection(refuse)).await,
+        Sniffed::Http1 => serve(Prefixed::join(first, io), Serves::Http1, connection(refuse)).await,
+        Sniffed::Http2 => serve(Prefixed::join(first, io), Serves::Http2, connection(refuse)).await,
         // The application's own TLS is opaque to us.
         Sniffed::Tls | Sniffed::Opaque => outbound_opaque(&proxy, io, first, peer, original, leads).await,
     }
@@ -128,7 +132,7 @@ async fn outbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, first: Bytes, peer: So
         record.ends.mtls = destination.peer.is_some();
         match proxy.pool.opaque(&destination).await {
             Ok((upstream, slot)) => {
-                carry(proxy, Direction::Outbound, record, Prefixed::new(first, io), upstream).await;
+                carry(proxy, Direction::Outbound, record, Prefixed::join(first, io), upstream).await;
                 return drop(slot);
             }
             Err(error) => {
@@ -188,7 +192,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         })
     };
     if link {
-        match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::new(first, io)).await {
+        match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::join(first, io)).await {
             Ok((stream, id, tls::Alpn::H2)) => serve(stream, Serves::Link, connection(Some(id), true, None)).await,
             Ok((stream, id, tls::Alpn::Tcp)) => {
                 let peer = Peer { identity: Some(id), address: peer, port: original.port() };
@@ -210,8 +214,8 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         Plaintext::Permit(_) => None,
     };
     match (sniffed, refuse) {
-        (Sniffed::Http1, refuse) => serve(Prefixed::new(first, io), Serves::Http1, connection(None, false, refuse)).await,
-        (Sniffed::Http2, refuse) => serve(Prefixed::new(first, io), Serves::Http2, connection(None, false, refuse)).await,
+        (Sniffed::Http1, refuse) => serve(Prefixed::join(first, io), Serves::Http1, connection(None, false, refuse)).await,
+        (Sniffed::Http2, refuse) => serve(Prefixed::join(first, io), Serves::Http2, connection(None, false, refuse)).await,
         (Sniffed::Tls | Sniffed::Opaque, Some(reject)) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
             record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
@@ -221,12 +225,12 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         (Sniffed::Tls | Sniffed::Opaque, None) => {
             drop(snapshot);
             let peer = Peer { identity: None, address: peer, port: original.port() };
-            inbound_opaque(&proxy, Prefixed::new(first, io), &peer, original).await;
+            inbound_opaque(&proxy, Prefixed::join(first, io), &peer, original).await;
         }
     }
 }
 
-async fn inbound_opaque(proxy: &Arc<Proxy>, io: impl Io, peer: &Peer, original: SocketAddr) {
+async fn inbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, original: SocketAddr) {
     let mut record = ConnectionRecord::start(proxy, Direction::Inbound, peer.address);
     record.ends.source.clone_from(&peer.identity);
     record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
@@ -275,7 +279,7 @@ fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
 }
 
 /// Copies until the end, counted and recorded.
-async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: impl Io, up: BoxedIo) {
+async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: BoxedIo, up: BoxedIo) {
     let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
     let _open_there = record.open();
     let counts = Arc::clone(&record.counts);
@@ -297,25 +301,17 @@ async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord
     }
 }
 
-/// First bytes, where what is spoken was not declared.
-async fn read_first(io: &mut BoxedIo, declared: AppProtocol) -> std::io::Result<(Sniffed, Bytes)> {
+/// First bytes, where what is spoken was not declared; none where a request was declared and nothing came in time.
+async fn read_first(io: &mut BoxedIo, declared: AppProtocol) -> std::io::Result<Option<(Sniffed, Bytes)>> {
     match declared {
-        AppProtocol::Opaque => Ok((Sniffed::Opaque, Bytes::new())),
-        AppProtocol::Detect => sniff(io, SILENCE_MAX).await,
-        AppProtocol::Http | AppProtocol::Http2 => {
-            let (sniffed, first) = sniff(io, FIRST_REQUEST_MAX).await?;
-            let silent = first.is_empty();
-            Ok(match sniffed {
-                // It was declared: whatever else it is, it is HTTP that is not valid, and is answered so.
-                Sniffed::Opaque if !silent => (Sniffed::Http1, first),
-                Sniffed::Opaque => {
-                    // Nothing came in time: there is nobody to answer.
-                    io.shutdown().await?;
-                    return Err(std::io::ErrorKind::TimedOut.into());
-                }
-                Sniffed::Tls | Sniffed::Http1 | Sniffed::Http2 => (sniffed, first),
-            })
-        }
+        AppProtocol::Opaque => Ok(Some((Sniffed::Opaque, Bytes::new()))),
+        AppProtocol::Detect => sniff(io, SILENCE_MAX).await.map(Some),
+        AppProtocol::Http | AppProtocol::Http2 => Ok(match sniff(io, FIRST_REQUEST_MAX).await? {
+            (Sniffed::Opaque, first) if first.is_empty() => None,
+            // It was declared: whatever else it is, it is HTTP that is not valid, and is answered so.
+            (Sniffed::Opaque, first) => Some((Sniffed::Http1, first)),
+            known => Some(known),
+        }),
     }
 }
 

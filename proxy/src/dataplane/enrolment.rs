@@ -81,7 +81,9 @@ async fn enrol(path: &std::path::Path, name: &Named, listener: &OwnedFd) -> io::
     let mut bounded = (&mut reader).take(ANSWER_BYTES_MAX);
     let read = bounded.read_line(&mut answer);
     // Nothing is lost with a cancelled read: the connection is given up with it.
-    drop(timeout(ANSWER_MAX, read).await??);
+    if timeout(ANSWER_MAX, read).await?? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     match serde_json::from_str(&answer)? {
         Answer::Ok(enrolled) => Ok((reader, enrolled)),
         Answer::Error(refused) => Err(io::Error::other(format!("{}; {}", refused.text, refused.remedy))),

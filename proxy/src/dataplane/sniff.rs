@@ -28,8 +28,7 @@ pub(crate) enum Sniffed {
 
 /// What the first bytes are; `None` while more of them are needed.
 pub(crate) fn classify(bytes: &[u8]) -> Option<Sniffed> {
-    let Some(first) = bytes.first() else { return None };
-    if *first == TLS_HANDSHAKE {
+    if *bytes.first()? == TLS_HANDSHAKE {
         return tls(bytes);
     }
     if let Some(answer) = preface(bytes) {
@@ -85,8 +84,8 @@ pub(crate) struct Prefixed {
 
 impl Prefixed {
     /// Reads `prefix`, then `inner`.
-    pub(crate) fn new(prefix: Bytes, inner: BoxedIo) -> Self {
-        Self { prefix, inner }
+    pub(crate) fn join(prefix: Bytes, inner: BoxedIo) -> BoxedIo {
+        if prefix.is_empty() { inner } else { Box::new(Self { prefix, inner }) }
     }
 }
 

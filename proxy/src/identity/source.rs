@@ -86,11 +86,6 @@ impl Identity {
         }
     }
 
-    /// The own trust domain.
-    pub(crate) fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
-    }
-
     /// The own certificate, where there is one.
     pub(crate) fn own(&self) -> Option<Arc<Own>> {
         self.own.load_full()

@@ -7,7 +7,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Limited};
@@ -29,6 +28,7 @@ use crate::policy::retry::{Attempt, Decision, WireState};
 use crate::policy::{Peer, RequestView, RuleName};
 use crate::snapshot::{Backend, InboundPort, RoutePolicies, RouteRule, ServicePort, Snapshot};
 use crate::telemetry::metrics::ShadowOutcome;
+use crate::telemetry::reason::Reason;
 use crate::telemetry::trace::TraceContext;
 use crate::telemetry::{Direction, Protocol};
 
@@ -120,7 +120,7 @@ async fn line(
     // normalize
     let Target { authority, path, query, ambiguous } = normalize::target(&parts)?;
     record.target(&authority, &path);
-    let (version, upgrade) = arrived(connection, &mut parts);
+    let (version, upgrade) = arrived(connection, &parts);
     normalize::strip_hop_by_hop(&mut parts.headers);
     normalize::strip_reserved(&mut parts.headers, None);
 
@@ -296,7 +296,8 @@ async fn line(
                 if status.as_u16() < 400 {
                     break tried;
                 }
-                WireState::Answered(status)
+                let peer = tried.endpoint.as_deref().and_then(super::attempt::peer_of);
+                if peer.is_some() && unprocessed(&sent.response) { WireState::NotSent } else { WireState::Answered(status) }
             }
             // What our own limits refuse is not tried again against the same limits.
             Err(Failed { reject: Reject::BreakerRejected(_) | Reject::NoEndpoint(_) | Reject::BadRequest(_), .. }) => {
@@ -352,7 +353,7 @@ async fn line(
 }
 
 /// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
-fn arrived(connection: &Connection, parts: &mut http::request::Parts) -> (Version, Option<HeaderValue>) {
+fn arrived(connection: &Connection, parts: &http::request::Parts) -> (Version, Option<HeaderValue>) {
     if !connection.link {
         let upgrade = if parts.version == Version::HTTP_11 { normalize::upgrade_of(&parts.headers) } else { None };
         return (parts.version, upgrade);
@@ -364,6 +365,13 @@ fn arrived(connection: &Connection, parts: &mut http::request::Parts) -> (Versio
     };
     let upgrade = if parts.method == Method::CONNECT { parts.headers.get(UPGRADE_TOKEN).cloned() } else { None };
     (version, upgrade)
+}
+
+/// Did another sidecar answer in its application's place before the application saw anything of the request?
+fn unprocessed(response: &Response<Incoming>) -> bool {
+    let word = response.headers().get(&REASON).map(HeaderValue::as_bytes);
+    let before = [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::NoConfiguration, Reason::Draining, Reason::Overloaded];
+    word.is_some_and(|word| before.iter().any(|reason| reason.as_str().as_bytes() == word))
 }
 
 fn route<'a>(

@@ -63,10 +63,6 @@ pub(crate) enum Reject {
     AttemptTimeout,
     /// The request's time is up.
     DeadlineExceeded,
-    /// The sidecar is stopping.
-    Draining,
-    /// The sidecar is at a limit of its own.
-    Overloaded,
 }
 
 /// What is told about a refusal.
@@ -113,8 +109,6 @@ impl Reject {
             Self::UpstreamProtocol => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::UpstreamProtocol, None),
             Self::AttemptTimeout => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::AttemptTimeout, None),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::DeadlineExceeded, None),
-            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::Draining, None),
-            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, RESOURCE_EXHAUSTED, Reason::Overloaded, None),
         };
         Told { status, grpc_status, reason, rule, text: reason.text() }
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::pipeline::{self, Connection};
 use super::record::ConnectionRecord;
+use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::telemetry::Protocol;
 use crate::telemetry::reason::Reason;
@@ -27,10 +27,7 @@ pub(crate) enum Serves {
 }
 
 /// Serves until the client leaves or the sidecar stops.
-pub(crate) async fn serve<I>(io: I, serves: Serves, connection: Arc<Connection>)
-where
-    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+pub(crate) async fn serve(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
     let protocol = match serves {
         Serves::Http1 => Protocol::Http1,
         Serves::Http2 => Protocol::Http2,
@@ -57,7 +54,8 @@ where
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades();
-            let mut served = std::pin::pin!(served);
+            // Large, and one for as long as the connection lives: kept out of the future of every other connection.
+            let mut served = Box::pin(served);
             tokio::select! {
                 ended = &mut served => ended,
                 () = drain.stopped() => {
@@ -79,7 +77,8 @@ where
                 builder.enable_connect_protocol();
             }
             let served = builder.serve_connection(TokioIo::new(io), service);
-            let mut served = std::pin::pin!(served);
+            // Large, and one for as long as the connection lives: kept out of the future of every other connection.
+            let mut served = Box::pin(served);
             tokio::select! {
                 ended = &mut served => ended,
                 () = drain.stopped() => {

@@ -1,0 +1,311 @@
+//! A small mesh in memory: documents are compiled as ever, sidecars dial each other through pipes, applications are
+//! scripts.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::io::DuplexStream;
+
+use crate::base::drain::{Drain, DrainGuard};
+use crate::base::names::Named;
+use crate::base::net::BoxedIo;
+use crate::dataplane::connection::{self, Accepted};
+use crate::dataplane::pool::connect::{Dial, Dialling};
+use crate::dataplane::{Demand, Proxy};
+use crate::identity::source::Identity;
+use crate::identity::testing::{Authority, Leaf, clock};
+use crate::model::{Resource, Resources};
+use crate::snapshot::compile::{Own, admit, compile};
+use crate::snapshot::publish::Published;
+use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::Metrics;
+
+/// What happens with a connection that reaches an application: the stream, and the client that it is shown.
+type App = Arc<dyn Fn(DuplexStream, Option<SocketAddr>) + Send + Sync>;
+
+/// A mesh.
+pub(super) struct World {
+    authority: Authority,
+    resources: Resources,
+    net: Arc<Net>,
+    _drain: Drain,
+    guard: DrainGuard,
+}
+
+/// Who listens where.
+#[derive(Default)]
+pub(super) struct Net {
+    sidecars: Mutex<BTreeMap<IpAddr, (Arc<Proxy>, DrainGuard)>>,
+    apps: Mutex<BTreeMap<SocketAddr, App>>,
+    /// What was dialled between pods.
+    dialled: Mutex<Vec<SocketAddr>>,
+    /// Bytes between pods, as the wire has them.
+    ports: AtomicU16,
+}
+
+/// The network as one pod's sidecar sees it.
+struct PodDial {
+    own: IpAddr,
+    net: Arc<Net>,
+}
+
+impl std::fmt::Debug for PodDial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PodDial({})", self.own)
+    }
+}
+
+impl Dial for PodDial {
+    fn dial(&self, to: SocketAddr, client: Option<SocketAddr>) -> Dialling {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        if to.ip() != self.own {
+            self.net.dialled.lock().push(to);
+        }
+        let sidecar = self.net.sidecars.lock().get(&to.ip()).filter(|_| to.ip() != self.own).cloned();
+        let answer = match sidecar {
+            Some((proxy, drain)) => {
+                let port = 40_000 + self.net.ports.fetch_add(1, Ordering::Relaxed) % 20_000;
+                let peer = SocketAddr::new(self.own, port);
+                tokio::spawn(connection::inbound(proxy, Accepted { io: Box::new(far), peer, original: to, drain }));
+                Ok(Box::new(near) as BoxedIo)
+            }
+            None => match self.net.apps.lock().get(&to).cloned() {
+                Some(app) => {
+                    app(far, client);
+                    Ok(Box::new(near) as BoxedIo)
+                }
+                None => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+            },
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+/// A document in the namespace `shop`.
+pub(super) fn document(kind: &str, name: &str, spec: Value) -> Value {
+    let version = match kind {
+        "Service" => "v1",
+        "HTTPRoute" => "gateway.networking.k8s.io/v1",
+        _ => "outrigger.dev/v1alpha1",
+    };
+    json!({ "apiVersion": version, "kind": kind, "metadata": { "namespace": "shop", "name": name }, "spec": spec })
+}
+
+/// A pod of the service `account`, at `10.64.0.LAST`.
+pub(super) fn pod(account: &str, name: &str, last: u8) -> Value {
+    let mut document = document(
+        "Workload",
+        name,
+        json!({ "addresses": [format!("10.64.0.{last}")], "serviceAccount": account, "ports": [{ "name": "http", "port": 8080 }] }),
+    );
+    document["metadata"]["labels"] = json!({ "app": account });
+    document
+}
+
+/// A service that selects the pods of `account`, at `10.65.0.LAST`, port 80 for their port 8080.
+pub(super) fn service(name: &str, account: &str, last: u8) -> Value {
+    document(
+        "Service",
+        name,
+        json!({
+            "selector": { "app": account },
+            "clusterIP": format!("10.65.0.{last}"),
+            "ports": [{ "name": "any", "port": 80, "targetPort": 8080 }],
+        }),
+    )
+}
+
+/// The address of a service of [`service`].
+pub(super) fn vip(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 65, 0, last], 80))
+}
+
+/// The address of an application of [`pod`].
+pub(super) fn app_at(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 64, 0, last], 8080))
+}
+
+impl World {
+    /// A mesh of these documents.
+    pub(super) fn new(documents: &[Value]) -> Self {
+        let (drain, guard) = Drain::new();
+        let mut world =
+            Self { authority: Authority::new(), resources: Resources::default(), net: Arc::default(), _drain: drain, guard };
+        for document in documents {
+            world.add(document);
+        }
+        world
+    }
+
+    fn add(&mut self, document: &Value) {
+        let kind = crate::model::Kind::ALL.into_iter().find(|kind| kind.as_str() == document["kind"]).unwrap();
+        let resource = Arc::new(Resource::from_json(kind, document.to_string().as_bytes()).unwrap());
+        let problems = admit(&mut self.resources, resource.key(), Ok(resource));
+        assert!(!problems.refused(), "{:?}", problems.into_vec());
+    }
+
+    /// Starts the sidecar of a pod.
+    pub(super) fn sidecar(&self, account: &str, name: &str, last: u8) -> Arc<Proxy> {
+        let proxy = self.unconfigured(account, last);
+        self.configure(&proxy, name);
+        proxy
+    }
+
+    /// Starts a sidecar that has an identity and no configuration.
+    pub(super) fn unconfigured(&self, account: &str, last: u8) -> Arc<Proxy> {
+        let ip = IpAddr::from([10, 64, 0, last]);
+        let identity = Identity::new("cluster.local".parse().unwrap(), clock());
+        self.authority.issue_to(&identity, &Leaf::workload(account), &[&self.authority]);
+        let telemetry = Telemetry { metrics: Arc::new(Metrics::new().unwrap()), access_log: None, spans: None };
+        let dial = Arc::new(PodDial { own: ip, net: Arc::clone(&self.net) });
+        let demand = Demand::Test(Mutex::default());
+        let proxy = Arc::new(Proxy::new(identity, Published::new(), telemetry, dial, clock(), 7, demand).unwrap());
+        self.net.sidecars.lock().insert(ip, (Arc::clone(&proxy), self.guard.clone()));
+        proxy
+    }
+
+    /// Gives a sidecar the world's documents.
+    pub(super) fn configure(&self, proxy: &Proxy, name: &str) {
+        let own = Own { workload: Named::new("shop", name), trust_domain: "cluster.local".parse().unwrap() };
+        let (snapshot, _problems) = compile(&self.resources, &own, &proxy.published.current());
+        proxy.publish(snapshot);
+    }
+
+    /// Takes another document, and gives all of them to a sidecar.
+    pub(super) fn change(&mut self, document: &Value, proxy: &Proxy, name: &str) {
+        self.add(document);
+        self.configure(proxy, name);
+    }
+
+    /// An HTTP application at `at`.
+    pub(super) fn app<F>(&self, at: SocketAddr, answer: F)
+    where
+        F: Fn(Request<Bytes>) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
+    {
+        self.slow_app(at, move |request| std::future::ready(answer(request)));
+    }
+
+    /// An HTTP application that takes its time.
+    pub(super) fn slow_app<F, A>(&self, at: SocketAddr, answer: F)
+    where
+        F: Fn(Request<Bytes>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        self.raw_app(at, move |stream, client| {
+            let answer = answer.clone();
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let answer = answer.clone();
+                async move {
+                    let (mut parts, body) = request.into_parts();
+                    let body = body.collect().await.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
+                    if let Some(client) = client {
+                        parts.extensions.insert(client);
+                    }
+                    Ok::<_, std::convert::Infallible>(answer(Request::from_parts(parts, body)).await)
+                }
+            });
+            tokio::spawn(async move {
+                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                drop(server.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
+            });
+        });
+    }
+
+    /// An application that does what it likes with its connections.
+    pub(super) fn raw_app(&self, at: SocketAddr, app: impl Fn(DuplexStream, Option<SocketAddr>) + Send + Sync + 'static) {
+        self.net.apps.lock().insert(at, Arc::new(app));
+    }
+
+    /// What was dialled between pods so far.
+    pub(super) fn dialled(&self) -> Vec<SocketAddr> {
+        self.net.dialled.lock().clone()
+    }
+
+    /// A connection that the application of `proxy` opens to `to`.
+    pub(super) fn connect(&self, proxy: &Arc<Proxy>, to: SocketAddr) -> DuplexStream {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let accepted = Accepted {
+            io: Box::new(far),
+            peer: SocketAddr::from(([10, 64, 0, 2], 50_000)),
+            original: to,
+            drain: self.guard.clone(),
+        };
+        tokio::spawn(connection::outbound(Arc::clone(proxy), accepted));
+        near
+    }
+
+    /// A connection from outside of the mesh to a pod.
+    pub(super) fn connect_inbound(&self, proxy: &Arc<Proxy>, to: SocketAddr) -> DuplexStream {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let peer = SocketAddr::from(([192, 0, 2, 9], 51_000));
+        let accepted = Accepted { io: Box::new(far), peer, original: to, drain: self.guard.clone() };
+        tokio::spawn(connection::inbound(Arc::clone(proxy), accepted));
+        near
+    }
+}
+
+/// What a caller got.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
+    pub(super) trailers: Option<HeaderMap>,
+}
+
+impl Heard {
+    /// The word of a refusal.
+    pub(super) fn reason(&self) -> &str {
+        self.headers.get("outrigger-reason").map_or("", |word| word.to_str().unwrap())
+    }
+}
+
+/// Sends one request over HTTP/1.1.
+pub(super) async fn ask(stream: DuplexStream, request: Request<Full<Bytes>>) -> Heard {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    heard(sender.send_request(request).await.unwrap()).await
+}
+
+/// Sends one request over HTTP/2 with prior knowledge.
+pub(super) async fn ask_h2(stream: DuplexStream, request: Request<Full<Bytes>>) -> Heard {
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    heard(sender.send_request(request).await.unwrap()).await
+}
+
+async fn heard(response: Response<Incoming>) -> Heard {
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap();
+    let trailers = body.trailers().cloned();
+    let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+    Heard { status: parts.status.as_u16(), headers: parts.headers, body: text, trailers }
+}
+
+/// `GET path` of the host `web`.
+pub(super) fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path).header("host", "api.shop").body(Full::default()).unwrap()
+}
+
+/// An answer with a text.
+pub(super) fn text(body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    Response::new(Full::new(body.into()))
+}
+
+/// An answer of a status alone.
+pub(super) fn status(code: u16) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    response
+}
