@@ -102,8 +102,14 @@ impl<'a> Chain<'a> {
         shell::run(build)?;
         let linked = target.join(TARGET).join("release/outrigger");
         let stripped = target.join("outrigger.bpf.o");
-        shell::run(self.strip.command(self.root, &linked, &stripped))?;
-        std::fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
+        let object = std::fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
+        let names = numbered(&object);
+        let list = target.join("names");
+        std::fs::write(&list, names.iter().map(|(old, new)| format!("{old} {new}\n")).collect::<String>())?;
+        shell::run(self.strip.command(self.root, &list, &linked, &stripped))?;
+        let mut object = std::fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
+        replace(&mut object, &names);
+        Ok(object)
     }
 
     /// The compiler's flags. No path of this machine may reach the object.
@@ -160,13 +166,43 @@ impl Strip {
         .into())
     }
 
-    fn command(&self, root: &Path, from: &Path, to: &Path) -> Command {
+    fn command(&self, root: &Path, names: &Path, from: &Path, to: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        command.current_dir(root).arg("--strip-debug").args([from, to]);
+        command.current_dir(root).arg("--strip-debug").arg("--redefine-syms").args([names, from, to]);
         if let Some(libraries) = &self.libraries {
             command.env("LD_LIBRARY_PATH", libraries);
         }
         command
+    }
+}
+
+/// The mangled names in an object (`_ZN…17h0123456789abcdefE`), each with one that has a number in the place of its hash.
+/// Cargo hashes the absolute path of a path dependency, so that these hashes tell where the sources stood; nothing else does.
+fn numbered(object: &[u8]) -> Vec<(String, String)> {
+    let mut names: Vec<(&str, &str)> = Vec::new();
+    for text in object.split(|byte| *byte == 0).filter_map(|bytes| std::str::from_utf8(bytes).ok()) {
+        let Some((path, hash)) = text.strip_suffix('E').and_then(|text| text.rsplit_once("17h")) else { continue };
+        let is_hash = hash.len() == 16 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if is_hash && path.starts_with("_ZN") && !names.contains(&(path, hash)) {
+            names.push((path, hash));
+        }
+    }
+    // By what does not depend on the place; the sort is stable, so namesakes stay in the linker's order.
+    names.sort_by_key(|(path, _hash)| *path);
+    let numbered = names.iter().enumerate();
+    numbered.map(|(number, (path, hash))| (format!("{path}17h{hash}E"), format!("{path}17h{number:016x}E"))).collect()
+}
+
+/// Replaces names where they stand outside the symbol table, in BTF above all. The length stays.
+fn replace(object: &mut [u8], names: &[(String, String)]) {
+    for (old, new) in names {
+        let mut at = 0;
+        while let Some(window) = object.get_mut(at..at + old.len()) {
+            if window == old.as_bytes() {
+                window.copy_from_slice(new.as_bytes());
+            }
+            at += 1;
+        }
     }
 }
 
@@ -249,4 +285,19 @@ fn version(command: Command) -> Result<String> {
     let text = shell::output(command)?;
     let line = text.lines().next().unwrap_or_default();
     Ok(line.split_once(' ').map_or(line, |(_name, version)| version).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lose_their_hashes_and_nothing_else_changes() {
+        let mut object = *b"\x007\0_ZN1b17hdcba19229f874a79E\0_ZN1a17h0000000000000fffE\0_ZN1b17hdcba19229f874a79E\017hX";
+        let names = numbered(&object);
+        assert_eq!(names.len(), 2);
+        replace(&mut object, &names);
+        let expected = b"\x007\0_ZN1b17h0000000000000001E\0_ZN1a17h0000000000000000E\0_ZN1b17h0000000000000001E\017hX";
+        assert_eq!(&object, expected);
+    }
 }
