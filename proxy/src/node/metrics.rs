@@ -12,6 +12,7 @@ use proxy_common::counters::Counter;
 use tokio::net::TcpListener;
 
 use super::Agent;
+use super::flows::FlowMetrics;
 use crate::telemetry::{TelemetryError, metrics};
 
 /// The agent's metrics.
@@ -28,6 +29,8 @@ pub(crate) struct Metrics {
     expiry: IntGaugeVec,
     /// What the kernel programs counted for each pod.
     capture: IntGaugeVec,
+    /// What the kernel said of connections at their end.
+    pub(crate) flows: FlowMetrics,
 }
 
 impl Metrics {
@@ -58,6 +61,7 @@ impl Metrics {
                 "What the kernel programs did with connections of a pod since its enrolment.",
                 &["namespace", "pod", "event"],
             )?,
+            flows: FlowMetrics::new(&registry)?,
             registry,
         })
     }
@@ -87,7 +91,7 @@ async fn render(State(agent): State<Arc<Agent>>) -> String {
         let counted = agent.kernel.lock().counters(*cookie).ok().flatten();
         for (counter, count) in counted.iter().flat_map(|counters| Counter::ALL.into_iter().zip(counters.0)) {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
-            metrics.capture.with_label_values(&[namespace, name, word(counter)]).set(count);
+            metrics.capture.with_label_values(&[namespace, name, counter.name()]).set(count);
         }
     }
     metrics::render(&metrics.registry)
@@ -99,26 +103,5 @@ async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the control plane has not certified this node yet\n")
-    }
-}
-
-fn word(counter: Counter) -> &'static str {
-    match counter {
-        Counter::Redirected => "redirected",
-        Counter::LinkLocalRefused => "link_local_refused",
-        Counter::NotNoted => "not_noted",
-        Counter::OriginalFound => "original_found",
-        Counter::OriginalMissing => "original_missing",
-        Counter::Steered => "steered",
-        Counter::NoListener => "no_listener",
-        Counter::OwnPortRefused => "own_port_refused",
-        Counter::Excluded => "excluded",
-        Counter::ForeignOwnDial => "foreign_own_dial",
-        Counter::OwnDial => "own_dial",
-        Counter::OwnDialNotNoted => "own_dial_not_noted",
-        Counter::SelfSteered => "self_steered",
-        Counter::ClientShown => "client_shown",
-        Counter::ClientLost => "client_lost",
-        Counter::FlowLost => "flow_lost",
     }
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod enrolment;
+pub(crate) mod flows;
 pub(crate) mod identities;
 pub(crate) mod kernel;
 mod maps;
@@ -118,6 +119,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     kernel::mount_bpffs(&config.pins)?;
     let cgroup_root = kernel::find_cgroup2()?;
     let kernel = Kernel::open(&config.pins, &cgroup_root, kernel::Options { log: config.kernel_log })?;
+    info!(adopted = kernel.is_adopted(), "kernel programs stand");
     let agent = Arc::new(Agent {
         pods: watch::Sender::default(),
         kernel: Mutex::new(kernel),
@@ -127,6 +129,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     });
     withdraw_strangers(&agent, &records);
     let kernel_log = agent.kernel.lock().log()?;
+    let flows = agent.kernel.lock().flows()?;
 
     let enrolment = bind(&config.node_socket)?;
     let workload_api = bind(&config.workload_api)?;
@@ -145,6 +148,13 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     if let Some(kernel_log) = kernel_log {
         parts.spawn(kernel_log);
     }
+    let counted = Arc::clone(&agent);
+    parts.spawn(flows::follow(flows, move |flow| {
+        // One pod's last connections may close after it is gone.
+        if let Some(pod) = counted.pods.borrow().get(&flow.netns) {
+            counted.metrics.flows.record(flow, pod.record.namespace.as_str(), pod.record.name.as_str());
+        }
+    }));
     info!("node agent ready for pods");
 
     // Cancel-safe: nothing is taken from either. None of the parts ever ends by itself.
@@ -214,6 +224,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
         }
         agent.pods.send_modify(|pods| {
             if let Some(pod) = pods.remove(&cookie) {
+                agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
                 info!(pod = %pod.record.named(), "pod withdrawn");
             }
         });

@@ -25,7 +25,7 @@ use aya::programs::ProgramInfo;
 use proxy_common::address::Address;
 use proxy_common::counters::Counters;
 use proxy_common::pods::Pod;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 
 pub(crate) use error::KernelError;
 use links::Target;
@@ -110,13 +110,16 @@ impl Kernel {
     }
 
     /// Enrols a pod: from here its connections go to its sidecar, and what arrives is dropped until a listener is
-    /// registered. Idempotent; a changed address or cgroup replaces the former. On an error the pod is not enrolled.
+    /// registered. Idempotent; a changed address or cgroup replaces the former. After an error a pod that is new is not
+    /// enrolled, and one that was enrolled stays so as far as it goes: to withdraw it would open it.
     pub(crate) fn enrol(&mut self, pod: &PodEntry<'_>) -> Result<(), KernelError> {
         if pod.v4.is_none() && pod.v6.is_none() {
             return Err(KernelError::NoAddress { cookie: pod.cookie });
         }
+        let new = self.maps.pod(pod.cookie)?.is_none();
         let result = self.try_enrol(pod);
         if result.is_err()
+            && new
             && let Err(error) = self.withdraw(pod.cookie)
         {
             tracing::warn!(%error, cookie = pod.cookie, "a half enrolled pod could not be withdrawn");
@@ -276,14 +279,6 @@ pub(crate) fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
     }
     rustix::mount::mount("bpf", folder, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
         .map_err(|error| KernelError::file("mount a bpf filesystem at", folder, error))
-}
-
-/// Unmounts what [`mount_bpffs`] mounted; nothing where none stands.
-pub(crate) fn unmount_bpffs(folder: &Path) -> Result<(), KernelError> {
-    if !folder.exists() || !is_bpffs(folder)? {
-        return Ok(());
-    }
-    rustix::mount::unmount(folder, UnmountFlags::empty()).map_err(|error| KernelError::file("unmount", folder, error))
 }
 
 /// Loads the programs, attaches those of the node, pins them all. A link that stands gets the new program in place.
