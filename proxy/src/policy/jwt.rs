@@ -298,7 +298,7 @@ impl JwtPolicy {
         let accepts = self.accepts.as_ref().ok_or("policy_unreadable")?;
         match (accepts.source.find(request)?, accepts.tokens) {
             (Some(token), _) => accepts.check(&token, now).map(Some),
-            (None, Tokens::Required) => Err("token_missing"),
+            (None, Tokens::Required) => Err(TOKEN_MISSING),
             (None, Tokens::IfPresent) => Ok(None),
         }
     }
@@ -342,7 +342,7 @@ impl Jwt {
     pub(crate) fn decide_opaque(&self) -> Result<(), TokenRefused> {
         let broken = self.policies.iter().find_map(|policy| match &policy.accepts {
             None => Some((policy, "policy_unreadable")),
-            Some(accepts) => (accepts.tokens == Tokens::Required).then_some((policy, "token_missing")),
+            Some(accepts) => (accepts.tokens == Tokens::Required).then_some((policy, TOKEN_MISSING)),
         });
         broken.map_or(Ok(()), |(policy, reason)| Err(TokenRefused { rule: policy.rule.clone(), reason }))
     }
@@ -565,6 +565,9 @@ const RSA: &[Algorithm] =
 
 /// Members of private and shared keys (RFC 7518 6.2.2, 6.3.2, 6.4.1).
 const PRIVATE_MEMBERS: &[&str] = &["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
+/// The reason of a request that brought no token where one is needed.
+pub(crate) const TOKEN_MISSING: &str = "token_missing";
 
 const KEY_REMEDY: &str = "write public keys of the type RSA, EC (P-256, P-384) or OKP (Ed25519)";
 

@@ -15,7 +15,7 @@ use http::{HeaderValue, Response, StatusCode};
 use super::body::Body;
 use crate::base::names::Named;
 use crate::policy::RuleName;
-use crate::policy::jwt::TokenRefused;
+use crate::policy::jwt::{TOKEN_MISSING, TokenRefused};
 use crate::telemetry::reason::Reason;
 
 /// Why a request or a connection is refused.
@@ -91,6 +91,9 @@ impl Reject {
             }
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
             Self::PlaintextRefused(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::PlaintextRefused, Some(rule)),
+            Self::TokenRefused(refused) if refused.reason == TOKEN_MISSING => {
+                (StatusCode::UNAUTHORIZED, UNAUTHENTICATED, Reason::TokenMissing, Some(&refused.rule))
+            }
             Self::TokenRefused(refused) => (StatusCode::UNAUTHORIZED, UNAUTHENTICATED, Reason::TokenRefused, Some(&refused.rule)),
             Self::Denied(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::Denied, Some(rule)),
             Self::RateLimited(rule, _) => (StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Reason::RateLimited, Some(rule)),
@@ -153,8 +156,10 @@ impl Reject {
                 let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
                 headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
-            Self::TokenRefused(_) => {
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            Self::TokenRefused(refused) => {
+                // Who brought no token is told nothing but that one is needed (RFC 6750 3.1).
+                let challenge = if refused.reason == TOKEN_MISSING { "Bearer" } else { "Bearer error=\"invalid_token\"" };
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             }
             _nothing_more => {}
         }
@@ -208,6 +213,20 @@ mod tests {
         assert_eq!(answer.headers()["grpc-status"], "14");
         assert_eq!(answer.headers()["content-type"], "application/grpc");
         assert!(http_body::Body::is_end_stream(answer.body()));
+    }
+
+    #[test]
+    fn a_missing_token_is_told_apart_from_a_bad_one() {
+        for (reason, word, challenge) in
+            [("token_missing", "token_missing", "Bearer"), ("token_expired", "token_refused", "Bearer error=\"invalid_token\"")]
+        {
+            let answer = Reject::TokenRefused(TokenRefused { rule: RuleName::new("web"), reason }).render(false);
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+            assert_eq!(
+                (&answer.headers()["outrigger-reason"], &answer.headers()["www-authenticate"]),
+                (&HeaderValue::from_static(word), &HeaderValue::from_static(challenge))
+            );
+        }
     }
 
     #[test]
