@@ -19,7 +19,7 @@ mod balance;
 mod config;
 mod connection;
 mod enrolment;
-mod http;
+pub(crate) mod http;
 mod listener;
 mod pool;
 mod sniff;

@@ -5,6 +5,7 @@
 //! twice. Every retry is spent from a budget, so that a failing backend is not drowned by its own callers.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,6 +180,21 @@ impl RetryBudgetConfig {
         let share = self.percent.map_or(limits.share, Percent::fraction);
         let free = u64::from(self.min_retries_per_second.unwrap_or(FREE_PER_SECOND)) * interval.as_secs();
         Some(RetryBudget::new(BudgetLimits { share, interval, free }))
+    }
+}
+
+impl fmt::Display for Retry {
+    /// For people: what is tried again, and how often.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up to {} attempts, from {} apart, after what never left", self.attempts, Span(self.backoff))?;
+        if self.after_silence {
+            f.write_str(", after silence where the method is idempotent")?;
+        }
+        if !self.codes.is_empty() {
+            let codes: Vec<&str> = self.codes.iter().map(StatusCode::as_str).collect();
+            write!(f, ", after {} likewise", codes.join(", "))?;
+        }
+        Ok(())
     }
 }
 

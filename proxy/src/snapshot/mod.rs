@@ -25,7 +25,6 @@ use crate::base::names::Named;
 use crate::base::units::Percent;
 use crate::identity::spiffe::SpiffeId;
 use crate::model::mesh;
-use crate::policy::RuleName;
 use crate::policy::authorization::Authorization;
 use crate::policy::breaker::Breaker;
 use crate::policy::fault::Fault;
@@ -38,6 +37,7 @@ use crate::policy::retry::{Retry, RetryBudget};
 use crate::policy::rewrite::Rewrite;
 use crate::policy::shadow::Shadow;
 use crate::policy::timeout::Timeouts;
+use crate::policy::{RequestView, RuleName};
 
 /// All that one sidecar knows. A request reads it once.
 #[derive(Debug)]
@@ -205,6 +205,33 @@ pub(crate) struct RoutePolicies {
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: Option<Arc<Retry>>,
     pub(crate) response_headers: Option<Arc<HeaderEdit>>,
+}
+
+impl ServicePort {
+    /// The rule that decides about a request for `host` (lower case, without port): the first that matches. None: there are
+    /// routes, and the request is none of theirs (404 by Gateway API).
+    pub(crate) fn rule(&self, host: &str, request: RequestView<'_>) -> Option<&Arc<RouteRule>> {
+        self.rules.iter().find(|rule| {
+            host_matches(&rule.hosts, host)
+                && (rule.matches.is_empty() || rule.matches.iter().any(|wanted| wanted.matches(request)))
+        })
+    }
+}
+
+impl Inbound {
+    /// What applies to a port of the own workload.
+    pub(crate) fn port(&self, number: u16) -> &Arc<InboundPort> {
+        self.ports.get(&number).unwrap_or(&self.other)
+    }
+}
+
+/// Is the rule for this host? A pattern that begins with `*.` is for every host below it (Gateway API Hostname).
+pub(crate) fn host_matches(hosts: &[Box<str>], host: &str) -> bool {
+    hosts.is_empty()
+        || hosts.iter().any(|pattern| match pattern.strip_prefix('*') {
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+            None => **pattern == *host,
+        })
 }
 
 impl Snapshot {

@@ -12,7 +12,7 @@ use http::{HeaderMap, Method};
 use tokio::time::Instant;
 
 use super::compile::{Own, admit, compile, forget};
-use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot};
+use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot, host_matches};
 use crate::base::names::Named;
 use crate::base::problems::FieldPath;
 use crate::model::yaml::{self, Fault};
@@ -285,4 +285,15 @@ fn before_the_first_configuration_nothing_is_let_in_and_nothing_is_known() {
         matches!(&without_own_workload.inbound.other.plaintext, Plaintext::Refuse(rule) if rule.as_str() == "no_configuration")
     );
     assert_eq!(FieldPath::root().as_str(), "");
+}
+
+#[test]
+fn a_host_pattern_is_a_name_or_everything_below_one() {
+    let hosts = |names: &[&str]| names.iter().map(|name| Box::<str>::from(*name)).collect::<Vec<_>>();
+    assert!(host_matches(&[], "anything"));
+    assert!(host_matches(&hosts(&["web.shop"]), "web.shop"));
+    assert!(!host_matches(&hosts(&["web.shop"]), "api.web.shop"));
+    assert!(host_matches(&hosts(&["*.shop"]), "a.b.shop"));
+    assert!(!host_matches(&hosts(&["*.shop"]), "shop"));
+    assert!(!host_matches(&hosts(&["*.shop"]), ".shop"));
 }

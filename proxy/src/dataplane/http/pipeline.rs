@@ -388,7 +388,7 @@ fn route<'a>(
             if snapshot.generation == 0 {
                 return Err(Reject::NoConfiguration);
             }
-            let port = snapshot.inbound.ports.get(&connection.original.port()).unwrap_or(&snapshot.inbound.other);
+            let port = snapshot.inbound.port(connection.original.port());
             record.ends.service.clone_from(&port.service);
             Ok(Chosen::Inbound(port))
         }
@@ -397,12 +397,7 @@ fn route<'a>(
             if let Some(port) = snapshot.outbound.services.get(&connection.original) {
                 record.ends.service = Some(port.service.clone());
                 let rule = port
-                    .rules
-                    .iter()
-                    .find(|rule| {
-                        host_matches(&rule.hosts, normalize::host(request.authority))
-                            && (rule.matches.is_empty() || rule.matches.iter().any(|wanted| wanted.matches(request)))
-                    })
+                    .rule(normalize::host(request.authority), request)
                     .ok_or_else(|| Reject::NoRoute(port.service.clone()))?;
                 record.ends.route = Some(rule.name.clone());
                 return Ok(Chosen::Rule { port, rule });
@@ -413,15 +408,6 @@ fn route<'a>(
             }
         }
     }
-}
-
-/// Is the rule for this host? A pattern that begins with `*.` is for every host below it (Gateway API Hostname).
-fn host_matches(hosts: &[Box<str>], host: &str) -> bool {
-    hosts.is_empty()
-        || hosts.iter().any(|pattern| match pattern.strip_prefix('*') {
-            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
-            None => **pattern == *host,
-        })
 }
 
 /// Draws one of a rule's backends by weight.
@@ -532,16 +518,5 @@ mod tests {
         let order: Vec<_> = ORDER.iter().map(|(step, _)| *step).collect();
         expect_test::expect![[r#"["record", "normalize", "snapshot", "route", "jwt", "authorization", "rate_limit", "fault", "headers", "rewrite", "shadow", "deadline", "attempts", "response", "body"]"#]]
         .assert_eq(&format!("{order:?}"));
-    }
-
-    #[test]
-    fn a_host_pattern_is_a_name_or_everything_below_one() {
-        let hosts = |names: &[&str]| names.iter().map(|name| Box::<str>::from(*name)).collect::<Vec<_>>();
-        assert!(host_matches(&[], "anything"));
-        assert!(host_matches(&hosts(&["web.shop"]), "web.shop"));
-        assert!(!host_matches(&hosts(&["web.shop"]), "api.web.shop"));
-        assert!(host_matches(&hosts(&["*.shop"]), "a.b.shop"));
-        assert!(!host_matches(&hosts(&["*.shop"]), "shop"));
-        assert!(!host_matches(&hosts(&["*.shop"]), ".shop"));
     }
 }
