@@ -25,7 +25,7 @@ use aya::programs::ProgramInfo;
 use proxy_common::address::Address;
 use proxy_common::counters::Counters;
 use proxy_common::pods::Pod;
-use rustix::mount::MountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 pub(crate) use error::KernelError;
 use links::Target;
@@ -279,6 +279,14 @@ pub(crate) fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
     }
     rustix::mount::mount("bpf", folder, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
         .map_err(|error| KernelError::file("mount a bpf filesystem at", folder, error))
+}
+
+/// Unmounts what [`mount_bpffs`] mounted; nothing where none stands.
+pub(crate) fn unmount_bpffs(folder: &Path) -> Result<(), KernelError> {
+    if !folder.exists() || !is_bpffs(folder)? {
+        return Ok(());
+    }
+    rustix::mount::unmount(folder, UnmountFlags::empty()).map_err(|error| KernelError::file("unmount", folder, error))
 }
 
 /// Loads the programs, attaches those of the node, pins them all. A link that stands gets the new program in place.

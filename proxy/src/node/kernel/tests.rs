@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use proxy_common::counters::Counter;
 use proxy_common::{MESH_CLIENT, PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND, SOL_MESH};
-use rustix::mount::UnmountFlags;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::*;
@@ -76,7 +75,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         Kernel::remove_all(&self.pins).unwrap();
-        rustix::mount::unmount(&self.pins, UnmountFlags::empty()).unwrap();
+        unmount_bpffs(&self.pins).unwrap();
         for side in [&self.a, &self.b] {
             side.remove();
         }
