@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -19,6 +19,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
+use tokio::time::{Duration, timeout};
 
 use super::authority::Nodes;
 use super::ca::Authority;
@@ -252,7 +253,7 @@ fn wrong(problem: &Problem, place: Option<String>) -> Wrong {
     }
 }
 
-async fn apply(State(api): State<Arc<Api>>, headers: axum::http::HeaderMap, body: Bytes) -> Response {
+async fn apply(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
@@ -269,7 +270,7 @@ async fn apply(State(api): State<Arc<Api>>, headers: axum::http::HeaderMap, body
     }
 }
 
-async fn delete(State(api): State<Arc<Api>>, headers: axum::http::HeaderMap, body: Bytes) -> Response {
+async fn delete(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
@@ -283,7 +284,7 @@ async fn delete(State(api): State<Arc<Api>>, headers: axum::http::HeaderMap, bod
 }
 
 /// A body of YAML is one text; a body of JSON is a list of named ones.
-fn texts(headers: &axum::http::HeaderMap, body: &[u8]) -> Result<Vec<Text>, String> {
+fn texts(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Text>, String> {
     let is_json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())
@@ -407,7 +408,28 @@ impl Api {
     }
 }
 
-async fn proxies(State(api): State<Arc<Api>>) -> Response {
+#[derive(Deserialize)]
+struct Until {
+    /// Answer when every connected sidecar stands at this revision,
+    revision: Option<u64>,
+    /// or after so many milliseconds.
+    #[serde(default)]
+    within: u64,
+}
+
+async fn proxies(State(api): State<Arc<Api>>, Query(until): Query<Until>) -> Response {
+    let mut changes = api.sessions.changes();
+    let settled = async {
+        loop {
+            changes.mark_unchanged();
+            let sidecars = api.sessions.sidecars();
+            if sidecars.iter().all(|sidecar| Some(sidecar.acknowledged) >= until.revision) || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Whether they are or not, the answer tells how they stand.
+    drop(timeout(Duration::from_millis(until.within).min(WAIT_MAX), settled).await);
     let sidecars = api.sessions.sidecars();
     Json(json!({ "revision": api.store.world().revision(), "items": sidecars })).into_response()
 }
@@ -476,6 +498,9 @@ pub(crate) fn kind_named(text: &str) -> Option<Kind> {
     })
 }
 
+/// The longest that an answer is waited for.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
 /// The largest change: a folder of some thousand documents.
 const BODY_BYTES_MAX: usize = 16 << 20;
 
@@ -506,10 +531,10 @@ mod tests {
             listen: Vec::new(),
             api: local,
             metrics: local,
-            svid_lifetime: std::time::Duration::from_secs(3600),
+            svid_lifetime: Duration::from_secs(3600),
         };
         let store = Arc::new(Store::new(state));
-        let metrics = Arc::new(super::super::metrics::Metrics::new().unwrap());
+        let metrics = Arc::new(crate::control::metrics::Metrics::new().unwrap());
         let sessions = Arc::new(Sessions::new(Arc::clone(&store), trust_domain.clone(), clock.clone(), metrics));
         let ca = Arc::new(Authority::open(&state.join("ca"), trust_domain, clock.clone()).unwrap());
         Api::new(&config, store, sessions, Arc::default(), ca, clock)

@@ -186,7 +186,7 @@ impl Authority for Signer {
         check_name(&node).map_err(bad_name)?;
         let identity = self.ca.trust_domain().node(&node).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let signed = self.ca.sign(&csr, &identity, NODE_LIFETIME).map_err(refused)?;
-        info!(%identity, ?address, "a node joined");
+        info!(%identity, ?address, expires_unix = signed.expires.as_secs(), "a node joined");
         self.metrics.signed("node", true);
         Ok(Response::new(self.certificate(signed)))
     }
@@ -210,7 +210,7 @@ impl Authority for Signer {
             return Err(Status::not_found(format!("no workload with a sidecar has the identity {identity}")));
         }
         let signed = self.ca.sign(&csr, &identity, self.svid_lifetime).map_err(refused)?;
-        info!(%identity, %node, "signed a workload's certificate");
+        info!(%identity, %node, expires_unix = signed.expires.as_secs(), "signed a workload's certificate");
         self.metrics.signed("workload", true);
         Ok(Response::new(self.certificate(signed)))
     }

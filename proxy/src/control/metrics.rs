@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub(super) sidecars_behind: IntGauge,
     pub(super) refused: IntGauge,
     certificates: IntCounterVec,
+    streams: IntCounterVec,
     pub(super) root_expiry: IntGauge,
 }
 
@@ -49,6 +50,11 @@ impl Metrics {
             &["subject", "outcome"],
         )?;
         registry.register(Box::new(certificates.clone()))?;
+        let streams = IntCounterVec::new(
+            Opts::new("outrigger_control_streams_total", "Configuration streams that sidecars asked for, by outcome."),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(crate::telemetry::process::ProcessCollector::new()?))?;
         Ok(Self {
             revision: gauge("outrigger_control_revision", "Counts the changes of the desired state.")?,
@@ -62,6 +68,7 @@ impl Metrics {
             refused: gauge("outrigger_control_refused_resources", "Resources that some sidecar refused.")?,
             root_expiry: gauge("outrigger_control_root_expiry_seconds", "When the root ends, in seconds since the epoch.")?,
             certificates,
+            streams,
             registry,
         })
     }
@@ -70,6 +77,12 @@ impl Metrics {
     pub(super) fn signed(&self, subject: &str, granted: bool) {
         let outcome = if granted { "granted" } else { "refused" };
         self.certificates.with_label_values(&[subject, outcome]).inc();
+    }
+
+    /// A stream was asked for.
+    pub(super) fn stream(&self, granted: bool) {
+        let outcome = if granted { "granted" } else { "refused" };
+        self.streams.with_label_values(&[outcome]).inc();
     }
 
     /// As Prometheus reads it.

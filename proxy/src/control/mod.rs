@@ -4,7 +4,7 @@
 //! remember what it acknowledged; `authority` signs for the node agents, `api` answers people. Nothing is served before
 //! the folders were read once: a sidecar that comes back must not be told that its configuration is gone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -29,6 +29,8 @@ use crate::identity::source::{Identity, IdentityError};
 use crate::identity::spiffe::{SpiffeError, TrustDomain};
 use crate::identity::verify::ClientDemand;
 use crate::model::Resource;
+use crate::model::object::Object;
+use crate::model::service::ServiceSpec;
 use crate::model::workload::WorkloadTransport;
 
 pub(crate) mod api;
@@ -304,7 +306,10 @@ async fn report(store: Arc<Store>) {
     let mut changes = store.news();
     loop {
         changes.mark_unchanged();
-        let problems: BTreeSet<Wrong> = store.problems().iter().cloned().collect();
+        // Compiling everything takes its time; streams must not wait for it.
+        let asked = Arc::clone(&store);
+        let Ok(problems) = tokio::task::spawn_blocking(move || asked.problems()).await else { return };
+        let problems: BTreeSet<Wrong> = problems.iter().cloned().collect();
         for wrong in problems.difference(&told) {
             let problem = &wrong.problem;
             warn!(place = wrong.place, resource = problem.resource, at = %problem.at, remedy = problem.remedy, "{}", problem.text);
@@ -338,23 +343,28 @@ async fn aim(store: Arc<Store>, targets: watch::Sender<Vec<Target>>) {
 
 fn sidecars(world: &World) -> Vec<Target> {
     let resources = &world.resources().by_key;
-    let services: Vec<_> = resources
-        .values()
-        .filter_map(|resource| match resource.as_ref() {
-            Resource::Service(service) => Some(service),
-            _ => None,
-        })
-        .collect();
+    // By the first label that they select, so that a workload looks at the services that may select it.
+    let mut selecting: BTreeMap<(&str, &str, &str), Vec<&Object<ServiceSpec>>> = BTreeMap::new();
+    for resource in resources.values() {
+        if let Resource::Service(service) = resource.as_ref()
+            && let Some((label, value)) = service.spec.selector.first_key_value()
+        {
+            selecting.entry((&service.metadata.namespace, label, value)).or_default().push(service);
+        }
+    }
     let targets = resources.iter().filter_map(|(key, resource)| {
         let Resource::Workload(workload) = resource.as_ref() else { return None };
         let meshed = workload.spec.transport == WorkloadTransport::MutualTls;
-        let selected = services.iter().filter(|service| {
-            service.metadata.namespace == *key.name.namespace && service.spec.selects(&workload.metadata.labels)
-        });
+        let labels = &workload.metadata.labels;
+        let services = labels
+            .iter()
+            .filter_map(|(label, value)| selecting.get(&(workload.metadata.namespace.as_str(), label, value)))
+            .flatten()
+            .filter(|service| service.spec.selects(labels));
         Some(Target {
             workload: key.name.clone(),
             address: *workload.spec.addresses.first().filter(|_| meshed)?,
-            services: selected.map(|service| service.named()).collect(),
+            services: services.map(|service| service.named()).collect(),
         })
     });
     targets.collect()

@@ -137,12 +137,9 @@ impl Sessions {
             None => Err(Status::not_found(format!("no workload {pod} is known"))),
         }
     }
-}
 
-impl Desired for Sessions {
-    type Seat = Seat;
-
-    async fn admit(&self, peer: &PeerInfo, session: &Session) -> Result<Seat, Status> {
+    /// A seat for the sidecar of the pod that the session names, if the peer is it.
+    async fn seat(&self, peer: &PeerInfo, session: &Session) -> Result<Seat, Status> {
         let pod = session.node().clone();
         let Some(identity) = &peer.identity else {
             warn!(%pod, address = ?peer.address, "a sidecar came without a certificate");
@@ -185,6 +182,16 @@ impl Desired for Sessions {
         self.changed.send_modify(|count| *count += 1);
         info!(%pod, %identity, "a sidecar's stream opened");
         Ok(Seat { number, pod, identity: identity.clone(), open: Arc::clone(&self.open), changed: self.changed.clone() })
+    }
+}
+
+impl Desired for Sessions {
+    type Seat = Seat;
+
+    async fn admit(&self, peer: &PeerInfo, session: &Session) -> Result<Seat, Status> {
+        let seat = self.seat(peer, session).await;
+        self.metrics.stream(seat.is_ok());
+        seat
     }
 
     fn view(&self, seat: &Seat, session: &Session) -> Result<View, Status> {

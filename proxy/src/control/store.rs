@@ -17,9 +17,11 @@ use super::source::Told;
 use super::world::{Change, Form, World};
 use crate::base::problems::Problem;
 use crate::base::state;
+use crate::model::Resource;
 use crate::model::address_book::{AddressBook, service_addresses};
 use crate::model::name_table::{NameAnswer, NameTable};
-use crate::model::{Kind, Resource};
+use crate::model::object::Object;
+use crate::model::workload::WorkloadSpec;
 
 /// What the control plane knows, shared by all who answer from it.
 #[derive(Debug)]
@@ -179,22 +181,104 @@ fn give_address(change: &mut Change, book: &mut AddressBook) {
 
 /// What resolves inside pods: every Service by its full name.
 fn name_table(world: &World) -> NameTable {
+    let resources = &world.resources().by_key;
+    // By label, so that a service looks at the workloads that it may select instead of at all of them.
+    let mut labelled: BTreeMap<(&str, &str, &str), Vec<&Object<WorkloadSpec>>> = BTreeMap::new();
+    for resource in resources.values() {
+        let Resource::Workload(workload) = resource.as_ref() else { continue };
+        for (label, value) in &workload.metadata.labels {
+            labelled.entry((&workload.metadata.namespace, label, value)).or_default().push(workload);
+        }
+    }
     let mut table = BTreeMap::new();
-    for resource in world.resources().by_key.values() {
+    for resource in resources.values() {
         let Resource::Service(service) = resource.as_ref() else { continue };
-        let mut answer =
-            NameAnswer { service: service.spec.addresses().filter_map(|ip| ip.parse().ok()).collect(), endpoints: Vec::new() };
-        for (key, workload) in &world.resources().by_key {
-            if key.kind == Kind::Workload
-                && *key.name.namespace == *service.metadata.namespace
-                && let Resource::Workload(workload) = workload.as_ref()
-                && !workload.spec.terminating
-                && service.spec.selects(&workload.metadata.labels)
-            {
+        let service_addresses = service.spec.addresses().filter_map(|ip| ip.parse().ok());
+        let mut answer = NameAnswer { service: service_addresses.collect(), endpoints: Vec::new() };
+        let first = service.spec.selector.first_key_value();
+        let candidates = first.and_then(|(label, value)| labelled.get(&(service.metadata.namespace.as_str(), label, value)));
+        for workload in candidates.into_iter().flatten() {
+            if !workload.spec.terminating && service.spec.selects(&workload.metadata.labels) {
                 answer.endpoints.extend(&workload.spec.addresses);
             }
         }
         table.insert(format!("{}.{}.svc.cluster.local", service.metadata.name, service.metadata.namespace), answer);
     }
     NameTable(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::names::Named;
+    use crate::control::world::Origin;
+    use crate::model::yaml;
+    use crate::model::{Kind, ResourceKey};
+
+    fn put(text: &str) -> Vec<Change> {
+        let documents = yaml::read(text).into_iter().map(|document| document.unwrap().resource);
+        documents
+            .map(|resource| Change::Put {
+                key: resource.key(),
+                form: Form::Read(Arc::new(resource)),
+                origin: Origin::File("test.yaml".into()),
+            })
+            .collect()
+    }
+
+    fn service(name: &str, more: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: shop }}\nspec: {{ selector: {{ app: web }}{more} }}\n---\n"
+        )
+    }
+
+    const WORKLOAD: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec: { addresses: [10.64.0.5] }\n";
+
+    fn addresses(store: &Store, name: &str) -> Vec<String> {
+        let key = ResourceKey { kind: Kind::Service, name: Named::new("shop", name) };
+        match store.world().resources().get(&key).map(AsRef::as_ref) {
+            Some(Resource::Service(service)) => service.spec.addresses().map(str::to_owned).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_service_keeps_its_address_across_restarts_and_one_that_is_written_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let documents = service("web", "") + &service("api", ", clusterIP: 10.65.7.7") + &service("none", ", clusterIP: None");
+        let store = Store::new(state.path());
+        store.apply(put(&documents));
+        let given = addresses(&store, "web");
+        assert_eq!(given, ["10.65.0.2", "fd65::2"]);
+        assert_eq!(addresses(&store, "api"), ["10.65.7.7"]);
+        assert_eq!(addresses(&store, "none"), Vec::<String>::new());
+        let again = Store::new(state.path());
+        again.apply(put(&(service("other", "") + &documents)));
+        assert_eq!(addresses(&again, "web"), given);
+        assert_eq!(addresses(&again, "other"), ["10.65.0.3", "fd65::3"]);
+    }
+
+    #[test]
+    fn names_are_written_when_they_change() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        store.apply(put(&(service("web", "") + WORKLOAD)));
+        let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
+        let expected = r#"{"web.shop.svc.cluster.local":{"service":["10.65.0.2","fd65::2"],"endpoints":["10.64.0.5"]}}"#;
+        assert_eq!(names, expected);
+        store.apply(put(&WORKLOAD.replace("addresses", "terminating: true, addresses")));
+        let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
+        assert!(names.contains(r#""endpoints":[]"#), "{names}");
+    }
+
+    #[test]
+    fn readers_hear_of_a_batch_once_and_of_nothing_when_nothing_changes() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        let mut changes = store.changes();
+        let revision = store.apply(put(&(service("web", "") + WORKLOAD)));
+        assert_eq!(*changes.borrow_and_update(), revision);
+        assert_eq!(store.apply(put(WORKLOAD)), revision);
+        assert!(!changes.has_changed().unwrap());
+    }
 }
