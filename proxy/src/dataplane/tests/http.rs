@@ -168,7 +168,7 @@ async fn a_missing_token_is_refused_by_its_rule() {
     let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
     world.app(app_at(3), |_| text("ok"));
     let heard = ask(world.connect(&web, vip(1)), get("/")).await;
-    assert_eq!((heard.status, heard.reason()), (401, "token_refused"));
+    assert_eq!((heard.status, heard.reason()), (401, "token_missing"));
     assert!(heard.body.contains("RequestAuthentication/shop/token"), "{}", heard.body);
     assert_eq!(heard.headers["www-authenticate"], "Bearer");
 }
