@@ -447,24 +447,38 @@ fn compile_text(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<S
 
 fn compile_principal(action: Action, text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
     let pattern = StringMatch::pattern(text, at, problems)?;
-    let good = match &pattern {
-        StringMatch::Exact(id) => id.parse::<SpiffeId>().is_ok(),
-        StringMatch::Prefix(start) => start.starts_with("spiffe://"),
-        StringMatch::Suffix(_) | StringMatch::Present | StringMatch::Regex(_) => true,
+    let pattern = match pattern {
+        // As a peer's own is written out, so that both are one text.
+        StringMatch::Exact(id) => id.parse::<SpiffeId>().ok().map(|id| StringMatch::Exact(id.to_string().into())),
+        // A trust domain is in lower case (SPIFFE ID 2.1).
+        StringMatch::Prefix(start) => start
+            .strip_prefix("spiffe://")
+            .and_then(|rest| rest.split('/').next())
+            .is_some_and(|domain| !domain.bytes().any(|byte| byte.is_ascii_uppercase()))
+            .then_some(StringMatch::Prefix(start)),
+        StringMatch::Suffix(_) | StringMatch::Present | StringMatch::Regex(_) => Some(pattern),
     };
-    if !good {
+    let Some(pattern) = pattern else {
         problems.refuse(
             at,
             format!("{text:?} is no SPIFFE ID, so that no peer would ever fit"),
             "write spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME",
         );
         return None;
-    }
-    if let (Action::Allow, StringMatch::Prefix(start)) = (action, &pattern)
-        && !start.ends_with('/')
-    {
-        let longer = format!("{start}-other");
-        problems.warn(at, format!("{text:?} fits {longer:?} too"), "end the prefix with / before the *");
+    };
+    let (longer, remedy) = match &pattern {
+        StringMatch::Prefix(start) if !start.ends_with('/') => (format!("{start}-other"), "end the prefix with / before the *"),
+        StringMatch::Suffix(end) if !end.starts_with('/') => (format!("other-{end}"), "begin the suffix with / after the *"),
+        StringMatch::Exact(_)
+        | StringMatch::Prefix(_)
+        | StringMatch::Suffix(_)
+        | StringMatch::Present
+        | StringMatch::Regex(_) => {
+            return Some(pattern);
+        }
+    };
+    if action == Action::Allow {
+        problems.warn(at, format!("{text:?} fits {longer:?} too"), remedy);
     }
     Some(pattern)
 }
@@ -706,6 +720,8 @@ mod tests {
             json!({"from": [{"principals": []}]}),
             json!({"from": [{"principals": ["cluster.local/ns/shop/sa/web"]}]}),
             json!({"from": [{"principals": ["cluster.local/*"]}]}),
+            json!({"from": [{"principals": ["spiffe://Cluster.local/ns/*"]}]}),
+            json!({"from": [{"principals": ["spiffe://Cluster.local/ns/shop/sa/web"]}]}),
             json!({"from": [{"principal": ["x"]}]}),
             json!({"to": [{"methods": ["get"]}]}),
             json!({"to": [{"paths": ["admin"]}]}),
@@ -728,15 +744,17 @@ mod tests {
     }
 
     #[test]
-    fn an_open_prefix_of_an_allowed_principal_is_warned_of() {
+    fn an_open_pattern_of_an_allowed_principal_is_warned_of() {
         let mut problems = Problems::of("p");
         let config: AuthorizationConfig = serde_json::from_value(
-            json!({"action": "ALLOW", "rules": [{"from": [{"principals": ["spiffe://cluster.local/ns/shop*"]}]}]}),
+            json!({"action": "ALLOW", "rules": [{"from": [{"principals": ["spiffe://cluster.local/ns/shop*", "*web", "*/sa/web"]}]}]}),
         )
         .unwrap();
         assert!(config.compile("p", &FieldPath::root(), &mut problems).is_some());
         expect_test::expect![[r#"p: rules[0].from[0].principals[0]: "spiffe://cluster.local/ns/shop*" fits "spiffe://cluster.local/ns/shop-other" too; end the prefix with / before the *"#]]
             .assert_eq(&problems.iter().next().unwrap().to_string());
+        let at: Vec<_> = problems.iter().map(|problem| problem.at.as_str()).collect();
+        assert_eq!(at, ["rules[0].from[0].principals[0]", "rules[0].from[0].principals[1]"]);
     }
 
     #[test]
