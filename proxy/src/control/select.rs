@@ -110,3 +110,113 @@ fn of_namespace<'a>(world: &'a World, kind: Kind, namespace: &'a str) -> impl It
     all.take_while(move |(key, _)| key.kind == kind && *key.name.namespace == *namespace)
         .map(|(key, resource)| (key, resource.as_ref()))
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::control::world::{Change, Form, Origin};
+    use crate::model::yaml;
+
+    fn world(texts: &[&str]) -> World {
+        let mut world = World::default();
+        let origin = Origin::File("mesh.yaml".into());
+        for document in texts.iter().flat_map(|text| yaml::read(text)) {
+            let (key, form) = match document {
+                Ok(document) => (document.resource.key(), Form::Read(document.resource.into())),
+                Err(fault) => (fault.key.unwrap(), Form::Unreadable { body: fault.body.unwrap(), reason: fault.text }),
+            };
+            world.apply(Change::Put { key, form, origin: origin.clone() });
+        }
+        world
+    }
+
+    fn check(world: &World, client: &str, scope: &str, expected: Expect) {
+        let Selection { absent, keys } = select(world, &client.parse().unwrap(), &scope.parse().unwrap());
+        let lines = keys.iter().map(|key| format!("{key}\n")).collect::<String>();
+        expected.assert_eq(&format!("{}{lines}", if absent { "absent\n" } else { "" }));
+    }
+
+    const SHOP: &str = include_str!("../../testdata/explain/shop.yaml");
+    const MORE: &str = include_str!("../../testdata/compile/inbound.yaml");
+
+    #[test]
+    fn a_service_comes_with_its_routes_and_where_they_lead_and_nothing_else() {
+        let world = world(&[SHOP]);
+        check(&world, "shop/front-1", "service/shop/web", expect![[r#"
+            Service/shop/db
+            Service/shop/web
+            Service/shop/web-v2
+            Workload/shop/db-1
+            Workload/shop/web-1
+            HTTPRoute/shop/web
+            TrafficPolicy/shop/web
+        "#]]);
+        check(&world, "shop/front-1", "service/shop/db", expect![[r#"
+            Service/shop/db
+            Workload/shop/db-1
+        "#]]);
+        check(&world, "shop/front-1", "service/shop/gone", expect![[r#"
+            absent
+        "#]]);
+    }
+
+    #[test]
+    fn an_address_is_the_service_or_the_workload_that_has_it() {
+        let world = world(&[SHOP]);
+        check(&world, "shop/front-1", "address/10.65.0.2", expect![[r#"
+            Service/shop/db
+            Service/shop/web
+            Service/shop/web-v2
+            Workload/shop/db-1
+            Workload/shop/web-1
+            HTTPRoute/shop/web
+            TrafficPolicy/shop/web
+        "#]]);
+        check(&world, "shop/front-1", "address/10.64.0.5", expect![[r#"
+            Workload/shop/db-1
+        "#]]);
+        check(&world, "shop/front-1", "address/10.64.9.9", expect![[r#"
+            absent
+        "#]]);
+    }
+
+    #[test]
+    fn the_own_workload_comes_with_the_policies_that_may_apply_to_it() {
+        let unreadable = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: unreadable, namespace: shop}\nspec: {acton: DENY}\n";
+        let world = world(&[MORE, unreadable]);
+        check(&world, "shop/web-1", "workload/shop/web-1", expect![[r#"
+            Mesh/outrigger-system/mesh
+            Service/shop/metrics
+            Service/shop/web
+            Workload/shop/web-1
+            AuthorizationPolicy/outrigger-system/mesh-wide
+            AuthorizationPolicy/shop/front-only
+            AuthorizationPolicy/shop/no-sql
+            AuthorizationPolicy/shop/unreadable
+            PeerAuthentication/outrigger-system/open
+            PeerAuthentication/shop/shop
+            PeerAuthentication/shop/web
+            TrafficPolicy/shop/limit
+        "#]]);
+        check(&world, "shop/web-1", "workload/shop/gone", expect![[r#"
+            absent
+            Mesh/outrigger-system/mesh
+        "#]]);
+    }
+
+    #[test]
+    fn a_route_of_another_namespace_is_for_its_callers_alone() {
+        let world = world(&[include_str!("../../testdata/compile/consumer.yaml")]);
+        check(&world, "client/client-1", "service/shop/web", expect![[r#"
+            Service/shop/web
+            HTTPRoute/client/mine
+            HTTPRoute/shop/producers
+        "#]]);
+        check(&world, "shop/web-1", "service/shop/web", expect![[r#"
+            Service/shop/web
+            HTTPRoute/shop/producers
+        "#]]);
+    }
+}

@@ -302,3 +302,62 @@ pub(crate) fn is_security(kind: Kind) -> bool {
         Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::yaml;
+
+    fn service(address: &str) -> (ResourceKey, Form) {
+        let text =
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{clusterIP: {address}}}\n");
+        let resource = yaml::read(&text).remove(0).unwrap().resource;
+        (resource.key(), Form::Read(resource.into()))
+    }
+
+    fn put(world: &mut World, address: &str, origin: &Origin) -> usize {
+        let (key, form) = service(address);
+        world.apply(Change::Put { key, form, origin: origin.clone() }).len()
+    }
+
+    #[test]
+    fn the_first_place_is_in_force_and_the_next_takes_over() {
+        let mut world = World::default();
+        let (applied, file) = (Origin::Applied("a".into()), Origin::File("b".into()));
+        assert_eq!(put(&mut world, "10.65.0.2", &file), 1);
+        assert_eq!(put(&mut world, "10.65.0.2", &file), 0, "the same again is no change");
+        assert_eq!(put(&mut world, "10.65.0.3", &applied), 1);
+        assert_eq!(put(&mut world, "10.65.0.4", &file), 0, "who waits changes nothing");
+        assert_eq!(world.problems().len(), 1);
+        let (key, _) = service("10.65.0.2");
+        assert_eq!(world.origin(&key), Some(&applied));
+        assert_eq!(world.apply(Change::Remove { key: key.clone(), origin: applied }).len(), 1);
+        let at = |world: &World, address: &str| world.at(address.parse().unwrap()).count();
+        assert_eq!((at(&world, "10.65.0.3"), at(&world, "10.65.0.4")), (0, 1));
+        world.apply(Change::Remove { key: key.clone(), origin: file });
+        assert!(!world.contains(&key) && world.problems().is_empty() && at(&world, "10.65.0.4") == 0);
+    }
+
+    #[test]
+    fn equal_documents_have_equal_versions() {
+        let mut versions = Vec::new();
+        for address in ["10.65.0.2", "10.65.0.2", "10.65.0.3"] {
+            let mut world = World::default();
+            put(&mut world, address, &Origin::File("a".into()));
+            versions.push(world.body(&service(address).0).unwrap().version.clone());
+        }
+        assert!(versions[0] == versions[1] && versions[1] != versions[2]);
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_is_sent_as_it_is_and_found_in_its_namespace() {
+        let mut world = World::default();
+        let key: ResourceKey = "AuthorizationPolicy/shop/a".parse().unwrap();
+        let form = Form::Unreadable { body: "{}".to_owned(), reason: "unknown field".to_owned() };
+        world.apply(Change::Put { key: key.clone(), form, origin: Origin::File("a".into()) });
+        assert_eq!(&*world.body(&key).unwrap().json, "{}");
+        assert_eq!(world.policies_in("shop").count(), 1);
+        world.apply(Change::Remove { key, origin: Origin::File("a".into()) });
+        assert_eq!(world.policies_in("shop").count(), 0);
+    }
+}

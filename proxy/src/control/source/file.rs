@@ -463,14 +463,12 @@ mod tests {
         place.write("mesh/keys.json", r#"{"keys":[]}"#);
         place.look(expect![[r#"
             put RequestAuthentication/shop/t 188
-            mesh/keys.json:1:1: the document does not say its kind
             mesh/t.yaml:6:5: RequestAuthentication/shop/t: spec.providers[0].jwks.keys: no key is left to verify with
         "#]]);
         place.write("resources/t.yaml", &policy.replace("name: t", "name: u"));
         place.look(expect![[r#"
             put RequestAuthentication/shop/u 169
             resources/t.yaml:6:33: RequestAuthentication/shop/u: spec.providers[0].jwksFile: the keys in "keys.json" cannot be read: a stored document has no files beside it; write jwks
-            mesh/keys.json:1:1: the document does not say its kind
             mesh/t.yaml:6:5: RequestAuthentication/shop/t: spec.providers[0].jwks.keys: no key is left to verify with
         "#]]);
     }
