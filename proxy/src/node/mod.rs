@@ -219,9 +219,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     let Changes { withdraw, enrol, describe } = pods::compare(&found, &agent.pods.borrow());
     for cookie in withdraw {
         fresh.stop(cookie);
-        if let Err(error) = agent.kernel.lock().withdraw(cookie) {
-            warn!(cookie, error = chain(&error), "cannot withdraw a pod");
-        }
+        withdraw_from_kernel(agent, cookie);
         agent.pods.send_modify(|pods| {
             if let Some(pod) = pods.remove(&cookie) {
                 agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
@@ -302,7 +300,8 @@ fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
 /// Withdraws what a former agent enrolled and nobody describes any more. A record that cannot be read might be the
 /// description: then nothing is withdrawn.
 fn withdraw_strangers(agent: &Agent, records: &Path) {
-    if let Err(error) = agent.kernel.lock().forget_gone() {
+    let forgotten = agent.kernel.lock().forget_gone();
+    if let Err(error) = forgotten {
         warn!(error = chain(&error), "cannot forget pods whose namespace is gone");
     }
     let Ok(found) = pods::read(records) else { return };
@@ -316,12 +315,17 @@ fn withdraw_strangers(agent: &Agent, records: &Path) {
                 if found.records.iter().any(|record| record.meshed && record.netns_cookie == pod.cookie) {
                     continue;
                 }
-                if let Err(error) = agent.kernel.lock().withdraw(pod.cookie) {
-                    warn!(cookie = pod.cookie, error = chain(&error), "cannot withdraw a pod");
-                }
+                withdraw_from_kernel(agent, pod.cookie);
             }
         }
         Err(error) => warn!(error = chain(&error), "cannot tell which pods are enrolled"),
+    }
+}
+
+fn withdraw_from_kernel(agent: &Agent, cookie: u64) {
+    let withdrawn = agent.kernel.lock().withdraw(cookie);
+    if let Err(error) = withdrawn {
+        warn!(cookie, error = chain(&error), "cannot withdraw a pod");
     }
 }
 

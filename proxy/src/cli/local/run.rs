@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use super::super::Failure;
 use super::places::{self, PodPlaces, UpRecord, runtime};
 use super::pod::{LocalPod, Wish, cannot};
-use super::{RunArgs, cgroup, detach, dns, pod};
+use super::{RunArgs, cgroup, detach, dns, pod, visit};
 use crate::base::names::check_name;
 use crate::base::state;
 use crate::model::pod_record::{PodPort, PodRecord};
@@ -282,10 +282,7 @@ impl Sidecar {
 async fn stop_sidecar(sidecar: &mut Sidecar) {
     sidecar.wanted = false;
     let Some(mut child) = sidecar.child.take() else { return };
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
-        // It may have ended by itself just now.
-        drop(kill_process(pid, Signal::TERM));
-    }
+    visit::signal(child.id().unwrap_or(0).cast_signed(), Signal::TERM);
     if tokio::time::timeout(DRAIN_AT_MOST, child.wait()).await.is_err() {
         drop(child.kill().await);
     }

@@ -79,8 +79,10 @@ pub(crate) fn wait_until(at_most: Duration, mut happened: impl FnMut() -> Result
 
 /// Sends a signal to a process that may be gone already.
 pub(crate) fn signal(process: i32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(process) {
-        drop(kill_process(pid, signal));
+    if let Some(pid) = Pid::from_raw(process)
+        && kill_process(pid, signal).is_err()
+    {
+        // Gone, which is what a signal would bring about.
     }
 }
 

@@ -1,0 +1,149 @@
+//! Who may enrol a pod, and who is told an identity: decided by the kernel's word, whatever the caller says.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::mesh::{Mesh, PATIENCE, Pod, Said, cgroup_root, finish, kill, wait_for};
+use e2e::runner::{Case, Runner};
+use rustix::process::Signal;
+
+use crate::world::{client, echo, expect, service, until};
+
+struct World {
+    web: Pod,
+    api: Pod,
+    mesh: Mesh,
+}
+
+/// Runs the group.
+pub(crate) fn run(runner: &mut Runner) {
+    let make = || {
+        let mesh = Mesh::up()?;
+        Ok(World { web: echo(&mesh, "enrol/web", "web")?, api: client(&mesh, "enrol/api")?, mesh })
+    };
+    runner.group(
+        "enrolment",
+        make,
+        &[
+            Case { name: "a_sidecar_that_asks_for_another_pods_identity_is_refused", run: |world, _| another_pod(world) },
+            Case { name: "a_listener_from_another_namespace_is_refused", run: |world, _| foreign_listener(world) },
+            Case { name: "a_caller_in_no_pod_is_refused", run: |world, _| no_pod(world) },
+            Case { name: "the_app_cannot_take_its_sidecars_place", run: |world, _| the_app(world) },
+            Case { name: "another_listener_than_the_inbound_one_is_refused", run: |world, _| another_port(world) },
+            Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
+            Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
+        ],
+    );
+}
+
+/// Asks the agent to enrol `namespace/name` with a listener that is made by `listen`, an expression of the script below.
+const ASK: &str = r#"
+import array, json, os, socket, sys
+name, port, netns = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+asker = socket.socket(socket.AF_UNIX)
+asker.connect("/run/outrigger/node.sock")
+if netns != "-":
+    # The listener's namespace alone is another one: the asking socket was made before.
+    import ctypes
+    assert ctypes.CDLL(None, use_errno=True).setns(os.open(netns, os.O_RDONLY), 0x40000000) == 0
+listener = socket.create_server(("0.0.0.0", port), reuse_port=True)
+line = json.dumps({"outrigger": 1, "namespace": "enrol", "name": name}).encode() + b"\n"
+asker.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()]))])
+print(asker.makefile().readline())
+"#;
+
+/// Asks from inside `pod`'s network namespace, as a process of its cgroup `part`; without a pod, from the machine itself.
+fn ask(from: Option<(&Pod, &str)>, name: &str, port: u16, listener: Option<&Pod>) -> Result<Said> {
+    let netns = listener.map_or_else(|| "-".to_owned(), |pod| format!("/run/netns/{}", pod.name.network()));
+    let port = port.to_string();
+    let python = ["python3", "-c", ASK, name, &port, &netns];
+    let Some((pod, part)) = from else {
+        return finish(Command::new("python3").args(python.iter().skip(1)), PATIENCE);
+    };
+    let cgroup = cgroup_root()?.join(format!("outrigger/pods/{}.{}/{part}/cgroup.procs", pod.name.namespace, pod.name.name));
+    let script = format!("echo $$ > {} && exec ip netns exec {} \"$@\"", cgroup.display(), pod.name.network());
+    finish(Command::new("sh").args(["-c", &script, "sh"]).args(python), PATIENCE)
+}
+
+/// One error with a remedy, and nothing changed: the pod is still served by its own sidecar.
+fn refused(world: &World, said: &Said, text: &str) -> Result<()> {
+    let answer: serde_json::Value = serde_json::from_str(&said.stdout).with_context(|| said.all())?;
+    let error = answer["error"]["text"].as_str().with_context(|| format!("not refused: {answer}"))?;
+    ensure!(error.contains(text), "refused, but not for the reason: {answer}");
+    ensure!(answer["error"]["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "no remedy: {answer}");
+    expect(&world.web, &["http://127.0.0.1:14021/ready"], 200).map(drop)
+}
+
+fn another_pod(world: &World) -> Result<()> {
+    refused(world, &ask(Some((&world.web, "sidecar")), "api", 24_006, None)?, "is in the pod enrol/web, but asked for enrol/api")
+}
+
+fn foreign_listener(world: &World) -> Result<()> {
+    let said = ask(Some((&world.web, "sidecar")), "web", 24_006, Some(&world.api))?;
+    refused(world, &said, "the listener is from another network namespace than the pod enrol/web")
+}
+
+fn no_pod(world: &World) -> Result<()> {
+    refused(world, &ask(None, "web", 24_006, None)?, "is in no pod of this node")
+}
+
+fn the_app(world: &World) -> Result<()> {
+    refused(world, &ask(Some((&world.web, "app")), "web", 24_006, None)?, "not in the sidecar's")
+}
+
+fn another_port(world: &World) -> Result<()> {
+    refused(world, &ask(Some((&world.web, "sidecar")), "web", 24_006, None)?, "the listener is at port 24006, not at 14006")
+}
+
+/// The standard's own security header is sent by hand: what is proven is who is told nothing even so.
+fn workload_api(_world: &World) -> Result<()> {
+    let call = |header: &str| {
+        let mut command = Command::new("curl");
+        command.args([
+            "-sS",
+            "-i",
+            "--max-time",
+            "5",
+            "--http2-prior-knowledge",
+            "--unix-socket",
+            "/run/outrigger/workload.sock",
+        ]);
+        command.args(["-H", "content-type: application/grpc", "-H", "te: trailers", "-H", header, "--data-binary", "@-"]);
+        command.arg("http://localhost/SpiffeWorkloadAPI/FetchX509SVID").stdin(empty_message()?);
+        finish(&mut command, PATIENCE)
+    };
+    // INVALID_ARGUMENT is 3, PERMISSION_DENIED is 7.
+    let without = call("x-nothing: true")?;
+    ensure!(without.stdout.contains("grpc-status: 3"), "without the security header: {}", without.all());
+    let with = call("workload.spiffe.io: true")?;
+    ensure!(with.stdout.contains("grpc-status: 7"), "from outside every pod: {}", with.all());
+    Ok(())
+}
+
+/// A gRPC frame without compression that holds a message of no bytes.
+fn empty_message() -> Result<std::process::Stdio> {
+    use std::io::{Seek as _, Write as _};
+    let mut file = tempfile::tempfile()?;
+    file.write_all(&[0; 5])?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+fn agent_again(world: &World) -> Result<()> {
+    world.mesh.apply(&service("enrol", "web", 80, 8080))?;
+    until(&world.api, "http://web/", 200)?;
+    let agent = world.mesh.process("node")?;
+    kill(agent, Signal::KILL);
+    // What is captured stays captured, and goes on.
+    expect(&world.api, &["http://web/"], 200)?;
+    wait_for("the agent runs again", PATIENCE, || {
+        ensure!(world.mesh.process("node")? != agent, "it does not");
+        Ok(())
+    })?;
+    wait_for("both sidecars handed their listeners over again", PATIENCE, || {
+        let said = finish(Command::new("curl").args(["-sS", "--fail", "http://127.0.0.1:14030/metrics"]), PATIENCE)?.ok()?;
+        ensure!(said.contains("outrigger_node_enrolments_total{outcome=\"enrolled\"} 2"), "{said}");
+        Ok(())
+    })?;
+    expect(&world.api, &["http://web/"], 200).map(drop)
+}
