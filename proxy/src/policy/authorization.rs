@@ -34,17 +34,6 @@ pub(crate) enum Action {
     Deny,
 }
 
-/// What an AuthorizationPolicy says, without its target.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct AuthorizationConfig {
-    /// ALLOW or DENY.
-    pub(crate) action: Action,
-    /// The policy matches a request that one of its rules matches. An ALLOW policy without rules allows nothing.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) rules: Vec<RuleConfig>,
-}
-
 /// One rule: the peer, the request and the claims must all fit. A rule without any condition matches everything.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -177,15 +166,8 @@ enum Truth {
     True,
 }
 
-impl AuthorizationConfig {
-    /// Reports every fault under `at` and returns a policy only if there is none. `policy` is the name by which people know
-    /// the policy, as `AuthorizationPolicy/shop/allow-web`.
-    pub(crate) fn compile(&self, policy: &str, at: &FieldPath, problems: &mut Problems) -> Option<AuthorizationPolicy> {
-        compile_rules(self.action, &self.rules, policy, at, problems)
-    }
-}
-
-/// As [`AuthorizationConfig::compile`], for a document that has the two fields in its own spec; `at` is the spec.
+/// Compiles a policy: reports every fault under `at`, its spec, and returns it only if there is none. `policy` is the name by
+/// which people know it, as `AuthorizationPolicy/shop/allow-web`.
 pub(crate) fn compile_rules(
     action: Action,
     rules: &[RuleConfig],
@@ -507,10 +489,19 @@ mod tests {
     use serde_json::json;
     use std::slice;
 
+    /// What an AuthorizationPolicy says, without its target.
+    #[derive(Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields)]
+    struct Config {
+        action: Action,
+        #[serde(default)]
+        rules: Vec<RuleConfig>,
+    }
+
     fn policy(name: &str, config: Value) -> Result<AuthorizationPolicy, String> {
-        let config: AuthorizationConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+        let config: Config = serde_json::from_value(config).map_err(|error| error.to_string())?;
         let mut problems = Problems::of(name);
-        let compiled = config.compile(name, &FieldPath::root().field("spec"), &mut problems);
+        let compiled = compile_rules(config.action, &config.rules, name, &FieldPath::root().field("spec"), &mut problems);
         let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(compiled.is_none(), problems.refused(), "{said:?}");
         compiled.ok_or_else(|| said.join("\n"))
@@ -746,11 +737,11 @@ mod tests {
     #[test]
     fn an_open_pattern_of_an_allowed_principal_is_warned_of() {
         let mut problems = Problems::of("p");
-        let config: AuthorizationConfig = serde_json::from_value(
+        let config: Config = serde_json::from_value(
             json!({"action": "ALLOW", "rules": [{"from": [{"principals": ["spiffe://cluster.local/ns/shop*", "*web", "*/sa/web"]}]}]}),
         )
         .unwrap();
-        assert!(config.compile("p", &FieldPath::root(), &mut problems).is_some());
+        assert!(compile_rules(config.action, &config.rules, "p", &FieldPath::root(), &mut problems).is_some());
         expect_test::expect![[r#"p: rules[0].from[0].principals[0]: "spiffe://cluster.local/ns/shop*" fits "spiffe://cluster.local/ns/shop-other" too; end the prefix with / before the *"#]]
             .assert_eq(&problems.iter().next().unwrap().to_string());
         let at: Vec<_> = problems.iter().map(|problem| problem.at.as_str()).collect();
@@ -759,7 +750,7 @@ mod tests {
 
     #[test]
     fn what_is_absent_is_not_written() {
-        let config: AuthorizationConfig = serde_json::from_value(json!({"action": "ALLOW", "rules": [{}]})).unwrap();
+        let config: Config = serde_json::from_value(json!({"action": "ALLOW", "rules": [{}]})).unwrap();
         assert_eq!(serde_json::to_value(&config).unwrap(), json!({"action": "ALLOW", "rules": [{}]}));
     }
 

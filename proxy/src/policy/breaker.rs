@@ -118,6 +118,7 @@ impl Breaker {
     }
 
     /// Connections, waiting requests and requests now.
+    #[cfg(test)]
     pub(crate) fn used(&self) -> (u32, u32, u32) {
         let used = |kind| self.gauge(kind).used.load(Ordering::Relaxed);
         (used(Kind::Connection), used(Kind::Pending), used(Kind::Request))

@@ -165,14 +165,10 @@ impl Ejections {
     }
 
     /// Endpoints that are left out now, and until when.
+    #[cfg(test)]
     pub(crate) fn ejected(&self, now: Instant) -> Vec<(SocketAddr, Instant)> {
         let known = self.endpoints.lock();
         known.iter().filter_map(|(address, health)| Some((*address, health.until.filter(|until| *until > now)?))).collect()
-    }
-
-    /// The word for why endpoints are left out.
-    pub(crate) fn reason(&self) -> &'static str {
-        "consecutive_failures"
     }
 
     fn succeed(known: &mut BTreeMap<SocketAddr, Health>, endpoint: SocketAddr, base: Duration, now: Instant) {
