@@ -54,9 +54,17 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
         }
     }
     if stale.is_empty() {
-        return Ok(());
+        return if check { Ok(()) } else { references(root) };
     }
     Err(Stop::No(format!("generated code is stale: {}; run `cargo xtask gen`", stale.join(", "))).into())
+}
+
+/// Writes what is made from the documents' structs: the reference of fields and the resource definitions. The structs are
+/// the library's own, so it is a test of the library that writes them; as a test it compares them.
+fn references(root: &Path) -> Result<()> {
+    let mut test = shell::cargo(root, &["test", "--quiet", "--package", "outrigger", "--lib", "model::reference"]);
+    test.env("UPDATE_EXPECT", "1");
+    shell::run(test)
 }
 
 /// The code of one protocol, formatted as it is committed.

@@ -144,7 +144,11 @@ mod tests {
     #[test]
     fn a_service_comes_with_its_routes_and_where_they_lead_and_nothing_else() {
         let world = world(&[SHOP]);
-        check(&world, "shop/front-1", "service/shop/web", expect![[r#"
+        check(
+            &world,
+            "shop/front-1",
+            "service/shop/web",
+            expect![[r#"
             Service/shop/db
             Service/shop/web
             Service/shop/web-v2
@@ -152,20 +156,35 @@ mod tests {
             Workload/shop/web-1
             HTTPRoute/shop/web
             TrafficPolicy/shop/web
-        "#]]);
-        check(&world, "shop/front-1", "service/shop/db", expect![[r#"
+        "#]],
+        );
+        check(
+            &world,
+            "shop/front-1",
+            "service/shop/db",
+            expect![[r#"
             Service/shop/db
             Workload/shop/db-1
-        "#]]);
-        check(&world, "shop/front-1", "service/shop/gone", expect![[r#"
+        "#]],
+        );
+        check(
+            &world,
+            "shop/front-1",
+            "service/shop/gone",
+            expect![[r#"
             absent
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn an_address_is_the_service_or_the_workload_that_has_it() {
         let world = world(&[SHOP]);
-        check(&world, "shop/front-1", "address/10.65.0.2", expect![[r#"
+        check(
+            &world,
+            "shop/front-1",
+            "address/10.65.0.2",
+            expect![[r#"
             Service/shop/db
             Service/shop/web
             Service/shop/web-v2
@@ -173,20 +192,35 @@ mod tests {
             Workload/shop/web-1
             HTTPRoute/shop/web
             TrafficPolicy/shop/web
-        "#]]);
-        check(&world, "shop/front-1", "address/10.64.0.5", expect![[r#"
+        "#]],
+        );
+        check(
+            &world,
+            "shop/front-1",
+            "address/10.64.0.5",
+            expect![[r#"
             Workload/shop/db-1
-        "#]]);
-        check(&world, "shop/front-1", "address/10.64.9.9", expect![[r#"
+        "#]],
+        );
+        check(
+            &world,
+            "shop/front-1",
+            "address/10.64.9.9",
+            expect![[r#"
             absent
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn the_own_workload_comes_with_the_policies_that_may_apply_to_it() {
         let unreadable = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: unreadable, namespace: shop}\nspec: {acton: DENY}\n";
         let world = world(&[MORE, unreadable]);
-        check(&world, "shop/web-1", "workload/shop/web-1", expect![[r#"
+        check(
+            &world,
+            "shop/web-1",
+            "workload/shop/web-1",
+            expect![[r#"
             Mesh/outrigger-system/mesh
             Service/shop/metrics
             Service/shop/web
@@ -199,24 +233,40 @@ mod tests {
             PeerAuthentication/shop/shop
             PeerAuthentication/shop/web
             TrafficPolicy/shop/limit
-        "#]]);
-        check(&world, "shop/web-1", "workload/shop/gone", expect![[r#"
+        "#]],
+        );
+        check(
+            &world,
+            "shop/web-1",
+            "workload/shop/gone",
+            expect![[r#"
             absent
             Mesh/outrigger-system/mesh
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_route_of_another_namespace_is_for_its_callers_alone() {
         let world = world(&[include_str!("../../testdata/compile/consumer.yaml")]);
-        check(&world, "client/client-1", "service/shop/web", expect![[r#"
+        check(
+            &world,
+            "client/client-1",
+            "service/shop/web",
+            expect![[r#"
             Service/shop/web
             HTTPRoute/client/mine
             HTTPRoute/shop/producers
-        "#]]);
-        check(&world, "shop/web-1", "service/shop/web", expect![[r#"
+        "#]],
+        );
+        check(
+            &world,
+            "shop/web-1",
+            "service/shop/web",
+            expect![[r#"
             Service/shop/web
             HTTPRoute/shop/producers
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -30,6 +30,8 @@ pub(crate) mod name_table;
 pub(crate) mod object;
 pub(crate) mod peer_authentication;
 pub(crate) mod pod_record;
+#[cfg(test)]
+mod reference;
 pub(crate) mod request_authentication;
 pub(crate) mod service;
 pub(crate) mod target;
