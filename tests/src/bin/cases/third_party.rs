@@ -102,9 +102,7 @@ fn redis(world: &World) -> Result<()> {
 fn postgres(world: &World) -> Result<()> {
     let folder = world.mesh.folder().join("postgres");
     std::fs::create_dir_all(&folder)?;
-    // PostgreSQL does not run as root, and its folder must be its own: another user needs to be let through to it.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(world.mesh.folder(), open)?;
+    // PostgreSQL does not run as root, and its folder must be its own.
     std::os::unix::fs::chown(&folder, Some(65534), Some(65534))?;
     let data = folder.join("data").to_string_lossy().into_owned();
     let as_nobody = |path: &str, rest: &[&str]| -> Result<Vec<OsString>> {
