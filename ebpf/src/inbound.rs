@@ -2,7 +2,10 @@
 //!
 //! Source: `Documentation/bpf/prog_sk_lookup.rst`. The accepted socket's local address is the true one, port included.
 
-use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_REPLACE, sk_action::{SK_DROP, SK_PASS}};
+use aya_ebpf::bindings::{
+    BPF_SK_LOOKUP_F_REPLACE,
+    sk_action::{SK_DROP, SK_PASS},
+};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::warn;
@@ -64,7 +67,10 @@ pub fn or_inbound(ctx: SkLookupContext) -> u32 {
                 OwnArrival::Steer => steer(&ctx, netns, &local, Counter::SelfSteered),
                 OwnArrival::Drop => {
                     count(netns, Counter::ForeignOwnDial);
-                    warn!(&ctx, "dropped: a packet from the pod's own address that its sidecar did not send, namespace {}", netns);
+                    warn!(
+                        &ctx,
+                        "dropped: a packet from the pod's own address that its sidecar did not send, namespace {}", netns
+                    );
                     SK_DROP
                 }
             }

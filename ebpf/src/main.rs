@@ -12,8 +12,8 @@ mod connect;
 mod inbound;
 mod maps;
 mod names;
-mod sockopt;
 mod sockops;
+mod sockopt;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
