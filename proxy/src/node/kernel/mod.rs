@@ -281,12 +281,12 @@ pub(crate) fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
         .map_err(|error| KernelError::file("mount a bpf filesystem at", folder, error))
 }
 
-/// Unmounts what [`mount_bpffs`] mounted; nothing where none stands.
+/// Unmounts what [`mount_bpffs`] mounted; nothing where none stands. Whoever still looks at it keeps what they see.
 pub(crate) fn unmount_bpffs(folder: &Path) -> Result<(), KernelError> {
     if !folder.exists() || !is_bpffs(folder)? {
         return Ok(());
     }
-    rustix::mount::unmount(folder, UnmountFlags::empty()).map_err(|error| KernelError::file("unmount", folder, error))
+    rustix::mount::unmount(folder, UnmountFlags::DETACH).map_err(|error| KernelError::file("unmount", folder, error))
 }
 
 /// Loads the programs, attaches those of the node, pins them all. A link that stands gets the new program in place.

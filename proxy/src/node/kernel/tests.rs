@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use proxy_common::counters::Counter;
 use proxy_common::{MESH_CLIENT, PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND, SOL_MESH};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::*;
 use crate::node::netns;
@@ -214,6 +214,13 @@ fn ip(arguments: &[&str]) {
 fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     SockRef::from(listener).set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     listener.accept().unwrap()
+}
+
+/// Notes of sidecars' dials to their own pods.
+fn own_dials(world: &World) -> usize {
+    let data = aya::maps::MapData::from_pin(world.pins.join(proxy_common::owndials::OWN_DIALS)).unwrap();
+    let notes: aya::maps::HashMap<_, [u32; 6], [u32; 8]> = aya::maps::Map::HashMap(data).try_into().unwrap();
+    notes.keys().count()
 }
 
 /// Nobody is waiting to be accepted.
@@ -419,6 +426,106 @@ fn what_listens_on_loopback_stays_unreachable() {
         for to in world.b.both(7785) {
             assert_eq!(world.b.dial(to, Some(client)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{to}");
         }
+    }
+}
+
+#[test]
+fn many_connections_at_once_keep_their_own_destinations() {
+    const EACH: u16 = 250;
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let listeners = ["127.0.0.1", "::1"].map(|address| world.a.listen(Who::Sidecar, address, PORT_OUTBOUND));
+    for listener in listeners {
+        thread::spawn(move || {
+            while let Ok((mut taken, _)) = listener.accept() {
+                let port = taken.local_addr().map(|address| address.port()).unwrap_or_default();
+                if taken.write_all(&port.to_be_bytes()).is_err() {}
+            }
+        });
+    }
+    thread::scope(|scope| {
+        for thread in 0..4_u16 {
+            let world = &world;
+            scope.spawn(move || {
+                world.a.as_(Who::App, || {
+                    for turn in 0..EACH {
+                        let port = 1000 + thread * EACH + turn;
+                        let to = world.b.both(port)[usize::from(turn % 2)];
+                        let mut stream = TcpStream::connect(to).unwrap();
+                        let mut answer = [0; 2];
+                        stream.read_exact(&mut answer).unwrap();
+                        assert_eq!(u16::from_be_bytes(answer), port);
+                        assert_eq!(stream.peer_addr().unwrap(), to);
+                    }
+                });
+            });
+        }
+    });
+    let counters = kernel.counters(world.a.cookie).unwrap().unwrap();
+    assert_eq!(counters.of(Counter::OriginalMissing), 0);
+    assert_eq!(own_dials(&world), 0);
+}
+
+#[test]
+fn no_note_of_a_dial_stays_behind() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let _inbound = world.b.enrol_with_listener(&mut kernel);
+    let client = "192.0.2.9:9".parse().unwrap();
+    for _ in 0..50 {
+        for to in world.b.both(7799) {
+            assert_eq!(world.b.dial(to, Some(client)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
+    assert_eq!(own_dials(&world), 0, "refused");
+    let app = world.b.listen(Who::App, "::", 7777);
+    for to in world.b.both(7777) {
+        let upstream = world.b.dial(to, Some(client)).unwrap();
+        let (taken, _) = accept(&app);
+        drop((upstream, taken));
+    }
+    assert_eq!(own_dials(&world), 0, "served");
+    // Nobody answers a dial whose app has a full backlog; its note goes with the socket.
+    let full = world.b.as_(Who::App, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7778)).into()).unwrap();
+        socket.listen(0).unwrap();
+        socket
+    });
+    let waiting: Vec<Socket> = world.b.as_(Who::Sidecar, || {
+        let dial = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            declare(&socket, client).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&SocketAddr::from((world.b.v4, 7778)).into()).unwrap_err();
+            socket
+        };
+        (0..4).map(|_| dial()).collect()
+    });
+    assert!(own_dials(&world) > 0, "waiting");
+    drop(waiting);
+    drop(full);
+    assert_eq!(own_dials(&world), 0, "given up");
+}
+
+#[test]
+fn mptcp_goes_to_the_sidecar_as_well() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let sidecar = world.a.listen(Who::Sidecar, "127.0.0.1", PORT_OUTBOUND);
+    let to = world.b.both(7777)[0];
+    let dialled = world.a.as_(Who::App, || {
+        let socket = match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT)) => return None,
+            made => made.unwrap(),
+        };
+        socket.connect(&to.into()).unwrap();
+        Some(socket)
+    });
+    if dialled.is_some() {
+        assert_eq!(accept(&sidecar).0.local_addr().unwrap(), to);
     }
 }
 
