@@ -90,9 +90,12 @@ impl Mesh {
 
     /// An identity signed by the mesh's own authority, as of `clock`.
     fn identity(&self, path: &str, clock: &WallClock) -> Identity {
+        self.identity_for(path, clock, Duration::from_secs(3600))
+    }
+
+    fn identity_for(&self, path: &str, clock: &WallClock, lifetime: Duration) -> Identity {
         let ca = Authority::open(&self.state.join("ca"), domain(), clock.clone()).unwrap();
-        let (signed, key) =
-            ca.issue(&format!("spiffe://cluster.local{path}").parse().unwrap(), Duration::from_secs(3600)).unwrap();
+        let (signed, key) = ca.issue(&format!("spiffe://cluster.local{path}").parse().unwrap(), lifetime).unwrap();
         let identity = Identity::new(domain(), WallClock::system());
         identity.publish(signed.chain, key, ca.bundles().unwrap()).unwrap();
         identity
@@ -292,6 +295,22 @@ async fn a_peer_without_a_good_certificate_gets_no_stream() {
         assert_ne!(status.code(), Code::Ok, "{status:?}");
     }
     assert!(mesh.sessions.sidecars().is_empty());
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_certificate_that_opened_it() {
+    let mesh = Mesh::start().await;
+    let identity = mesh.identity_for("/ns/shop/sa/client", &WallClock::system(), Duration::from_secs(2));
+    let node = Some(Node { namespace: "shop".into(), name: "client".into(), version: "0".into() });
+    let channel = mesh.channel(identity).await.unwrap();
+    let first = DeltaRequest { node, ..DeltaRequest::default() };
+    // The sidecar goes on listening: its own end stays open.
+    let requests = tokio_stream::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
+    let mut responses = WireClient::new(channel).stream(requests).await.unwrap().into_inner();
+    let status = timeout(PATIENCE, responses.message()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("expired"), "{status:?}");
     mesh.stop().await;
 }
 
