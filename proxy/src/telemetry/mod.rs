@@ -18,7 +18,7 @@ pub(crate) mod trace;
 use access_log::AccessLog;
 use export::SpanExport;
 use metrics::Metrics;
-use reason::Reason;
+use reason::{Fault, Reason};
 use series::Traffic;
 use trace::TraceContext;
 
@@ -159,7 +159,7 @@ impl Telemetry {
     pub(crate) fn request(&self, end: &RequestEnd<'_>) {
         end.traffic.request_ended(end);
         if end.reason.is_refusal() {
-            self.metrics.refused(end.traffic, end.protocol, end.reason, end.rule);
+            self.metrics.refused(end.traffic, end.protocol, end.reason, deciding(end.traffic, end.reason, end.rule));
         }
         if end.logged
             && let Some(log) = &self.access_log
@@ -178,7 +178,7 @@ impl Telemetry {
     pub(crate) fn connection(&self, end: &ConnectionEnd<'_>) {
         end.traffic.connection_ended(end);
         if end.reason.is_refusal() {
-            self.metrics.refused(end.traffic, end.protocol, end.reason, end.rule);
+            self.metrics.refused(end.traffic, end.protocol, end.reason, deciding(end.traffic, end.reason, end.rule));
         }
         if end.logged
             && let Some(log) = &self.access_log
@@ -186,6 +186,13 @@ impl Telemetry {
             log.connection(end);
         }
     }
+}
+
+/// The rule to name beside a refusal. Inbound, the rule of a request that the application then failed is the one that
+/// allowed it: it did not decide this.
+fn deciding<'a>(traffic: &Traffic, reason: Reason, rule: Option<&'a str>) -> Option<&'a str> {
+    let allowed = traffic.labels().direction == Direction::Inbound && matches!(reason.fault(), Fault::Upstream | Fault::Caller);
+    rule.filter(|_| !allowed)
 }
 
 impl Direction {

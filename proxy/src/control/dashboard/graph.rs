@@ -88,6 +88,9 @@ pub(crate) struct Edge {
     pub(crate) connections_open: f64,
     /// Requests and opaque connections since the sidecars started.
     pub(crate) total: f64,
+    /// Copies of requests, whose answers nobody waits for: a second, and since the sidecars started.
+    pub(crate) shadow_rate: f64,
+    pub(crate) shadow_total: f64,
 }
 
 /// What a rule refused.
@@ -154,6 +157,12 @@ pub(crate) fn graph<'a>(watched: impl Iterator<Item = &'a Watched>, now: Instant
             if let Some(sums) = edges.get_mut(&(own.clone(), service_id(service))) {
                 sums.retry_rate += rate(*total, oldest.map(|_| before), seconds);
             }
+        }
+        for (service, total) in &newest.shadows {
+            let before = oldest.map(|oldest| oldest.shadows.get(service).copied().unwrap_or_default());
+            let sums = edges.entry((own.clone(), service_id(service))).or_default();
+            sums.shadow_rate += rate(*total, before, seconds);
+            sums.shadow_total += total;
         }
         for (key, total) in &newest.refusals {
             let before = oldest.map(|oldest| oldest.refusals.get(key).copied().unwrap_or_default());
@@ -232,6 +241,7 @@ impl Names {
         for one in watched {
             if let Some((newest, ..)) = one.span(now) {
                 names.called.extend(newest.flows.keys().filter(|key| key.outbound).map(|key| key.destination_service.clone()));
+                names.called.extend(newest.shadows.keys().cloned());
             }
         }
         for one in watched {
@@ -293,6 +303,8 @@ struct Sums {
     connection_rate: f64,
     refused_rate: f64,
     retry_rate: f64,
+    shadow_rate: f64,
+    shadow_total: f64,
 }
 
 impl Sums {
@@ -332,6 +344,8 @@ impl Sums {
             connection_rate: round(self.connection_rate),
             connections_open: window.open,
             total: self.total,
+            shadow_rate: round(self.shadow_rate),
+            shadow_total: self.shadow_total,
         }
     }
 }

@@ -15,9 +15,11 @@ pub(crate) struct Reading {
     pub(crate) refusals: BTreeMap<RefusalKey, f64>,
     /// Retries sent, by the service that failed first.
     pub(crate) retries: BTreeMap<String, f64>,
+    /// Copies of requests that were sent, by the service that got them.
+    pub(crate) shadows: BTreeMap<String, f64>,
     /// Service and workload of endpoints that this sidecar leaves out.
     pub(crate) ejected: BTreeSet<(String, String)>,
-    /// The sidecar's own identity, once it called somebody.
+    /// The sidecar's own identity, once it called somebody or was called.
     pub(crate) identity: Option<String>,
     pub(crate) certificate_expiry: f64,
     pub(crate) config_version: String,
@@ -72,6 +74,7 @@ impl Reading {
             flows: BTreeMap::new(),
             refusals: BTreeMap::new(),
             retries: BTreeMap::new(),
+            shadows: BTreeMap::new(),
             ejected: BTreeSet::new(),
             identity: None,
             certificate_expiry: 0.0,
@@ -137,6 +140,9 @@ impl Reading {
             "outrigger_retries_total" if sample.label("outcome") == "sent" && self.retries.len() < KEYS_MAX => {
                 *self.retries.entry(sample.label("destination_service").to_owned()).or_default() += value;
             }
+            "outrigger_shadow_requests_total" if sample.label("outcome") != "skipped" && self.shadows.len() < KEYS_MAX => {
+                *self.shadows.entry(sample.label("destination_service").to_owned()).or_default() += value;
+            }
             "outrigger_endpoint_ejected" if value > 0.0 && self.ejected.len() < KEYS_MAX => {
                 let service = sample.label("destination_service").to_owned();
                 self.ejected.insert((service, sample.label("destination_workload").to_owned()));
@@ -154,8 +160,9 @@ impl Reading {
     fn flow(&mut self, sample: &Sample<'_>) -> Option<&mut Flow> {
         let outbound = sample.label("direction") == "outbound";
         let source_identity = sample.label("source_identity").to_owned();
-        if outbound && self.identity.is_none() && !matches!(source_identity.as_str(), "" | "other") {
-            self.identity = Some(source_identity.clone());
+        let own = if outbound { source_identity.as_str() } else { sample.label("destination_identity") };
+        if self.identity.is_none() && !matches!(own, "" | "other") {
+            self.identity = Some(own.to_owned());
         }
         let destination_service = sample.label("destination_service").to_owned();
         // Durations carry no destination identity, and a service is name enough.
@@ -268,6 +275,7 @@ mod tests {
         assert!((flow.quantile(0.5).unwrap() - 0.0025).abs() < 1e-9);
         assert_eq!(reading.refusals.len(), 2);
         assert_eq!(reading.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
+        assert_eq!(reading.shadows["shop/cart-v2"], 1.0);
         assert_eq!(reading.config_version, "17");
         assert!(reading.control_connected && reading.certificate_expiry > 1e9 && reading.resident_bytes > 0.0);
         assert!(reading.ejected.contains(&("shop/cart".to_owned(), "shop/cart-2".to_owned())));
