@@ -5,7 +5,7 @@
 //! is published by one swap.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ struct File {
     /// after a restart too.
     #[serde(default)]
     refused: BTreeMap<String, Option<Box<serde_json::value::RawValue>>>,
-    absent: BTreeSet<IpAddr>,
+    /// What was asked for and answered. That nothing is at an address is not kept: it would not be heard when that changes.
     scopes: BTreeSet<String>,
 }
 
@@ -178,8 +178,8 @@ impl Follower {
     }
 
     fn save(&self) -> std::io::Result<()> {
-        let mut file = File { absent: self.kept.resources.absent.clone(), ..File::default() };
-        file.scopes = self.kept.scopes.iter().map(ToString::to_string).collect();
+        let scopes = self.kept.scopes.iter().map(ToString::to_string).collect();
+        let mut file = File { scopes, ..File::default() };
         for (key, resource) in &self.kept.resources.by_key {
             let Some(version) = self.kept.versions.get(key) else { continue };
             file.resources.push(FileResource {
@@ -215,7 +215,6 @@ pub(crate) fn load(folder: &Path) -> Kept {
         }
     };
     let mut kept = Kept::default();
-    kept.resources.absent = file.absent;
     kept.scopes = file.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
     for (key, body) in file.refused {
         let Ok(key) = key.parse::<ResourceKey>() else { continue };

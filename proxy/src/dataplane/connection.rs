@@ -57,7 +57,12 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
     let (declared, refuse) = match &leads {
         Leads::Service(port) => (port.protocol, None),
         Leads::Workload(_) => (AppProtocol::Detect, None),
-        Leads::Refused(reject) => (AppProtocol::Detect, Some(reject.clone())),
+        Leads::Refused(reject) => {
+            if matches!(reject, Reject::EgressDenied) {
+                proxy.telemetry.metrics.egress(EgressVerdict::Denied);
+            }
+            (AppProtocol::Detect, Some(reject.clone()))
+        }
         Leads::Outside => {
             proxy.telemetry.metrics.egress(EgressVerdict::Allowed);
             return passthrough(&proxy, io, peer, original).await;
@@ -339,7 +344,7 @@ async fn lookup(proxy: &Proxy, original: SocketAddr) -> Leads {
             false
         };
         if !waited {
-            return if inside { Leads::Refused(Reject::NoConfiguration) } else { leave(proxy, &snapshot) };
+            return if inside { Leads::Refused(Reject::NoConfiguration) } else { leave(&snapshot) };
         }
     }
 }
@@ -359,26 +364,18 @@ fn known(snapshot: &Snapshot, original: SocketAddr) -> Option<Leads> {
         return Some(Leads::Refused(Reject::NoRoute(other_port.service.clone())));
     }
     if outbound.absent.contains(&ip) {
-        return Some(if inside(snapshot, ip) {
-            Leads::Refused(Reject::NoConfiguration)
-        } else {
-            match snapshot.mesh.egress {
-                Egress::Allow => Leads::Outside,
-                Egress::Deny => Leads::Refused(Reject::EgressDenied),
-            }
-        });
+        return Some(if inside(snapshot, ip) { Leads::Refused(Reject::NoConfiguration) } else { leave(snapshot) });
     }
     None
 }
 
-fn leave(proxy: &Proxy, snapshot: &Snapshot) -> Leads {
+/// An address outside of the mesh's ranges at which nothing of the mesh is known to be.
+fn leave(snapshot: &Snapshot) -> Leads {
     match snapshot.mesh.egress {
         Egress::Allow => Leads::Outside,
-        Egress::Deny => {
-            proxy.telemetry.metrics.egress(EgressVerdict::Denied);
-            // Before the first configuration nobody said that it is denied; it is only not known.
-            Leads::Refused(if snapshot.generation == 0 { Reject::NoConfiguration } else { Reject::EgressDenied })
-        }
+        // Before the first configuration nobody said that it is denied; it is only not known.
+        Egress::Deny if snapshot.generation == 0 => Leads::Refused(Reject::NoConfiguration),
+        Egress::Deny => Leads::Refused(Reject::EgressDenied),
     }
 }
 

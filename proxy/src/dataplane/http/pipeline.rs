@@ -135,6 +135,14 @@ async fn line(
     };
     trace.write(&mut parts.headers);
     record.trace(trace);
+    let own = proxy.identity.own().map(|own| own.id.clone());
+    match connection.direction {
+        Direction::Inbound => {
+            record.ends.source.clone_from(&peer.identity);
+            record.ends.destination = own;
+        }
+        Direction::Outbound => record.ends.source = own,
+    }
     if let Some(reject) = &connection.refuse {
         return Err(reject.clone());
     }
@@ -316,8 +324,9 @@ async fn line(
         let decision = retry.decide(again, &backend.budget, now, &mut proxy.dice.lock());
         match decision {
             Decision::Answer(why) => {
-                record.detail(why);
+                // An answer that blames the caller is the answer; there is nothing to explain.
                 if !matches!(state, WireState::Answered(status) if !status.is_server_error()) {
+                    record.detail(why);
                     proxy.telemetry.metrics.retry(&backend.service.to_string(), why);
                 }
                 break tried;
@@ -380,11 +389,8 @@ fn route<'a>(
     record: &mut Record,
     request: RequestView<'_>,
 ) -> Result<Chosen<'a>, Reject> {
-    let own = connection.proxy.identity.own().map(|own| own.id.clone());
     match connection.direction {
         Direction::Inbound => {
-            record.ends.source.clone_from(&connection.peer.identity);
-            record.ends.destination = own;
             if snapshot.generation == 0 {
                 return Err(Reject::NoConfiguration);
             }
@@ -393,7 +399,6 @@ fn route<'a>(
             Ok(Chosen::Inbound(port))
         }
         Direction::Outbound => {
-            record.ends.source = own;
             if let Some(port) = snapshot.outbound.services.get(&connection.original) {
                 record.ends.service = Some(port.service.clone());
                 let rule = port

@@ -392,8 +392,8 @@ const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// What may be on its way in one stream and on one connection.
 pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
 pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
-/// A link on which nothing comes is asked whether it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-const KEEP_ALIVE_MAX: Duration = Duration::from_secs(10);
+/// A link on which a request waits and nothing comes is asked whether it is alive: a pod that vanished says no goodbye.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(5);
 /// How long a peer's first settings are waited for.
 const SETTINGS_MAX: Duration = Duration::from_secs(1);

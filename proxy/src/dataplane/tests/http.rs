@@ -360,3 +360,67 @@ async fn the_application_s_connection_is_kept_for_the_same_client() {
     }
     assert_eq!(opened.load(Ordering::Relaxed), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_head_request_has_a_length_and_no_body() {
+    let world = pair();
+    let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |_| text("seven b"));
+    let request = Request::head("/").header("host", "api.shop").body(Full::default()).unwrap();
+    let heard = ask(world.connect(&web, vip(1)), request).await;
+    assert_eq!((heard.status, &*heard.body, &heard.headers["content-length"]), (200, "", &"7".parse().unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expectation_is_answered_and_a_large_body_passes() {
+    let world = pair();
+    let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |request| text(request.body().len().to_string()));
+    let mut stream = world.connect(&web, vip(1));
+    stream
+        .write_all(b"POST /up HTTP/1.1\r\nHost: api.shop\r\nContent-Length: 3000000\r\nExpect: 100-continue\r\n\r\n")
+        .await
+        .unwrap();
+    let mut head = [0; 25];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(&vec![b'a'; 3_000_000]).await.unwrap();
+    let mut answer = vec![0; 64];
+    let read = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn http_1_0_is_answered_and_closed() {
+    let world = pair();
+    let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |request| text(format!("{:?}", request.version())));
+    let mut stream = world.connect(&web, vip(1));
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("HTTP/1.0"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_lets_the_request_under_way_end_and_closes_idle_connections() {
+    let world = pair();
+    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.slow_app(app_at(3), |_| async {
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        text("done")
+    });
+    let mut idle = world.connect(&web, vip(1));
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut first = [0; 15];
+    idle.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    let asked = tokio::spawn(ask(world.connect(&web, vip(1)), get("/")));
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let begin = tokio::time::Instant::now();
+    drop((web, api));
+    assert!(world.drain(std::time::Duration::from_secs(30)).await);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert_eq!(asked.await.unwrap().body, "done");
+}

@@ -38,7 +38,7 @@ pub(super) struct World {
     authority: Authority,
     resources: Resources,
     net: Arc<Net>,
-    _drain: Drain,
+    drain: Drain,
     guard: DrainGuard,
 }
 
@@ -139,12 +139,20 @@ impl World {
     /// A mesh of these documents.
     pub(super) fn new(documents: &[Value]) -> Self {
         let (drain, guard) = Drain::new();
-        let mut world =
-            Self { authority: Authority::new(), resources: Resources::default(), net: Arc::default(), _drain: drain, guard };
+        let mut world = Self { authority: Authority::new(), resources: Resources::default(), net: Arc::default(), drain, guard };
         for document in documents {
             world.add(document);
         }
         world
+    }
+
+    /// Every sidecar stops; `false` if connections were left after `at_most`.
+    pub(super) async fn drain(self, at_most: std::time::Duration) -> bool {
+        let Self { net, drain, guard, .. } = self;
+        drop(guard);
+        let sidecars = std::mem::take(&mut *net.sidecars.lock());
+        drop(sidecars);
+        drain.drain(at_most).await
     }
 
     fn add(&mut self, document: &Value) {
