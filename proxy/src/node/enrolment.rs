@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use super::Agent;
+use super::callers::{Callers, Place};
 use super::netns;
 use super::pods::{Pod, Pods};
 use crate::base::names::Named;
@@ -169,14 +170,21 @@ pub(crate) fn decide<'a>(question: &Question, facts: &Facts, pods: &'a Pods) -> 
 /// Answers on `socket` until the agent ends.
 pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
     let mut connections = JoinSet::new();
+    let callers = Callers::new(CONNECTIONS_MAX / 4);
     loop {
         // Cancel-safe: `accept` and `join_next` lose nothing when the other one is first.
         tokio::select! {
             accepted = socket.accept() => match accepted {
-                Ok((stream, _unnamed)) if connections.len() < CONNECTIONS_MAX => {
-                    connections.spawn(connection(Arc::clone(&agent), stream));
+                Ok((stream, _unnamed)) => {
+                    let caller = netns::cookie_of_socket(&stream).ok();
+                    let place = caller.filter(|_known| connections.len() < CONNECTIONS_MAX).and_then(|cookie| callers.admit(cookie));
+                    match place {
+                        Some(place) => {
+                            connections.spawn(connection(Arc::clone(&agent), stream, place));
+                        }
+                        None => debug!(?caller, "an enrolment connection was refused, there are too many"),
+                    }
                 }
-                Ok(_one_too_many) => warn!(limit = CONNECTIONS_MAX, "an enrolment connection was refused, there are too many"),
                 Err(error) => {
                     // Out of descriptors: without a pause this would spin.
                     warn!(%error, "cannot accept on the enrolment socket");
@@ -188,7 +196,7 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
     }
 }
 
-async fn connection(agent: Arc<Agent>, mut stream: UnixStream) {
+async fn connection(agent: Arc<Agent>, mut stream: UnixStream, _place: Place) {
     let mut enrolled = None;
     loop {
         // A sidecar that is enrolled stays silent until it ends; before that it has a deadline.

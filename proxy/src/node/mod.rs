@@ -5,6 +5,7 @@
 //! again. Traffic never passes through this process.
 
 pub(crate) mod authority;
+pub(crate) mod callers;
 pub(crate) mod enrolment;
 pub(crate) mod flows;
 pub(crate) mod identities;

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use super::Agent;
 use super::authority::Bundle;
+use super::callers::{Callers, Place};
 use super::identities::Svid;
 use super::netns;
 use super::pods::Pod;
@@ -31,14 +32,21 @@ use super::workload_proto::{X509BundlesRequest, X509BundlesResponse, X509svid, X
 /// Answers on `socket` until the agent ends.
 pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
     let mut connections = JoinSet::new();
+    let callers = Callers::new(CONNECTIONS_MAX / 4);
     loop {
         // Cancel-safe: `accept` and `join_next` lose nothing when the other one is first.
         tokio::select! {
             accepted = socket.accept() => match accepted {
-                Ok((stream, _unnamed)) if connections.len() < CONNECTIONS_MAX => {
-                    connections.spawn(connection(Arc::clone(&agent), stream));
+                Ok((stream, _unnamed)) => {
+                    let caller = netns::cookie_of_socket(&stream).ok();
+                    let place = caller.filter(|_known| connections.len() < CONNECTIONS_MAX).and_then(|cookie| callers.admit(cookie));
+                    match place {
+                        Some(place) => {
+                            connections.spawn(connection(Arc::clone(&agent), stream, place));
+                        }
+                        None => debug!(?caller, "a Workload API connection was refused, there are too many"),
+                    }
                 }
-                Ok(_one_too_many) => warn!(limit = CONNECTIONS_MAX, "a Workload API connection was refused, there are too many"),
                 Err(error) => {
                     // Out of descriptors: without a pause this would spin.
                     warn!(%error, "cannot accept on the Workload API socket");
@@ -59,14 +67,8 @@ struct Api(Arc<Agent>);
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-async fn connection(agent: Arc<Agent>, stream: UnixStream) {
-    let caller = match netns::cookie_of_socket(&stream) {
-        Ok(cookie) => Caller(cookie),
-        Err(error) => {
-            warn!(%error, "cannot tell who calls the Workload API");
-            return;
-        }
-    };
+async fn connection(agent: Arc<Agent>, stream: UnixStream, place: Place) {
+    let caller = Caller(place.cookie());
     let service = SpiffeWorkloadApiServer::new(Api(agent)).map_request(move |mut request: http::Request<_>| {
         request.extensions_mut().insert(caller);
         request

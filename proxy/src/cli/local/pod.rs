@@ -128,7 +128,10 @@ pub(crate) fn app_command(
     let netns = File::open(&record.netns).map_err(|error| cannot("open the pod's network namespace", &error))?;
     let cgroup = cgroup::entrance(&record.cgroup.join("app")).map_err(|error| cannot("open the pod's cgroup", &error))?;
     let mut shown = Vec::new();
-    for (ours, theirs) in [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts")] {
+    for (ours, theirs) in [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("nsswitch.conf", NSSWITCH)] {
+        if theirs == NSSWITCH && !places.runtime().join(ours).exists() {
+            continue;
+        }
         // A name service that answers from a link (as systemd-resolved does) is shadowed where the link leads.
         let target = std::fs::canonicalize(theirs).map_err(|error| {
             Failure::environment(
@@ -222,6 +225,9 @@ fn make_files(places: &PodPlaces, addresses: &[IpAddr]) -> io::Result<()> {
     };
     write("resolv.conf", resolv_conf(&places.pod.namespace))?;
     write("hosts", hosts(&places.pod.name, &places.pod.namespace, addresses))?;
+    if let Ok(text) = std::fs::read_to_string(NSSWITCH) {
+        write("nsswitch.conf", nsswitch(&text))?;
+    }
     folder(&sidecar_view(), 0o755)?;
     folder(&places.sidecar_state(), 0o700)?;
     chown(places.sidecar_state(), Some(SIDECAR_ID), Some(SIDECAR_ID))?;
@@ -246,6 +252,15 @@ fn hosts(name: &str, namespace: &str, addresses: &[IpAddr]) -> String {
     text
 }
 
+/// The machine's own, but that names come from `hosts` and from the pod's resolver alone: what else it may name (mDNS, a
+/// resolver behind a socket) answers for the machine, and may claim every name below `.local`.
+fn nsswitch(machine: &str) -> String {
+    let others = machine.lines().filter(|line| !line.trim_start().starts_with("hosts:"));
+    let mut text: String = others.flat_map(|line| [line, "\n"]).collect();
+    text.push_str("hosts: files dns\n");
+    text
+}
+
 fn absent(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -262,6 +277,8 @@ pub(crate) fn cannot(what: &str, error: &io::Error) -> Failure {
     Failure::environment(format!("cannot {what}: {error}"), "run as root, and `outrigger down` after a crash")
 }
 
+/// Where the C library reads who answers for names.
+const NSSWITCH: &str = "/etc/nsswitch.conf";
 const SIDECAR_VARIABLES: [&str; 4] = ["OUTRIGGER_OTLP", "OUTRIGGER_LOG", "OUTRIGGER_LOG_LEVEL", "RUST_BACKTRACE"];
 
 #[cfg(test)]
@@ -274,6 +291,12 @@ mod tests {
             resolv_conf("shop"),
             "nameserver 127.0.0.53\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
         );
+    }
+
+    #[test]
+    fn only_the_pods_own_resolver_is_asked() {
+        let machine = "passwd: files\nhosts: files mdns4_minimal [NOTFOUND=return] resolve [!UNAVAIL=return] dns\n";
+        assert_eq!(nsswitch(machine), "passwd: files\nhosts: files dns\n");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
     lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).map_err(|error| cannot("lock the mesh", &error))?;
     let state = prepare(&args, &cgroup_root)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(supervise(&args, &state));
+    let outcome = runtime.block_on(supervise(&args, &state, &cgroup_root));
     // Absent, where the mesh was never ready.
     drop(std::fs::remove_file(places::runtime("up.json")));
     outcome
@@ -91,13 +91,31 @@ fn prepare(args: &UpArgs, cgroup_root: &Path) -> Result<PathBuf, Failure> {
         Ok(state)
     };
     let state = made().map_err(|error: io::Error| cannot(&format!("prepare {}", args.state.display()), &error))?;
-    for places in pods_of(&state) {
-        if !places.is_alive().map_err(|error| cannot("look at a pod's lock", &error))? {
-            pod::remove(&places, &state, cgroup_root)?;
-        }
-    }
+    sweep(&state, cgroup_root)?;
     links::make_bridge()?;
     Ok(state)
+}
+
+/// Removes pods whose supervisor is gone: nobody else would end what is left of them, or take them out of their Services.
+fn sweep(state: &Path, cgroup_root: &Path) -> Result<(), Failure> {
+    for places in pods_of(state) {
+        if !places.is_alive().map_err(|error| cannot("look at a pod's lock", &error))? {
+            pod::remove(&places, state, cgroup_root)?;
+        }
+    }
+    Ok(())
+}
+
+async fn sweep_for_ever(state: PathBuf, cgroup_root: PathBuf) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let (state, cgroup_root) = (state.clone(), cgroup_root.clone());
+        // It waits for processes to be gone; the supervisor has others to look after meanwhile.
+        let swept = tokio::task::spawn_blocking(move || sweep(&state, &cgroup_root)).await;
+        if let Ok(Err(failure)) = swept {
+            tell(&format!("a pod without supervisor was not removed: {failure:?}\n"));
+        }
+    }
 }
 
 /// Every pod that a record tells of.
@@ -107,7 +125,7 @@ pub(crate) fn pods_of(state: &Path) -> Vec<PodPlaces> {
     stems.filter_map(|stem| PodPlaces::of_stem(state, &stem)).collect()
 }
 
-async fn supervise(args: &UpArgs, state: &Path) -> Result<ExitCode, Failure> {
+async fn supervise(args: &UpArgs, state: &Path, cgroup_root: &Path) -> Result<ExitCode, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| cannot("listen for signals", &error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| cannot("listen for signals", &error))?;
     let mut control = Role::new("control", control_arguments(args, state), state);
@@ -125,6 +143,8 @@ async fn supervise(args: &UpArgs, state: &Path) -> Result<ExitCode, Failure> {
         api: format!("http://127.0.0.1:{API_PORT}"),
         dashboard: format!("http://127.0.0.1:{API_PORT}/"),
     };
+    let mut sweeper = JoinSet::new();
+    sweeper.spawn(sweep_for_ever(state.to_owned(), cgroup_root.to_owned()));
     let mut ready = false;
     let outcome = loop {
         // Cancel-safe: each arm may be asked again.
@@ -368,6 +388,7 @@ const OWN_FAILURE: &str = "outrigger: ";
 const STREAM_PORT: u16 = 14_010;
 const API_PORT: u16 = 14_080;
 const NODE_METRICS_PORT: u16 = 14_030;
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
 const SAID_MAX: usize = 20;
 const POLL: Duration = Duration::from_millis(20);
 const READY_AT_MOST: Duration = Duration::from_secs(30);
