@@ -91,7 +91,8 @@ impl Loaded {
         for root in files {
             if root == Path::new("-") {
                 let mut text = String::new();
-                match std::io::stdin().lock().take(FILE_BYTES_MAX).read_to_string(&mut text) {
+                let read = std::io::stdin().take(FILE_BYTES_MAX).read_to_string(&mut text);
+                match read {
                     Ok(_) => loaded.take(Path::new("stdin"), &text, &|name| read_keys(Path::new("."), name)),
                     Err(error) => loaded.unreadable.push(format!("cannot read stdin: {error}")),
                 }

@@ -265,16 +265,14 @@ fn assume_endpoints(resources: &mut Resources, told: &mut Told) {
                 .workloads_in(&service.metadata.namespace)
                 .any(|workload| service.spec.selects(&workload.metadata.labels))
     };
-    let mut next = u32::from(Ipv4Addr::new(241, 0, 0, 1));
     let mut assumed = Vec::new();
-    for service in resources.services().filter(is_empty) {
+    for (address, service) in (u32::from(Ipv4Addr::new(241, 0, 0, 1))..).zip(resources.services().filter(is_empty)) {
         let named = service.spec.ports.iter().filter_map(|port| match &port.target_port {
             Some(PortRef::Name(name)) => Some(WorkloadPort { name: Some(name.clone()), port: port.port, app_protocol: None }),
             _ => None,
         });
         let spec =
-            WorkloadSpec { addresses: vec![Ipv4Addr::from(next).into()], ports: named.collect(), ..WorkloadSpec::default() };
-        next += 1;
+            WorkloadSpec { addresses: vec![Ipv4Addr::from(address).into()], ports: named.collect(), ..WorkloadSpec::default() };
         let name = Named::new(service.metadata.namespace.as_str(), format!("assumed-{}", service.metadata.name));
         assumed.push(Object::new(&name, service.spec.selector.clone(), spec));
     }
@@ -304,7 +302,7 @@ fn explain(
         Some(identity) => told.say("from", format!("{from} as {identity}"), None),
         None => told.say("from", format!("{from}, which is outside the mesh"), None),
     }
-    let (address, service) = destination(resources, from, question)?;
+    let Destination { address, service } = destination(resources, from, question)?;
     let caller =
         Caller { identity, address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0), domain: trust_domain, now };
     if caller.identity.is_none() {
@@ -327,7 +325,7 @@ fn explain(
         told.refuse("to", format!("{} has no TCP port {number}: 503 no_configuration", service.key()), None);
         return Ok(());
     };
-    told.say("to", format!("{} port {number} ({address}), {:?}", service.key(), port.protocol), None);
+    told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
     if port.protocol == AppProtocol::Opaque {
         told.say("route", "none: the port is declared opaque, its bytes are not looked into", None);
         let opaque = Question { opaque: true, ..question.again() };
@@ -419,12 +417,15 @@ impl Question {
     }
 }
 
-/// Where the caller's connection goes: an address and port, and the service that has it.
-fn destination<'a>(
-    resources: &'a Resources,
-    from: &Named,
-    question: &Question,
-) -> Result<(SocketAddr, Option<(&'a Object<ServiceSpec>, u16)>), Failure> {
+/// Where the caller's connection goes.
+struct Destination<'a> {
+    address: SocketAddr,
+    /// The service that has the address, and its port.
+    service: Option<(&'a Object<ServiceSpec>, u16)>,
+}
+
+/// Finds what the question names.
+fn destination<'a>(resources: &'a Resources, from: &Named, question: &Question) -> Result<Destination<'a>, Failure> {
     let invalid = |text: String| Failure::invalid([text]);
     let service = match question.host.parse::<IpAddr>() {
         Ok(address) => {
@@ -433,7 +434,7 @@ fn destination<'a>(
                 Some(service) => service,
                 None => {
                     let port = question.port.ok_or_else(|| invalid(format!("write a port: {address}:PORT")))?;
-                    return Ok((SocketAddr::new(address, port), None));
+                    return Ok(Destination { address: SocketAddr::new(address, port), service: None });
                 }
             }
         }
@@ -460,7 +461,7 @@ fn destination<'a>(
         }
     };
     let address = compile::addresses(service).into_iter().next().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    Ok((SocketAddr::new(address, port), Some((service, port))))
+    Ok(Destination { address: SocketAddr::new(address, port), service: Some((service, port)) })
 }
 
 /// A connection to an address that is no service's.

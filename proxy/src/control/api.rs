@@ -559,7 +559,7 @@ mod tests {
         let key: ResourceKey = "Service/shop/web".parse().unwrap();
         assert!(api.store.world().body(&key).unwrap().json.contains(r#""clusterIP":"10.65.0.2""#));
         assert_eq!(actions(&api.delete(&texts(SERVICE))), [("Service/shop/web", "deleted")]);
-        assert!(!api.store.world().contains(&key));
+        assert!(api.store.world().body(&key).is_none());
         assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
         let again = api.delete(&texts(SERVICE));
         assert_eq!(again.problems[0].text, "there is no such resource");

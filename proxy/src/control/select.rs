@@ -117,7 +117,7 @@ mod tests {
 
     use super::*;
     use crate::control::world::{Change, Form, Origin};
-    use crate::model::yaml;
+    use crate::model::yaml::{self, Fault};
 
     fn world(texts: &[&str]) -> World {
         let mut world = World::default();
@@ -125,7 +125,10 @@ mod tests {
         for document in texts.iter().flat_map(|text| yaml::read(text)) {
             let (key, form) = match document {
                 Ok(document) => (document.resource.key(), Form::Read(document.resource.into())),
-                Err(fault) => (fault.key.unwrap(), Form::Unreadable { body: fault.body.unwrap(), reason: fault.text }),
+                Err(fault) => {
+                    let Fault { key, body, text, .. } = *fault;
+                    (key.unwrap(), Form::Unreadable { body: body.unwrap(), reason: text })
+                }
             };
             world.apply(Change::Put { key, form, origin: origin.clone() });
         }

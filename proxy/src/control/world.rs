@@ -125,11 +125,6 @@ impl World {
         self.revision
     }
 
-    /// Does it hold this resource, readable or not?
-    pub(crate) fn contains(&self, key: &ResourceKey) -> bool {
-        self.bodies.contains_key(key)
-    }
-
     /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = compile::check(&self.resources).into_vec();
@@ -335,7 +330,7 @@ mod tests {
         let at = |world: &World, address: &str| world.at(address.parse().unwrap()).count();
         assert_eq!((at(&world, "10.65.0.3"), at(&world, "10.65.0.4")), (0, 1));
         world.apply(Change::Remove { key: key.clone(), origin: file });
-        assert!(!world.contains(&key) && world.problems().is_empty() && at(&world, "10.65.0.4") == 0);
+        assert!(world.body(&key).is_none() && world.problems().is_empty() && at(&world, "10.65.0.4") == 0);
     }
 
     #[test]
@@ -344,7 +339,7 @@ mod tests {
         for address in ["10.65.0.2", "10.65.0.2", "10.65.0.3"] {
             let mut world = World::default();
             put(&mut world, address, &Origin::File("a".into()));
-            versions.push(world.body(&service(address).0).unwrap().version.clone());
+            versions.push(world.body(&service(address).0).unwrap().version.to_string());
         }
         assert!(versions[0] == versions[1] && versions[1] != versions[2]);
     }

@@ -24,11 +24,6 @@ pub(crate) enum TargetKind {
 }
 
 impl TargetRef {
-    /// A Service of the policy's namespace.
-    pub(crate) fn service(name: &str) -> Self {
-        Self { group: String::new(), kind: TargetKind::Service, name: name.to_owned() }
-    }
-
     /// Does it name this object of its kind?
     pub(crate) fn is(&self, kind: TargetKind, name: &str) -> bool {
         self.kind == kind && self.name == name

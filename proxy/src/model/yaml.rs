@@ -49,8 +49,8 @@ pub(crate) struct Position {
 }
 
 /// Reads all documents of a text, in their order. What holds no document (comments, blank lines) is passed over.
-pub(crate) fn read(text: &str) -> Vec<Result<Document, Fault>> {
-    split(text).into_iter().map(read_one).collect()
+pub(crate) fn read(text: &str) -> Vec<Result<Document, Box<Fault>>> {
+    split(text).into_iter().map(|source| read_one(source).map_err(Box::new)).collect()
 }
 
 impl Document {
@@ -148,6 +148,7 @@ fn is_blank(line: &str) -> bool {
     line.is_empty() || line.starts_with('#')
 }
 
+#[expect(clippy::result_large_err, reason = "boxed by its only caller")]
 fn read_one(source: Source) -> Result<Document, Fault> {
     let fault = |at, text: String, remedy: &str| Fault {
         at,
@@ -361,7 +362,8 @@ mod tests {
         for document in texts.iter().flat_map(|text| read(text)) {
             match document {
                 Ok(document) => writeln!(found, "{}", document.resource.to_json()).unwrap(),
-                Err(Fault { at, text, remedy, severity, key, body }) => {
+                Err(fault) => {
+                    let Fault { at, text, remedy, severity, key, body } = *fault;
                     let key = key.map(|key| format!(" [{key}]")).unwrap_or_default();
                     let body = if body.is_some() { " +body" } else { "" };
                     writeln!(found, "{at} {severity:?}: {text}; {remedy}{key}{body}").unwrap();

@@ -49,8 +49,8 @@ fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
 /// A document as far as places in it matter.
 #[derive(Debug)]
 enum Node {
-    Map(Vec<(Spanned<String>, Spanned<Node>)>),
-    List(Vec<Spanned<Node>>),
+    Map(Vec<(Spanned<String>, Spanned<Self>)>),
+    List(Vec<Spanned<Self>>),
     Leaf,
 }
 

@@ -271,8 +271,8 @@ impl<'a> Policies<'a> {
         let Some((_, policy)) = reaching.min_by_key(|(level, _)| level.clone()) else {
             return Plaintext::Refuse(RuleName::new("strict_default"));
         };
-        let levels = policy.spec.port_level.iter().enumerate();
-        let (rule, mode) = match levels.filter(|(_, level)| Some(level.port) == port).next() {
+        let mut levels = policy.spec.port_level.iter().enumerate();
+        let (rule, mode) = match levels.find(|(_, level)| Some(level.port) == port) {
             Some((index, level)) => (format!("{} portLevel[{index}]", policy.key()), level.mode),
             None => (policy.key().to_string(), policy.spec.mode),
         };

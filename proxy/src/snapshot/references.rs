@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{compile, route};
 use crate::base::names::Named;
@@ -86,7 +87,7 @@ fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &m
 
 fn check_targets(resources: &Resources, key: &ResourceKey, targets: &[TargetRef], problems: &mut Problems) {
     for (index, target) in targets.iter().enumerate() {
-        let name = Named { namespace: key.name.namespace.clone(), name: target.name.as_str().into() };
+        let name = Named::new(Arc::clone(&key.name.namespace), target.name.as_str());
         let kind = match target.kind {
             TargetKind::Service => Kind::Service,
             TargetKind::Workload => Kind::Workload,

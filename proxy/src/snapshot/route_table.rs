@@ -87,7 +87,7 @@ pub(super) fn rules(
             }
         }
     }
-    placed.sort_by(|(left, _), (right, _)| left.cmp(right));
+    placed.sort_by_key(|(place, _)| *place);
     placed.into_iter().map(|(_, rule)| rule).collect()
 }
 

@@ -15,7 +15,7 @@ use super::compile::{Own, admit, compile, forget};
 use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot, host_matches};
 use crate::base::names::Named;
 use crate::base::problems::FieldPath;
-use crate::model::yaml::{self, Fault};
+use crate::model::yaml;
 use crate::model::{Called, Kind, Resource, ResourceKey, Resources};
 use crate::policy::outlier::Outcome;
 use crate::policy::{Peer, RequestView};
@@ -26,8 +26,7 @@ fn admit_all(text: &str, resources: &mut Resources) -> String {
     for document in yaml::read(text) {
         let (key, form) = match document {
             Ok(document) => (document.resource.key(), Ok(Arc::new(document.resource))),
-            Err(Fault { key: Some(key), text, .. }) => (key, Err(text)),
-            Err(fault) => panic!("{fault:?}"),
+            Err(fault) => (fault.key.unwrap(), Err(fault.text)),
         };
         for problem in admit(resources, key, form).iter() {
             writeln!(said, "{:?} {problem}", problem.severity).unwrap();

@@ -37,9 +37,9 @@ pub(crate) fn documents(path: &Path, text: &str, keys: &ReadKeys<'_>) -> Vec<Fou
         return Vec::new();
     }
     let mut seen = BTreeSet::new();
-    let read = yaml::read(text).into_iter().filter_map(|document| match document {
-        Ok(document) => Some(taken(path, document, keys)),
-        Err(fault) => Some(refused(path, fault)),
+    let read = yaml::read(text).into_iter().map(|document| match document {
+        Ok(document) => taken(path, document, keys),
+        Err(fault) => refused(path, *fault),
     });
     read.map(|mut found| {
         if let Some(key) = &found.key

@@ -55,7 +55,7 @@ pub(crate) async fn watch(watched: Watched, batches: mpsc::Sender<Batch>, mut st
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // One waiting notice is enough: what comes after it is seen by the look that it causes.
         if event.is_ok_and(|event| !event.kind.is_access()) {
-            drop(notices.try_send(()));
+            notices.try_send(()).unwrap_or_default();
         }
     })
     .inspect_err(|error| warn!(%error, "folders are looked at slowly, because the system does not tell of changes"))
@@ -90,7 +90,7 @@ pub(crate) async fn watch(watched: Watched, batches: mpsc::Sender<Batch>, mut st
             () = tokio::time::sleep(RESCAN) => {}
         }
         // What came meanwhile is seen by the look that follows.
-        drop(noticed.try_recv());
+        noticed.try_recv().unwrap_or_default();
     }
 }
 
