@@ -83,10 +83,15 @@ impl Dial for TcpDial {
             socket.set_nodelay(true)?;
             if let Some(client) = client
                 && let Err(error) = declare_client(&socket, client)
-                && !warned.swap(true, Ordering::Relaxed)
             {
+                // Capture is there and refuses: undeclared, the dial would come back in at this sidecar's own door.
+                if error.raw_os_error() != Some(libc::ENOPROTOOPT) {
+                    return Err(error);
+                }
                 // The application still gets its request; it only sees the sidecar as the client. Said once.
-                warn!(%error, "the application cannot be shown its true clients: capture does not answer");
+                if !warned.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "the application cannot be shown its true clients: capture does not answer");
+                }
             }
             let stream = socket.connect(to).await?;
             Ok(Box::new(stream) as BoxedIo)
