@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use e2e::runner::{Runner, Wish};
 
 mod bad_input;
+mod capture;
 mod enrolment;
 mod faults;
 mod life;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     }
     let mut runner = Runner::new(Wish::from_arguments());
     life::run(&mut runner);
+    capture::run(&mut runner);
     enrolment::run(&mut runner);
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
