@@ -41,7 +41,7 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mut text = String::new();
     let mut say = |title: &str, line: String| text.push_str(&format!("{title:<15}{line}\n"));
     let control = format!(
-        "up since {}, version {}, trust domain {}, revision {}",
+        "up for {}, version {}, trust domain {}, revision {}",
         moment(number(&answer, "/control/started"), now).trim_end_matches(" ago"),
         string(&answer, "/control/version"),
         string(&answer, "/control/trustDomain"),

@@ -17,6 +17,7 @@ use futures_util::Stream;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tonic::{Request, Response, Status};
+use tracing::field::display;
 use tracing::{info, warn};
 
 use super::ca::{Authority as Ca, CaError, Signed};
@@ -176,7 +177,7 @@ impl Authority for Signer {
         let address = peer(&request)?.address;
         let JoinNodeRequest { token, node, csr } = request.into_inner();
         if !self.token.fits(&token) {
-            warn!(?address, "a node showed a wrong join token");
+            warn!(address = address.map(display), "a node showed a wrong join token");
             self.metrics.signed("node", false);
             return Err(Status::unauthenticated(
                 "the join token is wrong; it stands in join-token in the control plane's state folder",
@@ -186,7 +187,7 @@ impl Authority for Signer {
         check_name(&node).map_err(bad_name)?;
         let identity = self.ca.trust_domain().node(&node).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let signed = self.ca.sign(&csr, &identity, NODE_LIFETIME).map_err(refused)?;
-        info!(%identity, ?address, expires_unix = signed.expires.as_secs(), "a node joined");
+        info!(%identity, address = address.map(display), expires_unix = signed.expires.as_secs(), "a node joined");
         self.metrics.signed("node", true);
         Ok(Response::new(self.certificate(signed)))
     }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 use tonic::Status;
+use tracing::field::display;
 use tracing::{info, warn};
 
 use super::authority::NO_CERTIFICATE;
@@ -142,7 +143,7 @@ impl Sessions {
     async fn seat(&self, peer: &PeerInfo, session: &Session) -> Result<Seat, Status> {
         let pod = session.node().clone();
         let Some(identity) = &peer.identity else {
-            warn!(%pod, address = ?peer.address, "a sidecar came without a certificate");
+            warn!(%pod, address = peer.address.map(display), "a sidecar came without a certificate");
             return Err(Status::unauthenticated(NO_CERTIFICATE));
         };
         // A pod's sidecar may come before the pod's record was read.
@@ -158,7 +159,7 @@ impl Sessions {
                     }
                 }
                 Err(status) => {
-                    warn!(%pod, %identity, address = ?peer.address, "a sidecar asked for another pod's identity");
+                    warn!(%pod, %identity, address = peer.address.map(display), "a sidecar asked for another pod's identity");
                     return Err(status);
                 }
             }

@@ -122,6 +122,7 @@ enum End {
 impl Driver {
     async fn run(mut self, control: Vec<String>, dial: Dial, mut dice: Dice) {
         let mut pause = PAUSE_MIN;
+        let mut told = false;
         for address in control.iter().cycle() {
             let ended = self.stream(address, &dial).await;
             self.connected.send_replace(false);
@@ -129,10 +130,16 @@ impl Driver {
             match ended {
                 End::Unwanted => return,
                 End::Broken { worked, error } => {
-                    warn!(error, control = address, "the configuration stream ended; the last good configuration stays");
                     if worked {
                         pause = PAUSE_MIN;
                     }
+                    // One line for an outage, however many attempts it takes.
+                    if worked || !told {
+                        warn!(error, control = address, "no configuration stream; the last good configuration stays");
+                    } else {
+                        debug!(error, control = address, "still no configuration stream");
+                    }
+                    told = true;
                 }
             }
             // Between half and all of the pause, so that sidecars do not come back all at once.
