@@ -23,7 +23,7 @@ use crate::{Stop, shell};
 const ISSUER: &str = "https://id.shop.example";
 
 /// Requests of one round of traffic.
-const PAGES: usize = 100;
+const PAGES: usize = 200;
 const ORDERS: usize = 30;
 
 /// Shows the mesh; with `check` also fails where a claim does not hold.
@@ -127,7 +127,6 @@ impl<'a> Shop<'a> {
             let orders = statuses(customer, &["-X", "PUT", "-H", &token, &format!("http://storefront/order?[1-{ORDERS}]")])?;
             Ok((pages, orders))
         })?;
-        show.blank();
         self.show_calls(show, &pages)?;
         self.show_canary(show)?;
         self.show_refusals(show)?;
@@ -189,24 +188,26 @@ impl<'a> Shop<'a> {
     fn show_refusals(&self, show: &mut Show) -> Result<()> {
         show.title("Refused, and by what");
         let customer = self.pod("customer")?;
+        let order = "http://storefront/order";
         let direct = customer.curl(["http://catalog/products"])?;
-        show.line(&format!("customer asks catalog directly     {}  {}", direct.status, first_line(&direct.body)));
-        let expired = customer.curl(["-X", "PUT", "-H", &self.token(-600)?, "http://storefront/order"])?;
-        show.line(&format!("an order with an expired token     {}  {}", expired.status, first_line(&expired.body)));
-        let none = customer.curl(["-X", "PUT", "http://storefront/order"])?;
-        show.line(&format!("an order without a token           {}  {}", none.status, first_line(&none.body)));
-        let rules: Vec<String> = [("catalog", "catalog-readers"), ("payments-1", "payments-tokens")]
-            .into_iter()
-            .filter_map(|(pod, rule)| {
-                let found = samples(self.pod(pod).ok()?, "outrigger_refusals_total").ok()?;
-                let sample = found.iter().find(|sample| sample.label("rule").contains(rule))?;
-                Some(format!("{:<24} {}", sample.label("reason"), sample.label("rule")))
-            })
-            .collect();
-        rules.iter().for_each(|rule| show.line(&dim(&format!("counted as {rule}"))));
+        let expired = customer.curl(["-X", "PUT", "-H", &self.token(-600)?, order])?;
+        let none = customer.curl(["-X", "PUT", order])?;
+        show.line(&format!("customer asks the catalog itself   {}", direct.status));
+        show.line(&format!("an order with an expired token     {}", expired.status));
+        show.line(&format!("an order without a token           {}", none.status));
+        let mut rules: BTreeMap<String, f64> = BTreeMap::new();
+        for pod in ["catalog", "payments-1"] {
+            for sample in samples(self.pod(pod)?, "outrigger_refusals_total")? {
+                *rules.entry(format!("{:<14} {}", sample.label("reason"), sample.label("rule"))).or_default() += sample.value;
+            }
+        }
+        for (rule, count) in &rules {
+            show.line(&dim(&format!("{count} x {rule}").chars().take(78).collect::<String>()));
+        }
+        let named = ["catalog-readers", "payments-tokens"].iter().all(|name| rules.keys().any(|rule| rule.contains(name)));
         show.claim(direct.status == 403, "the rule on the catalog refused the customer with 403");
         show.claim(expired.status == 401 && none.status == 401, "the payments' tokens were refused with 401");
-        show.claim(rules.len() == 2, "both refusals name the rule that decided");
+        show.claim(named, "both refusals name the rule that decided");
         Ok(())
     }
 
@@ -277,7 +278,8 @@ impl<'a> Shop<'a> {
         show.title("Where to look");
         let address = self.pod("storefront")?.address()?;
         show.line("dashboard      http://127.0.0.1:14080/");
-        show.line(&format!("metrics        http://{address}:14021/metrics (each sidecar), http://127.0.0.1:14014/metrics"));
+        show.line(&format!("metrics        http://{address}:14021/metrics (a sidecar's)"));
+        show.line("               http://127.0.0.1:14014/metrics (the control plane's)");
         show.line("a shell in     target/debug/outrigger exec customer -n shop -- bash");
         show.line("every sidecar  target/debug/outrigger proxies");
         let page = finish(Command::new("curl").args(["-sS", "--fail", "--max-time", "5", "http://127.0.0.1:14080/"]), PATIENCE)?;
@@ -341,11 +343,6 @@ fn counts(statuses: &BTreeMap<u16, usize>) -> String {
 
 fn note(missing: &[String]) -> String {
     if missing.is_empty() { String::new() } else { format!(" except {}", missing.join(", ")) }
-}
-
-/// The beginning of an answer, short enough for a line of the terminal.
-fn first_line(body: &str) -> String {
-    body.lines().next().unwrap_or_default().chars().take(38).collect()
 }
 
 /// A flag that is set at Ctrl-C or SIGTERM.

@@ -10,11 +10,6 @@ pub(crate) struct Show {
 }
 
 impl Show {
-    /// An empty line.
-    pub(crate) fn blank(&self) {
-        println!();
-    }
-
     /// A new section.
     pub(crate) fn title(&self, text: &str) {
         println!("\n{}", bold(text));
