@@ -56,6 +56,10 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
     let leads = lookup(&proxy, original).await;
     let (declared, refuse) = match &leads {
         Leads::Service(port) => (port.protocol, None),
+        // A sidecar's metrics are served in plaintext, to scrapers in the mesh as to those outside of it.
+        Leads::Workload(_) if original.port() == proxy_common::PORT_METRICS => {
+            return passthrough(&proxy, io, peer, original).await;
+        }
         Leads::Workload(_) => (AppProtocol::Detect, None),
         Leads::Refused(reject) => {
             if matches!(reject, Reject::EgressDenied) {

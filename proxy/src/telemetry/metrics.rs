@@ -68,14 +68,6 @@ pub(crate) enum EgressVerdict {
     Denied,
 }
 
-/// What became of a configuration update.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum ConfigOutcome {
-    Applied,
-    /// Applied, but for the resources that were refused.
-    PartlyRejected,
-}
-
 /// Which endpoints are left out now, told at the moment of reading.
 #[derive(Debug)]
 struct Ejected {
@@ -321,11 +313,7 @@ impl Metrics {
 
     /// A configuration is in force. `version` is the control plane's word for it, `rejected` how many resources were refused.
     pub(crate) fn config_published(&self, generation: u64, version: &str, rejected: usize) {
-        let outcome = if rejected == 0 { ConfigOutcome::Applied } else { ConfigOutcome::PartlyRejected };
-        let outcome = match outcome {
-            ConfigOutcome::Applied => "applied",
-            ConfigOutcome::PartlyRejected => "partly_rejected",
-        };
+        let outcome = if rejected == 0 { "applied" } else { "partly_rejected" };
         self.config_updates.with_label_values(&[outcome]).inc();
         self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         // One series at a time: a version that is no longer in force says nothing.

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
@@ -109,7 +108,8 @@ impl TrafficTable {
         let find = |table: &HashMap<u64, Vec<Arc<Traffic>>>| {
             table.get(&hash).and_then(|found| found.iter().find(|traffic| traffic.labels() == *labels).map(Arc::clone))
         };
-        if let Some(found) = find(&self.by_hash.read()) {
+        let found = find(&self.by_hash.read());
+        if let Some(found) = found {
             return found;
         }
         let mut table = self.by_hash.write();
@@ -266,9 +266,6 @@ fn grpc_label(status: u32) -> String {
 /// Upper bounds of the duration histogram, in seconds: fine where a mesh's own cost shows, coarse where people wait.
 pub(crate) const DURATION_BUCKETS: [f64; 18] =
     [0.000_25, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
-
-/// The largest duration that a bucket tells apart.
-pub(crate) const DURATION_MAX: Duration = Duration::from_secs(60);
 
 /// What label values beyond a bound are called.
 pub(crate) const OTHER: &str = "other";

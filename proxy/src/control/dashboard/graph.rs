@@ -138,7 +138,7 @@ pub(crate) fn graph<'a>(watched: impl Iterator<Item = &'a Watched>, now: Instant
     let names = Names::of(&watched, now);
     let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
     let mut edges: BTreeMap<(String, String), Sums> = BTreeMap::new();
-    let mut refusals: BTreeMap<(String, String, bool, String, String), (f64, f64)> = BTreeMap::new();
+    let mut refusals: BTreeMap<Refused, Counted> = BTreeMap::new();
     let mut ejected: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
     let mut sidecars = Vec::new();
     for one in &watched {
@@ -174,28 +174,28 @@ pub(crate) fn graph<'a>(watched: impl Iterator<Item = &'a Watched>, now: Instant
                 destination_identity: String::new(),
             };
             let (source, destination) = names.any_ends(&flow, &own);
-            let entry = (source, destination, key.outbound, key.reason.clone(), key.rule.clone());
-            let sums = refusals.entry(entry).or_default();
-            sums.0 += rate;
-            sums.1 += total;
+            let (reason, rule) = (key.reason.clone(), key.rule.clone());
+            let counted = refusals.entry(Refused { source, destination, outbound: key.outbound, reason, rule }).or_default();
+            counted.rate += rate;
+            counted.total += total;
         }
         for (service, workload) in &newest.ejected {
             let by = ejected.entry((service.clone(), workload.clone())).or_default();
             by.push(one.target.workload.to_string());
         }
     }
-    for ((source, destination, ..), (rate, _)) in &refusals {
-        if let Some(sums) = edges.get_mut(&(source.clone(), destination.clone())) {
-            sums.refused_rate += rate;
+    for (refused, counted) in &refusals {
+        if let Some(sums) = edges.get_mut(&(refused.source.clone(), refused.destination.clone())) {
+            sums.refused_rate += counted.rate;
         }
     }
-    let ends = edges.keys().chain(std::iter::empty()).flat_map(|(source, destination)| [source, destination]);
+    let ends = edges.keys().flat_map(|(source, destination)| [source, destination]);
     for id in ends {
         nodes.entry(id.clone()).or_insert_with(|| node(id));
     }
     let mut refusals: Vec<_> = refusals
         .into_iter()
-        .map(|((source, destination, outbound, reason, rule), (rate, total))| Refusal {
+        .map(|(Refused { source, destination, outbound, reason, rule }, Counted { rate, total })| Refusal {
             source,
             destination,
             decided: if outbound { "outbound" } else { "inbound" },
@@ -291,6 +291,23 @@ impl Names {
     fn identity(&self, identity: &str) -> String {
         self.by_identity.get(identity).cloned().unwrap_or_else(|| format!("{WORKLOAD}{}", account(identity)))
     }
+}
+
+/// What was refused between two nodes.
+#[derive(Eq, Ord, PartialEq, PartialOrd)]
+struct Refused {
+    source: String,
+    destination: String,
+    outbound: bool,
+    reason: String,
+    rule: String,
+}
+
+/// How often.
+#[derive(Default)]
+struct Counted {
+    rate: f64,
+    total: f64,
 }
 
 /// Sums of an edge.

@@ -324,8 +324,10 @@ fn prometheus(world: &World) -> Result<()> {
 fn doors(world: &World) -> Result<()> {
     let address = world.web.address()?;
     let outsider = world.mesh.pod("obs/outsider").outside().idle()?;
-    for path in ["/ready", "/metrics"] {
-        expect(&outsider, &[&format!("http://{address}:14021{path}")], 200)?;
+    // A scraper stands in the mesh or outside of it.
+    for pod in [&outsider, &world.caller] {
+        expect(pod, &[&format!("http://{address}:14021/ready")], 200)?;
+        expect(pod, &[&format!("http://{address}:14021/metrics")], 200)?;
     }
     for path in ["/snapshot", "/connections", "/drain", "/log"] {
         expect(&outsider, &[&format!("http://{address}:14021{path}")], 404)?;
