@@ -36,7 +36,8 @@ pub(super) fn applies(route: &Object<HttpRouteSpec>, service: &Named, port: &Ser
     (is_producers || route.metadata.namespace == caller)
         && route.spec.parent_refs.iter().any(|parent| {
             parent.is_service()
-                && route.named_or_here(parent.namespace.as_deref(), &parent.name) == *service
+                && parent.name == *service.name
+                && parent.namespace.as_deref().unwrap_or(&route.metadata.namespace) == &*service.namespace
                 && parent.port.is_none_or(|number| number == port.port)
                 && parent.section_name.as_ref().is_none_or(|name| Some(name) == port.name.as_ref())
         })
