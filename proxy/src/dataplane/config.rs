@@ -177,7 +177,11 @@ impl Follower {
         });
     }
 
-    fn save(&self) -> std::io::Result<()> {
+    /// Writes what is in force, at once and readable by nobody else.
+    ///
+    /// # Errors
+    /// The folder is missing, full or not writable.
+    pub(crate) fn save(&self) -> std::io::Result<()> {
         let scopes = self.kept.scopes.iter().map(ToString::to_string).collect();
         let mut file = File { scopes, ..File::default() };
         for (key, resource) in &self.kept.resources.by_key {
@@ -214,8 +218,8 @@ pub(crate) fn load(folder: &Path) -> Kept {
             return Kept::default();
         }
     };
-    let mut kept = Kept::default();
-    kept.scopes = file.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
+    let scopes = file.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
+    let mut kept = Kept { scopes, ..Kept::default() };
     for (key, body) in file.refused {
         let Ok(key) = key.parse::<ResourceKey>() else { continue };
         let form = body.and_then(|body| Resource::from_json(key.kind, body.get().as_bytes()).ok()).map(Arc::new);

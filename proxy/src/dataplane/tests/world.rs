@@ -19,6 +19,7 @@ use tokio::io::DuplexStream;
 use crate::base::drain::{Drain, DrainGuard};
 use crate::base::names::Named;
 use crate::base::net::BoxedIo;
+use crate::dataplane::config::Kept;
 use crate::dataplane::connection::{self, Accepted};
 use crate::dataplane::pool::connect::{Dial, Dialling};
 use crate::dataplane::{Demand, Proxy};
@@ -187,6 +188,12 @@ impl World {
         let own = Own { workload: Named::new("shop", name), trust_domain: "cluster.local".parse().unwrap() };
         let (snapshot, _problems) = compile(&self.resources, &own, &proxy.published.current());
         proxy.publish(snapshot);
+    }
+
+    /// The world's documents, as a sidecar holds them.
+    pub(super) fn kept(&self) -> Kept {
+        let versions = self.resources.by_key.keys().map(|key| (key.clone(), Arc::from("1"))).collect();
+        Kept { resources: self.resources.clone(), versions, ..Kept::default() }
     }
 
     /// Takes another document, and gives all of them to a sidecar.
