@@ -17,7 +17,6 @@ use futures_util::Stream;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tonic::{Request, Response, Status};
-use tracing::field::display;
 use tracing::{info, warn};
 
 use super::ca::{Authority as Ca, CaError, Signed};

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 use tonic::Status;
-use tracing::field::display;
 use tracing::{info, warn};
 
 use super::authority::NO_CERTIFICATE;

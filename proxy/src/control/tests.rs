@@ -135,7 +135,7 @@ impl Mesh {
             let mut responses = WireClient::new(channel).stream(tokio_stream::once(first)).await?.into_inner();
             responses.message().await
         };
-        timeout(PATIENCE, opened).await.unwrap().err().expect("the stream was refused")
+        timeout(PATIENCE, opened).await.unwrap().expect_err("the stream was refused")
     }
 
     async fn stop(mut self) {
