@@ -78,6 +78,8 @@ impl<'a> Chain<'a> {
         }
         let strip = Strip::find(root)?;
         let mut versions = String::new();
+        // The bindings of aya-ebpf are this machine's.
+        writeln!(versions, "machine {}", std::env::consts::ARCH)?;
         writeln!(versions, "rustc {}", version(shell::command(root, RUSTC, &["--version"]))?)?;
         writeln!(versions, "llvm {llvm}")?;
         writeln!(versions, "bpf-linker {}", version(linker(root, &tools))?)?;
