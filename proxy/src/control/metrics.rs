@@ -66,7 +66,10 @@ impl Metrics {
                 "Sidecars that have not acknowledged the newest revision.",
             )?,
             refused: gauge("outrigger_control_refused_resources", "Resources that some sidecar refused.")?,
-            root_expiry: gauge("outrigger_control_root_expiry_seconds", "When the root ends, in seconds since the epoch.")?,
+            root_expiry: gauge(
+                "outrigger_control_root_expiry_timestamp_seconds",
+                "When the root ends, in seconds since the epoch.",
+            )?,
             certificates,
             streams,
             registry,
@@ -126,5 +129,28 @@ impl Metrics {
         self.sidecars.set(signed(sidecars.len()));
         self.sidecars_behind.set(signed(sidecars.iter().filter(|sidecar| sidecar.acknowledged < revision).count()));
         self.refused.set(signed(sidecars.iter().map(|sidecar| sidecar.refused.len()).sum()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_stands_in_the_docs() {
+        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/observability.md")).unwrap();
+        let metrics = Metrics::new().unwrap();
+        metrics.signed("node", true);
+        metrics.stream(true);
+        metrics.resources.with_label_values(&["Mesh"]).set(1);
+        metrics.problems.with_label_values(&["warns"]).set(1);
+        for family in metrics.registry.gather() {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels = family.get_metric().first().map(|metric| {
+                metric.get_label().iter().map(|label| format!("`{}`", label.name())).collect::<Vec<_>>().join(", ")
+            });
+            let line = format!("| `{}` | {kind} | {} | {} |", family.name(), labels.unwrap_or_default(), family.help());
+            assert!(docs.contains(&line), "docs/observability.md lacks\n{line}");
+        }
     }
 }
