@@ -185,6 +185,7 @@ fn read_one(source: Source) -> Result<Document, Fault> {
         }
         let remedy = match Kind::ALL.into_iter().find(|known| known.as_str() == kind) {
             Some(known) => format!("write apiVersion: {}", known.api_version()),
+            None if group(&version) == "gateway.networking.k8s.io" => "write an HTTPRoute, or leave it out".to_owned(),
             None => match nearest(&kind, Kind::ALL.map(Kind::as_str)) {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("the kinds here are {}", Kind::ALL.map(Kind::as_str).join(", ")),
@@ -231,6 +232,11 @@ fn told(source: &Source, error: &Error) -> Fault {
         None => format!("known here: {}", expected.join(", ")),
     };
     let (text, remedy) = match error {
+        Error::SerdeUnknownField { field: word, .. } | Error::SerdeUnknownVariant { variant: word, .. }
+            if NOT_CARRIED_OUT.contains(&word.as_str()) =>
+        {
+            (format!("Gateway API's {word} is not carried out here"), "leave it out".to_owned())
+        }
         Error::SerdeUnknownField { field, expected, .. } => {
             // What is read only to be passed over is not offered.
             let offered: Vec<_> = expected.iter().copied().filter(|name| !PASSED_OVER.contains(name)).collect();
@@ -281,6 +287,19 @@ fn plain(word: &str) -> &str {
         other => other,
     }
 }
+
+/// Words of Gateway API that are spelt well, and mean something that is not done here.
+const NOT_CARRIED_OUT: [&str; 9] = [
+    "CORS",
+    "ExtensionRef",
+    "ExternalAuth",
+    "RequestRedirect",
+    "cors",
+    "extensionRef",
+    "externalAuth",
+    "requestRedirect",
+    "sessionPersistence",
+];
 
 /// Fields of `metadata` that are read and passed over.
 const PASSED_OVER: [&str; 11] = [
@@ -495,7 +514,7 @@ mod tests {
                 2:1 Warns: Deployment web means nothing here and is skipped; leave it to Kubernetes
                 2:1 Warns: Namespace shop means nothing here and is skipped; leave it to Kubernetes
                 2:1 Refuses: unknown kind Servcie (v1); did you mean Service?
-                2:1 Refuses: unknown kind GRPCRoute (gateway.networking.k8s.io/v1); the kinds here are Mesh, Service, Workload, HTTPRoute, AuthorizationPolicy, RequestAuthentication, PeerAuthentication, TrafficPolicy
+                2:1 Refuses: unknown kind GRPCRoute (gateway.networking.k8s.io/v1); write an HTTPRoute, or leave it out
                 1:1 Refuses: HTTPRoute is not read as gateway.networking.k8s.io/v1beta1; write apiVersion: gateway.networking.k8s.io/v1
                 2:1 Refuses: unknown kind VirtualService (networking.istio.io/v1); the kinds here are Mesh, Service, Workload, HTTPRoute, AuthorizationPolicy, RequestAuthentication, PeerAuthentication, TrafficPolicy
                 2:1 Refuses: unknown kind Mesh (v1); write apiVersion: outrigger.dev/v1alpha1
@@ -505,6 +524,20 @@ mod tests {
                 1:1 Refuses: something else stands where a mapping is expected; correct the value
             "#]],
         );
+    }
+
+    #[test]
+    fn what_gateway_api_knows_and_the_mesh_does_not_is_told_as_that() {
+        let route = |rule: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web}}\nspec:\n  rules:\n  - {rule}\n"
+            )
+        };
+        let routes = ["filters: [{type: RequestRedirect, requestRedirect: {}}]", "sessionPersistence: {}"].map(route);
+        check_all(&routes.each_ref().map(String::as_str), expect![[r#"
+            6:22 Refuses: Gateway API's RequestRedirect is not carried out here; leave it out [HTTPRoute/default/web] +body
+            6:5 Refuses: Gateway API's sessionPersistence is not carried out here; leave it out [HTTPRoute/default/web] +body
+        "#]]);
     }
 
     #[test]
