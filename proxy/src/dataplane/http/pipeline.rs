@@ -481,6 +481,13 @@ fn respond(connection: &Arc<Connection>, mut record: Record, answered: Answered,
         return Reject::UpstreamReset.render(false);
     };
     let (mut parts, incoming) = sent.response.into_parts();
+    if connection.link && upgrade.is_some() && parts.status.is_success() {
+        // On the link a success means that the tunnel stands (RFC 8441 4), so an application that ignored the upgrade and
+        // answered in HTTP cannot be passed on. Any other answer can.
+        let reject = Reject::UpstreamProtocol;
+        record.refused(&reject, &reject.told());
+        return reject.render(false);
+    }
     let accepted = upgrade.as_ref().filter(|_| {
         parts.status == StatusCode::SWITCHING_PROTOCOLS
             || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN))
