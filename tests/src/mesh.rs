@@ -135,13 +135,18 @@ impl Mesh {
 
     /// The same with further arguments of `up`.
     pub fn up_with(arguments: &[&str]) -> Result<Self> {
+        Self::up_in(arguments, &[])
+    }
+
+    /// The same with variables of the roles' environment.
+    pub fn up_in(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         finish(&mut outrigger(["down"]), PATIENCE)?;
         let folder = tempfile::Builder::new().prefix("outrigger-e2e-").tempdir()?;
         // A state of its own, which no earlier mesh wrote into; programs that drop root must be let through to theirs.
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let log = folder.path().join("up.log");
         let mut command = outrigger(["up", "--state"]);
-        command.arg(folder.path().join("state")).args(arguments);
+        command.arg(folder.path().join("state")).args(arguments).envs(environment.iter().copied());
         command.stdout(std::fs::File::create(&log)?).stderr(std::fs::File::create(folder.path().join("up.err"))?);
         let mut supervisor = command.spawn().with_context(|| format!("cannot run {}", binary().display()))?;
         let said = wait_for("`outrigger up`", PATIENCE, || {

@@ -132,6 +132,10 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let kernel_log = agent.kernel.lock().log()?;
     let flows = agent.kernel.lock().flows()?;
 
+    // The pods first: a sidecar that comes back to an agent that was killed must find its pod known.
+    let (mut fresh, mut faults) = (Renewals::default(), BTreeMap::new());
+    reconcile(&agent, &records, &mut fresh, &mut faults);
+
     let enrolment = bind(&config.node_socket)?;
     let workload_api = bind(&config.workload_api)?;
     let metrics = TcpListener::bind(config.metrics).await.map_err(place(&config.metrics.to_string()))?;
@@ -145,7 +149,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     parts.spawn(workload_api::serve(Arc::clone(&agent), workload_api));
     let served = metrics::serve(Arc::clone(&agent), metrics);
     parts.spawn(async move { drop(served.await) });
-    parts.spawn(follow(Arc::clone(&agent), records));
+    parts.spawn(follow(Arc::clone(&agent), records, fresh, faults));
     if let Some(kernel_log) = kernel_log {
         parts.spawn(kernel_log);
     }
@@ -177,7 +181,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Reconciles whenever the folder of records changes, and now and then all the same: a notification may be lost.
-async fn follow(agent: Arc<Agent>, records: PathBuf) {
+async fn follow(agent: Arc<Agent>, records: PathBuf, mut fresh: Renewals, mut faults: BTreeMap<String, String>) {
     // One pending notice is enough: a reconciliation reads the whole folder.
     let (notice, mut notices) = mpsc::channel(1);
     let told = move |event: notify::Result<notify::Event>| {
@@ -193,8 +197,6 @@ async fn follow(agent: Arc<Agent>, records: PathBuf) {
     if let Err(error) = watched {
         warn!(error, folder = %records.display(), "cannot be told of new pods, looking for them every moment instead");
     }
-    let mut faults = BTreeMap::new();
-    let mut fresh = Renewals::default();
     loop {
         reconcile(&agent, &records, &mut fresh, &mut faults);
         if tokio::time::timeout(LOOK_EVERY, notices.recv()).await == Ok(None) {

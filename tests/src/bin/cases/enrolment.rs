@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, Said, cgroup_root, finish, kill, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Pod, Said, cgroup_root, finish, kill, target, wait_for};
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
@@ -33,6 +33,11 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
         ],
+    );
+    runner.group(
+        "rotation",
+        || Ok(()),
+        &[Case { name: "certificates_rotate_under_load_without_a_lost_request", run: |(), _| rotation() }],
     );
 }
 
@@ -146,4 +151,29 @@ fn agent_again(world: &World) -> Result<()> {
         Ok(())
     })?;
     expect(&world.api, &["http://web/"], 200).map(drop)
+}
+
+/// Certificates that live for ten seconds, and load for twice as long.
+fn rotation() -> Result<()> {
+    let mesh = Mesh::up_in(&[], &[("OUTRIGGER_SVID_TTL", "10s")])?;
+    let _web = echo(&mesh, "rotation/web", "web")?;
+    let caller = client(&mesh, "rotation/caller")?;
+    mesh.apply(&service("rotation", "web", 80, 8080))?;
+    until(&caller, "http://web/", 200)?;
+    let expires = || {
+        let said = finish(Command::new("curl").args(["-sS", "--fail", "http://127.0.0.1:14030/metrics"]), PATIENCE)?.ok()?;
+        let ours = r#"outrigger_node_certificate_expiry_timestamp_seconds{namespace="rotation",pod="web"} "#;
+        let value = said.lines().find_map(|line| line.strip_prefix(ours)).context("the agent tells of no certificate")?;
+        value.parse::<u64>().context("no number")
+    };
+    let first = expires()?;
+    let load = target().join("debug/load");
+    let mut drive = caller.name.exec([load.as_os_str()]);
+    drive.args(["drive", "web:80", "--connections", "2", "--pause", "5", "--seconds", "20"]);
+    let seen: serde_json::Value = serde_json::from_str(&finish(&mut drive, PATIENCE)?.ok()?)?;
+    let last = expires()?;
+    ensure!(last >= first + 10, "certificates were not replaced: {first} and {last}");
+    let good = seen["statuses"]["200"].as_u64();
+    ensure!(good > Some(100) && seen["requests"].as_u64() == good, "requests were lost: {seen}");
+    mesh.down()
 }
