@@ -295,11 +295,11 @@ mod tests {
 
     #[test]
     fn names_lose_their_hashes_and_nothing_else_changes() {
-        let mut object = *b"\x007\0_ZN1b17hdcba19229f874a79E\0_ZN1a17h0000000000000fffE\0_ZN1b17hdcba19229f874a79E\017hX";
+        let mut object = *b"\x007\0_ZN1b17hdcba19229f874a79E\0_ZN1a17h0000000000000fffE\0_ZN1b17hdcba19229f874a79E\x0017hX";
         let names = numbered(&object);
         assert_eq!(names.len(), 2);
         replace(&mut object, &names);
-        let expected = b"\x007\0_ZN1b17h0000000000000001E\0_ZN1a17h0000000000000000E\0_ZN1b17h0000000000000001E\017hX";
+        let expected = b"\x007\0_ZN1b17h0000000000000001E\0_ZN1a17h0000000000000000E\0_ZN1b17h0000000000000001E\x0017hX";
         assert_eq!(&object, expected);
     }
 }
