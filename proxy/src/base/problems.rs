@@ -101,11 +101,6 @@ impl Problems {
         self.list.iter().any(|problem| problem.severity == Severity::Refuses)
     }
 
-    /// No problem at all?
-    pub(crate) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
     /// In the order in which they were found.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.list.iter()

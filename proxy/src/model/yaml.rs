@@ -534,10 +534,13 @@ mod tests {
             )
         };
         let routes = ["filters: [{type: RequestRedirect, requestRedirect: {}}]", "sessionPersistence: {}"].map(route);
-        check_all(&routes.each_ref().map(String::as_str), expect![[r#"
+        check_all(
+            &routes.each_ref().map(String::as_str),
+            expect![[r#"
             6:22 Refuses: Gateway API's RequestRedirect is not carried out here; leave it out [HTTPRoute/default/web] +body
             6:5 Refuses: Gateway API's sessionPersistence is not carried out here; leave it out [HTTPRoute/default/web] +body
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
