@@ -125,7 +125,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
     match command {
         Command::Bench(wish) => bench::run(root, &wish),
         Command::Demo { check } => demo::run(root, check),
-        Command::Test { long } => test::run(root, long),
+        Command::Test { long } => test::run(root, long, test::LeftOut::IsNamed),
         Command::E2e { long, filter } => test::end_to_end(root, long, &filter),
         Command::Ebpf { check } => ebpf::run(root, check),
         Command::Gen { check } => generate::run(root, check),
@@ -133,7 +133,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Lint => lint::run(root),
         Command::Ci => {
             lint::run(root)?;
-            test::run(root, false)
+            test::run(root, false, test::LeftOut::Fails)
         }
         Command::Setup => setup::run(root, setup::Need::Everything),
     }
