@@ -52,9 +52,9 @@ const ABSENCES: [Absence; 8] = [
     },
     Absence {
         within: &[],
-        except: &["node/kernel", "node/netns", "base/alloc", "base/sockopt"],
+        except: &["node/kernel", "node/netns", "base/memory", "base/sockopt"],
         words: &["unsafe"],
-        why: "unsafe code stands in the kernel's rooms and in base/{alloc,sockopt} only",
+        why: "unsafe code stands in the kernel's rooms and in base/{memory,sockopt} only",
     },
     Absence {
         within: &[],

@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 mod balance;
 mod config;
@@ -37,6 +37,7 @@ use self::tasks::Tasks;
 use crate::admin::routes::Inspect;
 use crate::base::clock::WallClock;
 use crate::base::drain::{Drain, DrainGuard};
+use crate::base::memory::release_start_code;
 use crate::base::names::Named;
 use crate::base::random::Dice;
 use crate::delta::Scope;
@@ -301,7 +302,7 @@ impl Sidecar {
             owned.spawn(listener::serve_outbound(Arc::clone(&proxy), listener, guard.clone()));
         }
         owned.spawn(listener::serve_inbound(Arc::clone(&proxy), inbound, guard));
-        owned.spawn(sweep(Arc::clone(&proxy)));
+        owned.spawn(sweep(Arc::clone(&proxy), Arc::clone(window)));
         Ok(Self { proxy, owned, drain, drain_at_most: settings.drain })
     }
 
@@ -319,10 +320,17 @@ impl Sidecar {
     }
 }
 
-async fn sweep(proxy: Arc<Proxy>) {
+async fn sweep(proxy: Arc<Proxy>, window: Arc<Window>) {
+    let mut started = false;
     loop {
         tokio::time::sleep(SWEEP).await;
         proxy.pool.sweep();
+        if !started && window.ready().is_ok() {
+            started = true;
+            if let Err(error) = release_start_code() {
+                debug!(%error, "the start's memory was not given back");
+            }
+        }
     }
 }
 
