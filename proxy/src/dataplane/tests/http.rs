@@ -93,6 +93,27 @@ async fn a_body_and_grpc_trailers_pass() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_ends_with_an_empty_piece_costs_nobody_the_link() {
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let world = pair();
+    let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |_| text("ok"));
+    // Peers close a connection after a hundred DATA frames that are empty and end nothing.
+    for number in 0..250 {
+        let pieces = [Bytes::from_static(b"m"), Bytes::new()].map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece)));
+        let request = Request::post("http://api.shop/").body(StreamBody::new(futures_util::stream::iter(pieces))).unwrap();
+        let stream = TokioIo::new(world.connect(&web, vip(1)));
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        assert_eq!(sender.send_request(request).await.unwrap().status(), 200, "request {number}");
+    }
+    assert_eq!(world.dialled().len(), 1, "one link and no other");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_names_the_rule_on_both_sides() {
     let world = World::new(&[
         pod("web", "web-1", 2),
