@@ -25,7 +25,7 @@ use crate::base::drain::DrainGuard;
 use crate::base::net::BoxedIo;
 use crate::policy::authorization::Verdict;
 use crate::policy::{Peer, RuleName};
-use crate::snapshot::{AppProtocol, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot};
+use crate::snapshot::{AppProtocol, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport};
 use crate::telemetry::metrics::EgressVerdict;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::{Direction, Protocol};
@@ -360,6 +360,11 @@ fn known(snapshot: &Snapshot, original: SocketAddr) -> Option<Leads> {
         return Some(Leads::Service(Arc::clone(port)));
     }
     if let Some(endpoint) = outbound.workloads.get(&original.ip()) {
+        // The other sidecar would close the door without a word; this side knows why, and can say so. Where there is no
+        // sidecar, the port is an application's like any other.
+        if own_port(original) && matches!(endpoint.transport, Transport::MutualTls(_)) {
+            return Some(Leads::Refused(Reject::OwnPort));
+        }
         return Some(Leads::Workload(Arc::clone(endpoint)));
     }
     let ip = original.ip();

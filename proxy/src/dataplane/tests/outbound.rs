@@ -1,5 +1,6 @@
 //! What the caller's sidecar does: routes, splits, retries, ejections, shadows, deadlines, and what it never dials.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -296,6 +297,31 @@ async fn who_dials_the_sidecar_itself_is_refused() {
     let (world, web) = versions(&[]);
     let heard = ask(world.connect(&web, "127.0.0.1:14001".parse().unwrap()), get("/")).await;
     assert_eq!((heard.status, heard.reason()), (421, "own_port"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_dials_another_pods_sidecar_itself_is_told_so_by_the_own_one() {
+    let (world, web) = versions(&[]);
+    for port in [14001, 14006, 14020] {
+        let heard = ask(world.connect(&web, SocketAddr::new(app_at(4).ip(), port)), get("/")).await;
+        assert_eq!((heard.status, heard.reason()), (421, "own_port"), "{port}");
+    }
+    let mut opaque = world.connect(&web, SocketAddr::new(app_at(4).ip(), 14006));
+    opaque.write_all(b"PING\r\n").await.unwrap();
+    let mut nothing = Vec::new();
+    opaque.read_to_end(&mut nothing).await.unwrap();
+    assert!(nothing.is_empty() && world.dialled().is_empty());
+    assert!(web.telemetry.metrics.render().contains(r#"reason="own_port""#), "{}", web.telemetry.metrics.render());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_without_sidecar_may_listen_where_a_sidecar_would() {
+    let plain = json!({ "addresses": ["10.64.0.9"], "transport": "Plaintext" });
+    let (world, web) = versions(&[document("Workload", "plain-1", plain)]);
+    let address = "10.64.0.9:14001".parse().unwrap();
+    world.app(address, |_| text("plain"));
+    let heard = ask(world.connect(&web, address), get("/")).await;
+    assert_eq!((heard.status, &*heard.body), (200, "plain"));
 }
 
 #[tokio::test(start_paused = true)]
