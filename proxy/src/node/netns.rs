@@ -1,7 +1,8 @@
 //! Entering a pod: its network namespace for a moment (to make a socket there, to ask for its cookie), or for good, as
 //! the last thing a new process does before it becomes the pod's program.
 //!
-//! Sources: setns(2), network_namespaces(7), mount_namespaces(7), capabilities(7); `SO_NETNS_COOKIE` since Linux 5.14.
+//! Sources: setns(2), network_namespaces(7), mount_namespaces(7), capabilities(7), close_range(2); `SO_NETNS_COOKIE` since
+//! Linux 5.14. Invariant: what starts here has the three standard streams open and nothing else.
 //! A namespace belongs to a thread. Whoever enters one here is a thread of its own that ends there, so no thread of a
 //! runtime is ever left in a pod.
 
@@ -80,6 +81,15 @@ pub(crate) fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T>
     })
 }
 
+/// Closes what this process inherited beyond its three standard streams: a lock, a pipe or a socket of whoever called it
+/// would live for as long as it and what it starts do. Only as the first thing of a command.
+///
+/// # Errors
+/// The kernel is older than 5.9, or a filter of system calls is in the way.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    close_from_three(0)
+}
+
 /// Puts what `command` starts into `surroundings` before it runs. A step that fails makes the start fail.
 pub(crate) fn surround(command: &mut Command, surroundings: Surroundings) {
     // SAFETY: between fork and exec only system calls may be made, nothing that allocates or locks. `enter` makes
@@ -92,9 +102,9 @@ pub(crate) fn orphan_with(command: &mut Command, signal: Signal) {
     let leave = move || {
         rustix::process::setsid()?;
         rustix::process::set_parent_process_death_signal(Some(signal))?;
-        Ok(())
+        close_from_three(libc::CLOSE_RANGE_CLOEXEC)
     };
-    // SAFETY: as in `surround`: two system calls.
+    // SAFETY: as in `surround`: three system calls.
     unsafe { command.pre_exec(leave) };
 }
 
@@ -122,7 +132,17 @@ fn enter(surroundings: &Surroundings) -> io::Result<()> {
     if when_orphaned.is_some() {
         rustix::process::set_parent_process_death_signal(*when_orphaned)?;
     }
-    Ok(())
+    // The descriptors of this very function are still needed until the program starts, and so is the pipe that tells
+    // whether it did.
+    close_from_three(libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// close_range(2) of everything but the standard streams. By its number, because C libraries have it since 2021 only.
+fn close_from_three(flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: takes plain numbers only. Nothing of this process is closed under its owner: with `CLOSE_RANGE_CLOEXEC`
+    // nothing is closed now, and without it the caller has opened nothing yet.
+    let outcome = unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, flags) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn confine(id: u32) -> io::Result<()> {

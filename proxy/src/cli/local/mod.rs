@@ -16,13 +16,38 @@ mod visit;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Args;
 
 pub(crate) use down::down;
-pub(crate) use run::run;
-pub(crate) use up::up;
-pub(crate) use visit::{exec, stop};
+pub(crate) use visit::stop;
+
+use super::Failure;
+
+/// Runs `outrigger up`.
+pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
+    let_go()?;
+    up::up(args)
+}
+
+/// Runs `outrigger run`.
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    let_go()?;
+    run::run(args)
+}
+
+/// Runs `outrigger exec`.
+pub(crate) fn exec(args: ExecArgs) -> Result<ExitCode, Failure> {
+    let_go()?;
+    visit::exec(args)
+}
+
+/// Before anything is opened: what the caller has open beyond the standard streams stays the caller's alone. Neither the
+/// mesh may hold its locks and pipes for as long as it is up, nor a pod have a socket of the machine.
+fn let_go() -> Result<(), Failure> {
+    crate::node::netns::close_inherited().map_err(|error| pod::cannot("close what the caller has open", &error))
+}
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outrigger up --resources ./mesh --detach")]
@@ -75,7 +100,7 @@ pub(crate) struct RunArgs {
     /// Return once the program runs
     #[arg(long)]
     pub(crate) detach: bool,
-    /// The program and its arguments
+    /// The program and its arguments; of what its caller has open it gets the standard streams alone
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }

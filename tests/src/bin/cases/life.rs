@@ -22,6 +22,8 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_watched_folder_may_disappear_and_come_back", run: |(), _| folder() },
             Case { name: "up_twice_says_that_it_is_up", run: |(), _| twice() },
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
+            Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
+            Case { name: "no_process_of_the_mesh_keeps_what_its_caller_had_open", run: |(), _| lets_go() },
             Case { name: "a_pod_passes_its_programs_exit_code_and_output_through", run: |(), _| passes_through() },
         ],
     );
@@ -142,6 +144,105 @@ fn nothing_left() -> Result<()> {
     ensure!(left.is_empty(), "left behind: {left:?}");
     // And a mesh comes up again.
     Mesh::up()?.down()
+}
+
+/// The supervisor alone: its roles, the pods and their sidecars were not asked.
+fn supervisor_killed() -> Result<()> {
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    let before = traces()?;
+    let folder = tempfile::tempdir()?;
+    let held = Held::new(folder.path())?;
+    let mesh = Mesh::up()?;
+    let pod = mesh.pod("life/left").detach(["sleep", "100000"])?;
+    let mut processes: Vec<u32> =
+        ["supervisor", "control", "node"].map(|role| mesh.process(role)).into_iter().collect::<Result<_>>()?;
+    processes.extend(pod.processes("sidecar")?.into_iter().chain(pod.processes("app")?));
+    kill(mesh.process("supervisor")?, Signal::KILL);
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok().context("down after a kill")?;
+    let left: Vec<u32> = processes.into_iter().filter(|process| is_running(*process)).collect();
+    ensure!(left.is_empty(), "processes are left: {left:?}");
+    ensure!(held.holders()?.is_empty(), "the caller's file is held by {:?}", held.holders()?);
+    drop((pod, mesh));
+    let after = traces()?;
+    let left: Vec<&String> = after.difference(&before).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Mesh::up()?.down()
+}
+
+fn is_running(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// A file that this process has open and hands to everything that it starts, as a shell does after `exec 9>FILE`.
+struct Held {
+    file: std::fs::File,
+    path: std::path::PathBuf,
+}
+
+impl Held {
+    fn new(folder: &std::path::Path) -> Result<Self> {
+        let path = folder.canonicalize()?.join("held");
+        let file = std::fs::File::create(&path)?;
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
+        Ok(Self { file, path })
+    }
+
+    /// Who else has it open: process and name.
+    fn holders(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let open = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+            if process != std::process::id()
+                && open.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|file| file == self.path)
+            {
+                let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                found.push(format!("{process} {}", name.trim()));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn lets_go() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let held = Held::new(folder.path())?;
+    // A child that knows nothing of all this has it: the test would see it.
+    let mut witness = Command::new("sleep").arg("100").spawn()?;
+    let seen = held.holders();
+    witness.kill()?;
+    witness.wait()?;
+    ensure!(seen?.len() == 1, "the file was not handed on, so this case sees nothing");
+    rustix::fs::flock(&held.file, rustix::fs::FlockOperation::LockExclusive)?;
+    let mesh = Mesh::up()?;
+    let web = echo(&mesh, "life/held", "held")?;
+    let apart = mesh.pod("life/apart").detach(["sleep", "100000"])?;
+    let mut inside = web.spawn(["sleep", "100000"])?;
+    let said = web.exec(["ls", "/proc/self/fd"])?.ok()?;
+    // The fourth is the folder that ls reads.
+    ensure!(said.split_whitespace().eq(["0", "1", "2", "3"]), "a program in a pod has open: {said}");
+    let holders = held.holders()?;
+    kill(inside.id(), Signal::KILL);
+    inside.wait()?;
+    ensure!(holders.is_empty(), "the caller's file is held by {holders:?}");
+    // And in the background.
+    drop((web, apart));
+    mesh.down()?;
+    let state = folder.path().join("state");
+    let mut command = outrigger(["up", "--detach", "--state"]);
+    // It returns when both of its outputs are closed: nothing that goes on has them.
+    let up = finish(command.arg(&state), PATIENCE).and_then(Said::ok);
+    let run =
+        finish(&mut outrigger(["run", "apart", "-n", "life", "--detach", "--", "sleep", "100000"]), PATIENCE).and_then(Said::ok);
+    let holders = held.holders();
+    // The lock goes with its one owner.
+    let Held { file, path } = held;
+    drop(file);
+    let free = rustix::fs::flock(std::fs::File::open(path)?, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    up.and(run)?;
+    ensure!(holders?.is_empty(), "the caller's file is held in the background");
+    free.context("the caller's lock is still held")
 }
 
 fn passes_through() -> Result<()> {
