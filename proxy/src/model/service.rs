@@ -110,11 +110,15 @@ impl<'de> Deserialize<'de> for PortRef {
             }
 
             fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<PortRef, E> {
-                u16::try_from(number).map(PortRef::Number).map_err(|_too_large| E::custom(format!("{number} is not a port")))
+                u16::try_from(number)
+                    .map(PortRef::Number)
+                    .map_err(|_too_large| E::custom(format!("{number} is not a port; write 1 to 65535, or a port's name")))
             }
 
             fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<PortRef, E> {
-                u16::try_from(number).map(PortRef::Number).map_err(|_no_port| E::custom(format!("{number} is not a port")))
+                u16::try_from(number)
+                    .map(PortRef::Number)
+                    .map_err(|_no_port| E::custom(format!("{number} is not a port; write 1 to 65535, or a port's name")))
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PortRef, E> {

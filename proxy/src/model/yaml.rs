@@ -87,6 +87,27 @@ impl Source {
         }
     }
 
+    /// What is written at a place, as a message names it: a value in quotes, else what kind of thing it is.
+    fn written(&self, location: Option<Location>) -> String {
+        let offset = location.and_then(|place| place.span().byte_offset()).and_then(|offset| usize::try_from(offset).ok());
+        let Some(rest) = offset.and_then(|offset| self.text.get(offset..)) else { return "something else".to_owned() };
+        let line = rest.lines().next().unwrap_or_default().trim_end();
+        let quoted = |quote: char| line.strip_prefix(quote).and_then(|inner| inner.split(quote).next());
+        if line.starts_with('[') || line == "-" || line.starts_with("- ") {
+            return "a list".to_owned();
+        }
+        let plain = || line.split(" #").next().and_then(|line| line.split([',', '}', ']']).next()).unwrap_or_default().trim();
+        let value = quoted('"').or_else(|| quoted('\'')).unwrap_or_else(plain);
+        if line.starts_with('{') || value.ends_with(':') || value.contains(": ") {
+            return "a mapping".to_owned();
+        }
+        if value.is_empty() {
+            return "nothing".to_owned();
+        }
+        let shown: String = value.chars().take(SHOWN_MAX).collect();
+        format!("{shown:?}{}", if shown.len() < value.len() { "…" } else { "" })
+    }
+
     /// The first line with something on it.
     fn start(&self) -> Position {
         let first = self.text.lines().position(|line| !is_blank(line) && !line.starts_with("---"));
@@ -243,15 +264,23 @@ fn told(source: &Source, error: &Error) -> Fault {
             (format!("unknown field {field:?}"), among(field, &offered))
         }
         Error::SerdeUnknownVariant { variant, expected, .. } => {
-            (format!("{variant:?} is not a value of this field"), among(variant, expected))
+            let meant = nearest(variant, expected.iter().copied()).map(|meant| format!("did you mean {meant:?}? "));
+            let remedy = format!("{}known here: {}", meant.unwrap_or_default(), expected.join(", "));
+            (format!("{variant:?} is not a value of this field"), remedy)
         }
         Error::SerdeMissingField { field, .. } => (format!("the field {field:?} is missing"), format!("write {field}")),
         Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
-            (format!("{unexpected} stands where {expected} is expected"), "correct the value".to_owned())
+            (format!("{unexpected} stands where {expected} is expected"), format!("write {expected}"))
         }
-        Error::InvalidScalar { ty, .. } => (format!("the value is not {}", plain(ty)), "correct the value".to_owned()),
-        Error::Unexpected { expected, .. } => {
-            (format!("something else stands where {} is expected", plain(expected)), "correct the value".to_owned())
+        Error::InvalidScalar { ty, location } => {
+            (format!("{} is not {}", source.written(Some(*location)), plain(ty)), "write one".to_owned())
+        }
+        Error::InvalidBooleanStrict { location } => {
+            (format!("{} is not true or false", source.written(Some(*location))), "write true or false".to_owned())
+        }
+        Error::Unexpected { expected, location, .. } => {
+            let expected = plain(expected);
+            (format!("{} stands where {expected} is expected", source.written(Some(*location))), format!("write {expected}"))
         }
         Error::NullIntoString { .. } => ("the value is empty".to_owned(), "write a text, or leave the field out".to_owned()),
         Error::DuplicateMappingKey { key, .. } => {
@@ -265,7 +294,15 @@ fn told(source: &Source, error: &Error) -> Fault {
             let text = "the document is too deep or refers to itself too often".to_owned();
             (text, "write it out, or split it into several documents".to_owned())
         }
-        Error::Message { msg, .. } => (msg.clone(), "correct the value".to_owned()),
+        Error::Message { msg, location } if msg == BAD_ADDRESS => {
+            let text = format!("{} is not an IP address", source.written(Some(*location)));
+            (text, "write one as 10.64.0.5 or fd64::5".to_owned())
+        }
+        // Our own types say what to write behind what is wrong.
+        Error::Message { msg, .. } => match msg.split_once("; ") {
+            Some((text, remedy)) => (text.to_owned(), remedy.to_owned()),
+            None => (msg.clone(), "correct the value".to_owned()),
+        },
         other => {
             let message = DefaultMessageFormatter.format_message(other);
             (format!("not YAML: {}", message.trim_end_matches('.')), "correct the line".to_owned())
@@ -282,11 +319,20 @@ fn plain(word: &str) -> &str {
         "string scalar" | "string" => "a text",
         "bool" => "true or false",
         "i8" | "i16" | "i32" | "i64" => "a whole number",
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of its range",
-        "f32" | "f64" => "a number",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0 on",
+        "f32" | "f64" | "floating point" => "a number",
         other => other,
     }
 }
+
+/// What the standard library says of a text that is no address.
+const BAD_ADDRESS: &str = "invalid IP address syntax";
+
+/// How much of a wrong value a message shows.
+const SHOWN_MAX: usize = 60;
 
 /// Words of Gateway API that are spelt well, and mean something that is not done here.
 const NOT_CARRIED_OUT: [&str; 9] = [
@@ -413,7 +459,7 @@ mod tests {
             &format!("{SERVICE}---\nkind: [\n---\n{SERVICE}"),
             expect![[r#"
                 {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
-                6:7 Refuses: something else stands where a text is expected; correct the value
+                6:7 Refuses: a list stands where a text is expected; write a text
                 {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
             "#]],
         );
@@ -461,19 +507,35 @@ mod tests {
             "rateLimit: {per: 1s}",
             "rateLimit: {requests: -1}",
             "rateLimit: []",
+            "rateLimit: {requests: 5000000000}",
+            "rateLimit: {requests: 1.5} # the limit",
+            "rateLimit: {requests: \"ten\"}",
+            "rateLimit:\n    - requests",
+            "circuitBreaking:\n    a: 1",
             "fault: {delay: {duration: 1s, percent: 101}}",
+            "fault: {delay: {duration: 1s, percent: half}}",
+            "fault: {delay: {duration: }}",
+            "fault: {abort: {status: 65536}}",
         ];
         let policies = specs.map(policy);
         check_all(
             &policies.each_ref().map(String::as_str),
             expect![[r#"
-                8:19 Refuses: "5" is not a duration; write it as "250ms", "10s" or "1h30m"; correct the value [TrafficPolicy/default/t] +body
-                8:19 Refuses: "soon" is not a duration; write it as "250ms", "10s" or "1h30m"; correct the value [TrafficPolicy/default/t] +body
-                8:25 Refuses: the value is not a whole number of its range; correct the value [TrafficPolicy/default/t] +body
+                8:19 Refuses: "5" is not a duration; write it as "250ms", "10s" or "1h30m" [TrafficPolicy/default/t] +body
+                8:19 Refuses: "soon" is not a duration; write it as "250ms", "10s" or "1h30m" [TrafficPolicy/default/t] +body
+                8:25 Refuses: "many" is not a whole number from 0 to 4294967295; write one [TrafficPolicy/default/t] +body
                 8:15 Refuses: the field "requests" is missing; write requests [TrafficPolicy/default/t] +body
-                8:25 Refuses: the value is not a whole number of its range; correct the value [TrafficPolicy/default/t] +body
-                8:14 Refuses: something else stands where a mapping is expected; correct the value [TrafficPolicy/default/t] +body
-                8:42 Refuses: 101 is not a percentage; write a number from 0 to 100; correct the value [TrafficPolicy/default/t] +body
+                8:25 Refuses: "-1" is not a whole number from 0 to 4294967295; write one [TrafficPolicy/default/t] +body
+                8:14 Refuses: a list stands where a mapping is expected; write a mapping [TrafficPolicy/default/t] +body
+                8:25 Refuses: "5000000000" is not a whole number from 0 to 4294967295; write one [TrafficPolicy/default/t] +body
+                8:25 Refuses: "1.5" is not a whole number from 0 to 4294967295; write one [TrafficPolicy/default/t] +body
+                8:25 Refuses: "ten" is not a whole number from 0 to 4294967295; write one [TrafficPolicy/default/t] +body
+                9:5 Refuses: a list stands where a mapping is expected; write a mapping [TrafficPolicy/default/t] +body
+                9:5 Refuses: unknown field "a"; known here: limits, ejection [TrafficPolicy/default/t] +body
+                8:42 Refuses: 101 is not a percentage; write a number from 0 to 100 [TrafficPolicy/default/t] +body
+                8:42 Refuses: "half" is not a number; write one [TrafficPolicy/default/t] +body
+                8:27 Refuses: the value is empty; write a text, or leave the field out [TrafficPolicy/default/t] +body
+                8:27 Refuses: "65536" is not a whole number from 0 to 65535; write one [TrafficPolicy/default/t] +body
             "#]],
         );
         check_all(
@@ -481,13 +543,21 @@ mod tests {
                 "apiVersion: outrigger.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec:\n  mode: STRICT\n",
                 "apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec: {}\n",
                 "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: 80\n    targetPort: 70000\n",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: -80\n",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: &p 65536\n    targetPort: *p\n",
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {name: w}\nspec: {addresses: [10.64.0.300]}\n",
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {name: w}\nspec: {addresses: [10.64.0.3], terminating: maybe}\n",
                 "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: 80\n  ports: []\n",
                 "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n",
             ],
             expect![[r#"
-                5:9 Refuses: "STRICT" is not a value of this field; did you mean "Strict"? [PeerAuthentication/default/p] +body
-                3:18 Refuses: "Web" is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit; correct the value
-                7:17 Refuses: 70000 is not a port; correct the value [Service/default/web] +body
+                5:9 Refuses: "STRICT" is not a value of this field; did you mean "Strict"? known here: Strict, Permissive [PeerAuthentication/default/p] +body
+                3:18 Refuses: "Web" is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit
+                7:17 Refuses: 70000 is not a port; write 1 to 65535, or a port's name [Service/default/web] +body
+                6:11 Refuses: "-80" is not a whole number from 0 to 65535; write one [Service/default/web] +body
+                6:14 Refuses: "65536" is not a whole number from 0 to 65535; write one [Service/default/web] +body
+                4:20 Refuses: "10.64.0.300" is not an IP address; write one as 10.64.0.5 or fd64::5 [Workload/default/w] +body
+                4:45 Refuses: "maybe" is not true or false; write true or false [Workload/default/w] +body
                 7:3 Refuses: "ports" is there twice; keep one of the two
                 3:1 Refuses: the field "spec" is missing; write spec [Service/default/web] +body
             "#]],
@@ -520,8 +590,8 @@ mod tests {
                 2:1 Refuses: unknown kind Mesh (v1); write apiVersion: outrigger.dev/v1alpha1
                 1:1 Refuses: the document does not say its kind; write apiVersion and kind
                 1:1 Refuses: the document does not say its apiVersion; write apiVersion and kind
-                1:1 Refuses: something else stands where a mapping is expected; correct the value
-                1:1 Refuses: something else stands where a mapping is expected; correct the value
+                1:1 Refuses: "just text" stands where a mapping is expected; write a mapping
+                1:1 Refuses: a list stands where a mapping is expected; write a mapping
             "#]],
         );
     }

@@ -66,8 +66,11 @@ impl FaultConfig {
     pub(crate) fn compile(&self, rule: RuleName, at: &FieldPath, problems: &mut Problems) -> Option<Fault> {
         let mut good = true;
         let delay = self.delay.as_ref().map(|delay| (delay.duration.0, delay.percent));
-        if delay.is_some_and(|(duration, _)| duration.is_zero() || duration > DELAY_MAX) {
-            problems.refuse(&at.field("delay").field("duration"), "the delay is 0 or too long", "write 1ms to 5m");
+        if let Some((duration, _)) = delay
+            && (duration.is_zero() || duration > DELAY_MAX)
+        {
+            let text = format!("{} is no delay that a request is given", Span(duration));
+            problems.refuse(&at.field("delay").field("duration"), text, "write 1ms to 5m");
             good = false;
         }
         let mut abort = None;

@@ -52,7 +52,11 @@ impl HeaderEditConfig {
         let mut good = true;
         for (field, count) in [("set", set.len()), ("add", add.len()), ("remove", remove.len())] {
             if count > HEADERS_MAX {
-                problems.refuse(&at.field(field), format!("{count} headers"), format!("write at most {HEADERS_MAX}"));
+                problems.refuse(
+                    &at.field(field),
+                    format!("{count} headers are too many"),
+                    format!("write at most {HEADERS_MAX}"),
+                );
                 good = false;
             }
         }
@@ -113,7 +117,9 @@ fn compile_headers(list: &[HeaderConfig], at: &FieldPath, problems: &mut Problem
             let found = HeaderValue::from_str(value).ok().filter(|found| found.len() <= VALUE_MAX && value.trim() == value);
             if found.is_none() {
                 let remedy = "write plain text in one line, without spaces at its ends, at most 4096 bytes";
-                problems.refuse(&at.field("value"), "the value cannot stand in a header", remedy);
+                // The value itself may be a secret.
+                let text = format!("this value of {} bytes cannot stand in a header", value.len());
+                problems.refuse(&at.field("value"), text, remedy);
             }
             found.map(|value| (name, value))
         })

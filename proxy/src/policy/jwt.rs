@@ -231,7 +231,8 @@ impl ProviderConfig {
         }
         let leeway = leeway.map_or(LEEWAY, |leeway| leeway.0);
         if leeway > LEEWAY_MAX {
-            problems.refuse(&at.field("leeway"), "clocks do not differ that much", format!("write at most {}", Span(LEEWAY_MAX)));
+            let text = format!("clocks do not differ by {}", Span(leeway));
+            problems.refuse(&at.field("leeway"), text, format!("write at most {}", Span(LEEWAY_MAX)));
             good = false;
         }
         let keys = match (jwks, jwks_file) {

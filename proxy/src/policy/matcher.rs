@@ -343,7 +343,7 @@ fn compile_value(kind: Option<ValueMatchType>, value: &str, at: &FieldPath, prob
     match kind.unwrap_or_default() {
         ValueMatchType::RegularExpression => compile_regex(value, &place, problems).map(StringMatch::Regex),
         ValueMatchType::Exact if value.is_empty() || value.len() > VALUE_MAX => {
-            problems.refuse(&place, "the value is empty or too long", format!("write 1 to {VALUE_MAX} bytes"));
+            problems.refuse(&place, format!("the value has {} bytes", value.len()), format!("write 1 to {VALUE_MAX}"));
             None
         }
         ValueMatchType::Exact => Some(StringMatch::Exact(value.into())),
@@ -363,7 +363,7 @@ fn compile_regex(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<
             // The library draws the expression over several lines; the last one says what is wrong.
             let error = error.to_string();
             let what = error.lines().last().unwrap_or_default().trim().trim_start_matches("error: ").to_owned();
-            problems.refuse(at, format!("not a regular expression that can be used: {what}"), "write RE2 syntax");
+            problems.refuse(at, format!("{text:?} is not a regular expression that can be used: {what}"), "write RE2 syntax");
             None
         }
     }
@@ -564,7 +564,7 @@ mod tests {
     #[test]
     fn a_problem_says_where_it_is() {
         let said = compile(serde_json::json!({"path": {"type": "RegularExpression", "value": "("}})).unwrap_err();
-        expect_test::expect![[r#"HTTPRoute/shop/web: matches[0].path.value: not a regular expression that can be used: unclosed group; write RE2 syntax"#]].assert_eq(&said);
+        expect_test::expect![[r#"HTTPRoute/shop/web: matches[0].path.value: "(" is not a regular expression that can be used: unclosed group; write RE2 syntax"#]].assert_eq(&said);
     }
 
     #[test]

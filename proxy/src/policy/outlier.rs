@@ -103,7 +103,8 @@ impl OutlierConfig {
         }
         if limits.max < limits.base || limits.max > EJECTION_MAX {
             let remedy = format!("write {} to 24h", Span(base));
-            problems.refuse(&at.field("maxEjection"), "it is shorter than baseEjection, or longer than a day", remedy);
+            let text = format!("{} is shorter than baseEjection ({}), or longer than a day", Span(limits.max), Span(base));
+            problems.refuse(&at.field("maxEjection"), text, remedy);
             good = false;
         }
         good.then(|| Ejections::new(limits))

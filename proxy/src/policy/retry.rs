@@ -154,12 +154,17 @@ impl RetryConfig {
         }
         let attempts = attempts.unwrap_or(ATTEMPTS);
         if attempts > ATTEMPTS_MAX {
-            problems.refuse(&at.field("attempts"), format!("{attempts} retries"), format!("write at most {ATTEMPTS_MAX}"));
+            problems.refuse(
+                &at.field("attempts"),
+                format!("{attempts} retries are too many"),
+                format!("write at most {ATTEMPTS_MAX}"),
+            );
             good = false;
         }
         let backoff = backoff.map_or(BACKOFF, |backoff| backoff.0);
         if backoff > BACKOFF_MAX {
-            problems.refuse(&at.field("backoff"), "no caller waits that long", format!("write at most {}", Span(BACKOFF_MAX)));
+            let text = format!("no caller waits {} for another attempt", Span(backoff));
+            problems.refuse(&at.field("backoff"), text, format!("write at most {}", Span(BACKOFF_MAX)));
             good = false;
         }
         listed.sort();

@@ -100,7 +100,11 @@ impl ShadowConfig {
             problems.refuse(
                 &at.field(if self.percent.is_some() { "percent" } else { "fraction" }),
                 format!("{numerator} of {denominator} is no share of all requests"),
-                "write a share between none and all",
+                if self.percent.is_some() {
+                    "write 0 to 100"
+                } else {
+                    "write a numerator of at most the denominator, which is 1 or more"
+                },
             );
             good = false;
         }

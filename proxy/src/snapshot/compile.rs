@@ -182,7 +182,11 @@ fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
     for address in service.spec.addresses() {
         if address.parse::<IpAddr>().is_err() {
             let field = if service.spec.cluster_ips.is_empty() { "clusterIP" } else { "clusterIPs" };
-            problems.refuse(&at.field(field), format!("{address:?} is not an address"), "write one, or leave it out");
+            problems.refuse(
+                &at.field(field),
+                format!("{address:?} is not an IP address"),
+                "write one as 10.65.1.1, or leave it out",
+            );
         }
     }
     let mut seen = BTreeSet::new();

@@ -415,7 +415,7 @@ mod tests {
         "#]]);
         place.write("mesh/web.yaml", "kind: [");
         place.look(expect![[r#"
-            mesh/web.yaml:1:7: something else stands where a text is expected
+            mesh/web.yaml:1:7: a list stands where a text is expected
         "#]]);
         place.write("mesh/web.yaml", WEB);
         place.look(expect![[r#"
