@@ -201,11 +201,17 @@ impl Mesh {
         PodBuilder { mesh: self, name: PodName::parse(name), arguments: Vec::new(), variables: Vec::new() }
     }
 
+    /// The file of the API's token, which is another one whenever the control plane starts.
+    pub fn token_file(&self) -> PathBuf {
+        self.folder.path().join("state/api-token")
+    }
+
     /// What a GET of the control plane's API answers.
     pub fn api(&self, path: &str) -> Result<Value> {
         let url = format!("http://127.0.0.1:14080{path}");
+        let token = std::fs::read_to_string(self.token_file()).context("the mesh left no token of its API")?;
         let mut command = Command::new("curl");
-        command.args(["-sS", "--fail", "--max-time", "5", &url]);
+        command.args(["-sS", "--fail", "--max-time", "5", "-H", &format!("authorization: Bearer {}", token.trim()), &url]);
         let text = finish(&mut command, PATIENCE)?.ok().with_context(|| format!("GET {url}"))?;
         serde_json::from_str(&text).with_context(|| format!("GET {url} answered no JSON"))
     }

@@ -5,7 +5,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,7 +13,8 @@ use clap::Args;
 use serde_json::Value;
 use tokio::time::{Duration, Instant};
 
-use super::{Failure, client, print, warn};
+use super::client::{self, ApiArgs};
+use super::{Failure, print, warn};
 use crate::base::units::Span;
 use crate::control::api::{Answer, Text, Wrong};
 use crate::control::source::documents::documents;
@@ -27,7 +27,7 @@ use crate::control::source::file::{document_files, read_keys};
   cat route.yaml | outrigger apply -f -
 
 Exit codes: 0 applied (with --wait: and acknowledged); 1 --wait ended with sidecars that refused or did not answer;
-2 a document is refused, nothing was applied; 3 the control plane does not run.")]
+2 a document is refused, nothing was applied; 3 the control plane does not run, or its token may not be read.")]
 pub(crate) struct ApplyArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -38,28 +38,27 @@ pub(crate) struct ApplyArgs {
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) timeout: Span,
-    /// The control plane's API
-    #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
-    pub(crate) api: SocketAddr,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   outrigger delete -f route.yaml
 
-Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 3 the control plane does not run.")]
+Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 3 the control plane does not run, or
+its token may not be read.")]
 pub(crate) struct DeleteArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// The control plane's API
-    #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
-    pub(crate) api: SocketAddr,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
 /// Runs `outrigger apply`.
 pub(crate) fn apply(args: &ApplyArgs) -> Result<ExitCode, Failure> {
-    let answer = change(args.api, "/api/apply", &args.files)?;
+    let answer = change(&args.api, "/api/apply", &args.files)?;
     let (refusing, warning): (Vec<&Wrong>, Vec<&Wrong>) = answer.problems.iter().partition(|problem| problem.refuses);
     for problem in warning {
         warn(&format!("warning: {}", line(problem)));
@@ -77,7 +76,7 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<ExitCode, Failure> {
 
 /// Runs `outrigger delete`.
 pub(crate) fn delete(args: &DeleteArgs) -> Result<ExitCode, Failure> {
-    let answer = change(args.api, "/api/delete", &args.files)?;
+    let answer = change(&args.api, "/api/delete", &args.files)?;
     tell(&answer)?;
     if answer.problems.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -86,7 +85,7 @@ pub(crate) fn delete(args: &DeleteArgs) -> Result<ExitCode, Failure> {
     Err(Failure::refused(std::iter::once(first.to_owned()).chain(answer.problems.iter().map(line))))
 }
 
-fn change(api: SocketAddr, path: &str, files: &[PathBuf]) -> Result<Answer, Failure> {
+fn change(api: &ApiArgs, path: &str, files: &[PathBuf]) -> Result<Answer, Failure> {
     let texts = read(files).map_err(|error| Failure::invalid(error.chain()))?;
     let answer = client::post(api, path, &texts)?;
     serde_json::from_value(answer).map_err(|error| Failure::from(anyhow::Error::from(error)))
@@ -155,7 +154,7 @@ fn wait(args: &ApplyArgs, answer: &Answer) -> Result<ExitCode, Failure> {
     let deadline = Instant::now() + args.timeout.0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).min(AT_ONCE).as_millis();
-        let proxies = client::get(args.api, &format!("/api/proxies?revision={}&within={left}", answer.revision))?;
+        let proxies = client::get(&args.api, &format!("/api/proxies?revision={}&within={left}", answer.revision))?;
         let none = Vec::new();
         let items = proxies.get("items").and_then(Value::as_array).unwrap_or(&none);
         let name = |item: &Value| format!("{}/{}", text(item, "namespace"), text(item, "name"));

@@ -1,9 +1,16 @@
-//! How the people's commands talk to the control plane: one HTTP/1.1 request on a loopback connection.
+//! How the people's commands talk to the control plane: one HTTP/1.1 request on a loopback connection, with the API's
+//! token, which lies in the mesh's state folder for root alone.
+//!
+//! Invariant: the token of the mesh that is up is shown at that mesh's own address alone; for any other address somebody
+//! has to name the file.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::{Method, Request, StatusCode, header};
+use clap::Args;
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -11,15 +18,69 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::Failure;
+use super::local::{STATE, read_up_record};
+use crate::control::API_TOKEN;
+use crate::control::source::file::read_at_most;
+
+/// Where the control plane answers, and what proves to it that it may be asked.
+#[derive(Args, Debug)]
+pub(crate) struct ApiArgs {
+    /// The control plane's API
+    #[arg(long = "api", env = "OUTRIGGER_API", value_name = "ADDR", default_value = API)]
+    address: SocketAddr,
+    /// The file that holds the API's token; by default `api-token` in the state folder of the mesh that is up
+    #[arg(long, env = "OUTRIGGER_API_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+impl ApiArgs {
+    /// The file that holds the token for this address; none where nobody told.
+    fn token_path(&self) -> Option<PathBuf> {
+        if let Some(named) = &self.token_file {
+            return Some(named.clone());
+        }
+        match read_up_record() {
+            Some(mesh) => (mesh.api == format!("http://{}", self.address)).then(|| mesh.state.join(API_TOKEN)),
+            None => (self.address.to_string() == API).then(|| Path::new(STATE).join(API_TOKEN)),
+        }
+    }
+
+    /// The token, as a header carries it.
+    ///
+    /// # Errors
+    /// Why there is none, and what to do.
+    fn credentials(&self) -> Result<HeaderValue, Failure> {
+        let Some(path) = self.token_path() else {
+            return Err(Failure::environment(
+                format!("nothing tells which token the API at {} wants", self.address),
+                "name its file with --token-file, or leave --api to the mesh that is up",
+            ));
+        };
+        let text = read_at_most(&path, TOKEN_BYTES_MAX).map_err(|error| {
+            let what = format!("cannot read the API's token in {}: {error}", path.display());
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => Failure::environment(
+                    what,
+                    "run as root, for example with sudo, or name a copy that you may read with --token-file",
+                ),
+                _ => Failure::environment(what, "name the file with --token-file; a control plane keeps it in its state folder"),
+            }
+        })?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
+            .map_err(|_not_text| Failure::invalid([format!("{} holds no token", path.display())]))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
 
 /// Asks the control plane's API and returns its answer.
-pub(crate) fn get(api: SocketAddr, path: &str) -> Result<Value, Failure> {
+pub(crate) fn get(api: &ApiArgs, path: &str) -> Result<Value, Failure> {
     let (status, answer) = call(api, Method::GET, path, Vec::new())?;
     if status.is_success() { Ok(answer) } else { Err(objection(status, &answer)) }
 }
 
 /// Sends a change. An answer that names problems of documents is an answer, not a failure.
-pub(crate) fn post(api: SocketAddr, path: &str, body: &impl serde::Serialize) -> Result<Value, Failure> {
+pub(crate) fn post(api: &ApiArgs, path: &str, body: &impl serde::Serialize) -> Result<Value, Failure> {
     let body = serde_json::to_vec(body).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
     let (status, answer) = call(api, Method::POST, path, body)?;
     if status.is_success() || status == StatusCode::UNPROCESSABLE_ENTITY { Ok(answer) } else { Err(objection(status, &answer)) }
@@ -27,14 +88,30 @@ pub(crate) fn post(api: SocketAddr, path: &str, body: &impl serde::Serialize) ->
 
 fn objection(status: StatusCode, answer: &Value) -> Failure {
     let text = answer.get("error").and_then(Value::as_str).unwrap_or("it gave no reason");
-    Failure::invalid([format!("the control plane refuses ({status}): {text}")])
+    let what = format!("the control plane refuses ({status}): {text}");
+    if status == StatusCode::UNAUTHORIZED {
+        return Failure::environment(what, "it makes a new token whenever it starts; take the one in its state folder now");
+    }
+    Failure::invalid([what])
 }
 
-fn call(api: SocketAddr, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Value), Failure> {
+fn call(api: &ApiArgs, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Value), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, exchange(api, method, path, body)).await });
+    let credentials = api.credentials();
+    let api = api.address;
+    let answer = runtime.block_on(async {
+        tokio::time::timeout(ANSWER_MAX, async {
+            // Before the token is missed: where nobody listens, that is what to tell.
+            let stream = TcpStream::connect(api).await?;
+            match credentials {
+                Ok(credentials) => exchange(stream, api, credentials, method, path, body).await.map(Ok),
+                Err(failure) => Ok(Err(failure)),
+            }
+        })
+        .await
+    });
     match answer {
-        Ok(Ok(answer)) => Ok(answer),
+        Ok(Ok(answer)) => answer,
         Ok(Err(error)) => Err(unreachable(api, &format!("{error:#}"))),
         Err(_elapsed) => Err(unreachable(api, "it took too long")),
     }
@@ -47,13 +124,20 @@ fn unreachable(api: SocketAddr, reason: &str) -> Failure {
     )
 }
 
-async fn exchange(api: SocketAddr, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<(StatusCode, Value)> {
-    let stream = TcpStream::connect(api).await?;
+async fn exchange(
+    stream: TcpStream,
+    api: SocketAddr,
+    credentials: HeaderValue,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<(StatusCode, Value)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, api.to_string())
+        .header(header::AUTHORIZATION, credentials)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))?;
     let answer = async {
@@ -77,3 +161,36 @@ async fn exchange(api: SocketAddr, method: Method, path: &str, body: Vec<u8>) ->
 
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
+const TOKEN_BYTES_MAX: u64 = 4 << 10;
+/// Where `up` has the API served.
+const API: &str = "127.0.0.1:14080";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(address: SocketAddr, token_file: Option<PathBuf>) -> ApiArgs {
+        ApiArgs { address, token_file }
+    }
+
+    #[test]
+    fn the_token_of_the_mesh_that_is_up_is_not_shown_elsewhere() {
+        let elsewhere = api("127.0.0.1:9".parse().unwrap(), None);
+        assert_eq!(elsewhere.token_path(), None);
+        let told = format!("{:?}", elsewhere.credentials().unwrap_err());
+        assert!(told.contains("--token-file"), "{told}");
+    }
+
+    #[test]
+    fn a_token_file_is_read_for_any_address_and_its_content_is_not_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let api = api("127.0.0.1:9".parse().unwrap(), Some(path.clone()));
+        let told = format!("{:?}", api.credentials().unwrap_err());
+        assert!(told.contains(&path.display().to_string()) && told.contains("remedy"), "{told}");
+        std::fs::write(&path, "0123abc\n").unwrap();
+        let value = api.credentials().unwrap();
+        assert_eq!(value, "Bearer 0123abc");
+        assert!(!format!("{value:?}").contains("0123"));
+    }
+}

@@ -17,8 +17,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde_json::{Value, json};
 
 use super::check::Loaded;
+use super::client::{self, ApiArgs};
 use super::table::{self, Output};
-use super::{Failure, client, print};
+use super::{Failure, print};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, nearest};
 use crate::base::units::Span;
@@ -71,15 +72,14 @@ pub(crate) struct ExplainArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
-    /// The control plane's API
-    #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
-    pub(crate) api: SocketAddr,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
 /// Runs `outrigger explain`.
 pub(crate) fn run(args: ExplainArgs) -> Result<ExitCode, Failure> {
     let (mut resources, domain) =
-        if args.files.is_empty() { ask(args.api)? } else { (load(&args.files)?, args.trust_domain.clone()) };
+        if args.files.is_empty() { ask(&args.api)? } else { (load(&args.files)?, args.trust_domain.clone()) };
     let trust_domain: TrustDomain = domain.parse().map_err(|error| Failure::invalid([error]))?;
     let question = Question::read(&args)?;
     let mut told = Told::default();
@@ -202,7 +202,7 @@ impl Question {
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
 
 /// What the control plane has in force.
-fn ask(api: SocketAddr) -> Result<(Resources, String), Failure> {
+fn ask(api: &ApiArgs) -> Result<(Resources, String), Failure> {
     let answer = client::get(api, "/api/resources")?;
     let mut resources = Resources::default();
     for item in answer.get("items").and_then(Value::as_array).into_iter().flatten() {

@@ -1,13 +1,13 @@
 //! `outrigger get`: documents that the control plane holds, and how each of them stands.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::Failure;
+use super::client::{self, ApiArgs};
 use super::table::{self, Output};
-use super::{Failure, client};
 use crate::control::api::kind_named;
 use crate::model::Kind;
 
@@ -30,9 +30,8 @@ pub(crate) struct GetArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
-    /// The control plane's API
-    #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
-    pub(crate) api: SocketAddr,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
 /// Runs `outrigger get`.
@@ -57,7 +56,7 @@ pub(crate) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
             format!("{key}={}", percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC))
         })
         .collect();
-    let answer = client::get(args.api, &format!("/api/resources?{}", query.join("&")))?;
+    let answer = client::get(&args.api, &format!("/api/resources?{}", query.join("&")))?;
     let none = Vec::new();
     let items = answer.get("items").and_then(Value::as_array).unwrap_or(&none);
     if items.is_empty() && args.name.is_some() {

@@ -1,13 +1,13 @@
 //! `outrigger status` and `outrigger proxies`: whether the mesh is well, and who has acknowledged what.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::client::{self, ApiArgs};
 use super::table::{self, Output, day, moment};
-use super::{Failure, client, print};
+use super::{Failure, print};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outrigger status -o json")]
@@ -15,9 +15,8 @@ pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
-    /// The control plane's API
-    #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
-    pub(crate) api: SocketAddr,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
 #[derive(Args, Debug)]
@@ -26,14 +25,13 @@ pub(crate) struct ProxiesArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
-    /// The control plane's API
-    #[arg(long, env = "OUTRIGGER_API", value_name = "ADDR", default_value = "127.0.0.1:14080")]
-    pub(crate) api: SocketAddr,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let answer = client::get(args.api, "/api/status")?;
+    let answer = client::get(&args.api, "/api/status")?;
     if written(args.output, &answer)? {
         return Ok(ExitCode::SUCCESS);
     }
@@ -94,7 +92,7 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
 
 /// Runs `outrigger proxies`.
 pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
-    let answer = client::get(args.api, "/api/proxies")?;
+    let answer = client::get(&args.api, "/api/proxies")?;
     if written(args.output, &answer)? {
         return Ok(ExitCode::SUCCESS);
     }

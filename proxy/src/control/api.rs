@@ -1,8 +1,9 @@
 //! The API for people and their tools, on a loopback address only: what is desired, what is refused, who has acknowledged.
 //!
-//! Whoever reaches it rules the mesh, so a browser must not be made to: a request must name a loopback host (a page of
-//! another origin cannot, whatever its name resolves to) and a change must carry a content type that pages cannot send
-//! unasked. A change is taken as a whole or not at all.
+//! Whoever is listened to here rules the mesh, so every request must show the API's token, but for looking at the
+//! dashboard (RFC 6750, `Authorization: Bearer`). A browser must not be made to ask for others: a request must name a
+//! loopback host (a page of another origin cannot, whatever its name resolves to) and a change must carry a content type
+//! that pages cannot send unasked. A change is taken as a whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,8 +27,9 @@ use super::ca::Authority;
 use super::sessions::{Sessions, SidecarReport};
 use super::source::documents::documents;
 use super::store::{self, Store};
+use super::token::Token;
 use super::world::{Change, Form, Origin};
-use super::{Config, STORED};
+use super::{API_TOKEN, Config, STORED};
 use crate::base::clock::WallClock;
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state::write_atomic;
@@ -131,29 +133,45 @@ pub(crate) fn routes(api: Arc<Api>) -> Router {
         .route("/api/delete", post(delete))
         .route("/api/proxies", get(proxies))
         .route("/api/status", get(status))
+        .route("/ready", get(ready))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
 
 /// Wraps everything that is served beside the API too.
-pub(crate) fn guarded(routes: Router) -> Router {
-    routes.layer(middleware::from_fn(guard))
+pub(crate) fn guarded(routes: Router, token: Token) -> Router {
+    routes.layer(middleware::from_fn_with_state(Arc::new(token), guard))
 }
 
-async fn guard(request: Request, next: Next) -> Response {
-    match objection(&request) {
+async fn guard(State(token): State<Arc<Token>>, request: Request, next: Next) -> Response {
+    match objection(&request, &token) {
+        Some((StatusCode::UNAUTHORIZED, text)) => {
+            let remedy =
+                format!("send `Authorization: Bearer TOKEN`; TOKEN stands in {API_TOKEN} in the state folder, for root alone");
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, challenge, Json(json!({ "error": text, "remedy": remedy }))).into_response()
+        }
         Some((status, text)) => refusal(status, text),
         None => next.run(request).await,
     }
 }
 
-fn objection(request: &Request) -> Option<(StatusCode, String)> {
+fn objection(request: &Request, token: &Token) -> Option<(StatusCode, String)> {
     let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
     if !is_loopback(host) {
         return Some((StatusCode::FORBIDDEN, format!("{host:?} is not this machine; call 127.0.0.1 or localhost")));
     }
-    if request.method().is_safe() {
+    let is_safe = request.method().is_safe();
+    if is_safe && OPEN.contains(&request.uri().path()) {
+        return None;
+    }
+    match text(header::AUTHORIZATION).map(|credentials| credentials.split_once(' ').unwrap_or((credentials, ""))) {
+        Some((scheme, guess)) if scheme.eq_ignore_ascii_case("bearer") && token.fits(guess) => {}
+        Some(_) => return Some((StatusCode::UNAUTHORIZED, "this is not the token of the API, or no longer".to_owned())),
+        None => return Some((StatusCode::UNAUTHORIZED, "the API answers whoever shows its token alone".to_owned())),
+    }
+    if is_safe {
         return None;
     }
     if text(header::ORIGIN).is_some_and(|origin| origin != format!("http://{host}")) {
@@ -177,6 +195,11 @@ fn is_loopback(host: &str) -> bool {
 
 fn refusal(status: StatusCode, text: String) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
+}
+
+/// For `up`, which has to know when the mesh is there before it knows anything else.
+async fn ready() -> &'static str {
+    "ready\n"
 }
 
 #[derive(Deserialize)]
@@ -497,6 +520,9 @@ pub(crate) fn kind_named(text: &str) -> Option<Kind> {
         text == name || text == plural || text == short
     })
 }
+
+/// What anybody on this machine may look at, so that a browser shows the dashboard.
+const OPEN: [&str; 3] = ["/", "/api/graph", "/ready"];
 
 /// The longest that an answer is waited for.
 const WAIT_MAX: Duration = Duration::from_secs(20);

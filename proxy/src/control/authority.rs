@@ -4,15 +4,10 @@
 //! sign for. Nothing that a caller says about itself counts.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use futures_util::Stream;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -22,10 +17,10 @@ use tracing::{info, warn};
 use super::ca::{Authority as Ca, CaError, Signed};
 use super::metrics::Metrics;
 use super::store::Store;
+use super::token::Token;
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::base::names::check_name;
-use crate::base::state::write_atomic;
 use crate::delta::authority::authority_server::Authority;
 use crate::delta::authority::{Bundle, Certificate, JoinNodeRequest, SignWorkloadRequest, WatchBundleRequest};
 use crate::delta::transport::PeerInfo;
@@ -37,7 +32,8 @@ use crate::model::{Kind, Resource};
 pub(crate) struct Signer {
     pub(crate) ca: Arc<Ca>,
     pub(crate) store: Arc<Store>,
-    pub(crate) token: JoinToken,
+    /// What proves a new node.
+    pub(crate) token: Token,
     pub(crate) svid_lifetime: Duration,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) nodes: Arc<Nodes>,
@@ -88,46 +84,6 @@ impl Drop for NodeSeat {
     fn drop(&mut self) {
         self.nodes.0.lock().remove(&self.number);
     }
-}
-
-/// What proves a new node. Compared without telling by its time how much of a guess was right.
-pub(crate) struct JoinToken([u8; 32]);
-
-impl JoinToken {
-    /// Reads the token of `path`, or writes a new one there for the operator to give to nodes.
-    ///
-    /// # Errors
-    /// The file cannot be read or written, or holds a token too short to be one.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut random = [0_u8; 32];
-                SystemRandom::new().fill(&mut random).map_err(|_unspecified| io::Error::other("no random numbers"))?;
-                let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-                write_atomic(path, format!("{text}\n").as_bytes(), 0o600)?;
-                text
-            }
-            Err(error) => return Err(error),
-        };
-        let text = text.trim();
-        if text.len() < TOKEN_BYTES_MIN {
-            return Err(io::Error::other(format!("the join token has fewer than {TOKEN_BYTES_MIN} characters")));
-        }
-        Ok(Self(fingerprint(text)))
-    }
-
-    fn fits(&self, guess: &str) -> bool {
-        verify_slices_are_equal(&self.0, &fingerprint(guess.trim())).is_ok()
-    }
-}
-
-fn fingerprint(text: &str) -> [u8; 32] {
-    let mut fixed = [0; 32];
-    for (to, from) in fixed.iter_mut().zip(digest(&SHA256, text.as_bytes()).as_ref()) {
-        *to = *from;
-    }
-    fixed
 }
 
 impl Signer {
@@ -272,5 +228,3 @@ const NODE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a request for a certificate waits for its workload to be known.
 const KNOWN_WITHIN: Duration = Duration::from_secs(2);
-
-const TOKEN_BYTES_MIN: usize = 16;

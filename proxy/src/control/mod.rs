@@ -44,10 +44,11 @@ pub(crate) mod source;
 pub(crate) mod store;
 #[cfg(test)]
 mod tests;
+pub(crate) mod token;
 pub(crate) mod world;
 
 use api::Api;
-use authority::{JoinToken, Nodes, Signer};
+use authority::{Nodes, Signer};
 use ca::{Authority, CaError};
 use dashboard::Dashboard;
 use dashboard::graph::Target;
@@ -55,6 +56,7 @@ use metrics::Metrics;
 use sessions::Sessions;
 use source::Batch;
 use store::{Store, Wrong};
+use token::Token;
 use world::{Change, Origin, World};
 
 /// What a control plane is told.
@@ -113,7 +115,8 @@ pub(crate) struct Control {
     store: Arc<Store>,
     sessions: Arc<Sessions>,
     ca: Arc<Authority>,
-    token: JoinToken,
+    token: Token,
+    api_token: Token,
     identity: Identity,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
@@ -139,7 +142,7 @@ impl Control {
         let state_failed = |path: PathBuf| move |source| ControlError::State { path, source };
         let ca = Arc::new(Authority::open(&config.state.join("ca"), config.trust_domain.clone(), clock.clone())?);
         let token_path = config.state.join("join-token");
-        let token = JoinToken::open(&token_path).map_err(state_failed(token_path))?;
+        let token = Token::open(&token_path).map_err(state_failed(token_path))?;
 
         let identity = Identity::new(config.trust_domain.clone(), clock.clone());
         take_identity(&ca, &identity, OWN_LIFETIME)?;
@@ -154,7 +157,11 @@ impl Control {
         let streams = config.listen.iter().map(|address| listen(*address)).collect::<Result<_, _>>()?;
         let api = tokio_listener(admin::listen(config.api)?, config.api)?;
         let scrape = tokio_listener(admin::listen(config.metrics)?, config.metrics)?;
-        Ok(Self { config, store, sessions, ca, token, identity, tls, metrics, clock, streams, api, scrape })
+        // Only now that the API's port is held: what listened there while no mesh was up may have been shown the token of an
+        // earlier life by a command, which is worth nothing any more.
+        let token_path = config.state.join(API_TOKEN);
+        let api_token = Token::issue(&token_path).map_err(state_failed(token_path))?;
+        Ok(Self { config, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape })
     }
 
     /// Serves until `stopped` says so, then lets sidecars know and ends.
@@ -162,7 +169,7 @@ impl Control {
         let (drain, stop) = Drain::new();
         let mut tasks = JoinSet::new();
 
-        let Self { config, store, sessions, ca, token, identity, tls, metrics, clock, streams, api, scrape } = self;
+        let Self { config, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape } = self;
         tasks.spawn(renew(Arc::clone(&ca), identity));
         let (batches, mut arrived) = mpsc::channel(BATCHES);
         let watched = source::file::Watched {
@@ -210,7 +217,8 @@ impl Control {
         });
 
         let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock);
-        tasks.spawn(admin::serve(api, api::guarded(api::routes(api_state).merge(dashboard::router(dashboard)))));
+        let pages = api::routes(api_state).merge(dashboard::router(dashboard));
+        tasks.spawn(admin::serve(api, api::guarded(pages, api_token)));
         tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions)));
         info!(api = %config.api, listen = ?config.listen, trust_domain = %config.trust_domain, "the control plane is ready");
 
@@ -372,6 +380,9 @@ fn sidecars(world: &World) -> Vec<Target> {
 
 /// The folder of documents that `apply` stored.
 pub(crate) const STORED: &str = "resources";
+
+/// The file of the API's token, in the state folder.
+pub(crate) const API_TOKEN: &str = "api-token";
 
 /// The folder of local pods' records.
 const PODS: &str = "pods";

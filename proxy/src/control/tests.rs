@@ -34,6 +34,8 @@ struct Mesh {
     folder: std::path::PathBuf,
     state: std::path::PathBuf,
     address: SocketAddr,
+    api: SocketAddr,
+    config: Config,
     sessions: Arc<Sessions>,
     drain: Option<Drain>,
     tasks: JoinSet<()>,
@@ -73,13 +75,14 @@ impl Mesh {
             metrics: local,
             svid_lifetime: Duration::from_secs(3600),
         };
-        let control = Control::build(config, WallClock::system()).unwrap();
+        let control = Control::build(config.clone(), WallClock::system()).unwrap();
         let address = control.streams[0].local_addr().unwrap();
+        let api = control.api.local_addr().unwrap();
         let sessions = Arc::clone(&control.sessions);
         let (drain, guard) = Drain::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(control.serve(guard));
-        Self { _root: root, folder, state, address, sessions, drain: Some(drain), tasks }
+        Self { _root: root, folder, state, address, api, config, sessions, drain: Some(drain), tasks }
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -401,6 +404,87 @@ async fn a_node_joins_by_its_token_and_gets_certificates_for_known_workloads_alo
     assert_eq!(status.code(), Code::PermissionDenied);
     let bundle = workload.watch_bundle(WatchBundleRequest {}).await.unwrap().into_inner().message().await.unwrap().unwrap();
     assert_eq!(bundle.authorities, [ca.root().to_vec()]);
+    mesh.stop().await;
+}
+
+/// What the API answers to one request: the status and the body.
+async fn ask(api: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut text = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in
+        [("host", "localhost")].iter().filter(|(name, _)| headers.iter().all(|(own, _)| own != name)).chain(headers)
+    {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    let exchange = async {
+        let mut stream = TcpStream::connect(api).await.unwrap();
+        stream.write_all(format!("{text}\r\n{body}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = timeout(PATIENCE, exchange).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn the_api_answers_whoever_shows_its_token_alone() {
+    let mesh = Mesh::start().await;
+    let path = mesh.state.join("api-token");
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions()) & 0o777, 0o600);
+    let token = format!("Bearer {}", std::fs::read_to_string(&path).unwrap().trim());
+    let (known, yaml) = (("authorization", token.as_str()), ("content-type", "application/yaml"));
+    let asked = ["/api/resources", "/api/proxies", "/api/status", "/api/nothing", "/nothing"].map(|path| ("GET", path));
+    let changed = ["/api/apply", "/api/delete", "/", "/api/graph"].map(|path| ("POST", path));
+    let wrong = token.replace(|digit: char| digit.is_ascii_digit(), "a");
+    let wrongs = ["", "Bearer", "Bearer ", &token[7..], &token.replace("Bearer", "Basic"), &wrong, &format!("{token}0")];
+    for (method, path) in asked.into_iter().chain(changed) {
+        let (status, body) = ask(mesh.api, method, path, &[yaml], &service("more")).await;
+        assert_eq!(status, 401, "{method} {path}: {body}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert!(body["error"].is_string() && body["remedy"].as_str().unwrap().contains("api-token"), "{body}");
+        for wrong in wrongs {
+            assert_eq!(
+                ask(mesh.api, method, path, &[yaml, ("authorization", wrong)], "").await.0,
+                401,
+                "{method} {path} {wrong}"
+            );
+        }
+    }
+    for (method, path, status) in asked.map(|(method, path)| (method, path, if path.ends_with("nothing") { 404 } else { 200 })) {
+        assert_eq!(ask(mesh.api, method, path, &[known], "").await.0, status, "{method} {path}");
+    }
+    let resources = ask(mesh.api, "GET", "/api/resources?name=more", &[known], "").await.1;
+    assert!(resources.contains(r#""items":[]"#), "{resources}");
+    let (status, body) = ask(mesh.api, "POST", "/api/apply", &[known, yaml], &service("more")).await;
+    assert_eq!(status, 200, "{body}");
+    // The token is no leave for a page: neither of another name of this machine, nor of another origin.
+    let page = ("origin", "http://evil.example");
+    assert_eq!(ask(mesh.api, "POST", "/api/apply", &[known, yaml, page], &service("more")).await.0, 403);
+    assert_eq!(ask(mesh.api, "POST", "/api/apply", &[known], &service("more")).await.0, 415);
+    assert_eq!(ask(mesh.api, "GET", "/api/status", &[known, ("host", "evil.example")], "").await.0, 403);
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn anybody_on_this_machine_may_look_at_the_dashboard_but_no_page_of_elsewhere() {
+    let mesh = Mesh::start().await;
+    for path in ["/", "/api/graph", "/ready"] {
+        assert_eq!(ask(mesh.api, "GET", path, &[], "").await.0, 200, "{path}");
+        assert_eq!(ask(mesh.api, "GET", path, &[("host", "evil.example:14080")], "").await.0, 403, "{path}");
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_one_life_of_the_control_plane() {
+    let mesh = Mesh::start().await;
+    let read = |mesh: &Mesh| std::fs::read_to_string(mesh.state.join("api-token")).unwrap();
+    let old = read(&mesh);
+    let config = mesh.config.clone();
+    let again = Control::build(config, WallClock::system()).unwrap();
+    assert!(again.api_token.fits(&read(&mesh)) && !again.api_token.fits(&old));
     mesh.stop().await;
 }
 

@@ -193,7 +193,7 @@ async fn supervise(args: &UpArgs, state: &Path, cgroup_root: &Path) -> Result<Ex
 async fn are_ready() {
     let here = IpAddr::from(Ipv4Addr::LOCALHOST);
     let (node, api) = (SocketAddr::new(here, NODE_METRICS_PORT), SocketAddr::new(here, API_PORT));
-    while !(answers(node, "/ready").await && answers(api, "/api/status").await) {
+    while !(answers(node, "/ready").await && answers(api, "/ready").await) {
         tokio::time::sleep(POLL).await;
     }
 }

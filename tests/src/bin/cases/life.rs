@@ -8,7 +8,7 @@ use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigg
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
-use crate::world::{client, echo, service, until};
+use crate::world::{Nobody, client, echo, service, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
@@ -38,16 +38,7 @@ fn refused(said: &Said, word: &str) -> Result<()> {
 }
 
 fn without_root() -> Result<()> {
-    // The build folder need not be open to others: the binary is copied to where it can be run.
-    let folder = tempfile::Builder::new().prefix("outrigger-nobody-").tempdir()?;
-    let open = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open())?;
-    let copy = folder.path().join("outrigger");
-    std::fs::copy(binary(), &copy)?;
-    std::fs::set_permissions(&copy, open())?;
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).arg("up");
-    refused(&finish(&mut command, PATIENCE)?, "root")
+    refused(&Nobody::new()?.finish(&["up"])?, "root")
 }
 
 fn without_cgroups() -> Result<()> {

@@ -1,15 +1,17 @@
 //! People's tools: listings of what is, in tables and as JSON.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Pod, finish, outrigger};
 use e2e::runner::{Case, Runner};
 use serde_json::Value;
 
-use crate::world::{client, echo, service, until};
+use crate::world::{Nobody, client, echo, own, service, until};
 
 struct World {
     _pods: [Pod; 2],
-    _mesh: Mesh,
+    mesh: Mesh,
 }
 
 /// Runs the group.
@@ -20,7 +22,7 @@ pub(crate) fn run(runner: &mut Runner) {
         let caller = client(&mesh, "seen/client")?;
         mesh.apply(&service("seen", "web", 80, 8080))?;
         until(&caller, "http://web/", 200)?;
-        Ok(World { _pods: [web, caller], _mesh: mesh })
+        Ok(World { _pods: [web, caller], mesh })
     };
     runner.group(
         "tools",
@@ -28,6 +30,7 @@ pub(crate) fn run(runner: &mut Runner) {
         &[
             Case { name: "status_and_proxies_tell_that_all_is_well", run: |world, _| listings(world) },
             Case { name: "get_shows_documents_in_three_forms", run: |world, _| get(world) },
+            Case { name: "another_user_may_look_at_the_dashboard_and_at_nothing_else", run: |world, _| another_user(world) },
         ],
     );
 }
@@ -55,5 +58,48 @@ fn get(_world: &World) -> Result<()> {
     json(&["get", "Service", "web", "-n", "seen", "-o", "json"])?;
     let gone = finish(&mut outrigger(["get", "Service", "gone", "-n", "seen"]), PATIENCE)?;
     ensure!(gone.code == 1, "what is not there was answered with {}: {}", gone.code, gone.all());
+    Ok(())
+}
+
+fn another_user(world: &World) -> Result<()> {
+    let nobody = Nobody::new()?;
+    let documents = nobody.file("open.yaml", &own("PeerAuthentication", "seen", "open", "{ mode: Permissive }"))?;
+    let asked: [&[&str]; 6] = [
+        &["apply", "-f", &documents],
+        &["delete", "-f", &documents],
+        &["get", "all"],
+        &["status"],
+        &["proxies"],
+        &["explain", "--from", "seen/client", "--to", "web"],
+    ];
+    for arguments in asked {
+        let said = nobody.finish(arguments)?;
+        ensure!(said.code == 3, "{arguments:?} ended with {}: {}", said.code, said.all());
+        ensure!(said.stderr.contains("api-token") && said.stderr.contains("remedy: run as root"), "no remedy: {}", said.stderr);
+        ensure!(said.stderr.lines().count() == 2, "not one clear message: {}", said.stderr);
+    }
+    // Without the command too, and with a token that was guessed.
+    for path in ["apply", "delete", "resources", "status", "proxies"] {
+        let url = format!("http://127.0.0.1:14080/api/{path}");
+        let change = ["--data-binary", &format!("@{documents}"), "-H", "content-type: application/yaml"];
+        for guess in ["accept: */*", "authorization: Bearer 0000000000000000000000000000000000000000000000000000000000000000"] {
+            let mut command = Command::new("curl");
+            command.args(["-sS", "--max-time", "5", "-w", "\n%{http_code}", "-H", guess]);
+            if matches!(path, "apply" | "delete") {
+                command.args(change);
+            }
+            let said = finish(command.arg(&url), PATIENCE)?.ok()?;
+            ensure!(said.ends_with("\n401") && said.contains("remedy"), "{url} said {said}");
+        }
+    }
+    let found = finish(&mut outrigger(["get", "PeerAuthentication", "-n", "seen", "-o", "json"]), PATIENCE)?.ok()?;
+    ensure!(!found.contains("Permissive"), "the mesh was opened: {found}");
+    // Whom root gives the token, may.
+    let token = nobody.file("token", &std::fs::read_to_string(world.mesh.token_file())?)?;
+    nobody.finish(&["status", "--token-file", &token])?.ok()?;
+    nobody.finish(&["apply", "-f", &documents, "--token-file", &token])?.ok()?;
+    nobody.finish(&["delete", "-f", &documents, "--token-file", &token])?.ok()?;
+    let page = finish(Command::new("curl").args(["-sS", "--fail", "http://127.0.0.1:14080/api/graph"]), PATIENCE)?.ok()?;
+    ensure!(page.contains("edges"), "the dashboard has no data: {page}");
     Ok(())
 }

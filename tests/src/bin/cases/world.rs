@@ -1,9 +1,42 @@
 //! What cases share: documents, and pods of the usual shape.
 
+use std::process::{Command, Stdio};
+
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Answer, Mesh, PATIENCE, Pod, wait_for};
+use e2e::mesh::{Answer, Mesh, PATIENCE, Pod, Said, binary, finish, wait_for};
 use e2e::programs;
 use serde_json::Value;
+
+/// A user of this machine without any right.
+pub(crate) struct Nobody(tempfile::TempDir);
+
+impl Nobody {
+    /// The build folder need not be open to others: the binary is copied to where it can be run.
+    pub(crate) fn new() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("outrigger-nobody-").tempdir()?;
+        let open = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), open())?;
+        let copy = folder.path().join("outrigger");
+        std::fs::copy(binary(), &copy)?;
+        std::fs::set_permissions(&copy, open())?;
+        Ok(Self(folder))
+    }
+
+    /// Runs `outrigger` to its end.
+    pub(crate) fn finish(&self, arguments: &[&str]) -> Result<Said> {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(self.0.path().join("outrigger")).args(arguments);
+        finish(command.stdin(Stdio::null()), PATIENCE)
+    }
+
+    /// A file that it may read.
+    pub(crate) fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+}
 
 /// A Service that selects `app: NAME`.
 pub(crate) fn service(namespace: &str, name: &str, port: u16, target: u16) -> String {
