@@ -1,7 +1,7 @@
 //! `outrigger check`: compiles documents offline and prints their problems, with the same function that the sidecar runs.
 //!
 //! Exit codes: 0 when every document would be in force (warnings are printed all the same), 1 when one would be refused,
-//! 2 when a file cannot be read.
+//! 2 when a file cannot be read, or when there is no document at all: as `apply` says it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,7 +29,8 @@ use crate::snapshot::compile;
   outrigger check -f ./mesh
   outrigger check -f route.yaml -f policies/ -o json
 
-Exit codes: 0 every document would be in force; 1 one would be refused; 2 a file cannot be read.")]
+Exit codes: 0 every document would be in force; 1 one would be refused; 2 a file cannot be read, or there is
+no document to check (what is left to Kubernetes is none).")]
 pub(crate) struct CheckArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "DIR|FILE|-", default_value = ".")]
@@ -67,6 +68,10 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode, Failure> {
     }
     if !loaded.unreadable.is_empty() {
         return Err(Failure::invalid(&loaded.unreadable));
+    }
+    // A check of nothing would pass whatever is wrong, and a name that is mistyped would be found at `apply` only.
+    if refused == 0 && loaded.places.is_empty() {
+        return Err(Failure::invalid(["there is no document to check"]));
     }
     Ok(if refused > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
@@ -271,6 +276,20 @@ mod tests {
                 keep one of the two
         "#]],
         );
+    }
+
+    #[test]
+    fn a_check_of_nothing_fails_as_its_application_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.yaml");
+        let code = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            run(CheckArgs { files: vec![folder.path().to_owned()], output: None }).err().map(|failure| failure.code)
+        };
+        assert_eq!(code(""), Some(2));
+        assert_eq!(code("# nothing yet\n---\n"), Some(2));
+        assert_eq!(code("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"), Some(2));
+        assert_eq!(code(WEB), None);
     }
 
     #[test]
