@@ -14,8 +14,9 @@ use tracing::debug;
 
 use super::Proxy;
 use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
+use super::http::guard::HEAD_MAX;
 use super::http::pipeline::Connection;
-use super::http::record::{ConnectionRecord, DEFAULT_ALLOW};
+use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends};
 use super::http::reject::Reject;
 use super::http::server::{Serves, serve};
 use super::pool::Destination;
@@ -77,6 +78,7 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Outbound, peer);
             record.protocol = Protocol::Unknown;
+            record.ends = Ends::of(&proxy, Direction::Outbound, None, original);
             return record.refused(&Reject::RequestTimeout);
         }
         Err(error) => return debug!(%error, "a client left before it said anything"),
@@ -102,7 +104,7 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
 
 async fn outbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, first: Bytes, peer: SocketAddr, original: SocketAddr, leads: Leads) {
     let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
-    record.ends.source = proxy.identity.own().map(|own| own.id.clone());
+    record.ends = Ends::of(proxy, Direction::Outbound, None, original);
     let refused = |mut record: ConnectionRecord, reject: &Reject| record.refused(reject);
     // An endpoint that cannot be connected to is left for another one; nothing was sent yet, so that is always safe.
     let mut tried = Vec::new();
@@ -177,8 +179,14 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         record.protocol = Protocol::Unknown;
         return record.refused(&Reject::OwnPort);
     }
-    let (sniffed, first) = match sniff(&mut io, SILENCE_MAX).await {
-        Ok(read) => read,
+    let (sniffed, first) = match read_first(&mut io, declared_inbound(&proxy, original)).await {
+        Ok(Some(read)) => read,
+        Ok(None) => {
+            let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
+            record.protocol = Protocol::Unknown;
+            record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
+            return record.refused(&Reject::RequestTimeout);
+        }
         Err(error) => return debug!(%error, "a client left before it said anything"),
     };
     let (link, first) = if sniffed == Sniffed::Tls {
@@ -211,8 +219,9 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
                 debug!(error = &error as &dyn std::error::Error, %peer, "a link was refused");
                 let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
                 record.protocol = Protocol::Link;
+                record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
                 record.reason = Reason::HandshakeFailed;
-                record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
+                record.logged();
             }
         }
         return;
@@ -227,8 +236,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         (Sniffed::Http2, refuse) => serve(Prefixed::join(first, io), Serves::Http2, connection(None, false, refuse)).await,
         (Sniffed::Tls | Sniffed::Opaque, Some(reject)) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
-            record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
-            record.ends.service.clone_from(&inbound_port(&snapshot, original).service);
+            record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
             record.refused(&reject);
         }
         (Sniffed::Tls | Sniffed::Opaque, None) => {
@@ -307,6 +315,17 @@ async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord
             debug!(%error, "the destination broke off");
             record.reason = Reason::UpstreamReset;
         }
+    }
+}
+
+/// What was declared of a port to which plaintext is permitted. On every other one only a handshake is of use, and a port
+/// that was declared opaque may get one too: there, first bytes are looked at in any case.
+fn declared_inbound(proxy: &Proxy, original: SocketAddr) -> AppProtocol {
+    let snapshot = proxy.published.current();
+    let port = inbound_port(&snapshot, original);
+    match (port.protocol, &port.plaintext) {
+        (AppProtocol::Http | AppProtocol::Http2, Plaintext::Permit(_)) => port.protocol,
+        _look => AppProtocol::Detect,
     }
 }
 
@@ -401,6 +420,6 @@ const OWN_PORTS: [u16; 3] = [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INB
 /// How long the first use of a destination waits for the control plane's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long a client may be silent on a port that was declared to speak HTTP.
-const FIRST_REQUEST_MAX: Duration = Duration::from_secs(60);
+const FIRST_REQUEST_MAX: Duration = HEAD_MAX;
 /// Endpoints that an opaque connection tries to reach.
 const OPAQUE_TRIES: usize = 3;

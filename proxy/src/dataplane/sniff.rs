@@ -51,13 +51,13 @@ pub(crate) fn settle(bytes: &[u8]) -> Sniffed {
     }
 }
 
-/// Reads until it is clear what the client speaks, at most `wait` long. The bytes are given back for whoever serves the
-/// connection. Not cancel-safe: a cancelled call loses what it read.
+/// Reads until it is clear what the client speaks: at most `wait` for the first byte, and [`SILENCE_MAX`] from there. The
+/// bytes are given back for whoever serves the connection. Not cancel-safe: a cancelled call loses what it read.
 ///
 /// # Errors
 /// The connection broke.
 pub(crate) async fn sniff(io: &mut BoxedIo, wait: Duration) -> io::Result<(Sniffed, Bytes)> {
-    let deadline = Instant::now() + wait;
+    let mut deadline = Instant::now() + wait;
     let mut bytes = BytesMut::with_capacity(FIRST_READ);
     loop {
         if bytes.len() >= BYTES_MAX {
@@ -66,7 +66,10 @@ pub(crate) async fn sniff(io: &mut BoxedIo, wait: Duration) -> io::Result<(Sniff
         match timeout_at(deadline, io.read_buf(&mut bytes)).await {
             // The end of what the client sends, or of the time: what is there has to do.
             Err(_) | Ok(Ok(0)) => return Ok((settle(&bytes), bytes.freeze())),
-            Ok(Ok(_read)) => {
+            Ok(Ok(read)) => {
+                if read == bytes.len() {
+                    deadline = Instant::now() + SILENCE_MAX;
+                }
                 if let Some(answer) = classify(&bytes) {
                     return Ok((answer, bytes.freeze()));
                 }

@@ -128,9 +128,10 @@ impl AccessLog {
             mtls,
             source_identity,
             peer: end.peer,
-            method: Some(end.method),
-            authority: Some(end.authority),
-            path: Some(end.path),
+            // Of a head that could not be read nothing is known.
+            method: Some(end.method).filter(|method| !method.is_empty()),
+            authority: Some(end.authority).filter(|_| !end.method.is_empty()),
+            path: Some(end.path).filter(|_| !end.method.is_empty()),
             status: Some(end.status),
             grpc_status: end.grpc_status,
             reason: end.reason.as_str(),

@@ -60,6 +60,8 @@ reasons! {
     ReservedHeader = "reserved_header", Caller;
     /// The header block is larger than the limit.
     HeadersTooLarge = "headers_too_large", Caller;
+    /// The request line is longer than the limit.
+    UriTooLong = "uri_too_long", Caller;
     /// The body is larger than the limit.
     BodyTooLarge = "body_too_large", Caller;
     /// The caller sent no whole request head in time.

@@ -14,7 +14,8 @@ use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE}
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
-use super::reject::Reject;
+use super::guard::{HEADER_BYTES, HEADERS_MAX};
+use super::reject::{Limit, Reject};
 
 /// A request's target.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -40,6 +41,23 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     let path = request.uri.path();
     let (path, ambiguous) = if path == "*" { (Cow::Borrowed(path), false) } else { normal_path(path) };
     Ok(Target { authority, path: path.into_owned(), query: request.uri.query().map(str::to_owned), ambiguous })
+}
+
+/// The limits on a head of HTTP/2. (Those of HTTP/1 are kept while a head is read.)
+///
+/// # Errors
+/// The head is over one of them.
+pub(crate) fn within_limits(request: &Parts) -> Result<(), Reject> {
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > HEADER_BYTES {
+        return Err(Reject::TooLarge(Limit::RequestLine));
+    }
+    if request.headers.len() > HEADERS_MAX {
+        return Err(Reject::TooLarge(Limit::HeaderCount));
+    }
+    // A header counts with 32 bytes beside its text (RFC 9113 10.5.1).
+    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>();
+    if fields + target > HEADER_BYTES { Err(Reject::TooLarge(Limit::HeadBytes)) } else { Ok(()) }
 }
 
 fn authority(request: &Parts) -> Result<String, Reject> {

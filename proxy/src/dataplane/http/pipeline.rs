@@ -91,6 +91,7 @@ pub(crate) async fn handle(connection: Arc<Connection>, request: Request<Incomin
     match Box::pin(line(&connection, &mut record, parts, incoming)).await {
         Ok(answered) => respond(&connection, record, answered, upgraded),
         Err(reject) => {
+            record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
             let told = reject.told();
             record.refused(&reject, &told);
             reject.render(grpc)
@@ -118,6 +119,9 @@ async fn line(
     let peer = &connection.peer;
 
     // normalize
+    if parts.version == Version::HTTP_2 && !connection.link {
+        normalize::within_limits(&parts)?;
+    }
     let Target { authority, path, query, ambiguous } = normalize::target(&parts)?;
     record.target(&authority, &path);
     let (version, upgrade) = arrived(connection, &parts);

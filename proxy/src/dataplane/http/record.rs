@@ -33,7 +33,8 @@ pub(crate) struct Record {
     protocol: Protocol,
     peer: SocketAddr,
     logged: bool,
-    method: http::Method,
+    /// None where no head could be read.
+    method: Option<http::Method>,
     authority: Box<str>,
     path: Box<str>,
     status: Option<StatusCode>,
@@ -69,6 +70,15 @@ impl Record {
         peer: SocketAddr,
         request: &http::request::Parts,
     ) -> Self {
+        let mut record = Self::unread(proxy, direction, protocol, peer);
+        record.method = Some(request.method.clone());
+        record.authority = request.uri.authority().map_or("", http::uri::Authority::as_str).into();
+        record.path = request.uri.path().into();
+        record
+    }
+
+    /// Of a request whose head was not read.
+    pub(crate) fn unread(proxy: &Arc<Proxy>, direction: Direction, protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             proxy: Arc::clone(proxy),
             started: Instant::now(),
@@ -77,9 +87,9 @@ impl Record {
             protocol,
             peer,
             logged: false,
-            method: request.method.clone(),
-            authority: request.uri.authority().map_or("", http::uri::Authority::as_str).into(),
-            path: request.uri.path().into(),
+            method: None,
+            authority: Box::default(),
+            path: Box::default(),
             status: None,
             grpc_status: None,
             reason: Reason::CallerLeft,
@@ -183,7 +193,7 @@ impl Drop for Record {
             started: self.started_wall,
             duration: self.started.elapsed(),
             protocol: self.protocol,
-            method: self.method.as_str(),
+            method: self.method.as_ref().map_or("", http::Method::as_str),
             authority: &self.authority,
             path: &self.path,
             status: self.status.map_or(0, |status| status.as_u16()),
@@ -211,6 +221,39 @@ pub(crate) struct Texts {
 }
 
 impl Ends {
+    /// What is known of a connection before it says anything: who is at its ends, and the service that it is for.
+    pub(crate) fn of(proxy: &Proxy, direction: Direction, peer: Option<&SpiffeId>, original: SocketAddr) -> Self {
+        let own = proxy.identity.own().map(|own| own.id.clone());
+        let snapshot = proxy.published.current();
+        match direction {
+            Direction::Inbound => Self {
+                source: peer.cloned(),
+                destination: own,
+                service: snapshot.inbound.port(original.port()).service.clone(),
+                mtls: peer.is_some(),
+                ..Self::default()
+            },
+            Direction::Outbound => {
+                let service = snapshot.outbound.services.get(&original).map(|port| port.service.clone());
+                let endpoint = snapshot.outbound.workloads.get(&original.ip()).map(|endpoint| endpoint.workload.clone());
+                Self { source: own, service, endpoint, ..Self::default() }
+            }
+        }
+    }
+
+    /// Adds what is known of the connection to what a request that was refused early says of itself.
+    pub(crate) fn fill(&mut self, proxy: &Proxy, direction: Direction, peer: Option<&SpiffeId>, original: SocketAddr) {
+        if self.service.is_some() && self.source.is_some() {
+            return;
+        }
+        let Self { source, destination, service, endpoint, route: _, rule: _, mtls: _ } =
+            Self::of(proxy, direction, peer, original);
+        self.source = self.source.take().or(source);
+        self.destination = self.destination.take().or(destination);
+        self.service = self.service.take().or(service);
+        self.endpoint = self.endpoint.take().or(endpoint);
+    }
+
     fn texts(&self) -> Texts {
         let text = |id: &Option<SpiffeId>| id.as_ref().map(ToString::to_string).unwrap_or_default();
         Texts {
@@ -281,7 +324,11 @@ impl ConnectionRecord {
         if let Some(rule) = told.rule {
             self.ends.rule = Some(rule.clone());
         }
-        // A refusal is rare and somebody asks for it: it is always written.
+        self.logged();
+    }
+
+    /// It is written, for a refusal is rare and somebody asks for it.
+    pub(crate) fn logged(&mut self) {
         self.logged = true;
     }
 }

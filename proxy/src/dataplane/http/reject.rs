@@ -23,6 +23,8 @@ use crate::telemetry::reason::Reason;
 pub(crate) enum Reject {
     /// Not HTTP that can be passed on, in one sentence.
     BadRequest(&'static str),
+    /// The head is over a limit.
+    TooLarge(Limit),
     /// The client sent no request in time.
     RequestTimeout,
     /// A peer without mutual TLS, refused by this rule.
@@ -65,6 +67,14 @@ pub(crate) enum Reject {
     DeadlineExceeded,
 }
 
+/// A limit on the head of a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Limit {
+    RequestLine,
+    HeadBytes,
+    HeaderCount,
+}
+
 /// What is told about a refusal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told<'a> {
@@ -88,6 +98,15 @@ impl Reject {
                     rule: None,
                     text,
                 };
+            }
+            Self::TooLarge(limit) => {
+                let (status, reason) = match limit {
+                    Limit::RequestLine => (StatusCode::URI_TOO_LONG, Reason::UriTooLong),
+                    Limit::HeadBytes | Limit::HeaderCount => {
+                        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Reason::HeadersTooLarge)
+                    }
+                };
+                return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text: limit.text() };
             }
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
             Self::PlaintextRefused(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::PlaintextRefused, Some(rule)),
@@ -164,6 +183,17 @@ impl Reject {
             _nothing_more => {}
         }
         response
+    }
+}
+
+impl Limit {
+    /// Which one it is, in one sentence.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::RequestLine => "the request line is longer than 65536 bytes",
+            Self::HeadBytes => "the head of the request is larger than 65536 bytes",
+            Self::HeaderCount => "the request has more than 256 headers",
+        }
     }
 }
 

@@ -3,19 +3,22 @@
 //! Sources: RFC 9112, RFC 9113, RFC 6585 5 (431).
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 
+use http::{Request, StatusCode};
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
+use super::guard::{self, Clock, Guarded, HEADER_BYTES, HEADERS_MAX, Late, Turn, Watched};
 use super::pipeline::{self, Connection};
-use super::record::ConnectionRecord;
+use super::record::{Ends, Record};
+use super::reject::Reject;
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::telemetry::Protocol;
-use crate::telemetry::reason::Reason;
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -34,6 +37,82 @@ pub(crate) async fn serve(io: BoxedIo, serves: Serves, connection: Arc<Connectio
         Serves::Link => Protocol::Link,
     };
     let _open = connection.proxy.telemetry.metrics.connection(connection.direction, protocol, connection.link);
+    match serves {
+        Serves::Http1 => serve_http1(io, connection).await,
+        Serves::Http2 | Serves::Link => serve_http2(io, serves, connection).await,
+    }
+}
+
+/// How the codec's part of a connection ended.
+enum Ended {
+    Served(hyper::Result<()>),
+    Late(Late),
+}
+
+async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
+    let turn = Turn::new();
+    let service = {
+        let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
+        service_fn(move |request: Request<Incoming>| {
+            turn.asked(!request.body().is_end_stream());
+            let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
+            async move {
+                let answer = pipeline::handle(connection, request).await;
+                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    turn.tunnel();
+                }
+                Ok::<_, Infallible>(answer.map(|body| Watched::new(body, turn)))
+            }
+        })
+    };
+    let served = http1::Builder::new()
+        .preserve_header_case(true)
+        .auto_date_header(false)
+        .half_close(true)
+        .max_header_size(HEADER_BYTES)
+        .max_headers(HEADERS_MAX)
+        // The clock below tells waiting for a head from waiting within one.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(Guarded::new(io, Arc::clone(&turn))), service)
+        .with_upgrades();
+    // Large, and one for as long as the connection lives: kept out of the future of every other connection.
+    let mut served = Box::pin(served);
+    let mut drain = connection.drain.clone();
+    let mut clock = Clock::start();
+    let mut stopping = false;
+    let ended = loop {
+        tokio::select! {
+            // The clock looks at what the codec did.
+            biased;
+            ended = &mut served => break Ended::Served(ended),
+            late = poll_fn(|cx| clock.poll_late(&turn, cx)) => break Ended::Late(late),
+            () = drain.stopped(), if !stopping => {
+                stopping = true;
+                served.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    // The stream comes back from the codec.
+    drop(served);
+    let reject = match ended {
+        // Whatever broke with a request under way is in the request's record.
+        Ended::Served(Ok(())) | Ended::Late(Late::Idle) => return,
+        Ended::Served(Err(error)) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
+            match turn.refusal(&error) {
+                Some(reject) => reject,
+                None => return,
+            }
+        }
+        Ended::Late(Late::Head) => Reject::RequestTimeout,
+    };
+    refused(&connection, Protocol::Http1, &reject);
+    if let Some(io) = turn.take_back() {
+        guard::refuse(io, &reject).await;
+    }
+}
+
+async fn serve_http2(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
     let service = {
         let connection = Arc::clone(&connection);
         service_fn(move |request| {
@@ -42,84 +121,56 @@ pub(crate) async fn serve(io: BoxedIo, serves: Serves, connection: Arc<Connectio
         })
     };
     let mut drain = connection.drain.clone();
-    let ended = match serves {
-        Serves::Http1 => {
-            let served = http1::Builder::new()
-                .preserve_header_case(true)
-                .auto_date_header(false)
-                .half_close(true)
-                .max_header_size(HEADER_BYTES)
-                .max_headers(HEADERS_MAX)
-                .header_read_timeout(HEAD_MAX)
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(io), service)
-                .with_upgrades();
-            // Large, and one for as long as the connection lives: kept out of the future of every other connection.
-            let mut served = Box::pin(served);
-            tokio::select! {
-                ended = &mut served => ended,
-                () = drain.stopped() => {
-                    served.as_mut().graceful_shutdown();
-                    served.await
-                }
-            }
-        }
-        Serves::Http2 | Serves::Link => {
-            let mut builder = http2::Builder::new(connection.proxy.tasks.clone());
-            builder
-                .auto_date_header(false)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_header_list_size(HEADER_BYTES_MAX)
-                .max_concurrent_streams(STREAMS_MAX)
-                .timer(TokioTimer::new());
-            if serves == Serves::Link {
-                builder.enable_connect_protocol();
-            }
-            let served = builder.serve_connection(TokioIo::new(io), service);
-            // Large, and one for as long as the connection lives: kept out of the future of every other connection.
-            let mut served = Box::pin(served);
-            tokio::select! {
-                ended = &mut served => ended,
-                () = drain.stopped() => {
-                    served.as_mut().graceful_shutdown();
-                    served.await
-                }
-            }
+    let mut builder = http2::Builder::new(connection.proxy.tasks.clone());
+    builder
+        .auto_date_header(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST_READ)
+        .max_concurrent_streams(STREAMS_MAX)
+        .timer(TokioTimer::new());
+    if serves == Serves::Link {
+        builder.enable_connect_protocol();
+    }
+    let served = builder.serve_connection(TokioIo::new(io), service);
+    // Large, and one for as long as the connection lives: kept out of the future of every other connection.
+    let mut served = Box::pin(served);
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        () = drain.stopped() => {
+            served.as_mut().graceful_shutdown();
+            served.await
         }
     };
-    if let Err(error) = ended {
-        tell(&connection, protocol, &error);
+    let Err(error) = ended else { return };
+    tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
+    // The client is told by a GOAWAY, which has no place for our words.
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        if cause.downcast_ref::<h2::Error>().is_some_and(|error| error.is_library() && error.is_go_away()) {
+            let protocol = if serves == Serves::Link { Protocol::Link } else { Protocol::Http2 };
+            return refused(&connection, protocol, &Reject::BadRequest("the connection broke the rules of HTTP/2"));
+        }
+        source = cause.source();
     }
 }
 
-/// A connection that ended in an error of the client's: hyper answered it, or could not, before there was a request to
-/// record.
-fn tell(connection: &Connection, protocol: Protocol, error: &hyper::Error) {
-    tracing::debug!(error = error as &dyn std::error::Error, "a connection ended early");
-    let reason = if error.is_parse_too_large() {
-        Reason::HeadersTooLarge
-    } else if error.is_parse() {
-        Reason::BadRequest
-    } else {
-        // Idle connections end here too, and what broke with a request under way is in the request's record.
-        return;
-    };
-    let mut record = ConnectionRecord::start(&connection.proxy, connection.direction, connection.peer.address);
-    record.protocol = protocol;
-    record.reason = reason;
-    record.ends.source.clone_from(&connection.peer.identity);
-    record.ends.mtls = connection.link;
+/// Tells of a request that was refused before it was one.
+fn refused(connection: &Connection, protocol: Protocol, reject: &Reject) {
+    let Connection { proxy, direction, peer, original, .. } = connection;
+    let mut record = Record::unread(proxy, *direction, protocol, peer.address);
+    record.ends = Ends::of(proxy, *direction, peer.identity.as_ref(), *original);
+    let told = reject.told();
+    record.refused(reject, &told);
+    // It is rare and somebody asks for it: it is always written, in words that the reason alone does not have.
+    record.logged(true);
+    record.detail(told.text);
 }
 
-/// The largest head, request line and header block together.
-const HEADER_BYTES: usize = 64 * 1024;
-/// The same for HTTP/2, in its way of counting.
+/// What a head of HTTP/2 may hold, in its way of counting (RFC 9113 10.5.1).
 pub(crate) const HEADER_BYTES_MAX: u32 = 64 * 1024;
-/// The most headers in one block.
-const HEADERS_MAX: usize = 256;
-/// From the first byte of a head, or from the last answer, to the end of the next head. Longer than a client keeps an
-/// idle connection, so that it is the client that closes it.
-const HEAD_MAX: Duration = Duration::from_secs(15 * 60);
+/// What is read of one all the same: a head over the limit above is refused in our words, one over this limit in those of
+/// the codec.
+const HEADER_LIST_READ: u32 = 4 * HEADER_BYTES_MAX;
 /// Requests at once on one connection.
 const STREAMS_MAX: u32 = 1_000;

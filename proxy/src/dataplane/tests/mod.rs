@@ -4,4 +4,5 @@ mod config;
 mod http;
 mod opaque;
 mod outbound;
+mod refusals;
 mod world;

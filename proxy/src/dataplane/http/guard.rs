@@ -1,0 +1,410 @@
+//! Stands between an HTTP/1 client and the codec and knows whose turn it is: what the codec would refuse in its own words
+//! is refused in ours, and a head that does not end is given up.
+//!
+//! Sources: RFC 9112 3 and 9.6 (a lingering close), RFC 9110 15.5.9 (408), 15.5.15 (414), RFC 6585 5 (431).
+//! Invariant: while an answer is on its way, every byte passes. What the codec writes at any other time can only be a
+//! refusal of its own; it is taken away, and the connection is given back to whoever serves it, who says it better.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use super::body::{Body, BodyError};
+use super::reject::{Limit, Reject};
+use crate::base::net::BoxedIo;
+
+/// Whose turn it is on one connection. Only the task that serves the connection changes it; the atomics are there because
+/// the codec wants a service that can be sent elsewhere.
+pub(crate) struct Turn {
+    phase: AtomicU8,
+    /// Heads that were read whole.
+    requests: AtomicU32,
+    /// Of the head that is being read.
+    head_bytes: AtomicUsize,
+    /// Of its first line.
+    line_bytes: AtomicUsize,
+    line_ended: AtomicBool,
+    /// The request has a body, which may outlast its answer.
+    uploading: AtomicBool,
+    /// The codec's own words were taken away.
+    silenced: AtomicBool,
+    /// The stream, when the codec is done with it.
+    left: Mutex<Option<BoxedIo>>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+enum Phase {
+    /// Nobody says anything.
+    Idle,
+    /// A head began.
+    Head,
+    /// An answer is being made or sent.
+    Busy,
+    /// The answer is made, and the codec still holds bytes of it.
+    Ending,
+    /// The answer is out. What comes may be the rest of the request's body, or the next head.
+    Open,
+    /// The connection is a tunnel for good.
+    Tunnel,
+}
+
+/// Why a client is not waited for any longer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Late {
+    /// A head began and did not end in time.
+    Head,
+    /// Nothing came.
+    Idle,
+}
+
+/// The stream as the codec sees it.
+pub(crate) struct Guarded {
+    /// There until it is given back.
+    io: Option<BoxedIo>,
+    turn: Arc<Turn>,
+}
+
+/// An answer's body, whose end is the end of a turn.
+pub(crate) struct Watched {
+    body: Body,
+    turn: Arc<Turn>,
+}
+
+/// The clock of one connection. There is one timer, and it is moved only when it would ring too late.
+pub(crate) struct Clock {
+    seen: (Phase, u32),
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Turn {
+    /// Of a connection that just opened.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phase: AtomicU8::new(Phase::Idle as u8),
+            requests: AtomicU32::new(0),
+            head_bytes: AtomicUsize::new(0),
+            line_bytes: AtomicUsize::new(0),
+            line_ended: AtomicBool::new(true),
+            uploading: AtomicBool::new(false),
+            silenced: AtomicBool::new(false),
+            left: Mutex::new(None),
+        })
+    }
+
+    /// A whole head was read, of a request with or without a body.
+    pub(crate) fn asked(&self, body: bool) {
+        self.head_bytes.store(0, Ordering::Relaxed);
+        self.line_bytes.store(0, Ordering::Relaxed);
+        self.line_ended.store(true, Ordering::Relaxed);
+        self.uploading.store(body, Ordering::Relaxed);
+        // One task changes it, so nothing is lost between load and store.
+        self.requests.store(self.requests.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.set(Phase::Busy);
+    }
+
+    /// The connection is a tunnel from now on.
+    pub(crate) fn tunnel(&self) {
+        self.set(Phase::Tunnel);
+    }
+
+    /// The stream, once the codec dropped it.
+    pub(crate) fn take_back(&self) -> Option<BoxedIo> {
+        self.left.lock().take()
+    }
+
+    /// What the codec's refusal is in our words; nothing where an answer was under way, or where it is no refusal.
+    pub(crate) fn refusal(&self, error: &hyper::Error) -> Option<Reject> {
+        if !self.is_codecs() {
+            return None;
+        }
+        if error.is_parse_too_large() {
+            let line = self.line_bytes.load(Ordering::Relaxed);
+            let limit = if !self.line_ended.load(Ordering::Relaxed) || line > HEADER_BYTES {
+                Limit::RequestLine
+            } else if self.head_bytes.load(Ordering::Relaxed) >= HEADER_BYTES {
+                Limit::HeadBytes
+            } else {
+                Limit::HeaderCount
+            };
+            return Some(Reject::TooLarge(limit));
+        }
+        error.is_parse().then(|| Reject::BadRequest(fault(&error.to_string())))
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Idle,
+            1 => Phase::Head,
+            2 => Phase::Busy,
+            3 => Phase::Ending,
+            4 => Phase::Open,
+            _ => Phase::Tunnel,
+        }
+    }
+
+    fn set(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Would what is written now be the codec's own?
+    fn is_codecs(&self) -> bool {
+        matches!(self.phase(), Phase::Idle | Phase::Head | Phase::Open)
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        let bytes = match self.phase() {
+            Phase::Idle => {
+                // Empty lines before a request are no beginning of one (RFC 9112 2.2).
+                let Some(begin) = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else { return };
+                self.line_ended.store(false, Ordering::Relaxed);
+                self.set(Phase::Head);
+                bytes.get(begin..).unwrap_or_default()
+            }
+            Phase::Head => bytes,
+            Phase::Busy | Phase::Ending | Phase::Open | Phase::Tunnel => return,
+        };
+        self.head_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        if !self.line_ended.load(Ordering::Relaxed) {
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            self.line_ended.store(end.is_some(), Ordering::Relaxed);
+            self.line_bytes.fetch_add(end.unwrap_or(bytes.len()), Ordering::Relaxed);
+        }
+    }
+
+    /// The answer's body is in the codec's hands.
+    fn answer_made(&self) {
+        if self.phase() == Phase::Busy {
+            self.set(Phase::Ending);
+        }
+    }
+
+    /// The codec holds nothing back.
+    fn flushed(&self) {
+        if self.phase() == Phase::Ending {
+            self.set(if self.uploading.load(Ordering::Relaxed) { Phase::Open } else { Phase::Idle });
+        }
+    }
+
+    fn silence(&self) -> bool {
+        let silence = self.is_codecs();
+        if silence {
+            self.silenced.store(true, Ordering::Relaxed);
+        }
+        silence
+    }
+}
+
+impl Guarded {
+    /// Guards a stream.
+    pub(crate) fn new(io: BoxedIo, turn: Arc<Turn>) -> Self {
+        Self { io: Some(io), turn }
+    }
+}
+
+impl Watched {
+    /// Watches an answer's body.
+    pub(crate) fn new(body: Body, turn: Arc<Turn>) -> Self {
+        Self { body, turn }
+    }
+}
+
+impl Clock {
+    /// Starts now.
+    pub(crate) fn start() -> Self {
+        Self { seen: (Phase::Idle, 0), since: Instant::now(), timer: Box::pin(sleep(HEAD_MAX)) }
+    }
+
+    /// Is ready when the client is not to be waited for any longer. To be polled after the codec was: what that did is
+    /// what is looked at.
+    pub(crate) fn poll_late(&mut self, turn: &Turn, cx: &mut Context<'_>) -> Poll<Late> {
+        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed));
+        if seen != self.seen {
+            (self.seen, self.since) = (seen, Instant::now());
+        }
+        let (limit, late) = match seen {
+            (Phase::Head, _) => (HEAD_MAX, Late::Head),
+            (Phase::Idle, 0) => (HEAD_MAX, Late::Idle),
+            (Phase::Idle | Phase::Open, _) => (IDLE_MAX, Late::Idle),
+            // Whoever answers has deadlines of its own.
+            (Phase::Busy | Phase::Ending | Phase::Tunnel, _) => return Poll::Pending,
+        };
+        let end = self.since + limit;
+        if end < self.timer.deadline() {
+            self.timer.as_mut().reset(end);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= end {
+                return Poll::Ready(late);
+            }
+            self.timer.as_mut().reset(end);
+        }
+    }
+}
+
+/// Refuses in our words, and closes so that the client has a chance to read them: what it still sends is read for a
+/// while, for a close with bytes unread would be a reset that takes the answer away.
+pub(crate) async fn refuse(io: BoxedIo, reject: &Reject) {
+    let mut io = io;
+    let talk = async {
+        io.write_all(&written(reject.render(false))).await?;
+        io.shutdown().await?;
+        let mut left = LINGER_BYTES;
+        let mut buffer = vec![0; LINGER_READ];
+        while left > 0 {
+            let read = io.read(&mut buffer).await?;
+            if read == 0 {
+                break;
+            }
+            left = left.saturating_sub(read);
+        }
+        Ok::<_, io::Error>(())
+    };
+    // Whoever does not read a refusal loses it.
+    if let Ok(Err(error)) = timeout(LINGER_MAX, pin!(talk)).await {
+        tracing::debug!(%error, "a refused client left");
+    }
+}
+
+fn written(answer: Response<Body>) -> Vec<u8> {
+    let (parts, body) = answer.into_parts();
+    let text = if let Body::Full(text) = body { text } else { Bytes::new() };
+    let phrase = parts.status.canonical_reason().unwrap_or_default();
+    let mut bytes = format!("HTTP/1.1 {} {phrase}\r\n", parts.status.as_str()).into_bytes();
+    for (name, value) in &parts.headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\nconnection: close\r\n\r\n", text.len()).as_bytes());
+    bytes.extend_from_slice(&text);
+    bytes
+}
+
+/// The codec tells what it met in a sentence and no other way; one that is not known here is told in general.
+fn fault(sentence: &str) -> &'static str {
+    let known = [
+        ("invalid HTTP method", "the method is not valid"),
+        ("invalid URI", "the target is not valid"),
+        ("invalid HTTP version", "the version is not one of HTTP/1"),
+        ("invalid content-length", "the Content-Length is not valid, or there are several"),
+        ("invalid transfer-encoding", "the Transfer-Encoding is not valid"),
+        ("unexpected transfer-encoding", "a Transfer-Encoding where none may be"),
+        ("invalid HTTP header", "a header is not valid"),
+    ];
+    known.iter().find(|(begin, _)| sentence.starts_with(begin)).map_or("the request is not valid HTTP/1", |(_, text)| text)
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+        ready!(Pin::new(io).poll_read(cx, buf))?;
+        if let Some(bytes) = buf.filled().get(before..) {
+            self.turn.read(bytes);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.turn.silence() {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+        Pin::new(io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.turn.silence() {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+        Pin::new(io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.as_ref().is_some_and(|io| io.is_write_vectored())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+        ready!(Pin::new(io).poll_flush(cx))?;
+        // The codec flushes the stream when it has nothing left to write into it.
+        self.turn.flushed();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.turn.silenced.load(Ordering::Relaxed) {
+            // The client has not been told yet.
+            return Poll::Ready(Ok(()));
+        }
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+        Pin::new(io).poll_shutdown(cx)
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // A tunnel's stream belongs to nobody else, and goes with it.
+        if self.turn.phase() != Phase::Tunnel {
+            *self.turn.left.lock() = self.io.take();
+        }
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.turn.answer_made();
+    }
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
+/// The largest head, request line and header block together.
+pub(crate) const HEADER_BYTES: usize = 64 * 1024;
+/// The most headers in one block.
+pub(crate) const HEADERS_MAX: usize = 256;
+/// From the first byte of a head to its end, and from the opening of a connection to the first byte.
+pub(crate) const HEAD_MAX: Duration = Duration::from_secs(10);
+/// Between requests. Longer than a client keeps an idle connection, so that it is the client that closes it.
+const IDLE_MAX: Duration = Duration::from_secs(15 * 60);
+/// How long a client that was refused may take to read why.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// What is read from it meanwhile.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER_READ: usize = 16 * 1024;
