@@ -1,0 +1,139 @@
+//! The request that is asked about, and where its connection would go.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+use super::super::Failure;
+use super::ExplainArgs;
+use crate::base::names::{Named, nearest};
+use crate::control::source::file::read_at_most;
+use crate::dataplane::http::normalize;
+use crate::model::Resources;
+use crate::model::object::Object;
+use crate::model::service::ServiceSpec;
+use crate::policy::RequestView;
+use crate::snapshot::compile;
+
+/// The request.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) host: String,
+    port: Option<u16>,
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) query: Option<String>,
+    pub(super) headers: HeaderMap,
+    /// The connection is not looked into: there is no request.
+    pub(super) opaque: bool,
+}
+
+impl Question {
+    pub(super) fn read(args: &ExplainArgs) -> Result<Self, Failure> {
+        let invalid = |text: String| Failure::invalid([text]);
+        let to = args.to.to_ascii_lowercase();
+        let host = normalize::host(&to);
+        let port = match to.get(host.len()..).and_then(|rest| rest.strip_prefix(':')) {
+            Some(port) => Some(port.parse().map_err(|_not_a_number| invalid(format!("{port:?} is not a port")))?),
+            None => None,
+        };
+        let (path, query) = args.path.split_once('?').map_or((args.path.as_str(), None), |(path, query)| (path, Some(query)));
+        let mut headers = HeaderMap::new();
+        for line in &args.headers {
+            let parsed = line.split_once(':').and_then(|(name, value)| {
+                let name: HeaderName = name.trim().parse().ok()?;
+                Some((name, HeaderValue::from_str(value.trim()).ok()?))
+            });
+            let Some((name, value)) = parsed else { return Err(invalid(format!("{line:?} is not NAME: VALUE"))) };
+            headers.append(name, value);
+        }
+        if let Some(file) = &args.token {
+            let token = read_at_most(file, TOKEN_BYTES_MAX)
+                .map_err(|error| invalid(format!("cannot read {}: {error}", file.display())))?;
+            let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
+            headers
+                .insert(header::AUTHORIZATION, value.map_err(|_not_text| invalid(format!("{} holds no token", file.display())))?);
+        }
+        Ok(Self {
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port,
+            method: args.method.clone(),
+            path: normalize::normal_path(path).0.into_owned(),
+            query: query.map(str::to_owned),
+            headers,
+            opaque: false,
+        })
+    }
+
+    pub(super) fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: &self.method,
+            authority: &self.host,
+            path: &self.path,
+            query: self.query.as_deref(),
+            headers: &self.headers,
+        }
+    }
+
+    pub(super) fn again(&self) -> Self {
+        Self {
+            host: self.host.clone(),
+            port: self.port,
+            method: self.method.clone(),
+            path: self.path.clone(),
+            query: self.query.clone(),
+            headers: self.headers.clone(),
+            opaque: self.opaque,
+        }
+    }
+}
+
+/// Where the caller's connection goes.
+pub(super) struct Destination<'a> {
+    pub(super) address: SocketAddr,
+    /// The service that has the address, and its port.
+    pub(super) service: Option<(&'a Object<ServiceSpec>, u16)>,
+}
+
+/// Finds what the question names.
+pub(super) fn destination<'a>(resources: &'a Resources, from: &Named, question: &Question) -> Result<Destination<'a>, Failure> {
+    let invalid = |text: String| Failure::invalid([text]);
+    let service = match question.host.parse::<IpAddr>() {
+        Ok(address) => {
+            let address = address.to_canonical();
+            match resources.services().find(|service| compile::addresses(service).contains(&address)) {
+                Some(service) => service,
+                None => {
+                    let port = question.port.ok_or_else(|| invalid(format!("write a port: {address}:PORT")))?;
+                    return Ok(Destination { address: SocketAddr::new(address, port), service: None });
+                }
+            }
+        }
+        Err(_a_name) => {
+            let mut parts = question.host.split('.');
+            let name = parts.next().unwrap_or_default();
+            let namespace = parts.next().unwrap_or(&from.namespace);
+            let named = Named::new(namespace, name);
+            resources.service(&named).ok_or_else(|| {
+                let names: Vec<String> = resources.services().map(|service| service.named().to_string()).collect();
+                let meant = nearest(&named.to_string(), names.iter().map(String::as_str));
+                let meant = meant.map(|name| format!("; did you mean Service/{name}?")).unwrap_or_default();
+                invalid(format!("there is no Service/{named}{meant}"))
+            })?
+        }
+    };
+    let ports: Vec<u16> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port).collect();
+    let port = match (question.port, ports.as_slice()) {
+        (Some(port), _) => port,
+        (None, ports) if ports.contains(&80) => 80,
+        (None, [port]) => *port,
+        (None, ports) => {
+            return Err(invalid(format!("{} has the ports {ports:?}; write one: --to {}:PORT", service.key(), question.host)));
+        }
+    };
+    let address = compile::addresses(service).into_iter().next().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    Ok(Destination { address: SocketAddr::new(address, port), service: Some((service, port)) })
+}
+
+/// The largest token.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;

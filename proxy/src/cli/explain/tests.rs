@@ -1,0 +1,180 @@
+//! What is said of requests to a small shop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser as _;
+use expect_test::{Expect, expect};
+
+use super::*;
+use crate::model::{Resources, yaml};
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: ExplainArgs,
+}
+
+const SHOP: &str = include_str!("../../../testdata/explain/shop.yaml");
+
+fn check(line: &str, expected: Expect) {
+    let line = std::iter::once("explain").chain(line.split(' '));
+    let args = Line::try_parse_from(line).unwrap().args;
+    let mut resources = Resources::default();
+    for document in yaml::read(SHOP) {
+        let resource = document.unwrap().resource;
+        resources.by_key.insert(resource.key(), Arc::new(resource));
+    }
+    let mut told = Told::default();
+    let question = Question::read(&args).unwrap();
+    let domain = args.trust_domain.parse().unwrap();
+    let said = prepare(&mut resources, &args.from, &args.service_account, true, &mut told)
+        .and_then(|()| explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told));
+    match said {
+        Ok(()) => expected.assert_eq(&told.text()),
+        Err(failure) => expected.assert_eq(&format!("{failure:?}\n")),
+    }
+}
+
+#[test]
+fn a_request_is_followed_from_its_route_to_its_verdict() {
+    check(
+        "--from shop/front-1 --to web --path /cart?x=1 --method POST",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              Service/shop/web port 80 (10.65.0.2:80), Http
+            route           decides  [HTTPRoute/shop/web rules[0]]
+            timeouts        request 5s, each attempt no limit
+            retry           up to 3 attempts, from 25ms apart, after what never left, after silence where the method is idempotent, after 503 likewise
+            backend         75 % to Service/shop/web port 80, 1 endpoints, connect within 5s  [TrafficPolicy/shop/web circuitBreaking.limits]
+            endpoint        shop/web-1 10.64.0.2:8080 by mutual TLS as spiffe://cluster.local/ns/shop/sa/web
+              authorization allowed  [AuthorizationPolicy/shop/web rules[0]]
+              rate limit    what is over it is refused: 429  [TrafficPolicy/shop/web rateLimit]
+            backend         25 % to Service/shop/web-v2 port 80, 1 endpoints, connect within 5s  [default_limits]
+            endpoint        shop/assumed-web-v2 241.0.0.1:80 by mutual TLS as spiffe://cluster.local/ns/shop/sa/default
+              authorization allowed  [default_allow]
+            outcome         let in
+        "#]],
+    );
+    check(
+        "--from shop/front-1 --to web.shop.svc.cluster.local:80 --path /nothing",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              Service/shop/web port 80 (10.65.0.2:80), Http
+            route           routes are attached, and none of their rules matches: 404 no_route
+            outcome         refused
+        "#]],
+    );
+    check(
+        "--from shop/other-1 --to web --path /cart",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/other-1 as spiffe://cluster.local/ns/shop/sa/default
+            to              Service/shop/web port 80 (10.65.0.2:80), Http
+            route           decides  [HTTPRoute/shop/web rules[0]]
+            timeouts        request 5s, each attempt no limit
+            retry           up to 3 attempts, from 25ms apart, after what never left, after silence where the method is idempotent, after 503 likewise
+            backend         75 % to Service/shop/web port 80, 1 endpoints, connect within 5s  [TrafficPolicy/shop/web circuitBreaking.limits]
+            endpoint        shop/web-1 10.64.0.2:8080 by mutual TLS as spiffe://cluster.local/ns/shop/sa/web
+              authorization refused: 403  [no_rule_matched: AuthorizationPolicy/shop/web]
+            backend         25 % to Service/shop/web-v2 port 80, 1 endpoints, connect within 5s  [default_limits]
+            endpoint        shop/assumed-web-v2 241.0.0.1:80 by mutual TLS as spiffe://cluster.local/ns/shop/sa/default
+              authorization allowed  [default_allow]
+            outcome         refused
+        "#]],
+    );
+    check(
+        "--from shop/front-1 --to web --path /old/a",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              Service/shop/web port 80 (10.65.0.2:80), Http
+            route           decides  [HTTPRoute/shop/web rules[1]]
+            rewrite         the request is for web/cart/a
+            shadow          a share is copied to Service/shop/db port 5432
+            retry           up to 3 attempts, from 25ms apart, after what never left
+            backend         100 % to Service/shop/web port 80, 1 endpoints, connect within 5s  [TrafficPolicy/shop/web circuitBreaking.limits]
+            endpoint        shop/web-1 10.64.0.2:8080 by mutual TLS as spiffe://cluster.local/ns/shop/sa/web
+              authorization allowed  [AuthorizationPolicy/shop/web rules[0]]
+              rate limit    what is over it is refused: 429  [TrafficPolicy/shop/web rateLimit]
+            outcome         let in
+        "#]],
+    );
+}
+
+#[test]
+fn addresses_ports_and_protocols_are_followed_too() {
+    check(
+        "--from shop/front-1 --to 10.64.0.2:9999",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              Workload/shop/web-1 itself (10.64.0.2:9999)
+            endpoint        shop/web-1 10.64.0.2:9999 by mutual TLS as spiffe://cluster.local/ns/shop/sa/web
+              authorization allowed  [default_allow]
+            outcome         let in
+        "#]],
+    );
+    check(
+        "--from shop/front-1 --to 10.64.77.1:80",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              10.64.77.1:80 is an address of the mesh that nothing has: 503 no_configuration
+            outcome         refused
+        "#]],
+    );
+    check(
+        "--from shop/front-1 --to 203.0.113.1:443",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              203.0.113.1:443 is outside the mesh and is dialled as it is  [Mesh egress Allow]
+            outcome         let in
+        "#]],
+    );
+    check(
+        "--from shop/front-1 --to db",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/front-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              Service/shop/db port 5432 (240.0.0.1:5432), Opaque
+            route           none: the port is declared opaque, its bytes are not looked into
+            endpoint        shop/db-1 10.64.0.5:5432 by mutual TLS as spiffe://cluster.local/ns/shop/sa/db
+              authorization refused: 403  [AuthorizationPolicy/shop/db rules[0]]
+            outcome         refused
+        "#]],
+    );
+    check(
+        "--from outside/curl --to web.shop",
+        expect![[r#"
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            outside/curl, which is outside the mesh
+            route           none: the caller has no sidecar
+            endpoint        shop/web-1 10.64.0.2:8080 in plaintext
+              plaintext     refused  [strict_default]
+            outcome         refused
+        "#]],
+    );
+    check(
+        "--from shop/front-1 --to wep",
+        expect![[r#"
+        Failure { code: 2, causes: ["there is no Service/shop/wep; did you mean Service/shop/web?"] }
+    "#]],
+    );
+    check(
+        "--from shop/new-1 --service-account front --to 10.64.0.2:8080 --path /cart",
+        expect![[r#"
+            note            the documents do not hold shop/new-1; a pod of service account front is assumed
+            note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
+            from            shop/new-1 as spiffe://cluster.local/ns/shop/sa/front
+            to              Workload/shop/web-1 itself (10.64.0.2:8080)
+            endpoint        shop/web-1 10.64.0.2:8080 by mutual TLS as spiffe://cluster.local/ns/shop/sa/web
+              authorization allowed  [AuthorizationPolicy/shop/web rules[0]]
+              rate limit    what is over it is refused: 429  [TrafficPolicy/shop/web rateLimit]
+            outcome         let in
+        "#]],
+    );
+}

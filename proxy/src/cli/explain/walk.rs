@@ -1,0 +1,268 @@
+//! The way of one request: out of the caller's sidecar by its route, and into every endpoint that it may be given.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::super::Failure;
+use super::question::{Destination, Question, destination};
+use super::told::Told;
+use crate::base::names::Named;
+use crate::base::units::Span;
+use crate::identity::spiffe::{SpiffeId, TrustDomain};
+use crate::model::Resources;
+use crate::model::workload::WorkloadTransport;
+use crate::policy::Peer;
+use crate::policy::authorization::Verdict;
+use crate::snapshot::compile::{self, Own};
+use crate::snapshot::{AppProtocol, Egress, Endpoint, Plaintext, RoutePolicies, Snapshot, Transport};
+
+/// Who calls.
+struct Caller<'a> {
+    identity: Option<SpiffeId>,
+    address: SocketAddr,
+    domain: &'a TrustDomain,
+    now: Duration,
+}
+
+pub(super) fn explain(
+    resources: &Resources,
+    from: &Named,
+    question: &Question,
+    trust_domain: &TrustDomain,
+    now: Duration,
+    told: &mut Told,
+) -> Result<(), Failure> {
+    let own = Own { workload: from.clone(), trust_domain: trust_domain.clone() };
+    let (snapshot, _) = compile::compile(resources, &own, &Snapshot::empty());
+    let source = resources.workload(from).filter(|workload| workload.spec.transport == WorkloadTransport::MutualTls);
+    let identity =
+        source.and_then(|workload| trust_domain.service_account(&Named::new(&*from.namespace, workload.spec.account())).ok());
+    match &identity {
+        Some(identity) => told.say("from", format!("{from} as {identity}"), None),
+        None => told.say("from", format!("{from}, which is outside the mesh"), None),
+    }
+    let Destination { address, service } = destination(resources, from, question)?;
+    let caller =
+        Caller { identity, address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0), domain: trust_domain, now };
+    if caller.identity.is_none() {
+        // No sidecar: no route, no policy of the caller's side.
+        told.say("route", "none: the caller has no sidecar", None);
+        for endpoint in service
+            .iter()
+            .flat_map(|(service, port)| snapshot.outbound.backends.get(&(service.named(), *port)))
+            .flat_map(|backend| &backend.endpoints)
+        {
+            arrive(resources, &caller, endpoint, question, told);
+        }
+        return Ok(());
+    }
+    let Some((service, number)) = service else {
+        direct(resources, &snapshot, &caller, address, question, told);
+        return Ok(());
+    };
+    let Some(port) = snapshot.outbound.services.get(&address) else {
+        told.refuse("to", format!("{} has no TCP port {number}: 503 no_configuration", service.key()), None);
+        return Ok(());
+    };
+    told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
+    if port.protocol == AppProtocol::Opaque {
+        told.say("route", "none: the port is declared opaque, its bytes are not looked into", None);
+        let mut opaque = question.again();
+        opaque.opaque = true;
+        for endpoint in &port.default_backend.endpoints {
+            arrive(resources, &caller, endpoint, &opaque, told);
+        }
+        return Ok(());
+    }
+    let view = question.view();
+    let Some(rule) = port.rule(&question.host, view) else {
+        told.refuse("route", "routes are attached, and none of their rules matches: 404 no_route", None);
+        return Ok(());
+    };
+    told.say("route", "decides", Some(rule.name.to_string()));
+    let mut arriving = question.again();
+    apply(&rule.policies, &mut arriving, told);
+    let total: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    if total == 0 {
+        told.refuse("backend", "none has a weight: 500", Some(rule.name.to_string()));
+    }
+    let mut asked = BTreeSet::new();
+    for backend in rule.backends.iter().filter(|backend| backend.weight > 0) {
+        let share = u64::from(backend.weight) * 100 / total.max(1);
+        let Some(target) = &backend.backend else {
+            told.refuse(
+                "backend",
+                format!("{share} % to a Service or port that does not exist: 500"),
+                Some(rule.name.to_string()),
+            );
+            continue;
+        };
+        told.say(
+            "backend",
+            format!(
+                "{share} % to Service/{} port {}, {} endpoints, connect within {}",
+                target.service,
+                target.port,
+                target.endpoints.len(),
+                Span(target.connect_timeout)
+            ),
+            Some(target.breaker.rule.to_string()),
+        );
+        if target.endpoints.is_empty() {
+            told.refuse("endpoint", "there is none: 503 no_endpoint", None);
+        }
+        let mut arriving = arriving.again();
+        if let Some(edit) = &backend.request_headers {
+            edit.apply(&mut arriving.headers);
+            told.say("headers", "the backend's filter edits the request's", Some(rule.name.to_string()));
+        }
+        for endpoint in &target.endpoints {
+            if asked.insert(endpoint.address) {
+                arrive(resources, &caller, endpoint, &arriving, told);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A connection to an address that is no service's.
+fn direct(
+    resources: &Resources,
+    snapshot: &Snapshot,
+    caller: &Caller<'_>,
+    address: SocketAddr,
+    question: &Question,
+    told: &mut Told,
+) {
+    if let Some(endpoint) = snapshot.outbound.workloads.get(&address.ip()) {
+        told.say("to", format!("Workload/{} itself ({address})", endpoint.workload), None);
+        let endpoint = Endpoint { address, ..endpoint.as_ref().clone() };
+        arrive(resources, caller, &endpoint, question, told);
+    } else if snapshot.mesh.ranges.iter().any(|range| range.contains(&address.ip())) {
+        told.refuse("to", format!("{address} is an address of the mesh that nothing has: 503 no_configuration"), None);
+    } else if snapshot.mesh.egress == Egress::Allow {
+        told.say("to", format!("{address} is outside the mesh and is dialled as it is"), Some("Mesh egress Allow".to_owned()));
+    } else {
+        told.refuse("to", format!("{address} is outside the mesh"), Some("Mesh egress Deny".to_owned()));
+    }
+}
+
+/// What the caller's sidecar does to the request.
+fn apply(policies: &RoutePolicies, question: &mut Question, told: &mut Told) {
+    let RoutePolicies {
+        jwt: _,
+        authorization: _,
+        rate_limit: _,
+        fault,
+        request_headers,
+        rewrite,
+        shadow,
+        timeouts,
+        retry,
+        response_headers,
+    } = policies;
+    if let Some(fault) = fault {
+        told.say("fault", "a share of requests is delayed or aborted", Some(fault.rule.to_string()));
+    }
+    if let Some(edit) = request_headers {
+        edit.apply(&mut question.headers);
+        told.say("headers", "the request's are edited", None);
+    }
+    if let Some(rewrite) = rewrite {
+        if let Some(authority) = &rewrite.authority {
+            question.host = authority.to_string();
+        }
+        if let Some(whole) = rewrite.path(&question.path, question.query.as_deref()) {
+            question.path = whole.split('?').next().unwrap_or_default().to_owned();
+        }
+        told.say("rewrite", format!("the request is for {}{}", question.host, question.path), None);
+    }
+    for shadow in shadow {
+        told.say("shadow", format!("a share is copied to Service/{} port {}", shadow.service, shadow.port), None);
+    }
+    let limit = |limit: Option<Duration>| limit.map_or_else(|| "no limit".to_owned(), |limit| Span(limit).to_string());
+    if timeouts.request.is_some() || timeouts.attempt.is_some() {
+        told.say("timeouts", format!("request {}, each attempt {}", limit(timeouts.request), limit(timeouts.attempt)), None);
+    }
+    if let Some(retry) = retry {
+        told.say("retry", retry.to_string(), None);
+    }
+    if response_headers.is_some() {
+        told.say("headers", "the answer's are edited", None);
+    }
+}
+
+/// What the sidecar of `endpoint` would do.
+fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, question: &Question, told: &mut Told) {
+    let begin = told.steps.len();
+    let name = endpoint.workload.to_string();
+    match (&endpoint.transport, &caller.identity) {
+        (Transport::Plaintext, _) => {
+            told.say(
+                "endpoint",
+                format!("{name} {} in plaintext: it has no sidecar, nothing is asked there", endpoint.address),
+                None,
+            );
+            told.about(begin, &name);
+            return;
+        }
+        (Transport::MutualTls(id), Some(_)) => {
+            told.say("endpoint", format!("{name} {} by mutual TLS as {id}", endpoint.address), None);
+        }
+        (Transport::MutualTls(_), None) => told.say("endpoint", format!("{name} {} in plaintext", endpoint.address), None),
+    }
+    let own = Own { workload: endpoint.workload.clone(), trust_domain: caller.domain.clone() };
+    let (snapshot, _) = compile::compile(resources, &own, &Snapshot::empty());
+    let port = snapshot.inbound.port(endpoint.address.port());
+    if caller.identity.is_none() {
+        match &port.plaintext {
+            Plaintext::Refuse(rule) => {
+                told.refuse("plaintext", "refused", Some(rule.to_string()));
+                told.about(begin, &name);
+                return;
+            }
+            Plaintext::Permit(rule) => told.say("plaintext", "permitted", Some(rule.to_string())),
+        }
+    }
+    let view = question.view();
+    let peer = Peer { identity: caller.identity.clone(), address: caller.address, port: endpoint.address.port() };
+    let RoutePolicies { jwt, authorization, rate_limit, .. } = &port.policies;
+    let verified = jwt.as_ref().map(|jwt| match question.opaque {
+        true => jwt.decide_opaque().map(|()| None),
+        false => jwt.verify(view, caller.now),
+    });
+    let claims = match verified {
+        Some(Err(refused)) => {
+            told.refuse("token", format!("refused: {}", refused.reason), Some(refused.rule.to_string()));
+            told.about(begin, &name);
+            return;
+        }
+        Some(Ok(Some(claims))) => {
+            told.say("token", format!("accepted, issued by {}", claims.issuer), None);
+            Some(claims)
+        }
+        Some(Ok(None)) => {
+            told.say("token", "none was sent, and none is needed", None);
+            None
+        }
+        None => None,
+    };
+    let verdict = authorization.as_ref().map(|authorization| match question.opaque {
+        true => authorization.decide_opaque(&peer),
+        false => authorization.decide(&peer, view, claims.as_ref()),
+    });
+    match verdict {
+        Some(Verdict::Allow(rule)) => told.say("authorization", "allowed", Some(rule.to_string())),
+        Some(Verdict::Deny(rule)) => {
+            told.refuse("authorization", "refused: 403", Some(rule.to_string()));
+            told.about(begin, &name);
+            return;
+        }
+        None => {}
+    }
+    if let Some(limit) = rate_limit {
+        told.say("rate limit", "what is over it is refused: 429", Some(limit.rule.to_string()));
+    }
+    told.about(begin, &name);
+}
