@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigger};
@@ -24,6 +25,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
             Case { name: "no_process_of_the_mesh_keeps_what_its_caller_had_open", run: |(), _| lets_go() },
+            Case { name: "rare_events_of_the_kernel_programs_reach_the_log_where_asked_for", run: |(), _| kernel_log() },
             Case { name: "a_pod_passes_its_programs_exit_code_and_output_through", run: |(), _| passes_through() },
         ],
     );
@@ -67,7 +69,7 @@ fn folder() -> Result<()> {
     let caller = client(&mesh, "life/client")?;
     until(&caller, "http://web/", 200)?;
     std::fs::remove_dir_all(&resources)?;
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(1));
     // The last good state stays in force.
     crate::world::expect(&caller, &["http://web/"], 200)?;
     std::fs::create_dir(&resources)?;
@@ -234,6 +236,25 @@ fn lets_go() -> Result<()> {
     up.and(run)?;
     ensure!(holders?.is_empty(), "the caller's file is held in the background");
     free.context("the caller's lock is still held")
+}
+
+fn kernel_log() -> Result<()> {
+    let line = "refused: connect to a link-local address, namespace ";
+    for (asked, expected) in [("true", true), ("false", false)] {
+        let mesh = Mesh::up_in(&[], &[("OUTRIGGER_KERNEL_LOG", asked)])?;
+        let pod = client(&mesh, "life/rare")?;
+        pod.curl(["--max-time", "2", "http://[fe80::1%25eth0]/"])?;
+        let path = mesh.folder().join("state/log/node.log");
+        let seen = e2e::mesh::wait_for("the line", Duration::from_secs(2), || {
+            let log = std::fs::read_to_string(&path)?;
+            ensure!(log.contains(line), "the node agent logged:\n{log}");
+            Ok(())
+        });
+        drop(pod);
+        mesh.down()?;
+        ensure!(seen.is_ok() == expected, "asked for: {asked}, but {seen:?}");
+    }
+    Ok(())
 }
 
 fn passes_through() -> Result<()> {
