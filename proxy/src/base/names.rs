@@ -13,10 +13,17 @@ pub(crate) struct Named {
     pub(crate) name: Arc<str>,
 }
 
-/// Why a text is not a name.
+/// Why a text is not a name. The user is at fault.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit")]
-pub(crate) struct NameError(String);
+pub(crate) enum NameError {
+    #[error(
+        "{0:?} is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit, as web-1"
+    )]
+    Name(String),
+    /// There is one part, or there are three.
+    #[error("{0:?} is not a namespace and a name; write NAMESPACE/NAME, as {1}")]
+    Named(String, String),
+}
 
 impl Named {
     /// Takes both parts as they are; whoever reads them from a user checks them with [`check_name`].
@@ -35,7 +42,17 @@ impl FromStr for Named {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let (namespace, name) = text.split_once('/').ok_or_else(|| NameError(text.to_owned()))?;
+        let Some((namespace, name)) = text.split_once('/').filter(|(_, name)| !name.contains('/')) else {
+            // What was probably meant: a host's name says the same the other way round, and a name alone lacks a namespace.
+            let meant = match text.split_once('.') {
+                Some((name, namespace)) if check_name(text).is_ok() => {
+                    format!("{}/{name}", namespace.split('.').next().unwrap_or_default())
+                }
+                None if check_name(text).is_ok() => format!("default/{text}"),
+                _ => "shop/web-1".to_owned(),
+            };
+            return Err(NameError::Named(text.to_owned(), meant));
+        };
         check_name(namespace)?;
         check_name(name)?;
         Ok(Self::new(namespace, name))
@@ -54,7 +71,7 @@ pub(crate) fn check_name(text: &str) -> Result<(), NameError> {
             && bytes.last().copied().is_some_and(plain)
             && bytes.iter().all(|b| plain(*b) || *b == b'-')
     };
-    if text.len() <= 253 && text.split('.').all(label) { Ok(()) } else { Err(NameError(text.to_owned())) }
+    if text.len() <= 253 && text.split('.').all(label) { Ok(()) } else { Err(NameError::Name(text.to_owned())) }
 }
 
 /// The name that was probably meant: the one that differs least, if it differs in no more than a third of its letters.
@@ -99,6 +116,15 @@ mod tests {
         for bad in ["", "Web", "-a", "a-", "a..b", "a/b", "a_b", &"a".repeat(254)] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_no_namespace_and_name_is_told_with_the_right_form() {
+        for (text, meant) in [("web-1", "default/web-1"), ("web.shop", "shop/web"), ("a/b/c", "shop/web-1"), ("", "shop/web-1")] {
+            let error = text.parse::<Named>().unwrap_err().to_string();
+            assert!(error.ends_with(&format!("write NAMESPACE/NAME, as {meant}")), "{error}");
+        }
+        assert!("shop/Web".parse::<Named>().unwrap_err().to_string().ends_with(", as web-1"));
     }
 
     #[test]

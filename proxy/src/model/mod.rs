@@ -111,7 +111,7 @@ pub(crate) struct ResourceKey {
 
 /// Why a text is not a [`ResourceKey`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not KIND/NAMESPACE/NAME")]
+#[error("{0:?} is not KIND/NAMESPACE/NAME; write it as Service/shop/web")]
 pub(crate) struct KeyError(String);
 
 impl fmt::Display for ResourceKey {

@@ -552,7 +552,7 @@ mod tests {
             ],
             expect![[r#"
                 5:9 Refuses: "STRICT" is not a value of this field; did you mean "Strict"? known here: Strict, Permissive [PeerAuthentication/default/p] +body
-                3:18 Refuses: "Web" is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit
+                3:18 Refuses: "Web" is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit, as web-1
                 7:17 Refuses: 70000 is not a port; write 1 to 65535, or a port's name [Service/default/web] +body
                 6:11 Refuses: "-80" is not a whole number from 0 to 65535; write one [Service/default/web] +body
                 6:14 Refuses: "65536" is not a whole number from 0 to 65535; write one [Service/default/web] +body

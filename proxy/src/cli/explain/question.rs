@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::super::Failure;
 use super::ExplainArgs;
-use crate::base::names::{Named, nearest};
+use crate::base::names::{Named, check_name, nearest};
 use crate::control::source::file::read_at_most;
 use crate::dataplane::http::normalize;
 use crate::model::Resources;
@@ -32,9 +32,15 @@ impl Question {
     pub(super) fn read(args: &ExplainArgs) -> Result<Self, Failure> {
         let invalid = |text: String| Failure::invalid([text]);
         let to = args.to.to_ascii_lowercase();
+        if let Some(meant) = meant(&to) {
+            return Err(invalid(format!("--to {:?} is not HOST[:PORT]; write {meant}", args.to)));
+        }
         let host = normalize::host(&to);
         let port = match to.get(host.len()..).and_then(|rest| rest.strip_prefix(':')) {
-            Some(port) => Some(port.parse().map_err(|_not_a_number| invalid(format!("{port:?} is not a port")))?),
+            Some(port) => Some(
+                port.parse()
+                    .map_err(|_not_a_number| invalid(format!("{port:?} is not a port; write 1 to 65535, as --to web.shop:80")))?,
+            ),
             None => None,
         };
         let (path, query) = args.path.split_once('?').map_or((args.path.as_str(), None), |(path, query)| (path, Some(query)));
@@ -44,7 +50,9 @@ impl Question {
                 let name: HeaderName = name.trim().parse().ok()?;
                 Some((name, HeaderValue::from_str(value.trim()).ok()?))
             });
-            let Some((name, value)) = parsed else { return Err(invalid(format!("{line:?} is not NAME: VALUE"))) };
+            let Some((name, value)) = parsed else {
+                return Err(invalid(format!("{line:?} is not NAME: VALUE; write it as --header 'x-user: ada'")));
+            };
             headers.append(name, value);
         }
         if let Some(file) = &args.token {
@@ -86,6 +94,22 @@ impl Question {
             opaque: self.opaque,
         }
     }
+}
+
+/// What was probably meant by a destination that is written as something else: a URL, or a document's name.
+fn meant(to: &str) -> Option<String> {
+    let (_scheme, rest) = to.split_once("://").unwrap_or(("", to));
+    if rest.len() < to.len() {
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        return Some(format!("the host, and the path by itself: --to {host} --path /{path}"));
+    }
+    let named = rest.strip_prefix("service/").unwrap_or(rest);
+    let (namespace, name) = named.split_once('/')?;
+    Some(match (check_name(namespace), check_name(name)) {
+        // A namespace has no dot: what has one there is a host with a path.
+        (Ok(()), Ok(())) if !namespace.contains('.') => format!("a Service by its host name: --to {name}.{namespace}"),
+        _ => "a Service by its host name, as --to web.shop, and the path with --path".to_owned(),
+    })
 }
 
 /// Where the caller's connection goes.

@@ -26,10 +26,11 @@ fn check(line: &str, expected: Expect) {
         resources.by_key.insert(resource.key(), Arc::new(resource));
     }
     let mut told = Told::default();
-    let question = Question::read(&args).unwrap();
     let domain = args.trust_domain.parse().unwrap();
-    let said = prepare(&mut resources, &args.from, &args.service_account, true, &mut told)
-        .and_then(|()| explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told));
+    let said = Question::read(&args).and_then(|question| {
+        prepare(&mut resources, &args.from, &args.service_account, true, &mut told)?;
+        explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told)
+    });
     match said {
         Ok(()) => expected.assert_eq(&told.text()),
         Err(failure) => expected.assert_eq(&format!("{failure:?}\n")),
@@ -177,4 +178,20 @@ fn addresses_ports_and_protocols_are_followed_too() {
             outcome         let in
         "#]],
     );
+}
+
+#[test]
+fn a_destination_that_is_written_as_something_else_is_told_with_the_right_form() {
+    for to in ["shop/web", "Service/shop/web", "http://web.shop/cart", "web.shop/cart", "web.shop:http"] {
+        let args = Line::try_parse_from(["explain", "--from", "shop/front-1", "--to", to]).unwrap().args;
+        let failure = Question::read(&args).unwrap_err();
+        let [cause] = failure.causes.as_slice() else { panic!("{failure:?}") };
+        let form = match to {
+            "shop/web" | "Service/shop/web" => "write a Service by its host name: --to web.shop",
+            "http://web.shop/cart" => "--to web.shop --path /cart",
+            "web.shop/cart" => "as --to web.shop, and the path with --path",
+            _ => "as --to web.shop:80",
+        };
+        assert!(failure.code == 2 && cause.ends_with(form), "{cause}");
+    }
 }
