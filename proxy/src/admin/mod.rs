@@ -1,19 +1,25 @@
 //! What a process tells whoever operates it, on a thread of its own: an operator gets answers from a process whose
 //! workers are busy or stuck.
 //!
-//! Two doors: the read-only one (`/metrics`, `/ready`) may be reached from the network; the operator's adds `/snapshot`,
-//! `/connections`, `/log` and `/drain` and is bound to loopback only. Every role uses this room.
+//! Three doors, each with more behind it: what the network may see (`/metrics`, `/ready`), what whoever shares the loopback
+//! interface may see (`/snapshot`, `/connections`, `/log`), and what an operator may change (`POST /log`, `POST /drain`).
+//! The last one is a Unix socket, for a pod's application shares its sidecar's loopback interface: the kernel says who calls
+//! (unix(7), `SO_PEERCRED`), and only root and the process's own user are let in. Every role uses this room.
 //!
 //! Invariant: connections and the time that each may take are bounded, so that a scraper that hangs costs nothing.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -26,12 +32,27 @@ pub(crate) struct Admin {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// Where people and programs come in.
+#[derive(Debug)]
+pub(crate) enum Door {
+    /// For whoever reaches the address.
+    Address(TcpListener),
+    /// For root and the own user.
+    Operator(UnixListener),
+}
+
 /// Why the doors do not open. Always the environment's fault.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdminError {
-    #[error("cannot listen on {address} for operators; stop what else uses the port, or give another address")]
+    #[error("cannot listen on {address} for operators")]
     Listen {
         address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot listen at {} for operators", path.display())]
+    Socket {
+        path: PathBuf,
         #[source]
         source: io::Error,
     },
@@ -44,13 +65,19 @@ impl Admin {
     ///
     /// # Errors
     /// The thread or its runtime cannot be started.
-    pub(crate) fn start(doors: Vec<(TcpListener, Router)>) -> Result<Self, AdminError> {
+    pub(crate) fn start(doors: Vec<(Door, Router)>) -> Result<Self, AdminError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Start)?;
         let doors = {
             let _inside = runtime.enter();
             doors
                 .into_iter()
-                .map(|(listener, routes)| Ok((tokio::net::TcpListener::from_std(listener)?, routes)))
+                .map(|(door, routes)| {
+                    let door = match door {
+                        Door::Address(listener) => Listening::Address(tokio::net::TcpListener::from_std(listener)?),
+                        Door::Operator(listener) => Listening::Operator(tokio::net::UnixListener::from_std(listener)?),
+                    };
+                    Ok((door, routes))
+                })
                 .collect::<Result<Vec<_>, io::Error>>()
                 .map_err(AdminError::Start)?
         };
@@ -98,20 +125,80 @@ pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
     opened.map_err(|source| AdminError::Listen { address, source })
 }
 
+/// Listens at a path, in place of what an earlier life left there. Only root and the own user are let in.
+///
+/// # Errors
+/// The folder is missing or not writable, or the path is too long for a socket.
+pub(crate) fn listen_operator(path: &Path) -> Result<UnixListener, AdminError> {
+    let open = || {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _gone => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        // So that others are told at once. It is not what keeps them out: they might come before it.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    open().map_err(|source| AdminError::Socket { path: path.to_owned(), source })
+}
+
 fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 /// Serves one listener until the future is dropped. For doors on a runtime that exists already.
 pub(crate) async fn serve(listener: tokio::net::TcpListener, routes: Router) {
+    serve_from(listener, routes).await;
+}
+
+/// A door that stands open.
+enum Listening {
+    Address(tokio::net::TcpListener),
+    Operator(tokio::net::UnixListener),
+}
+
+/// Where connections come from.
+trait Accept: Send + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection; none if its caller may not come in. Cancel-safe.
+    fn next(&self) -> impl Future<Output = io::Result<Option<Self::Stream>>> + Send;
+}
+
+impl Accept for tokio::net::TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn next(&self) -> io::Result<Option<Self::Stream>> {
+        self.accept().await.map(|(stream, _peer)| Some(stream))
+    }
+}
+
+impl Accept for tokio::net::UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn next(&self) -> io::Result<Option<Self::Stream>> {
+        let (stream, _unnamed) = self.accept().await?;
+        let caller = stream.peer_cred()?.uid();
+        if caller == 0 || caller == rustix::process::geteuid().as_raw() {
+            return Ok(Some(stream));
+        }
+        tracing::warn!(user = caller, "somebody else's connection to the operator's socket was closed");
+        Ok(None)
+    }
+}
+
+async fn serve_from<A: Accept>(listener: A, routes: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         // Connections that ended are taken out of the set as new ones come.
         while connections.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _peer)) => stream,
+        let stream = match listener.next().await {
+            Ok(Some(stream)) => stream,
+            Ok(None) => continue,
             Err(error) => {
                 // Out of descriptors, most likely: trying again at once would spin.
                 tracing::warn!(%error, "cannot accept an operator's connection");
@@ -135,10 +222,13 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, routes: Router) {
     }
 }
 
-async fn serve_all(doors: Vec<(tokio::net::TcpListener, Router)>, mut stopped: watch::Receiver<bool>) {
+async fn serve_all(doors: Vec<(Listening, Router)>, mut stopped: watch::Receiver<bool>) {
     let mut serving = JoinSet::new();
-    for (listener, routes) in doors {
-        serving.spawn(serve(listener, routes));
+    for (door, routes) in doors {
+        match door {
+            Listening::Address(listener) => serving.spawn(serve_from(listener, routes)),
+            Listening::Operator(listener) => serving.spawn(serve_from(listener, routes)),
+        };
     }
     // An error means that the owner is gone, which is the same news; dropping the set ends the rest.
     if stopped.wait_for(|stop| *stop).await.is_err() {}

@@ -41,7 +41,21 @@ pub(crate) fn public(process: Arc<dyn Inspect>) -> Router {
     Router::new().route("/metrics", get(metrics)).route("/ready", get(ready)).with_state(process)
 }
 
-/// The operator's door, which also changes things: for loopback only.
+/// The door on the loopback interface, which a pod's application shares: all there is to see, and nothing to change.
+pub(crate) fn loopback(process: Arc<dyn Inspect>) -> Router {
+    let changed_elsewhere =
+        async || (StatusCode::FORBIDDEN, "changes are asked for at the socket operator.sock in the state folder, as root\n");
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/ready", get(ready))
+        .route("/snapshot", get(snapshot))
+        .route("/connections", get(connections))
+        .route("/log", get(show_log).post(changed_elsewhere))
+        .route("/drain", post(changed_elsewhere))
+        .with_state(process)
+}
+
+/// The operator's door, which also changes things.
 pub(crate) fn operator(process: Arc<dyn Inspect>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -52,6 +66,9 @@ pub(crate) fn operator(process: Arc<dyn Inspect>) -> Router {
         .route("/drain", post(drain))
         .with_state(process)
 }
+
+/// The operator's socket, in the state folder.
+pub(crate) const OPERATOR_SOCKET: &str = "operator.sock";
 
 #[derive(Deserialize)]
 struct LogQuery {
@@ -111,13 +128,16 @@ fn json(value: Option<Value>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::admin::{Admin, listen};
+    use crate::admin::{Admin, Door, listen, listen_operator};
 
-    struct Halfway;
+    #[derive(Default)]
+    struct Halfway(AtomicBool);
 
     impl Inspect for Halfway {
         fn metrics(&self) -> String {
@@ -127,10 +147,18 @@ mod tests {
         fn ready(&self) -> Result<(), String> {
             Err("no certificate yet".to_owned())
         }
+
+        fn drain(&self) -> bool {
+            self.0.store(true, Ordering::Relaxed);
+            true
+        }
     }
 
     fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).unwrap();
+        exchange(TcpStream::connect(address).unwrap(), method, path)
+    }
+
+    fn exchange(mut stream: impl std::io::Read + std::io::Write, method: &str, path: &str) -> String {
         write!(stream, "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -139,11 +167,11 @@ mod tests {
 
     #[test]
     fn the_network_gets_metrics_and_readiness_and_nothing_else() {
-        let process: Arc<dyn Inspect> = Arc::new(Halfway);
-        let doors = [public(Arc::clone(&process)), operator(process)].map(|routes| {
+        let process: Arc<dyn Inspect> = Arc::new(Halfway::default());
+        let doors = [public(Arc::clone(&process)), loopback(process)].map(|routes| {
             let listener = listen("[::]:0".parse().unwrap()).unwrap();
             let address = std::net::SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
-            (address, (listener, routes))
+            (address, (Door::Address(listener), routes))
         });
         let [(network, first), (own, second)] = doors;
         let admin = Admin::start(vec![first, second]).unwrap();
@@ -157,8 +185,38 @@ mod tests {
         }
         assert!(ask(own, "GET", "/log").starts_with("HTTP/1.1 200"));
         assert!(ask(own, "GET", "/drain").starts_with("HTTP/1.1 405"));
-        assert!(ask(own, "POST", "/log?level==x=").starts_with("HTTP/1.1 400"));
         drop(admin);
         assert!(TcpStream::connect(network).is_err());
+    }
+
+    #[test]
+    fn a_change_is_taken_at_the_operators_socket_alone() {
+        let process = Arc::new(Halfway::default());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(OPERATOR_SOCKET);
+        // An earlier life left its socket.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let socket = listen_operator(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared: Arc<dyn Inspect> = Arc::<Halfway>::clone(&process);
+        let doors = vec![
+            (Door::Address(listener), loopback(Arc::clone(&shared))),
+            (Door::Operator(socket), operator(Arc::clone(&shared))),
+        ];
+        let admin = Admin::start(doors).unwrap();
+        for path in ["/log?level=trace", "/drain"] {
+            let refused = ask(address, "POST", path);
+            assert!(refused.starts_with("HTTP/1.1 403") && refused.contains(OPERATOR_SOCKET), "{refused}");
+        }
+        assert!(!process.0.load(Ordering::Relaxed));
+        let operate = |method: &str, to: &str| exchange(UnixStream::connect(&path).unwrap(), method, to);
+        assert!(operate("GET", "/ready").starts_with("HTTP/1.1 503"));
+        assert!(operate("POST", "/log?level==x=").starts_with("HTTP/1.1 400"));
+        assert!(operate("POST", "/drain").starts_with("HTTP/1.1 202"));
+        assert!(process.0.load(Ordering::Relaxed));
+        drop(admin);
+        assert!(UnixStream::connect(&path).is_err());
     }
 }

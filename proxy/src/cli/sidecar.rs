@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
-use crate::admin::{Admin, listen, routes};
+use crate::admin::{Admin, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
@@ -98,11 +98,14 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
     let identity = Identity::new(args.trust_domain.clone(), clock);
     let window = Window::new(identity.clone(), telemetry.clone());
     let public = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, proxy_common::PORT_METRICS))).map_err(anyhow::Error::from)?;
-    let operator = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy_common::PORT_ADMIN))).map_err(anyhow::Error::from)?;
-    let doors = vec![
-        (public, routes::public(Arc::clone(&window) as Arc<dyn routes::Inspect>)),
-        (operator, routes::operator(Arc::clone(&window) as Arc<dyn routes::Inspect>)),
-    ];
+    let loopback = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy_common::PORT_ADMIN))).map_err(anyhow::Error::from)?;
+    let shown = || Arc::clone(&window) as Arc<dyn routes::Inspect>;
+    let mut doors = vec![(Door::Address(public), routes::public(shown())), (Door::Address(loopback), routes::loopback(shown()))];
+    match listen_operator(&args.state.join(routes::OPERATOR_SOCKET)) {
+        Ok(socket) => doors.push((Door::Operator(socket), routes::operator(shown()))),
+        // A folder that cannot be written to costs the kept configuration as well, and is no reason to close the pod.
+        Err(error) => tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "operators can change nothing here"),
+    }
     let _admin = Admin::start(doors).map_err(anyhow::Error::from)?;
 
     let settings = Settings {

@@ -336,12 +336,23 @@ fn doors(world: &World) -> Result<()> {
         let closed = pod.curl([format!("http://{address}:14020/ready")])?;
         ensure!(closed.status != 200 && !closed.body.contains("ready"), "the operator's door is open: {}", closed.body);
     }
-    let operator = |arguments: &[&str]| expect(&world.web, arguments, 200);
-    operator(&["http://127.0.0.1:14020/snapshot"])?;
-    let before = operator(&["http://127.0.0.1:14020/log"])?.body;
-    let set = operator(&["-X", "POST", "http://127.0.0.1:14020/log?level=info,outrigger::dataplane=debug"])?.body;
+    // The pod's application shares the loopback interface: it may look, and change nothing.
+    expect(&world.web, &["http://127.0.0.1:14020/snapshot"], 200)?;
+    let before = expect(&world.web, &["http://127.0.0.1:14020/log"], 200)?.body;
+    for change in ["drain", "log?level=trace"] {
+        expect(&world.web, &["-X", "POST", &format!("http://127.0.0.1:14020/{change}")], 403)?;
+    }
+    let socket = world.mesh.folder().join("state/sidecars/obs.web/operator.sock");
+    let ask = |user: &str, url: &str| {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={user}"), "--clear-groups", "curl", "-sS", "--fail", "--max-time", "5", "-X", "POST"]);
+        finish(command.arg("--unix-socket").arg(&socket).arg(format!("http://sidecar/{url}")), PATIENCE)
+    };
+    let refused = ask("65534", "drain")?;
+    ensure!(refused.code != 0, "another user drained the sidecar: {}", refused.all());
+    let set = ask("0", "log?level=info,outrigger::dataplane=debug")?.ok()?;
     ensure!(set.contains("outrigger::dataplane=debug"), "the filter is {set}, and was {before}");
-    operator(&["-X", "POST", &format!("http://127.0.0.1:14020/log?level={}", before.trim())]).map(drop)
+    ask("0", &format!("log?level={}", before.trim()))?.ok().map(drop)
 }
 
 fn gone(world: &World) -> Result<()> {
