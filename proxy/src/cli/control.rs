@@ -9,6 +9,8 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
+use super::holder::holder;
+use crate::admin::AdminError;
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::units::Span;
@@ -90,13 +92,20 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
 fn refused(error: ControlError) -> Failure {
     let remedy = match &error {
         ControlError::State { .. } | ControlError::Authority(_) => "run as root, or name a folder of your own with --state",
-        ControlError::Listen { .. } | ControlError::Door(_) => "stop what listens there, or name another address",
+        ControlError::Listen { .. } | ControlError::Door(_) => {
+            "stop what listens there, or name another address with --listen, --api or --metrics"
+        }
         ControlError::ApiNotLocal(_) | ControlError::TrustDomain(_) => return Failure::invalid([error.to_string()]),
         ControlError::Identity(_) | ControlError::Metrics(_) => "report this with the log",
     };
+    let address = match &error {
+        ControlError::Listen { address, .. } | ControlError::Door(AdminError::Listen { address, .. }) => Some(*address),
+        _ => None,
+    };
+    let holder = address.and_then(holder).map(|holder| format!(": {holder} listens there")).unwrap_or_default();
     let mut causes = anyhow::Error::from(error).chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
     causes.truncate(2_000);
-    Failure::environment(causes, remedy)
+    Failure::environment(causes + &holder, remedy)
 }
 
 /// The work of the control plane is small beside that of the sidecars on the same machine.

@@ -16,6 +16,7 @@ mod client;
 mod control;
 mod explain;
 mod get;
+mod holder;
 mod local;
 mod node;
 mod sidecar;

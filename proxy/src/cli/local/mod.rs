@@ -10,6 +10,7 @@ mod down;
 mod links;
 mod places;
 mod pod;
+mod ports;
 mod run;
 mod up;
 mod visit;

@@ -26,8 +26,9 @@ use tokio::time::Instant;
 use super::super::{Failure, print};
 use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
 use super::pod::cannot;
+use super::ports::{API_PORT, CONTROL_METRICS_PORT, NODE_METRICS_PORT, STREAM_PORT};
 use super::run::{answers, cgroup_root, tell};
-use super::{UpArgs, detach, links, pod, visit};
+use super::{UpArgs, detach, links, pod, ports, visit};
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
 
@@ -130,6 +131,7 @@ async fn supervise(args: &UpArgs, state: &Path, cgroup_root: &Path) -> Result<Ex
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| cannot("listen for signals", &error))?;
     let mut control = Role::new("control", control_arguments(args, state), state);
     let mut node = Role::new("node", node_arguments(args, state), state);
+    ports::all_free().await?;
     let begun = Instant::now();
     control.start()?;
     node.start()?;
@@ -222,7 +224,7 @@ fn control_arguments(args: &UpArgs, state: &Path) -> Vec<std::ffi::OsString> {
         ("--listen", format!("{GATEWAY_V4}:{STREAM_PORT}")),
         ("--listen", format!("127.0.0.1:{STREAM_PORT}")),
         ("--api", format!("127.0.0.1:{API_PORT}")),
-        ("--metrics", "0.0.0.0:14014".to_owned()),
+        ("--metrics", format!("0.0.0.0:{CONTROL_METRICS_PORT}")),
     ] {
         arguments.extend([flag.into(), value.into()]);
     }
@@ -385,9 +387,6 @@ const NEEDED: [(CapabilitySet, &str); 10] = [
 ];
 /// How a command of this binary begins to tell why it failed.
 const OWN_FAILURE: &str = "outrigger: ";
-const STREAM_PORT: u16 = 14_010;
-const API_PORT: u16 = 14_080;
-const NODE_METRICS_PORT: u16 = 14_030;
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
 const SAID_MAX: usize = 20;
 const POLL: Duration = Duration::from_millis(20);

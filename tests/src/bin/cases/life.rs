@@ -21,6 +21,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "up_without_cgroup_v2_says_so", run: |(), _| without_cgroups() },
             Case { name: "up_without_the_right_to_load_programs_says_so", run: |(), _| without_programs() },
             Case { name: "a_watched_folder_may_disappear_and_come_back", run: |(), _| folder() },
+            Case { name: "up_with_a_taken_port_says_who_has_it", run: |(), _| taken_port() },
             Case { name: "up_twice_says_that_it_is_up", run: |(), _| twice() },
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
@@ -57,6 +58,21 @@ fn without_programs() -> Result<()> {
     let said = finish(&mut command, PATIENCE)?;
     finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
     refused(&said, "cap")
+}
+
+fn taken_port() -> Result<()> {
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    for (address, port) in [("127.0.0.1:14080", "14080"), ("0.0.0.0:14030", "14030")] {
+        let listener = std::net::TcpListener::bind(address)?;
+        let said = finish(&mut outrigger(["up"]), PATIENCE)?;
+        drop(listener);
+        finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+        refused(&said, port)?;
+        let remedy = format!("remedy: stop it, for example with `kill {}`", std::process::id());
+        ensure!(said.stderr.contains(&remedy) && said.stderr.contains("cases"), "who has the port is not told: {}", said.stderr);
+        ensure!(!said.stderr.contains("--"), "an option that `up` does not have: {}", said.stderr);
+    }
+    Ok(())
 }
 
 fn folder() -> Result<()> {
