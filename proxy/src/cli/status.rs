@@ -67,6 +67,10 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         let refused = number(pod, "/refused");
         let configuration = match (meshed, connected) {
             (false, _) => "outside the mesh".to_owned(),
+            // Sidecars find a control plane that was away within a moment.
+            (true, false) if now.saturating_sub(number(&answer, "/control/started")) < RECONNECT_SECONDS => {
+                "reconnecting".to_owned()
+            }
             (true, false) => "not connected".to_owned(),
             (true, true) if refused > 0 => format!("{refused} refused"),
             (true, true) if number(pod, "/acknowledged") < number(&answer, "/control/revision") => "behind".to_owned(),
@@ -135,6 +139,9 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// How long after the control plane's start a sidecar may be on its way back: the longest pause between two attempts.
+const RECONNECT_SECONDS: u64 = 6;
 
 fn written(output: Option<Output>, answer: &Value) -> Result<bool, Failure> {
     match output {

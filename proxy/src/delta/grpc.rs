@@ -1,7 +1,8 @@
 //! Drives both ends of the configuration stream over tonic: what the state machines decide is sent, what arrives is
 //! handed to them.
 //!
-//! The sidecar's end is one task that reconnects with growing, jittered pauses for as long as anybody wants its updates.
+//! The sidecar's end is one task that reconnects with growing, jittered pauses for as long as anybody wants its updates:
+//! slowly growing ones while nobody listens, which costs nobody anything, so that an outage is not much longer for it.
 //! The control plane's end has no task of its own: it is the response stream that the HTTP/2 connection polls, so it
 //! ends with the connection. Nothing is queued at either end but one response.
 
@@ -118,36 +119,53 @@ enum End {
     Unwanted,
     /// It broke or was refused after it had worked, or before.
     Broken { worked: bool, error: String },
+    /// Nobody listens there.
+    Unanswered { error: String },
+}
+
+/// How long to wait before the next attempt.
+#[derive(Debug)]
+struct Pause(Duration);
+
+impl Pause {
+    fn new() -> Self {
+        Self(PAUSE_MIN)
+    }
+
+    /// The next pause, of which `share` (0.0 to 1.0) is by chance, so that sidecars do not come back all at once.
+    fn next(&mut self, growth: f64, share: f64) -> Duration {
+        let jittered = self.0.mul_f64(0.5 + share / 2.0);
+        self.0 = self.0.mul_f64(growth).min(PAUSE_MAX);
+        jittered
+    }
 }
 
 impl Driver {
     async fn run(mut self, control: Vec<String>, dial: Dial, mut dice: Dice) {
-        let mut pause = PAUSE_MIN;
+        let mut pause = Pause::new();
         let mut told = false;
         for address in control.iter().cycle() {
             let ended = self.stream(address, &dial).await;
             self.connected.send_replace(false);
             self.machine.disconnected();
-            match ended {
+            let (worked, error, growth) = match ended {
                 End::Unwanted => return,
-                End::Broken { worked, error } => {
-                    if worked {
-                        pause = PAUSE_MIN;
-                    }
-                    // One line for an outage, however many attempts it takes.
-                    if worked || !told {
-                        warn!(error, control = address, "no configuration stream; the last good configuration stays");
-                    } else {
-                        debug!(error, control = address, "still no configuration stream");
-                    }
-                    told = true;
-                }
+                End::Broken { worked, error } => (worked, error, GROWTH),
+                End::Unanswered { error } => (false, error, GROWTH_UNANSWERED),
+            };
+            if worked {
+                pause = Pause::new();
             }
-            // Between half and all of the pause, so that sidecars do not come back all at once.
-            let jittered = pause.mul_f64(0.5 + dice.fraction() / 2.0);
+            // One line for an outage, however many attempts it takes.
+            if worked || !told {
+                warn!(error, control = address, "no configuration stream; the last good configuration stays");
+            } else {
+                debug!(error, control = address, "still no configuration stream");
+            }
+            told = true;
             tokio::select! {
                 () = self.updates.closed() => return,
-                () = sleep(jittered) => pause = (pause * 2).min(PAUSE_MAX),
+                () = sleep(pause.next(growth, dice.fraction())) => {}
             }
         }
     }
@@ -177,6 +195,9 @@ impl Driver {
             () = self.updates.closed() => return End::Unwanted,
             opened = timeout(OPEN_MAX, opened) => match opened {
                 Ok(Ok(opened)) => opened,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return End::Unanswered { error: error.to_string() };
+                }
                 Ok(Err(error)) => return broken(error.to_string()),
                 Err(_elapsed) => return broken("opening it took too long".to_owned()),
             },
@@ -392,9 +413,50 @@ fn refusal(error: crate::delta::server::ProtocolError) -> Status {
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// How much longer each pause is than the one before: an attempt that is answered and fails costs the control plane a
+/// handshake, one that nobody answers costs a packet.
+const GROWTH: f64 = 2.0;
+const GROWTH_UNANSWERED: f64 = 1.25;
+
 /// The longest that opening a stream may take, up to the answer to its first request's head.
 const OPEN_MAX: Duration = Duration::from_secs(10);
 
 /// How often a quiet connection is asked whether it is alive, and how long the answer may take.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub(crate) const KEEP_ALIVE_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When attempts are made, in an outage that begins at zero, with the longest pauses that chance can give.
+    fn attempts(growth: f64) -> Vec<Duration> {
+        let mut pause = Pause::new();
+        let pauses = std::iter::repeat_with(|| pause.next(growth, 1.0)).take(60);
+        pauses
+            .scan(Duration::ZERO, |at, pause| {
+                *at += pause;
+                Some(*at)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn an_outage_of_seconds_is_not_much_longer_for_a_sidecar_that_nobody_answers() {
+        for outage in (200..15_000).step_by(100).map(Duration::from_millis) {
+            let attempts = attempts(GROWTH_UNANSWERED);
+            let back = attempts.iter().find(|at| **at >= outage).unwrap();
+            let late = *back - outage;
+            assert!(late <= PAUSE_MIN + outage.mul_f64(0.25), "{late:?} late after {outage:?}");
+        }
+    }
+
+    #[test]
+    fn a_control_plane_that_answers_and_fails_is_asked_ever_less_often() {
+        assert!(attempts(GROWTH).iter().filter(|at| **at < Duration::from_secs(10)).count() <= 7);
+        let mut pause = Pause::new();
+        let last = std::iter::repeat_with(|| pause.next(GROWTH_UNANSWERED, 1.0)).take(40).last().unwrap();
+        assert_eq!(last, PAUSE_MAX);
+        assert_eq!(Pause::new().next(GROWTH, 0.0), PAUSE_MIN / 2);
+    }
+}
