@@ -26,13 +26,14 @@ use crate::control::source::file::{document_files, read_keys};
   outrigger apply -f ./mesh --wait --timeout 10s
   cat route.yaml | outrigger apply -f -
 
-Exit codes: 0 applied (with --wait: and acknowledged); 1 --wait ended with sidecars that refused or did not answer;
+Exit codes: 0 applied (with --wait: and acknowledged); 1 --wait ended with sidecars that refused, did not answer or are not
+connected;
 2 a document is refused, nothing was applied; 3 the control plane does not run, or its token may not be read.")]
 pub(crate) struct ApplyArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// Return when every connected sidecar that should have it acknowledged it
+    /// Return when the sidecar of every local pod is connected and acknowledged it
     #[arg(long)]
     pub(crate) wait: bool,
     /// How long to wait
@@ -148,42 +149,60 @@ fn keys_beside(path: &Path, text: &str) -> BTreeMap<String, String> {
     keys.into_inner()
 }
 
-/// Waits until every connected sidecar stands at the change's revision, and tells who refused any of its documents.
+/// Waits until the sidecar of every local pod is connected and stands at the change's revision, and tells who refused any
+/// of its documents, or what is lacking.
 fn wait(args: &ApplyArgs, answer: &Answer) -> Result<ExitCode, Failure> {
     let applied: BTreeSet<&str> = answer.results.iter().map(|done| done.resource.as_str()).collect();
     let deadline = Instant::now() + args.timeout.0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).min(AT_ONCE).as_millis();
         let proxies = client::get(&args.api, &format!("/api/proxies?revision={}&within={left}", answer.revision))?;
-        let none = Vec::new();
-        let items = proxies.get("items").and_then(Value::as_array).unwrap_or(&none);
-        let name = |item: &Value| format!("{}/{}", text(item, "namespace"), text(item, "name"));
-        let behind: Vec<&Value> =
-            items.iter().filter(|item| item.get("acknowledged").and_then(Value::as_u64) < Some(answer.revision)).collect();
-        if behind.is_empty() {
-            let refused: Vec<String> = items
-                .iter()
-                .flat_map(|item| {
-                    let refused = item.get("refused").and_then(Value::as_array).unwrap_or(&none);
-                    refused.iter().map(move |refused| (item, refused))
-                })
-                .filter(|(_, refused)| applied.contains(text(refused, "resource")))
-                .map(|(item, refused)| {
-                    format!("{} refuses {}: {}", name(item), text(refused, "resource"), text(refused, "reason"))
-                })
-                .collect();
-            if refused.is_empty() {
-                print(&format!("acknowledged by {} sidecars\n", items.len()))?;
-                return Ok(ExitCode::SUCCESS);
-            }
+        let Standing { acknowledged, refused, lacking } = Standing::of(&proxies, answer.revision, &applied);
+        if lacking.is_empty() && refused.is_empty() {
+            print(&format!("acknowledged by {acknowledged} sidecars\n"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if lacking.is_empty() {
             return Err(Failure::refused(std::iter::once("some sidecars keep their last good form".to_owned()).chain(refused)));
         }
         if Instant::now() >= deadline {
-            let lines = behind.into_iter().map(|item| format!("{} has not acknowledged", name(item)));
-            return Err(Failure::refused(
-                std::iter::once(format!("not every sidecar answered within {}", args.timeout)).chain(lines),
-            ));
+            let first = format!("not every sidecar acknowledged within {}; what was applied stays", args.timeout);
+            return Err(Failure::refused(std::iter::once(first).chain(refused).chain(lacking)));
         }
+    }
+}
+
+/// How the sidecars stand to a change.
+#[derive(Debug, Default, PartialEq)]
+struct Standing {
+    acknowledged: usize,
+    /// Who refuses which of the change's documents, and why.
+    refused: Vec<String>,
+    /// Who has not answered yet, and what each lacks.
+    lacking: Vec<String>,
+}
+
+impl Standing {
+    fn of(proxies: &Value, revision: u64, applied: &BTreeSet<&str>) -> Self {
+        let mut standing = Self::default();
+        let list = |item: &Value, field: &str| item.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+        let name = |item: &Value| format!("{}/{}", text(item, "namespace"), text(item, "name"));
+        for item in list(proxies, "items") {
+            let stands = item.get("acknowledged").and_then(Value::as_u64).unwrap_or_default();
+            if stands >= revision {
+                standing.acknowledged += 1;
+            } else {
+                standing.lacking.push(format!("{} has acknowledged revision {stands}, not {revision}", name(&item)));
+            }
+            let of_these = list(&item, "refused").into_iter().filter(|refused| applied.contains(text(refused, "resource")));
+            standing.refused.extend(
+                of_these.map(|refused| {
+                    format!("{} refuses {}: {}", name(&item), text(&refused, "resource"), text(&refused, "reason"))
+                }),
+            );
+        }
+        standing.lacking.extend(list(proxies, "notConnected").iter().map(|pod| format!("{} is not connected", name(pod))));
+        standing
     }
 }
 
@@ -193,3 +212,33 @@ fn text<'a>(item: &'a Value, field: &str) -> &'a str {
 
 /// The longest that the control plane is asked to wait at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_counts_every_pod_and_says_what_each_lacks() {
+        let sidecar = |name: &str, acknowledged: u64, refused: &[&str]| {
+            let refused: Vec<Value> = refused
+                .iter()
+                .map(|resource| json!({ "resource": resource, "version": "1", "reason": "no such field" }))
+                .collect();
+            json!({ "namespace": "shop", "name": name, "acknowledged": acknowledged, "refused": refused })
+        };
+        let proxies = json!({
+            "items": [
+                sidecar("a", 7, &[]),
+                sidecar("b", 8, &["Service/shop/web", "Service/shop/old"]),
+                sidecar("c", 6, &[]),
+            ],
+            "notConnected": [{ "namespace": "shop", "name": "d" }],
+        });
+        let standing = Standing::of(&proxies, 7, &BTreeSet::from(["Service/shop/web"]));
+        assert_eq!(standing.acknowledged, 2);
+        assert_eq!(standing.refused, ["shop/b refuses Service/shop/web: no such field"]);
+        assert_eq!(standing.lacking, ["shop/c has acknowledged revision 6, not 7", "shop/d is not connected"]);
+    }
+}

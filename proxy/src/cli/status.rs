@@ -125,7 +125,12 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
         }
         row
     });
-    table::rows(&titles, rows.collect())?;
+    let missing = list(&answer, "/notConnected").iter().map(|pod| {
+        let mut row = vec![string(pod, "/namespace"), string(pod, "/name"), "-".to_owned(), "not connected".to_owned()];
+        row.resize(titles.len(), "-".to_owned());
+        row
+    });
+    table::rows(&titles, rows.chain(missing).collect())?;
     for item in items {
         for refused in list(item, "/refused") {
             print(&format!(

@@ -433,28 +433,64 @@ impl Api {
 
 #[derive(Deserialize)]
 struct Until {
-    /// Answer when every connected sidecar stands at this revision,
+    /// Answer when every sidecar stands at this revision, and every local pod's sidecar is connected,
     revision: Option<u64>,
     /// or after so many milliseconds.
     #[serde(default)]
     within: u64,
 }
 
+/// A local pod that should have a sidecar connected, and has none.
+#[derive(Debug, Eq, PartialEq, Serialize)]
+struct NotConnected {
+    namespace: String,
+    name: String,
+}
+
 async fn proxies(State(api): State<Arc<Api>>, Query(until): Query<Until>) -> Response {
-    let mut changes = api.sessions.changes();
+    let (mut sessions, mut world) = (api.sessions.changes(), api.store.changes());
     let settled = async {
         loop {
-            changes.mark_unchanged();
-            let sidecars = api.sessions.sidecars();
-            if sidecars.iter().all(|sidecar| Some(sidecar.acknowledged) >= until.revision) || changes.changed().await.is_err() {
+            sessions.mark_unchanged();
+            world.mark_unchanged();
+            let (sidecars, missing) = api.sidecars();
+            let stands = missing.is_empty() && sidecars.iter().all(|sidecar| Some(sidecar.acknowledged) >= until.revision);
+            // Cancel-safe: both only wait for a number to change.
+            let ended = stands
+                || tokio::select! {
+                    changed = sessions.changed() => changed.is_err(),
+                    changed = world.changed() => changed.is_err(),
+                };
+            if ended {
                 return;
             }
         }
     };
     // Whether they are or not, the answer tells how they stand.
     drop(timeout(Duration::from_millis(until.within).min(WAIT_MAX), settled).await);
-    let sidecars = api.sessions.sidecars();
-    Json(json!({ "revision": api.store.world().revision(), "items": sidecars })).into_response()
+    let (sidecars, missing) = api.sidecars();
+    Json(json!({ "revision": api.store.world().revision(), "items": sidecars, "notConnected": missing })).into_response()
+}
+
+impl Api {
+    /// The connected sidecars, and the local pods whose sidecar is not among them. A pod that is about to end is not
+    /// missed.
+    fn sidecars(&self) -> (Vec<SidecarReport>, Vec<NotConnected>) {
+        let sidecars = self.sessions.sidecars();
+        let connected: BTreeSet<(&str, &str)> =
+            sidecars.iter().map(|sidecar| (sidecar.namespace.as_str(), sidecar.name.as_str())).collect();
+        let world = self.store.world();
+        let missing = world.resources().by_key.iter().filter_map(|(key, resource)| {
+            let Resource::Workload(workload) = resource.as_ref() else { return None };
+            let expected = workload.spec.transport == WorkloadTransport::MutualTls
+                && !workload.spec.terminating
+                && matches!(world.origin(key), Some(Origin::Pod(_)))
+                && !connected.contains(&(&*key.name.namespace, &*key.name.name));
+            expected.then(|| NotConnected { namespace: key.name.namespace.to_string(), name: key.name.name.to_string() })
+        });
+        let missing = missing.collect();
+        (sidecars, missing)
+    }
 }
 
 async fn status(State(api): State<Arc<Api>>) -> Response {
@@ -627,6 +663,35 @@ mod tests {
         let answer = api.delete(&texts(SERVICE));
         assert!(answer.results.is_empty());
         assert_eq!(answer.problems[0].text, "it stands in /etc/mesh/web.yaml");
+    }
+
+    #[tokio::test]
+    async fn a_local_pod_whose_sidecar_is_not_connected_is_waited_for_and_named() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let pod = |name: &str, spec: &str, origin: Origin| {
+            let text = format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name}, namespace: shop }}\nspec: {{ addresses: [10.64.0.9]{spec} }}\n"
+            );
+            let resource = yaml::read(&text).remove(0).unwrap().resource;
+            Change::Put { key: resource.key(), form: Form::Read(Arc::new(resource)), origin }
+        };
+        let record = || Origin::Pod("pods/shop.json".into());
+        api.store.apply(vec![
+            pod("web-1", "", record()),
+            pod("plain-1", ", transport: Plaintext", record()),
+            pod("ending-1", ", terminating: true", record()),
+            pod("elsewhere-1", "", Origin::File("vm.yaml".into())),
+        ]);
+        let response = proxies(State(Arc::clone(&api)), Query(Until { revision: Some(1), within: 50 })).await;
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(answer["notConnected"], json!([{ "namespace": "shop", "name": "web-1" }]));
+        // Who ends while it is waited for is waited for no longer.
+        let waiting = tokio::spawn(proxies(State(Arc::clone(&api)), Query(Until { revision: Some(1), within: 20_000 })));
+        tokio::task::yield_now().await;
+        api.store.apply(vec![pod("web-1", ", terminating: true", record())]);
+        timeout(Duration::from_secs(10), waiting).await.expect("the answer comes when nobody is missing").unwrap();
     }
 
     #[test]
