@@ -86,8 +86,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let error = try_listen(address).unwrap_err();
-        let told = format!("{:?}", taken(address, "the API", &error, holder(address).as_ref()));
         let own = std::process::id();
+        assert_eq!(holder(address).map(|holder| holder.process), Some(own));
+        let named = Holder { process: own, command: "nginx -g daemon".to_owned() };
+        let told = format!("{:?}", taken(address, "the API", &error, Some(&named)));
         for part in [format!("port {}", address.port()), format!("process {own} ("), format!("`kill {own}`")] {
             assert!(told.contains(&part), "{part} is not in {told}");
         }

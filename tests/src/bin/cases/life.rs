@@ -68,9 +68,10 @@ fn taken_port() -> Result<()> {
         drop(listener);
         finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
         refused(&said, port)?;
-        let remedy = format!("remedy: stop it, for example with `kill {}`", std::process::id());
-        ensure!(said.stderr.contains(&remedy) && said.stderr.contains("cases"), "who has the port is not told: {}", said.stderr);
-        ensure!(!said.stderr.contains("--"), "an option that `up` does not have: {}", said.stderr);
+        ensure!(said.stderr.contains(&format!("process {} (", std::process::id())), "who has it is not told: {}", said.stderr);
+        let remedy = said.stderr.lines().find(|line| line.contains("remedy: ")).unwrap_or_default();
+        let kill = format!("`kill {}`", std::process::id());
+        ensure!(remedy.contains(&kill) && !remedy.contains("--"), "an option that `up` does not have: {}", said.stderr);
     }
     Ok(())
 }
