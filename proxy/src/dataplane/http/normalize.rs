@@ -14,6 +14,7 @@ use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE}
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
+use super::attempt::{HTTP_VERSION, UPGRADE_TOKEN};
 use super::guard::{HEADER_BYTES, HEADERS_MAX};
 use super::reject::{Limit, Reject};
 
@@ -216,6 +217,21 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Takes away from a request the headers that only sidecars may set.
+///
+/// # Errors
+/// Whoever sent it is no sidecar and set one that crosses a link: it would pass for the word of one.
+pub(crate) fn take_reserved(headers: &mut HeaderMap, link: bool) -> Result<(), Reject> {
+    // Usually there is none, and then nothing else is looked at.
+    if headers.keys().any(|name| name.as_str().starts_with(RESERVED)) {
+        if !link && let Some(name) = [HTTP_VERSION, UPGRADE_TOKEN].into_iter().find(|name| headers.contains_key(name)) {
+            return Err(Reject::ReservedHeader(name));
+        }
+        strip_reserved(headers, None);
+    }
+    Ok(())
 }
 
 /// Takes away the headers that only sidecars may set, but for `except`.

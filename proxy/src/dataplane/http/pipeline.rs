@@ -126,7 +126,7 @@ async fn line(
     record.target(&authority, &path);
     let (version, upgrade) = arrived(connection, &parts);
     normalize::strip_hop_by_hop(&mut parts.headers);
-    normalize::strip_reserved(&mut parts.headers, None);
+    normalize::take_reserved(&mut parts.headers, connection.link)?;
 
     // snapshot
     let snapshot = proxy.published.current();

@@ -23,6 +23,8 @@ use crate::telemetry::reason::Reason;
 pub(crate) enum Reject {
     /// Not HTTP that can be passed on, in one sentence.
     BadRequest(&'static str),
+    /// A header that only a sidecar may set.
+    ReservedHeader(HeaderName),
     /// The head is over a limit.
     TooLarge(Limit),
     /// The client sent no request in time.
@@ -108,6 +110,7 @@ impl Reject {
                 };
                 return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text: limit.text() };
             }
+            Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
             Self::PlaintextRefused(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::PlaintextRefused, Some(rule)),
             Self::TokenRefused(refused) if refused.reason == TOKEN_MISSING => {
@@ -143,6 +146,7 @@ impl Reject {
         // Writing to a string does not fail.
         let written = match self {
             Self::TokenRefused(refused) => write!(text, ": {}", refused.reason),
+            Self::ReservedHeader(name) => write!(text, ": {name}"),
             Self::NoRoute(service) | Self::NoEndpoint(service) => write!(text, ": {service}"),
             _nothing_more => Ok(()),
         };

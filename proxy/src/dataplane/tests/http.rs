@@ -286,6 +286,37 @@ async fn garbage_on_a_port_that_speaks_http_is_answered_400() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_but_a_sidecar_sets_what_crosses_a_link() {
+    let open = document("PeerAuthentication", "open", json!({ "mode": "Permissive" }));
+    let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1), open]);
+    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |request| {
+        assert!(!request.headers().keys().any(|name| name.as_str().starts_with("outrigger-")));
+        // An application's word about a refusal is none.
+        let mut answer = text("ok");
+        answer.headers_mut().insert("outrigger-reason", http::HeaderValue::from_static("connect_failed"));
+        answer.headers_mut().insert("outrigger-upgrade", http::HeaderValue::from_static("websocket"));
+        answer
+    });
+    for (proxy, outbound) in [(&web, true), (&api, false)] {
+        let open = || if outbound { world.connect(proxy, vip(1)) } else { world.connect_inbound(proxy, app_at(3)) };
+        for name in ["outrigger-http-version", "Outrigger-Upgrade"] {
+            let mut request = get("/");
+            request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), http::HeaderValue::from_static("2"));
+            let heard = ask(open(), request).await;
+            assert_eq!((heard.status, heard.reason()), (400, "reserved_header"), "{heard:?}");
+            assert!(heard.body.contains(&name.to_ascii_lowercase()), "{}", heard.body);
+        }
+        // Others of the prefix mean nothing and go no further, in either direction.
+        let mut request = get("/");
+        request.headers_mut().insert("outrigger-reason", http::HeaderValue::from_static("denied"));
+        let heard = ask(open(), request).await;
+        assert_eq!((heard.status, &*heard.body, heard.reason()), (200, "ok", ""), "{heard:?}");
+        assert!(!heard.headers.keys().any(|name| name.as_str().starts_with("outrigger-")), "{heard:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_websocket_passes_the_pair() {
     let world = pair();
     let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
