@@ -4,10 +4,11 @@
 //! that refuses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::compile::Own;
-use super::{Inbound, InboundPort, Plaintext, RoutePolicies, live, service};
+use super::{Inbound, InboundPort, InboundService, Plaintext, RoutePolicies, live, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::authorization_policy::AuthorizationPolicySpec;
@@ -80,7 +81,10 @@ pub(super) fn build(resources: &Resources, own: &Own, default: Choice, previous:
         service.metadata.namespace == workload.metadata.namespace && service.spec.selects(&workload.metadata.labels)
     });
     let mut services: BTreeMap<u16, Vec<(Named, &ServicePortSpec)>> = BTreeMap::new();
+    let mut addresses: BTreeMap<Named, Vec<IpAddr>> = BTreeMap::new();
     for object in selecting {
+        let written = object.spec.cluster_ips.iter().chain(&object.spec.cluster_ip);
+        addresses.insert(object.named(), written.filter_map(|address| address.parse().ok()).collect());
         for port in object.spec.ports.iter().filter(|port| port.is_tcp()) {
             if let Some(target) = service::target_port(port, &workload.spec) {
                 services.entry(target).or_default().push((object.named(), port));
@@ -103,6 +107,7 @@ pub(super) fn build(resources: &Resources, own: &Own, default: Choice, previous:
         });
         Arc::new(InboundPort {
             service: names.first().map(|name| (*name).clone()),
+            services: called(&names, &addresses),
             protocol: protocol_of(number, services, &workload.spec),
             plaintext: policies.plaintext(number, &names),
             policies: RoutePolicies {
@@ -120,6 +125,17 @@ pub(super) fn build(resources: &Resources, own: &Own, default: Choice, previous:
     let ports = ports.collect();
     let other = port(None, &[]);
     Some(Inbound { ports, other })
+}
+
+/// The services among which a request chooses; none where there is no choice.
+fn called(names: &[&Named], addresses: &BTreeMap<Named, Vec<IpAddr>>) -> Vec<InboundService> {
+    let distinct: BTreeSet<&Named> = names.iter().copied().collect();
+    if distinct.len() < 2 {
+        return Vec::new();
+    }
+    let service =
+        |name: &Named| InboundService { name: name.clone(), addresses: addresses.get(name).cloned().unwrap_or_default() };
+    distinct.into_iter().map(service).collect()
 }
 
 fn protocol_of(number: Option<u16>, services: &[(Named, &ServicePortSpec)], workload: &WorkloadSpec) -> super::AppProtocol {

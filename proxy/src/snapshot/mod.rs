@@ -80,11 +80,22 @@ pub(crate) struct Inbound {
 /// What applies to one port of the own workload.
 #[derive(Debug)]
 pub(crate) struct InboundPort {
-    /// The service by which the port is known, for metrics and logs.
+    /// The service by which the port is known, for metrics and logs: the first by name, where there are several.
     pub(crate) service: Option<Named>,
+    /// All of them, where there are several: a request says which one it is for. Only what is told depends on that. The
+    /// policies of all of them apply to every request, or naming another service would be a way around them.
+    pub(crate) services: Vec<InboundService>,
     pub(crate) protocol: AppProtocol,
     pub(crate) plaintext: Plaintext,
     pub(crate) policies: RoutePolicies,
+}
+
+/// A service that leads to a port of the own workload.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct InboundService {
+    pub(crate) name: Named,
+    /// By which it is called too.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// May a peer without mutual TLS reach the port?
@@ -225,6 +236,30 @@ impl Inbound {
     }
 }
 
+impl InboundPort {
+    /// The service that a request for `host` (lower case, without port) is for.
+    pub(crate) fn service_of(&self, host: &str) -> Option<&Named> {
+        let called = self.services.iter().find(|service| service.is_called(host));
+        called.map(|service| &service.name).or(self.service.as_ref())
+    }
+}
+
+impl InboundService {
+    /// Is it meant by this host: `NAME`, `NAME.NAMESPACE`, that with `.svc` and the cluster's domain, or an address?
+    fn is_called(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if let Some(rest) = host.strip_prefix(&*self.name.name) {
+            if rest.is_empty() {
+                return true;
+            }
+            let rest = rest.strip_prefix('.').and_then(|rest| rest.strip_prefix(&*self.name.namespace));
+            return rest.is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."));
+        }
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse::<IpAddr>();
+        address.is_ok_and(|address| self.addresses.contains(&address))
+    }
+}
+
 /// Is the rule for this host? A pattern that begins with `*.` is for every host below it (Gateway API Hostname).
 pub(crate) fn host_matches(hosts: &[Box<str>], host: &str) -> bool {
     hosts.is_empty()
@@ -250,6 +285,7 @@ impl Snapshot {
                 ports: BTreeMap::new(),
                 other: Arc::new(InboundPort {
                     service: None,
+                    services: Vec::new(),
                     protocol: AppProtocol::Detect,
                     plaintext: Plaintext::Refuse(refuse.clone()),
                     policies: RoutePolicies {

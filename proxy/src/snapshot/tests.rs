@@ -74,6 +74,42 @@ fn policies_meet_at_the_ports_of_the_own_workload() {
 }
 
 #[test]
+fn a_request_is_for_the_service_that_it_names() {
+    let service = |name: &str, last: u8| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: {name}}}\nspec: {{selector: {{app: web}}, \
+             clusterIP: 10.65.0.{last}, clusterIPs: [\"10.65.0.{last}\", \"fd65::{last}\"], ports: [{{port: 80, targetPort: 8080}}]}}\n"
+        )
+    };
+    let workload = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {namespace: shop, name: web-1, labels: {app: web}}\n\
+                    spec: {addresses: [10.64.0.5], serviceAccount: web, ports: [{name: http, port: 8080}]}\n";
+    let mut resources = Resources::default();
+    let said =
+        admit_all(&format!("{workload}{}{}{}", service("web", 1), service("web-v2", 2), service("edge", 3)), &mut resources);
+    assert_eq!(said, "");
+    let (snapshot, _) = compile(&resources, &own("shop/web-1"), &Snapshot::empty());
+    let port = snapshot.inbound.port(8080);
+    for (host, expected) in [
+        ("web", "shop/web"),
+        ("web-v2", "shop/web-v2"),
+        ("web.shop", "shop/web"),
+        ("web-v2.shop.svc", "shop/web-v2"),
+        ("web-v2.shop.svc.cluster.local", "shop/web-v2"),
+        ("web.shop.svc.cluster.local.", "shop/web"),
+        ("10.65.0.2", "shop/web-v2"),
+        ("[fd65::1]", "shop/web"),
+        // Who names none of them is booked to the first.
+        ("web.other", "shop/edge"),
+        ("web.shopping", "shop/edge"),
+        ("10.64.0.5", "shop/edge"),
+        ("", "shop/edge"),
+    ] {
+        assert_eq!(port.service_of(host).unwrap().to_string(), expected, "{host}");
+    }
+    assert_eq!(snapshot.inbound.port(1).service_of("web"), None);
+}
+
+#[test]
 fn an_unreadable_security_policy_closes_its_target() {
     golden("refused");
 }

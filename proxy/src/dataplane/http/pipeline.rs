@@ -399,7 +399,7 @@ fn route<'a>(
                 return Err(Reject::NoConfiguration);
             }
             let port = snapshot.inbound.port(connection.original.port());
-            record.ends.service.clone_from(&port.service);
+            record.ends.service = port.service_of(normalize::host(request.authority)).cloned();
             Ok(Chosen::Inbound(port))
         }
         Direction::Outbound => {

@@ -42,6 +42,27 @@ async fn a_request_goes_through_both_sidecars_and_shows_its_true_client() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_is_booked_to_the_service_that_it_names() {
+    let world =
+        World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1), service("api-old", "api", 2)]);
+    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |_| text("ok"));
+    for (last, host, count) in [(1, "api.shop", 3), (2, "api-old.shop.svc.cluster.local:80", 2)] {
+        for _ in 0..count {
+            let request = Request::get("/").header("host", host).body(Full::default()).unwrap();
+            assert_eq!(ask(world.connect(&web, vip(last)), request).await.status, 200);
+        }
+    }
+    let metrics = api.telemetry.metrics.render();
+    for (service, count) in [("shop/api", 3), ("shop/api-old", 2)] {
+        let wanted = format!("destination_service=\"{service}\"");
+        let booked = |line: &str| line.starts_with("outrigger_requests_total") && line.contains(&wanted);
+        let line = metrics.lines().find(|line| booked(line)).unwrap();
+        assert!(line.ends_with(&format!(" {count}")), "{line}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_to_one_endpoint_share_one_link() {
     let world = pair();
     let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
