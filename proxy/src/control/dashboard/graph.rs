@@ -173,7 +173,11 @@ pub(crate) fn graph<'a>(watched: impl Iterator<Item = &'a Watched>, now: Instant
                 destination_service: key.destination_service.clone(),
                 destination_identity: String::new(),
             };
-            let (source, destination) = names.any_ends(&flow, &own);
+            let (source, mut destination) = names.any_ends(&flow, &own);
+            // Only who was kept from leaving was about to leave.
+            if destination == EGRESS && key.reason != Reason::EgressDenied.as_str() {
+                UNKNOWN.clone_into(&mut destination);
+            }
             let (reason, rule) = (key.reason.clone(), key.rule.clone());
             let counted = refusals.entry(Refused { source, destination, outbound: key.outbound, reason, rule }).or_default();
             counted.rate += rate;
@@ -388,7 +392,12 @@ fn node(id: &str) -> Node {
     } else if let Some(text) = id.strip_prefix(WORKLOAD) {
         (NodeKind::Workload, text)
     } else {
-        (NodeKind::Outside, if id == EGRESS { "other addresses" } else { "unknown callers" })
+        let text = match id {
+            EGRESS => "other addresses",
+            UNKNOWN => "unknown destinations",
+            _outside => "unknown callers",
+        };
+        (NodeKind::Outside, text)
     };
     let (namespace, name) = text.split_once('/').unwrap_or(("", text));
     Node { id: id.to_owned(), kind, namespace: namespace.to_owned(), name: name.to_owned(), workloads: 0 }
@@ -431,6 +440,8 @@ const WORKLOAD: &str = "workload:";
 /// Callers without an identity. Apart from the place where calls leave the mesh: no path leads through both.
 const OUTSIDE: &str = "outside";
 const EGRESS: &str = "egress";
+/// Where calls were for of which only the address is known.
+const UNKNOWN: &str = "unknown";
 /// A sidecar that was not read for longer tells nothing any more.
 const NEWS_AT_MOST: Duration = Duration::from_secs(15);
 /// Refusals that the page shows.
@@ -508,6 +519,31 @@ mod tests {
         assert_eq!((refusal.rule.as_str(), refusal.rate), ("AuthorizationPolicy/shop/no-delete rules[0]", 2.0));
         assert_eq!(refusal.text, "An authorization rule denied, or none allowed.");
         assert_eq!((graph.edges[0].refused_rate, graph.edges[0].success), (2.0, Some(1.0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_without_a_service_is_egress_only_where_egress_was_refused() {
+        let refusal = |direction: &str, reason: &str| {
+            format!(
+                "outrigger_refusals_total{{direction=\"{direction}\",source_identity=\"\",destination_service=\"\",\
+                 protocol=\"http1\",reason=\"{reason}\",rule=\"\"}} 1\n"
+            )
+        };
+        let text =
+            refusal("outbound", "egress_denied") + &refusal("outbound", "own_port") + &refusal("inbound", "headers_too_large");
+        let all = [watched("shop/cart-1", &["shop/cart"], &[&text])];
+        let graph = graph(all.iter(), Instant::now());
+        let mut ends: Vec<_> =
+            graph.refusals.iter().map(|refusal| (&*refusal.reason, &*refusal.source, &*refusal.destination)).collect();
+        ends.sort_unstable();
+        assert_eq!(
+            ends,
+            [
+                ("egress_denied", "service:shop/cart", "egress"),
+                ("headers_too_large", "outside", "service:shop/cart"),
+                ("own_port", "service:shop/cart", "unknown"),
+            ]
+        );
     }
 
     #[tokio::test(start_paused = true)]
