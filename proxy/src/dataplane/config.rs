@@ -100,7 +100,7 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, update: Update) {
+    pub(super) fn take(&mut self, update: Update) {
         let Update { version, resources, removed, scopes, ack } = update;
         let mut rejections = Vec::new();
         for key in &removed {

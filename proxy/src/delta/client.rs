@@ -60,6 +60,13 @@ pub(crate) struct Rejection {
 pub(crate) struct AckHandle(pub(super) oneshot::Sender<Vec<Rejection>>);
 
 impl AckHandle {
+    /// An answer that a test hears.
+    #[cfg(test)]
+    pub(crate) fn heard() -> (Self, oneshot::Receiver<Vec<Rejection>>) {
+        let (answer, heard) = oneshot::channel();
+        (Self(answer), heard)
+    }
+
     /// The update is in force, but for `rejections`. To be called after publishing.
     pub(crate) fn accept(self, rejections: Vec<Rejection>) {
         // The stream's driver is gone only when the process ends; nobody is left to be told.

@@ -3,15 +3,23 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use super::world::{World, app_at, ask, get, pod, service, text, vip};
+use serde_json::{Value, json};
+
+use super::world::{World, app_at, ask, document, get, pod, service, text, vip};
 use crate::base::names::Named;
-use crate::dataplane::config::{Follower, load};
+use crate::dataplane::config::{Follower, Kept, load};
 use crate::dataplane::{Proxy, Window};
+use crate::delta::client::{AckHandle, Delivered, Rejection, Update};
+use crate::model::Resource;
 use crate::snapshot::compile::Own;
 
-fn follower(proxy: &Arc<Proxy>, kept: crate::dataplane::config::Kept, folder: &std::path::Path) -> Follower {
+fn follower(proxy: &Arc<Proxy>, kept: Kept, folder: &std::path::Path) -> Follower {
+    follower_of("web-1", proxy, kept, folder)
+}
+
+fn follower_of(name: &str, proxy: &Arc<Proxy>, kept: Kept, folder: &std::path::Path) -> Follower {
     let window = Window::new(proxy.identity.clone(), proxy.telemetry.clone());
-    let own = Own { workload: Named::new("shop", "web-1"), trust_domain: "cluster.local".parse().unwrap() };
+    let own = Own { workload: Named::new("shop", name), trust_domain: "cluster.local".parse().unwrap() };
     Follower::new(Arc::clone(proxy), window, own, kept, folder.to_owned())
 }
 
@@ -34,6 +42,84 @@ async fn a_sidecar_that_starts_without_a_control_plane_serves_from_what_was_kept
     drop(follower(&second, kept, folder.path()));
     let heard = ask(world.connect(&second, vip(1)), get("/")).await;
     assert_eq!((heard.status, &*heard.body), (200, "ok"));
+}
+
+/// A policy of `api` that keeps everybody from `/closed`, and how a change of it comes.
+fn gate(rules: Value) -> Value {
+    document(
+        "AuthorizationPolicy",
+        "gate",
+        json!({ "targetRefs": [{ "kind": "Service", "name": "api" }], "action": "DENY", "rules": rules }),
+    )
+}
+
+fn deliver(follower: &mut Follower, document: &Value) -> Vec<Rejection> {
+    let key = "AuthorizationPolicy/shop/gate".parse::<crate::model::ResourceKey>().unwrap();
+    let form = Resource::from_json(key.kind, document.to_string().as_bytes()).map(Arc::new);
+    let (ack, mut heard) = AckHandle::heard();
+    follower.take(Update {
+        version: "2".into(),
+        resources: vec![Delivered { key, version: "2".into(), body: form.map_err(|error| error.to_string()) }],
+        removed: Vec::new(),
+        scopes: Vec::new(),
+        ack,
+    });
+    heard.try_recv().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_security_policy_leaves_its_last_good_form_in_force_after_a_restart_too() {
+    let good = gate(json!([{ "to": [{ "paths": ["/closed*"] }] }]));
+    // One that cannot be read, and one that can and makes no sense.
+    for bad in [json!([{ "to": [{ "pahts": ["/other*"] }] }]), json!([{ "from": [{ "ipBlocks": ["no address"] }] }])] {
+        let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1), good.clone()]);
+        let web = world.sidecar("web", "web-1", 2);
+        world.app(app_at(3), |_| text("ok"));
+        let holds = async || {
+            let (closed, open) =
+                (ask(world.connect(&web, vip(1)), get("/closed")).await, ask(world.connect(&web, vip(1)), get("/other")).await);
+            assert_eq!((closed.status, closed.reason(), open.status), (403, "denied", 200));
+            assert!(closed.body.contains("AuthorizationPolicy/shop/gate rules[0]"), "{}", closed.body);
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let first = world.unconfigured("api", 3);
+        let mut following = follower_of("api-1", &first, world.kept(), folder.path());
+        holds().await;
+        let rejections = deliver(&mut following, &gate(bad));
+        assert_eq!(
+            rejections.iter().map(|rejection| rejection.key.to_string()).collect::<Vec<_>>(),
+            ["AuthorizationPolicy/shop/gate"]
+        );
+        holds().await;
+
+        let second = world.unconfigured("api", 3);
+        let kept = load(folder.path());
+        // What is held is the version before: the control plane hears of it and sends the newest again.
+        assert!(kept.versions.iter().any(|(key, version)| key.to_string().ends_with("/gate") && &**version == "1"));
+        drop(follower_of("api-1", &second, kept, folder.path()));
+        holds().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_security_policy_that_was_never_good_closes_its_target_after_a_restart_too() {
+    let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1)]);
+    let web = world.sidecar("web", "web-1", 2);
+    world.app(app_at(3), |_| text("ok"));
+    let closed = async || {
+        let heard = ask(world.connect(&web, vip(1)), get("/")).await;
+        assert_eq!((heard.status, heard.reason()), (403, "denied"));
+        assert!(heard.body.contains("AuthorizationPolicy/shop/gate (refused)"), "{}", heard.body);
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let first = world.unconfigured("api", 3);
+    let mut following = follower_of("api-1", &first, world.kept(), folder.path());
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    assert_eq!(deliver(&mut following, &gate(json!([{ "to": [{ "pahts": ["/other*"] }] }]))).len(), 1);
+    closed().await;
+    let second = world.unconfigured("api", 3);
+    drop(follower_of("api-1", &second, load(folder.path()), folder.path()));
+    closed().await;
 }
 
 #[test]

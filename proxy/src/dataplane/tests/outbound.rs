@@ -250,6 +250,37 @@ async fn the_limit_on_requests_answers_503() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_limit_on_waiting_requests_refuses_the_next_one_by_its_rule() {
+    let (world, web) = versions(&[document(
+        "TrafficPolicy",
+        "limit",
+        json!({
+            "targetRefs": [{ "kind": "Service", "name": "api" }],
+            "circuitBreaking": { "limits": { "maxPendingRequests": 2 } },
+        }),
+    )]);
+    world.slow(app_at(3), Duration::from_secs(3));
+    let begin = Instant::now();
+    let timed = async |wait: u64| {
+        sleep(Duration::from_millis(wait)).await;
+        let heard = ask(world.connect(&web, vip(1)), get("/")).await;
+        (heard, begin.elapsed().as_secs())
+    };
+    let ((first, at_first), (second, at_second), (third, at_third)) = tokio::join!(timed(0), timed(100), timed(200));
+    // Two wait for the connection; the third does not even wait.
+    assert_eq!((first.status, at_first, second.status, at_second), (200, 3, 200, 3));
+    assert_eq!((third.status, third.reason(), at_third), (503, "breaker_rejected", 0));
+    assert!(third.body.contains("TrafficPolicy/shop/limit circuitBreaking.limits"), "{}", third.body);
+    // Who no longer waits counts no more: there is a connection now.
+    for (heard, _) in [timed(0).await, timed(0).await, timed(0).await] {
+        assert_eq!(heard.status, 200);
+    }
+    let metrics = web.telemetry.metrics.render();
+    let told = |line: &str| line.starts_with("outrigger_refusals_total") && line.contains("TrafficPolicy/shop/limit");
+    assert!(metrics.lines().any(|line| told(line) && line.contains("breaker_rejected") && line.ends_with(" 1")), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unknown_address_of_the_mesh_is_never_dialled() {
     let (world, web) = versions(&[]);
     let begin = Instant::now();

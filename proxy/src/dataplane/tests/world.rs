@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -50,7 +51,8 @@ pub(super) struct Net {
     apps: Mutex<BTreeMap<SocketAddr, App>>,
     /// What was dialled between pods.
     dialled: Mutex<Vec<SocketAddr>>,
-    /// Bytes between pods, as the wire has them.
+    /// How long it takes to connect to a pod.
+    slow: Mutex<BTreeMap<SocketAddr, Duration>>,
     ports: AtomicU16,
 }
 
@@ -68,27 +70,27 @@ impl std::fmt::Debug for PodDial {
 
 impl Dial for PodDial {
     fn dial(&self, to: SocketAddr, client: Option<SocketAddr>) -> Dialling {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        if to.ip() != self.own {
-            self.net.dialled.lock().push(to);
+        let (own, net) = (self.own, Arc::clone(&self.net));
+        if to.ip() != own {
+            net.dialled.lock().push(to);
         }
-        let sidecar = self.net.sidecars.lock().get(&to.ip()).filter(|_| to.ip() != self.own).cloned();
-        let answer = match sidecar {
-            Some((proxy, drain)) => {
-                let port = 40_000 + self.net.ports.fetch_add(1, Ordering::Relaxed) % 20_000;
-                let peer = SocketAddr::new(self.own, port);
-                tokio::spawn(connection::inbound(proxy, Accepted { io: Box::new(far), peer, original: to, drain }));
-                Ok(Box::new(near) as BoxedIo)
+        let slow = net.slow.lock().get(&to).copied().filter(|_| to.ip() != own);
+        Box::pin(async move {
+            if let Some(slow) = slow {
+                tokio::time::sleep(slow).await;
             }
-            None => match self.net.apps.lock().get(&to).cloned() {
-                Some(app) => {
-                    app(far, client);
-                    Ok(Box::new(near) as BoxedIo)
-                }
-                None => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
-            },
-        };
-        Box::pin(std::future::ready(answer))
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let sidecar = net.sidecars.lock().get(&to.ip()).filter(|_| to.ip() != own).cloned();
+            if let Some((proxy, drain)) = sidecar {
+                let port = 40_000 + net.ports.fetch_add(1, Ordering::Relaxed) % 20_000;
+                let peer = SocketAddr::new(own, port);
+                tokio::spawn(connection::inbound(proxy, Accepted { io: Box::new(far), peer, original: to, drain }));
+                return Ok(Box::new(near) as BoxedIo);
+            }
+            let app = net.apps.lock().get(&to).cloned().ok_or(io::ErrorKind::ConnectionRefused)?;
+            app(far, client);
+            Ok(Box::new(near) as BoxedIo)
+        })
     }
 }
 
@@ -148,7 +150,7 @@ impl World {
     }
 
     /// Every sidecar stops; `false` if connections were left after `at_most`.
-    pub(super) async fn drain(self, at_most: std::time::Duration) -> bool {
+    pub(super) async fn drain(self, at_most: Duration) -> bool {
         let Self { net, drain, guard, .. } = self;
         drop(guard);
         let sidecars = std::mem::take(&mut *net.sidecars.lock());
@@ -239,6 +241,11 @@ impl World {
     /// An application that does what it likes with its connections.
     pub(super) fn raw_app(&self, at: SocketAddr, app: impl Fn(DuplexStream, Option<SocketAddr>) + Send + Sync + 'static) {
         self.net.apps.lock().insert(at, Arc::new(app));
+    }
+
+    /// Connecting to `at` takes that long.
+    pub(super) fn slow(&self, at: SocketAddr, long: Duration) {
+        self.net.slow.lock().insert(at, long);
     }
 
     /// What was dialled between pods so far.
