@@ -26,6 +26,7 @@ use super::authority::Nodes;
 use super::ca::Authority;
 use super::sessions::{Sessions, SidecarReport};
 use super::source::documents::documents;
+use super::source::file::place_of;
 use super::store::{self, Store};
 use super::token::Token;
 use super::world::{Change, Form, Origin};
@@ -248,6 +249,11 @@ fn standing(
 ) -> Value {
     let name = key.to_string();
     let problems: Vec<_> = problems.iter().filter(|wrong| wrong.problem.resource == name).collect();
+    // What is wrong with a form of it that is written elsewhere does not touch the one in force.
+    let refuses_this = |wrong: &&store::Wrong| {
+        let elsewhere = wrong.place.as_ref().zip(origin.as_ref()).is_some_and(|(place, origin)| !place.starts_with(origin));
+        wrong.problem.severity == Severity::Refuses && !elsewhere
+    };
     let refused_by: Vec<Value> = sidecars
         .iter()
         .flat_map(|sidecar| sidecar.refused.iter().map(move |refused| (sidecar, refused)))
@@ -257,7 +263,7 @@ fn standing(
         })
         .collect();
     json!({
-        "accepted": !problems.iter().any(|wrong| wrong.problem.severity == Severity::Refuses) && refused_by.is_empty(),
+        "accepted": !problems.iter().any(refuses_this) && refused_by.is_empty(),
         "origin": origin,
         "version": version,
         "problems": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
@@ -333,6 +339,13 @@ impl Api {
                 let Some(document) = found.document.filter(|_| found.good) else { continue };
                 let key = document.resource.key();
                 let place = format!("{}:{}", text.name, document.position(&FieldPath::root()));
+                if let Some(folder) = self.folder_of(&key) {
+                    let text =
+                        format!("{folder} holds this document, in a folder that is watched; applied, it would be shadowed");
+                    let remedy = "change it there, or give this one another name";
+                    answer.problems.push(Wrong::refusing(Some(key.to_string()), Some(place), text, remedy));
+                    continue;
+                }
                 if let Some((other, _)) = written.insert(key.clone(), (&text.name, document)) {
                     let text = format!("the document is written twice, also in {other}");
                     answer.problems.push(Wrong::refusing(Some(key.to_string()), Some(place), text, "keep one of them"));
@@ -381,6 +394,15 @@ impl Api {
         }
         answer.revision = self.store.apply(changes);
         answer
+    }
+
+    /// The place in a watched folder where this document is written, if it is.
+    fn folder_of(&self, key: &ResourceKey) -> Option<String> {
+        let path = self.store.world().origins(key).find_map(|origin| match origin {
+            Origin::File(path) => Some(path.clone()),
+            Origin::Applied(_) | Origin::Pod(_) => None,
+        })?;
+        Some(place_of(&path, key))
     }
 
     fn delete(&self, texts: &[Text]) -> Answer {
@@ -692,6 +714,54 @@ mod tests {
         tokio::task::yield_now().await;
         api.store.apply(vec![pod("web-1", ", terminating: true", record())]);
         timeout(Duration::from_secs(10), waiting).await.expect("the answer comes when nobody is missing").unwrap();
+    }
+
+    /// What a watched folder says of a file.
+    fn in_folder(api: &Api, path: &Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+        let changes = yaml::read(text).into_iter().map(|document| {
+            let resource = document.unwrap().resource;
+            Change::Put { key: resource.key(), form: Form::Read(Arc::new(resource)), origin: Origin::File(path.to_owned()) }
+        });
+        api.store.apply(changes.collect());
+    }
+
+    #[test]
+    fn a_document_of_a_watched_folder_is_not_applied_over() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let path = state.path().join("mesh.yaml");
+        in_folder(&api, &path, &format!("# the shop\n---\n{SERVICE}"));
+        let answer = api.apply(&texts(&SERVICE.replace("80", "81")));
+        assert!(answer.results.is_empty());
+        let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+        assert_eq!(problem.place.as_deref(), Some("web.yaml:1:1"));
+        let place = format!("{}:3:1", path.display());
+        assert!(problem.refuses && problem.text.starts_with(&place), "{problem:?}");
+        assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_folder_that_gains_what_was_applied_is_told_of_and_the_applied_form_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        api.apply(&texts(SERVICE));
+        let key: ResourceKey = "Service/shop/web".parse().unwrap();
+        let before = api.store.world().body(&key).unwrap().clone();
+        assert!(api.store.problems().is_empty());
+        let path = state.path().join("mesh.yaml");
+        in_folder(&api, &path, &SERVICE.replace("80", "81"));
+        let problems = api.store.problems();
+        let [wrong] = &*problems else { panic!("{problems:?}") };
+        assert_eq!(wrong.place, Some(format!("{}:1:1", path.display())));
+        let stored = api.stored(&key).display().to_string();
+        assert!(wrong.problem.severity == Severity::Refuses && wrong.problem.text.contains(&stored), "{wrong:?}");
+        assert_eq!(api.store.world().body(&key), Some(&before));
+        let origin = api.store.world().origin(&key).map(ToString::to_string);
+        assert_eq!(standing(&key, &before.version, origin, &problems, &[])["accepted"], true);
+        // Without the stored one, the folder's counts.
+        api.delete(&texts(SERVICE));
+        assert!(api.store.problems().is_empty() && api.store.world().body(&key) != Some(&before));
     }
 
     #[test]

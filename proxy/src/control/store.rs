@@ -14,8 +14,9 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::source::Told;
+use super::source::file::place_of;
 use super::world::{Change, Form, World};
-use crate::base::problems::Problem;
+use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
 use crate::model::Resource;
 use crate::model::address_book::{AddressBook, service_addresses};
@@ -75,6 +76,7 @@ impl Store {
         if let Err(error) = self.give_addresses(&mut changes) {
             error!(%error, path = %self.addresses.display(), "services cannot be given addresses");
         }
+        let some = !changes.is_empty();
         let (revision, changed) = {
             let mut world = self.world.write();
             let mut changed = 0;
@@ -93,6 +95,10 @@ impl Store {
             }
             info!(revision, changed, "the desired state changed");
             self.revision.send_replace(revision);
+        }
+        if some {
+            // A document that is not in force changes no revision, and may be wrong all the same.
+            self.problems.lock().0 = None;
             self.news.send_modify(|count| *count += 1);
         }
         revision
@@ -123,6 +129,16 @@ impl Store {
             all.extend(others.map(|problem| {
                 let origin = problem.resource.parse().ok().and_then(|key| world.origin(&key).map(ToString::to_string));
                 Wrong { place: origin, problem }
+            }));
+            all.extend(world.shadowed().map(|(key, first, other)| Wrong {
+                place: Some(place_of(other, key)),
+                problem: Problem {
+                    resource: key.to_string(),
+                    at: FieldPath::root(),
+                    text: format!("it is not in force: `outrigger apply` stored another form in {first}, which counts"),
+                    remedy: "take it out here, or `outrigger delete` the stored one; then this one counts".to_owned(),
+                    severity: Severity::Refuses,
+                },
             }));
             *found = (Some(world.revision()), all.into_iter().collect());
         }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -120,18 +120,39 @@ impl World {
         self.written.get(key)?.keys().next()
     }
 
+    /// All places where a resource is written, the one in force first.
+    pub(crate) fn origins(&self, key: &ResourceKey) -> impl Iterator<Item = &Origin> {
+        self.written.get(key).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Documents of folders that are not in force because `apply` stored them too: the key, where what counts is written,
+    /// and where the other one is.
+    pub(crate) fn shadowed(&self) -> impl Iterator<Item = (&ResourceKey, &Origin, &Path)> {
+        self.written.iter().filter(|(_, places)| places.len() > 1).flat_map(|(key, places)| {
+            let first = places.keys().next().filter(|first| matches!(first, Origin::Applied(_)));
+            first.into_iter().flat_map(move |first| {
+                places.keys().filter_map(move |other| match other {
+                    Origin::File(path) => Some((key, first, path.as_path())),
+                    Origin::Applied(_) | Origin::Pod(_) => None,
+                })
+            })
+        })
+    }
+
     /// Counts the changes.
     pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source.
+    /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source, what
+    /// `apply` overrides by [`World::shadowed`].
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = compile::check(&self.resources).into_vec();
         for (key, places) in &self.written {
             let mut origins = places.keys();
             if let Some(first) = origins.next() {
-                problems.extend(origins.map(|other| Problem {
+                let told = |other: &&Origin| !matches!((first, other), (Origin::Applied(_), Origin::File(_)));
+                problems.extend(origins.filter(told).map(|other| Problem {
                     resource: key.to_string(),
                     at: FieldPath::root(),
                     text: format!("{other} also writes it, and is not in force"),
@@ -323,14 +344,15 @@ mod tests {
         assert_eq!(put(&mut world, "10.65.0.2", &file), 0, "the same again is no change");
         assert_eq!(put(&mut world, "10.65.0.3", &applied), 1);
         assert_eq!(put(&mut world, "10.65.0.4", &file), 0, "who waits changes nothing");
-        assert_eq!(world.problems().len(), 1);
+        let shadowed: Vec<_> = world.shadowed().map(|(key, first, other)| (key.to_string(), first, other)).collect();
+        assert_eq!(shadowed, [("Service/shop/web".to_owned(), &applied, Path::new("b"))]);
         let (key, _) = service("10.65.0.2");
         assert_eq!(world.origin(&key), Some(&applied));
         assert_eq!(world.apply(Change::Remove { key: key.clone(), origin: applied }).len(), 1);
         let at = |world: &World, address: &str| world.at(address.parse().unwrap()).count();
         assert_eq!((at(&world, "10.65.0.3"), at(&world, "10.65.0.4")), (0, 1));
         world.apply(Change::Remove { key: key.clone(), origin: file });
-        assert!(world.body(&key).is_none() && world.problems().is_empty() && at(&world, "10.65.0.4") == 0);
+        assert!(world.body(&key).is_none() && world.shadowed().count() == 0 && at(&world, "10.65.0.4") == 0);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::control::world::{Change, Form, Origin};
 use crate::model::object::Object;
 use crate::model::pod_record::PodRecord;
-use crate::model::{Resource, ResourceKey};
+use crate::model::{Resource, ResourceKey, yaml};
 
 /// The largest file that is read.
 pub(crate) const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -112,6 +112,16 @@ pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<String> {
     }
     let bytes = std::fs::read(path)?;
     String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("it is no UTF-8 text: {error}")))
+}
+
+/// Where a document stands in a file, as `FILE:LINE:COLUMN`; the file alone where it cannot be found in it any more.
+pub(crate) fn place_of(path: &Path, key: &ResourceKey) -> String {
+    let text = read_at_most(path, FILE_BYTES_MAX).unwrap_or_default();
+    let position = yaml::read(&text).into_iter().find_map(|document| match document {
+        Ok(document) => (document.resource.key() == *key).then(|| document.position(&FieldPath::root())),
+        Err(fault) => (fault.key.as_ref() == Some(key)).then_some(fault.at),
+    });
+    position.map_or_else(|| path.display().to_string(), |position| format!("{}:{position}", path.display()))
 }
 
 /// The files of documents in a folder, or the file itself, by name.
