@@ -55,7 +55,9 @@ pub(crate) struct OpenConnection(IntGauge);
 /// What became of a copy of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ShadowOutcome {
+    /// With whatever status.
     Answered,
+    /// No answer came, or a refusal of the mesh.
     Failed,
     /// Not sent: the body was too large to copy, or too many copies were under way.
     Skipped,

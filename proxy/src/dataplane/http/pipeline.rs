@@ -461,13 +461,17 @@ fn cast_shadow(proxy: &Arc<Proxy>, service: &str, backend: Option<&Arc<Backend>>
             let body = if bytes.is_empty() { Body::Empty } else { Body::Full(bytes) };
             let tried = attempt(&owner, &head, body, Upstream::Service(&backend), &[], None, None).await;
             match tried.outcome {
-                Ok(sent) => match Limited::new(sent.response.into_body(), SHADOW_ANSWER_MAX).collect().await {
-                    Ok(_dropped) => {
-                        sent.lease.give_back();
-                        ShadowOutcome::Answered
+                Ok(sent) => {
+                    // The receiver's sidecar said it, and not its application.
+                    let refused = sent.response.headers().contains_key(&REASON);
+                    match Limited::new(sent.response.into_body(), SHADOW_ANSWER_MAX).collect().await {
+                        Ok(_dropped) => {
+                            sent.lease.give_back();
+                            if refused { ShadowOutcome::Failed } else { ShadowOutcome::Answered }
+                        }
+                        Err(_broken) => ShadowOutcome::Failed,
                     }
-                    Err(_broken) => ShadowOutcome::Failed,
-                },
+                }
                 Err(_failed) => ShadowOutcome::Failed,
             }
         };

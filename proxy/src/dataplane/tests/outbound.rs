@@ -203,6 +203,21 @@ async fn a_shadow_gets_copies_and_never_touches_the_caller() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_the_mesh_refused_is_not_counted_as_answered() {
+    let (world, web) = versions(&[route(json!([{
+        "filters": [{ "type": "RequestMirror", "requestMirror": { "backendRef": { "name": "v2", "port": 80 } } }],
+        "backendRefs": [{ "name": "v1", "port": 80 }],
+    }]))]);
+    // The shadow's application breaks off, so what answers is its sidecar.
+    world.raw_app(app_at(4), |stream, _| drop(stream));
+    let heard = ask(world.connect(&web, vip(1)), get("/")).await;
+    assert_eq!((heard.status, &*heard.body), (200, "v1"));
+    sleep(Duration::from_secs(60)).await;
+    let metrics = web.telemetry.metrics.render();
+    assert!(metrics.contains(r#"outcome="failed"} 1"#) && !metrics.contains(r#"outcome="answered""#), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_ends_in_504() {
     let (world, web) = versions(&[route(json!([{
         "timeouts": { "request": "2s" },
