@@ -126,6 +126,41 @@ async fn retries_hide_a_failing_endpoint_and_the_breaker_ejects_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time() {
+    let (world, web) = flaky(&[
+        route(json!([{ "retry": { "attempts": 3, "codes": [503] }, "backendRefs": [{ "name": "api", "port": 80 }] }])),
+        document(
+            "TrafficPolicy",
+            "api",
+            json!({
+                "targetRefs": [{ "kind": "Service", "name": "api" }],
+                "retryBudget": { "percent": 100, "minRetriesPerSecond": 100 },
+                "circuitBreaking": { "ejection": { "consecutiveFailures": 2, "baseEjection": "10s", "maxEjection": "35s" } },
+            }),
+        ),
+    ]);
+    let failed: Arc<parking_lot::Mutex<Vec<Instant>>> = Arc::default();
+    let noted = Arc::clone(&failed);
+    world.app(app_at(3), |_| text("good"));
+    world.app(app_at(4), move |_| {
+        noted.lock().push(Instant::now());
+        status(503)
+    });
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(150) {
+        let heard = ask(world.connect(&web, vip(1)), get("/")).await;
+        assert_eq!((heard.status, &*heard.body), (200, "good"), "{heard:?}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    // Twice in a row at first; then once each time that it is back, until the next request that is sent to it.
+    let gaps: Vec<u64> = failed.lock().windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
+    assert!(gaps.len() >= 5 && gaps[0] == 0, "{gaps:?}");
+    for (gap, least) in gaps[1..].iter().zip([10, 20, 30, 35, 35]) {
+        assert!((least..least + 3).contains(gap), "{gaps:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_that_cannot_be_reached_is_left_for_another_by_default() {
     let documents = [pod("web", "web-1", 2), pod("api", "api-1", 3), pod("api", "api-2", 4), service("api", "api", 1)];
     let world = World::new(&documents);
