@@ -97,7 +97,8 @@ fn tell(answer: &Answer) -> Result<(), Failure> {
     print(&lines.collect::<String>())
 }
 
-fn line(problem: &Wrong) -> String {
+/// A problem of a document as one line, with its place and its remedy.
+pub(super) fn line(problem: &Wrong) -> String {
     let parts = [problem.place.as_deref(), problem.resource.as_deref(), Some(problem.at.as_str())];
     let mut line: String =
         parts.into_iter().flatten().filter(|part| !part.is_empty()).fold(String::new(), |line, part| line + part + ": ");

@@ -1,16 +1,26 @@
 //! `outrigger status` and `outrigger proxies`: whether the mesh is well, and who has acknowledged what.
+//!
+//! Exit codes of `status`: 0 all is well, 1 something is not (each is told on a line of its own), 3 the control plane does
+//! not answer. Warnings of documents, and sidecars that are about to acknowledge, leave the mesh well.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::apply::line;
 use super::client::{self, ApiArgs};
 use super::table::{self, Output, day, moment};
 use super::{Failure, print};
+use crate::control::api::Wrong;
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger status -o json")]
+#[command(after_help = "Example:
+  outrigger status -o json
+
+Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a pod's sidecar or the
+node agent is not connected, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not
+answer. With -o json, `unwell` lists it.")]
 pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
@@ -31,9 +41,14 @@ pub(crate) struct ProxiesArgs {
 
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let answer = client::get(&args.api, "/api/status")?;
+    let mut answer = client::get(&args.api, "/api/status")?;
+    let unwell = unwell(&answer);
+    let code = if unwell.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
+    if let Some(whole) = answer.as_object_mut() {
+        whole.insert("unwell".to_owned(), unwell.clone().into());
+    }
     if written(args.output, &answer)? {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     let now = number(&answer, "/control/now");
     let mut text = String::new();
@@ -91,7 +106,12 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         print("\n")?;
         table::rows(&["NAMESPACE", "POD", "ADDRESSES", "ACCOUNT", "CONFIGURATION", "CERTIFICATE ENDS"], rows)?;
     }
-    Ok(ExitCode::SUCCESS)
+    let warnings = problems(&answer).into_iter().filter(|problem| !problem.refuses);
+    let told: Vec<String> = warnings.map(|problem| format!("warning: {}", line(&problem))).chain(unwell).collect();
+    if !told.is_empty() {
+        print(&format!("\n{}\n", told.join("\n")))?;
+    }
+    Ok(code)
 }
 
 /// Runs `outrigger proxies`.
@@ -148,6 +168,46 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
 /// How long after the control plane's start a sidecar may be on its way back: the longest pause between two attempts.
 const RECONNECT_SECONDS: u64 = 6;
 
+/// What is not well, each on a line.
+fn unwell(answer: &Value) -> Vec<String> {
+    let now = number(answer, "/control/now");
+    let mut lines: Vec<String> =
+        problems(answer).iter().filter(|problem| problem.refuses).map(|problem| format!("refused: {}", line(problem))).collect();
+    let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
+    let ended = |item: &Value| item.pointer("/certificateExpires").and_then(Value::as_u64).is_some_and(|ends| ends <= now);
+    let mut local = false;
+    for pod in list(answer, "/pods").iter().filter(|pod| is(pod, "/local") && is(pod, "/meshed")) {
+        local = true;
+        let name = format!("{}/{}", string(pod, "/namespace"), string(pod, "/name"));
+        if !is(pod, "/connected") && !is(pod, "/terminating") {
+            lines.push(format!("{name} is not connected: its sidecar keeps its last good configuration"));
+        }
+        if number(pod, "/refused") > 0 {
+            lines.push(format!("{name} refuses {} documents; `outrigger proxies` tells why", number(pod, "/refused")));
+        }
+        if ended(pod) {
+            lines.push(format!("the certificate of {name} has ended"));
+        }
+    }
+    let nodes = list(answer, "/nodes");
+    if local && nodes.is_empty() {
+        lines.push("no node agent is connected: no certificate is renewed, and no pod can enrol".to_owned());
+    }
+    for node in nodes.iter().filter(|node| ended(node)) {
+        lines.push(format!("the certificate of the node agent {} has ended", string(node, "/name")));
+    }
+    let root = number(answer, "/control/rootExpires");
+    if root < now + ROOT_NEAR_S {
+        lines.push(format!("the authority's root is good until {} only", day(root)));
+    }
+    lines
+}
+
+fn problems(answer: &Value) -> Vec<Wrong> {
+    let list = list(answer, "/problems/list").iter();
+    list.filter_map(|problem| serde_json::from_value(problem.clone()).ok()).collect()
+}
+
 fn written(output: Option<Output>, answer: &Value) -> Result<bool, Failure> {
     match output {
         Some(Output::Json) => table::json(answer)?,
@@ -167,4 +227,52 @@ fn number(item: &Value, pointer: &str) -> u64 {
 
 fn list<'a>(item: &'a Value, pointer: &str) -> &'a [Value] {
     item.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// How long before its end the authority's root is told of: 30 days.
+const ROOT_NEAR_S: u64 = 30 * 86_400;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer(change: impl FnOnce(&mut Value)) -> Vec<String> {
+        let mut answer = json!({
+            "control": { "now": 1_000_000, "revision": 4, "rootExpires": 100_000_000 },
+            "nodes": [{ "name": "vm", "certificateExpires": 1_003_000 }],
+            "problems": { "refuses": 0, "warns": 1, "list": [{ "resource": "HTTPRoute/shop/r", "place": "r.yaml:4:1", "at": "spec", "text": "no such Service", "remedy": "create it", "refuses": false }] },
+            "pods": [
+                { "namespace": "shop", "name": "web-1", "local": true, "meshed": true, "connected": true, "acknowledged": 3, "refused": 0, "certificateExpires": 1_000_600 },
+                { "namespace": "shop", "name": "out-1", "local": true, "meshed": false, "connected": false },
+                { "namespace": "shop", "name": "vm-1", "local": false, "meshed": true, "connected": false },
+                { "namespace": "shop", "name": "old-1", "local": true, "meshed": true, "connected": false, "terminating": true },
+            ],
+        });
+        change(&mut answer);
+        unwell(&answer)
+    }
+
+    #[test]
+    fn warnings_and_what_is_about_to_acknowledge_or_to_end_leave_the_mesh_well() {
+        assert_eq!(answer(|_| ()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_not_well_is_told_by_name() {
+        let one = |change: &dyn Fn(&mut Value), told: &str| assert_eq!(answer(|all| change(all)), [told]);
+        one(
+            &|all| all["problems"]["list"][0]["refuses"] = true.into(),
+            "refused: r.yaml:4:1: HTTPRoute/shop/r: spec: no such Service; create it",
+        );
+        one(
+            &|all| all["pods"][0]["connected"] = false.into(),
+            "shop/web-1 is not connected: its sidecar keeps its last good configuration",
+        );
+        one(&|all| all["pods"][0]["refused"] = 2.into(), "shop/web-1 refuses 2 documents; `outrigger proxies` tells why");
+        one(&|all| all["pods"][0]["certificateExpires"] = 999_999.into(), "the certificate of shop/web-1 has ended");
+        one(&|all| all["nodes"] = json!([]), "no node agent is connected: no certificate is renewed, and no pod can enrol");
+        one(&|all| all["control"]["rootExpires"] = 1_000_100.into(), "the authority's root is good until 1970-01-12 only");
+    }
 }

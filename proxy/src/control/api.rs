@@ -554,7 +554,11 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
         },
         "nodes": api.nodes.reports(),
         "resources": kinds,
-        "problems": { "refuses": count(Severity::Refuses), "warns": count(Severity::Warns) },
+        "problems": {
+            "refuses": count(Severity::Refuses),
+            "warns": count(Severity::Warns),
+            "list": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
+        },
         "pods": pods,
     }))
     .into_response()
