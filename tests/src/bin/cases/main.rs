@@ -14,6 +14,7 @@ mod faults;
 mod life;
 mod observability;
 mod policies;
+mod strangers;
 mod third_party;
 mod tools;
 mod world;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     enrolment::run(&mut runner);
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
+    strangers::run(&mut runner);
     policies::run(&mut runner);
     observability::run(&mut runner);
     tools::run(&mut runner);
