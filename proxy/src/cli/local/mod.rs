@@ -77,7 +77,11 @@ pub(crate) struct DownArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger run web-1 -n shop --label app=web --port http:8080 -- python3 -m http.server 8080")]
+#[command(after_help = "Example:
+  outrigger run web-1 -n shop --label app=web --port http:8080 -- python3 -m http.server 8080
+
+A local pod reaches the other pods, the services of the mesh and this machine, but not the internet: nothing translates its
+address, and only names of the mesh resolve (docs/operations.md).")]
 pub(crate) struct RunArgs {
     /// The pod's name
     pub(crate) name: String,
