@@ -33,6 +33,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "retries_hide_a_failing_endpoint_and_the_breaker_ejects_it", run: |world, _| retries(world) },
             Case { name: "a_deadline_ends_a_slow_request", run: |world, _| deadline(world) },
             Case { name: "a_shadow_gets_copies_and_the_caller_is_untouched", run: |world, _| shadow(world) },
+            Case { name: "a_shadow_that_is_slow_or_silent_costs_the_caller_no_time", run: |world, _| slow_shadow(world) },
             Case { name: "a_rate_limit_refuses_what_is_too_much", run: |world, _| rate_limit(world) },
             Case { name: "a_fault_meets_callers", run: |world, _| fault(world) },
             Case { name: "what_listens_on_loopback_only_stays_unreachable", run: |world, _| loopback(world) },
@@ -352,6 +353,72 @@ fn shadow(world: &World) -> Result<()> {
         expect(&caller, &["http://web/copied"], 200)?;
     }
     Ok(())
+}
+
+/// How long the slow shadow takes.
+const SHADOW_DELAY: Duration = Duration::from_secs(2);
+
+fn slow_shadow(world: &World) -> Result<()> {
+    let (caller, _web) = pair(world, "lagging")?;
+    let server = |name: &str, answer: &str| -> Result<Pod> {
+        let code = format!(
+            "import http.server, time\nclass H(http.server.BaseHTTPRequestHandler):\n  def do_GET(self):\n    {answer}\n    self.send_response(200)\n    self.send_header('content-length', '0')\n    self.end_headers()\nhttp.server.ThreadingHTTPServer(('', 8080), H).serve_forever()"
+        );
+        let pod = world.mesh.pod(&format!("lagging/{name}")).label("app", name).run(["python3", "-c", &code])?;
+        pod.wait_listening(8080)?;
+        Ok(pod)
+    };
+    let _slow = server("slow", &format!("time.sleep({})", SHADOW_DELAY.as_secs()))?;
+    let silent = server("silent", "time.sleep(1000)")?;
+    let median = || -> Result<f64> {
+        let urls = "http://web/[1-21]";
+        let said = caller
+            .exec(["curl", "-sS", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code} %{time_total}\n", urls])?
+            .ok()?;
+        let mut times = Vec::new();
+        for line in said.lines() {
+            let (status, time) = line.split_once(' ').context("no time")?;
+            ensure!(status == "200", "the caller was answered with {status}");
+            times.push(time.parse::<f64>()?);
+        }
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied().context("no request")
+    };
+    let before = median()?;
+    let to = |name: &str| format!("{{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: {name}, port: 80 }} }} }}");
+    world.mesh.apply(
+        &(service("lagging", "slow", 80, 8080)
+            + &service("lagging", "silent", 80, 8080)
+            + &service_of("lagging", "behind", "web", 80, 8080)
+            + &route(
+                "lagging",
+                "copy",
+                "web",
+                &format!("[{{ filters: [{}, {}], backendRefs: [{{ name: behind, port: 80 }}] }}]", to("slow"), to("silent")),
+            )),
+    )?;
+    let copied = |name: &str, outcome: &str| {
+        let parts = [format!("\"lagging/{name}\""), format!("outcome=\"{outcome}\"")];
+        metric(&caller, "outrigger_shadow_requests_total", &[&parts[0], &parts[1]])
+    };
+    let after = median()?;
+    ensure!(
+        after < (before * 10.0).max(SHADOW_DELAY.as_secs_f64() / 10.0),
+        "a request took {after} s with the shadows and {before} s without"
+    );
+    wait_for("the slow shadow's answers", PATIENCE, || {
+        let answered = copied("slow", "answered")?;
+        ensure!(answered >= 21.0, "{answered} of 21 copies were answered");
+        Ok(())
+    })?;
+    let so_far = copied("silent", "answered")? + copied("silent", "failed")?;
+    ensure!(so_far == 0.0, "{so_far} copies have an outcome, though their receiver never answers");
+    silent.stop()?;
+    wait_for("the end of the silent shadow's copies", PATIENCE, || {
+        let failed = copied("silent", "failed")?;
+        ensure!(failed >= 21.0, "{failed} of 21 copies failed");
+        Ok(())
+    })
 }
 
 fn rate_limit(world: &World) -> Result<()> {
