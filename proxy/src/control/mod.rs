@@ -176,6 +176,7 @@ impl Control {
             folders: config.resources.clone(),
             applied: config.state.join(STORED),
             pods: config.state.join(PODS),
+            kept: config.state.join(KEPT),
         };
         tasks.spawn(source::file::watch(watched, batches, stop.clone()));
         tokio::select! {
@@ -386,6 +387,9 @@ pub(crate) const API_TOKEN: &str = "api-token";
 
 /// The folder of local pods' records.
 const PODS: &str = "pods";
+
+/// The folder of the last good forms of what people keep in watched folders.
+const KEPT: &str = "last-good";
 
 /// Batches of the folders that wait to be taken.
 const BATCHES: usize = 4;

@@ -2,7 +2,7 @@
 //!
 //! A change is noticed by the kernel's notifications, and at the latest by a slow look at everything, because a
 //! notification can be lost. What was good stays in force: a document that turned bad keeps its last good form, a file that
-//! cannot be read and a folder that is gone keep all of theirs. Only a file that is gone from a folder that is there takes
+//! cannot be read and a folder that is gone keep all of theirs, across a restart as well (`kept.rs`). Only a file that is gone from a folder that is there takes
 //! its documents with it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::documents::{Found, documents};
+use super::kept::{self, Forms};
 use super::{Batch, Told};
 use crate::base::drain::DrainGuard;
 use crate::base::problems::{FieldPath, Problem, Severity};
@@ -47,6 +48,8 @@ pub(crate) struct Watched {
     pub(crate) applied: PathBuf,
     /// Where the records of local pods are.
     pub(crate) pods: PathBuf,
+    /// Where the last good forms of what people keep are remembered across a restart.
+    pub(crate) kept: PathBuf,
 }
 
 /// Watches until `stop` says so or nobody listens any more. The first batch holds everything and comes at once.
@@ -176,6 +179,10 @@ struct Folder {
     trouble: Option<Told>,
     /// Does the system tell of its changes?
     subscribed: bool,
+    /// Where last good forms are remembered.
+    kept: PathBuf,
+    /// What an earlier process remembered of its files, until the first look.
+    earlier: BTreeMap<PathBuf, Forms>,
 }
 
 /// One file, as it was seen last.
@@ -193,7 +200,13 @@ struct Folders(Vec<Folder>);
 
 impl Folders {
     fn new(watched: Watched) -> Self {
-        let folder = |kind, path| Folder { kind, path, files: BTreeMap::new(), trouble: None, subscribed: false };
+        let mut earlier = kept::read(&watched.kept);
+        let mut folder = |kind, path: PathBuf| {
+            let own = |file: &PathBuf| kind == Kind::Documents && file.starts_with(&path);
+            let earlier = earlier.extract_if(.., |file, _| own(file)).collect();
+            let (files, kept) = (BTreeMap::new(), watched.kept.clone());
+            Folder { kind, path, files, trouble: None, subscribed: false, kept, earlier }
+        };
         let mut all = vec![folder(Kind::Applied, watched.applied)];
         all.extend(watched.folders.into_iter().map(|path| folder(Kind::Documents, path)));
         all.push(folder(Kind::Pods, watched.pods));
@@ -238,6 +251,12 @@ impl Folder {
                 return;
             }
             Err(error) => {
+                // Gone since before this process: as if it had been seen.
+                for (path, forms) in std::mem::take(&mut self.earlier) {
+                    let origin = self.origin(&path);
+                    changes.extend(put(&forms, &origin));
+                    self.files.insert(path, Seen { forms, ..Seen::default() });
+                }
                 let remedy = if self.files.is_empty() { "make it" } else { "bring it back; its documents stay in force" };
                 self.trouble = Some(trouble(&self.path, format!("the folder cannot be read: {error}"), remedy));
                 return;
@@ -245,23 +264,35 @@ impl Folder {
         };
         self.trouble = None;
         let gone: Vec<PathBuf> = self.files.keys().filter(|path| !found.contains(*path)).cloned().collect();
+        let mut earlier = std::mem::take(&mut self.earlier);
+        for path in earlier.keys().filter(|path| !found.contains(*path)) {
+            self.keep(path, &Forms::new());
+        }
         for path in gone {
             let seen = self.files.remove(&path).unwrap_or_default();
+            self.keep(&path, &Forms::new());
             let origin = self.origin(&path);
             changes.extend(seen.forms.into_keys().map(|key| Change::Remove { key, origin: origin.clone() }));
         }
         for path in found {
             let mut seen = self.files.remove(&path).unwrap_or_default();
+            let earlier = earlier.remove(&path).unwrap_or_default();
             let bytes_max = if self.kind == Kind::Pods { KEYS_BYTES_MAX } else { FILE_BYTES_MAX };
             match read_at_most(&path, bytes_max) {
                 Err(error) => {
                     seen.told =
                         vec![trouble(&path, format!("the file cannot be read: {error}"), "make it readable, or remove it")];
                     seen.text = None;
+                    changes.extend(put(&earlier, &self.origin(&path)));
+                    seen.forms.extend(earlier);
                 }
                 Ok(text) if seen.text.as_ref() == Some(&text) => {}
                 Ok(text) => {
-                    let (forms, told) = self.read(&path, &text, &seen.forms);
+                    let before = if earlier.is_empty() { &seen.forms } else { &earlier };
+                    let (forms, told) = self.read(&path, &text, before);
+                    if forms != *before {
+                        self.keep(&path, &forms);
+                    }
                     let origin = self.origin(&path);
                     for key in seen.forms.keys().filter(|key| !forms.contains_key(key)) {
                         changes.push(Change::Remove { key: key.clone(), origin: origin.clone() });
@@ -315,6 +346,17 @@ impl Folder {
         (forms, all_told)
     }
 
+    /// Remembers what is good of a file's documents.
+    fn keep(&self, path: &Path, forms: &Forms) {
+        if self.kind != Kind::Documents {
+            return;
+        }
+        let good = forms.iter().filter(|(_, form)| is_good(form)).map(|(key, form)| (key.clone(), form.clone())).collect();
+        if let Err(error) = kept::write(&self.kept, path, &good) {
+            warn!(%error, path = %path.display(), "last good documents cannot be remembered");
+        }
+    }
+
     fn origin(&self, path: &Path) -> Origin {
         let path = path.to_owned();
         match self.kind {
@@ -323,6 +365,10 @@ impl Folder {
             Kind::Pods => Origin::Pod(path),
         }
     }
+}
+
+fn put(forms: &Forms, origin: &Origin) -> impl Iterator<Item = Change> {
+    forms.iter().map(|(key, form)| Change::Put { key: key.clone(), form: form.clone(), origin: origin.clone() })
 }
 
 /// Was this form good when it was taken?
@@ -364,8 +410,18 @@ mod tests {
             for name in ["mesh", "resources", "pods"] {
                 fs::create_dir(at(name)).unwrap();
             }
-            let folders = Folders::new(Watched { folders: vec![at("mesh")], applied: at("resources"), pods: at("pods") });
+            let folders = Self::folders(&root);
             Self { root, folders }
+        }
+
+        fn folders(root: &TempDir) -> Folders {
+            let at = |name: &str| root.path().join(name);
+            Folders::new(Watched { folders: vec![at("mesh")], applied: at("resources"), pods: at("pods"), kept: at("kept") })
+        }
+
+        /// Another process looks at the same folders.
+        fn restart(&mut self) {
+            self.folders = Self::folders(&self.root);
         }
 
         fn write(&self, name: &str, text: &str) {
@@ -462,6 +518,59 @@ mod tests {
     }
 
     #[test]
+    fn a_bad_document_keeps_its_last_good_form_across_a_restart() {
+        let mut place = Place::new();
+        place.write("mesh/web.yaml", &format!("{WEB}---\n{DENY}"));
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+        "#]]);
+        place.write("mesh/web.yaml", &format!("{}---\n{DENY}", WEB.replace("port: 80", "port: 0")));
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+            mesh/web.yaml:4:17: Service/shop/web: spec.ports[0].port: 0 is not a port
+        "#]]);
+        // The same again for who starts after that.
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+            mesh/web.yaml:4:17: Service/shop/web: spec.ports[0].port: 0 is not a port
+        "#]]);
+        // Neither a file nor a folder that cannot be read loses what was good.
+        fs::remove_file(place.root.path().join("mesh/web.yaml")).unwrap();
+        fs::write(place.root.path().join("mesh/web.yaml"), [0xff]).unwrap();
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+            mesh/web.yaml: the file cannot be read: it is no UTF-8 text: invalid utf-8 sequence of 1 bytes from index 0
+        "#]]);
+        fs::rename(place.root.path().join("mesh"), place.root.path().join("away")).unwrap();
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+            mesh: the folder cannot be read: No such file or directory (os error 2)
+        "#]]);
+        // What is gone from a folder that is there is gone.
+        fs::create_dir(place.root.path().join("mesh")).unwrap();
+        place.look(expect![[r#"
+            remove Service/shop/web
+            remove AuthorizationPolicy/shop/no
+        "#]]);
+        place.restart();
+        place.look(expect![[""]]);
+        place.write("mesh/web.yaml", &WEB.replace("port: 80", "port: 0"));
+        place.restart();
+        place.look(expect![[r#"
+            mesh/web.yaml:4:17: Service/shop/web: spec.ports[0].port: 0 is not a port
+        "#]]);
+    }
+
+    #[test]
     fn key_files_are_taken_in_and_followed() {
         let mut place = Place::new();
         let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {name: t, namespace: shop}\nspec:\n  providers:\n  - {issuer: i, audiences: [a], jwksFile: keys.json}\n";
@@ -505,7 +614,7 @@ mod tests {
     async fn an_edit_is_noticed() {
         let Place { root, .. } = Place::new();
         let at = |name: &str| root.path().join(name);
-        let watched = Watched { folders: vec![at("mesh")], applied: at("resources"), pods: at("pods") };
+        let watched = Watched { folders: vec![at("mesh")], applied: at("resources"), pods: at("pods"), kept: at("kept") };
         let (sender, mut batches) = mpsc::channel(4);
         let (_drain, guard) = Drain::new();
         let watching = tokio::spawn(watch(watched, sender, guard));

@@ -4,6 +4,7 @@
 
 pub(crate) mod documents;
 pub(crate) mod file;
+mod kept;
 
 use std::fmt;
 use std::path::PathBuf;
