@@ -16,12 +16,12 @@ use e2e::programs;
 use serde_json::{Value, json};
 
 use crate::setup::{self, step};
-use crate::{Stop, peers, shell};
+use crate::{Stop, limits, peers, shell};
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Wish {
-    /// Only these works: hop-h1-64, hop-h1-1, pair-h1-64, pair-h1-1
+    /// Only these works: hop-h1-64, hop-h1-1, pair-h1-64, pair-h1-1; or, by themselves, those with a limit: idle, start
     #[arg(long, value_name = "WORK,...", value_delimiter = ',')]
     only: Vec<String>,
     /// How often each candidate has its turn
@@ -86,6 +86,14 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
         return Err(
             Stop::Missing("the benchmark makes network namespaces and loads kernel programs: run as root".to_owned()).into()
         );
+    }
+    if limits::are_wanted(&wish.only) {
+        let (results, verdict) = limits::run(root, &wish.only, wish.rounds)?;
+        if let Some(file) = &wish.json {
+            std::fs::write(file, serde_json::to_string_pretty(&results)?)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        return verdict;
     }
     let works: Vec<&Work> =
         WORKS.iter().filter(|work| wish.only.is_empty() || wish.only.iter().any(|name| name == work.name)).collect();

@@ -15,6 +15,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod generate;
+mod limits;
 mod lint;
 mod peers;
 mod setup;
@@ -43,7 +44,8 @@ enum Command {
     },
     /// The measurements of the performance table, side by side with the peers
     ///
-    /// A missing peer ends the run with exit code 3. Example: cargo xtask bench --only pair-h1-64 --rounds 5
+    /// A missing peer ends the run with exit code 3, a result beyond its limit (idle, start) with 1.
+    /// Example: cargo xtask bench --only pair-h1-64 --rounds 5
     Bench(bench::Wish),
     /// Every test that this machine can run: tidy, unit, kernel, end to end
     ///
