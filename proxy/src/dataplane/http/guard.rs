@@ -230,9 +230,7 @@ impl Clock {
     /// what is looked at.
     pub(crate) fn poll_late(&mut self, turn: &Turn, cx: &mut Context<'_>) -> Poll<Late> {
         let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed));
-        if seen != self.seen {
-            (self.seen, self.since) = (seen, Instant::now());
-        }
+        let changed = std::mem::replace(&mut self.seen, seen) != seen;
         let (limit, late) = match seen {
             (Phase::Head, _) => (HEAD_MAX, Late::Head),
             (Phase::Idle, 0) => (HEAD_MAX, Late::Idle),
@@ -240,6 +238,9 @@ impl Clock {
             // Whoever answers has deadlines of its own.
             (Phase::Busy | Phase::Ending | Phase::Tunnel, _) => return Poll::Pending,
         };
+        if changed {
+            self.since = Instant::now();
+        }
         let end = self.since + limit;
         if end < self.timer.deadline() {
             self.timer.as_mut().reset(end);
