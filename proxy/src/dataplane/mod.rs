@@ -282,11 +282,12 @@ impl Sidecar {
             },
             &mut owned,
         );
+        let dial = TcpDial::new(telemetry.metrics.clients_undeclared.clone());
         let proxy = Arc::new(Proxy::new(
             identity,
             window.published.clone(),
             telemetry,
-            Arc::new(TcpDial::default()),
+            Arc::new(dial),
             clock,
             settings.seed,
             Demand::Control(client.clone()),

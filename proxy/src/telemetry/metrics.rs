@@ -42,6 +42,8 @@ pub(crate) struct Metrics {
     control_connected: IntGauge,
     /// Access-log lines that found the buffer full.
     pub(crate) access_log_dropped: IntCounter,
+    /// Connections to the own application without their true client.
+    pub(crate) clients_undeclared: IntCounter,
     /// Spans that found the queue full, or that the collector did not take.
     pub(crate) spans_dropped: IntCounter,
     /// Spans that the collector took.
@@ -192,6 +194,11 @@ impl Metrics {
                 &["verdict"],
             )?,
             certificate_expiry,
+            clients_undeclared: counter(
+                r,
+                "outrigger_clients_undeclared_total",
+                "Connections to the own application that show it the sidecar as the client, because capture is not there.",
+            )?,
             config_generation: gauge(r, "outrigger_config_generation", "Configurations that this process put into force.")?,
             config_info: gauges(
                 r,

@@ -1,9 +1,9 @@
 //! Watched folders: documents that people write, documents that `apply` stored, records of local pods.
 //!
 //! A change is noticed by the kernel's notifications, and at the latest by a slow look at everything, because a
-//! notification can be lost. What was good stays in force: a document that turned bad keeps its last good form, a file that
-//! cannot be read and a folder that is gone keep all of theirs, across a restart as well (`kept.rs`). Only a file that is gone from a folder that is there takes
-//! its documents with it.
+//! notification can be lost. What was good stays in force, across a restart as well (`kept.rs`): a document that turned bad
+//! keeps its last good form, a file that cannot be read and a folder that is gone keep all of theirs. Only a file that is
+//! gone from a folder that is there takes its documents with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

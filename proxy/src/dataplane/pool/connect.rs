@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
@@ -69,15 +70,24 @@ pub(crate) enum ConnectError {
 }
 
 /// Dials TCP.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct TcpDial {
     /// It was said that capture is missing.
     warned: Arc<AtomicBool>,
+    /// How often it was.
+    undeclared: IntCounter,
+}
+
+impl TcpDial {
+    /// `undeclared` counts connections to the own application that were opened without their true client.
+    pub(crate) fn new(undeclared: IntCounter) -> Self {
+        Self { warned: Arc::default(), undeclared }
+    }
 }
 
 impl Dial for TcpDial {
     fn dial(&self, to: SocketAddr, client: Option<SocketAddr>) -> Dialling {
-        let warned = Arc::clone(&self.warned);
+        let (warned, undeclared) = (Arc::clone(&self.warned), self.undeclared.clone());
         Box::pin(async move {
             let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_nodelay(true)?;
@@ -88,7 +98,8 @@ impl Dial for TcpDial {
                 if error.raw_os_error() != Some(libc::ENOPROTOOPT) {
                     return Err(error);
                 }
-                // The application still gets its request; it only sees the sidecar as the client. Said once.
+                // The application still gets its request; it only sees the sidecar as the client. Said once, counted always.
+                undeclared.inc();
                 if !warned.swap(true, Ordering::Relaxed) {
                     warn!(%error, "the application cannot be shown its true clients: capture does not answer");
                 }
@@ -146,5 +157,22 @@ pub(crate) async fn plain(
         Ok(Ok(io)) => Ok(io),
         Ok(Err(source)) => Err(ConnectError::Failed { to, source }),
         Err(_elapsed) => Err(ConnectError::Timeout(to)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dial_without_capture_is_made_and_counted() {
+        let app = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let undeclared = IntCounter::new("undeclared", "undeclared").unwrap();
+        let dial = TcpDial::new(undeclared.clone());
+        let to = app.local_addr().unwrap();
+        for (client, expected) in [(None, 0), (Some("192.0.2.1:80".parse().unwrap()), 1)] {
+            dial.dial(to, client).await.unwrap();
+            assert_eq!(undeclared.get(), expected, "{client:?}");
+        }
     }
 }
