@@ -167,8 +167,13 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
         Some(b' ') if (1..=METHOD_MAX).contains(&token) => {}
         _not_a_method => return Some(Sniffed::Opaque),
     }
+    // A control byte does not belong into a request line, whether its end was read or not.
+    let line_end = line.iter().position(|byte| *byte == b'\n');
+    if line.get(..line_end.unwrap_or(line.len())).is_none_or(|line| line.iter().any(|byte| *byte < b' ' && *byte != b'\r')) {
+        return Some(Sniffed::Opaque);
+    }
     let known = method_of(bytes).is_some_and(|(method, _)| METHODS.contains(&method));
-    match line.iter().position(|byte| *byte == b'\n') {
+    match line_end {
         Some(end) => {
             let line = line.get(..end).unwrap_or_default();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -177,8 +182,6 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
                 version.is_some_and(|version| version.starts_with(VERSION) && version.last().is_some_and(u8::is_ascii_digit));
             Some(if http { Sniffed::Http1 } else { Sniffed::Opaque })
         }
-        // A control byte does not belong into a request line.
-        None if line.iter().any(|byte| *byte < b' ' && *byte != b'\r') => Some(Sniffed::Opaque),
         // A target longer than what is read here, of a method that only HTTP has.
         None if bytes.len() >= BYTES_MAX => Some(if known { Sniffed::Http1 } else { Sniffed::Opaque }),
         None => None,
@@ -237,6 +240,7 @@ mod tests {
             b"SSH-2.0-OpenSSH_9.2\r\n",
             b"\xff\xfe\xfd",
             b"GET key\r\n",
+            b"* \x03 HTTP/1.0\r\n",
         ] {
             check(bytes, Some(Sniffed::Opaque), Sniffed::Opaque);
         }
