@@ -6,7 +6,7 @@
 //! otherwise than it is written - an escape for a separator or an end (`%2F`, `%5C`, `%00`), a backslash, an empty segment
 //! (`//`, which many servers collapse), a parameter (`;`, which servlet containers cut off) - stays as it is and marks the
 //! path as ambiguous: where an authorization policy decides about paths, such a one is refused, for nobody can know which
-//! path the application will see.
+//! path the application will see. So it is with a `%` that begins no escape, and of such a path nothing at all is changed.
 
 use std::borrow::Cow;
 
@@ -109,11 +109,13 @@ pub(crate) fn normal_path(path: &str) -> (Cow<'_, str>, bool) {
     if !suspicious && path.starts_with('/') {
         return (Cow::Borrowed(path), otherwise);
     }
-    let (decoded, ambiguous) = decode_unreserved(path);
+    let Some((decoded, ambiguous)) = decode_unreserved(path) else { return (Cow::Borrowed(path), true) };
     (Cow::Owned(without_dots(&decoded)), ambiguous || otherwise)
 }
 
-fn decode_unreserved(path: &str) -> (String, bool) {
+/// `None`: there is a `%` that begins no escape. Nobody can say what a server makes of it, and to decode what stands beside it
+/// could make an escape of it (`%%341`), so such a path is left as it is.
+fn decode_unreserved(path: &str) -> Option<(String, bool)> {
     let mut out = Vec::with_capacity(path.len());
     let mut ambiguous = false;
     let mut bytes = path.bytes();
@@ -124,12 +126,7 @@ fn decode_unreserved(path: &str) -> (String, bool) {
             continue;
         }
         let mut ahead = bytes.clone();
-        let (Some(high), Some(low)) = (ahead.next().and_then(hex), ahead.next().and_then(hex)) else {
-            // No escape at all. Nothing is repaired, and nobody can say what a server makes of it.
-            ambiguous = true;
-            out.push(byte);
-            continue;
-        };
+        let (high, low) = (ahead.next().and_then(hex)?, ahead.next().and_then(hex)?);
         bytes = ahead;
         let value = high << 4 | low;
         if value.is_ascii_alphanumeric() || b"-._~".contains(&value) {
@@ -139,8 +136,8 @@ fn decode_unreserved(path: &str) -> (String, bool) {
             out.extend_from_slice(&[b'%', upper_hex(high), upper_hex(low)]);
         }
     }
-    // Only ASCII was put in for ASCII, the rest is the path's own text.
-    (String::from_utf8(out).unwrap_or_else(|_impossible| path.to_owned()), ambiguous)
+    // Always text: only ASCII was put in for ASCII.
+    Some((String::from_utf8(out).ok()?, ambiguous))
 }
 
 /// RFC 3986 5.2.4, for a path that begins with a slash. Empty segments stay: `/a//b` is not `/a/b`.
@@ -279,6 +276,8 @@ mod tests {
             ("/a%00", "/a%00", true),
             ("/50%", "/50%", true),
             ("/%zz", "/%zz", true),
+            ("/%%33c", "/%%33c", true),
+            ("/a%/../%41", "/a%/../%41", true),
             ("/caf%c3%a9", "/caf%C3%A9", false),
             ("/.well-known", "/.well-known", false),
         ] {
