@@ -8,7 +8,7 @@
 //! A room may use the rooms below it, never those above it, and the three planes are strangers to each other:
 //!
 //! ```text
-//! cli → { dataplane | control | node } → { admin, delta } → snapshot → model → policy → { identity, telemetry } → base
+//! { cli, fuzz } → { dataplane | control | node } → { admin, delta } → snapshot → model → policy → { identity, telemetry } → base
 //! ```
 //!
 //! `cargo xtask tidy` reads that line and fails where a `use crate::…` breaks it.
@@ -16,6 +16,7 @@
 //! | room | what it is |
 //! | --- | --- |
 //! | `cli` | the front door: reads the command line, builds one role or runs one tool, gives the exit code |
+//! | `fuzz` | what is fuzzed; not in a build of the product |
 //! | `dataplane` | the sidecar: bytes in, bytes out. Read `dataplane/http/pipeline.rs` first |
 //! | `control` | the control plane: folders → world → what each sidecar may see; the certificate authority; the API and the dashboard |
 //! | `node` | the node agent: pods of this machine, their enrolment and identity, the kernel's programs |
@@ -33,6 +34,8 @@
 //! `http/server.rs` → `http/pipeline.rs` → `http/attempt.rs`.
 
 pub mod cli;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 
 mod control;
 mod dataplane;

@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod generate;
 mod limits;
 mod lint;
@@ -66,6 +67,10 @@ enum Command {
         /// Run the cases whose name or group contains one of these
         filter: Vec<String>,
     },
+    /// Run the fuzz targets, each for a while; an input that breaks a promise is kept and named
+    ///
+    /// Example: cargo xtask fuzz --seconds 600 http1
+    Fuzz(fuzz::Wish),
     /// Build the kernel programs and put the object into ebpf/prebuilt
     ///
     /// Example: cargo xtask ebpf --check
@@ -84,7 +89,7 @@ enum Command {
     Tidy,
     /// Formatting, clippy with warnings as errors, generated code, licences and sources (cargo-deny)
     Lint,
-    /// What CI runs: lint, then test
+    /// What CI runs: lint, each fuzz target for a minute, then test
     Ci,
     /// Install what tests and demo need; third-party programs are unpacked under target/, nothing is started
     Setup,
@@ -129,6 +134,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long, test::LeftOut::IsNamed),
         Command::E2e { long, filter } => test::end_to_end(root, long, &filter),
+        Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),
         Command::Gen { check } => generate::run(root, check),
         Command::Tidy => tidy::run(root),

@@ -69,6 +69,10 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
     if need == Need::Mesh {
         return Ok(());
     }
+    if !shell::has("c++") {
+        // libFuzzer is written in C++.
+        install(root, &["g++"])?;
+    }
     unpack(root)?;
     virtual_environment(root, "requirements.txt", "import grpc, websockets, opentelemetry.proto.trace.v1.trace_pb2")?;
     if need == Need::Peers {

@@ -97,7 +97,7 @@ fn violations(root: &Path) -> Result<Vec<String>> {
         let name = file.strip_prefix(&sources).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         found.extend(check_file(&map, &name, &text).into_iter().map(|violation| format!("proxy/src/{violation}")));
     }
-    for folder in ["xtask/src", "tests/src", "proxy-common/src", "ebpf/src"] {
+    for folder in ["xtask/src", "tests/src", "proxy/fuzz/targets", "proxy-common/src", "ebpf/src"] {
         for file in rust_files(&root.join(folder))? {
             let text = std::fs::read_to_string(&file)?;
             let name = file.strip_prefix(root).unwrap_or(&file).display().to_string();

@@ -12,7 +12,7 @@ pub(crate) struct WallClock(Source);
 #[derive(Clone)]
 enum Source {
     System,
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests date certificates and tokens with it"))]
+    #[cfg_attr(not(any(test, feature = "fuzzing")), expect(dead_code, reason = "tests date certificates and tokens with it"))]
     Fixed(Arc<parking_lot::Mutex<Duration>>),
 }
 
@@ -23,7 +23,7 @@ impl WallClock {
     }
 
     /// A clock that stands at `since_epoch` until it is moved.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn fixed(since_epoch: Duration) -> Self {
         Self(Source::Fixed(Arc::new(parking_lot::Mutex::new(since_epoch))))
     }

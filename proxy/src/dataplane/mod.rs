@@ -27,8 +27,12 @@ mod tasks;
 mod tcp;
 mod tls;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+mod world;
 
 use self::config::Follower;
 use self::pool::Pool;
@@ -76,7 +80,7 @@ enum Demand {
     Nobody,
     Control(DeltaClient),
     /// Tests answer themselves.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     Test(Mutex<Vec<Scope>>),
 }
 
@@ -234,7 +238,7 @@ impl Proxy {
                 client.subscribe(Scope::Address(address));
                 *client.connected().borrow()
             }
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             Demand::Test(asked) => {
                 asked.lock().push(Scope::Address(address));
                 true

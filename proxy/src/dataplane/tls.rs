@@ -81,7 +81,7 @@ pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes) -> io::Result<(b
 }
 
 /// Does a ClientHello offer one of our protocols? `None` while it is not whole.
-fn hello_offers_link(bytes: &[u8]) -> Option<bool> {
+pub(super) fn hello_offers_link(bytes: &[u8]) -> Option<bool> {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut rest = bytes;
     while !rest.is_empty() {

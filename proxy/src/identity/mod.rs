@@ -3,6 +3,6 @@
 
 pub(crate) mod source;
 pub(crate) mod spiffe;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 pub(crate) mod verify;

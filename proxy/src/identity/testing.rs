@@ -1,4 +1,6 @@
 //! An authority for tests: signs what is asked, good or bad.
+#![expect(clippy::unwrap_used, reason = "tests and fuzz targets use it")]
+#![cfg_attr(not(test), expect(dead_code, reason = "fuzz targets use a part of what tests use"))]
 
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::base::clock::WallClock;
 
-mod exposition;
+pub(crate) mod exposition;
 pub(crate) mod graph;
 mod reading;
 mod scrape;

@@ -5,4 +5,5 @@ mod http;
 mod opaque;
 mod outbound;
 mod refusals;
-mod world;
+
+use super::world;

@@ -1,5 +1,7 @@
 //! A small mesh in memory: documents are compiled as ever, sidecars dial each other through pipes, applications are
 //! scripts.
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests and fuzz targets use it")]
+#![cfg_attr(not(test), expect(dead_code, reason = "fuzz targets use a part of what tests use"))]
 
 use std::collections::BTreeMap;
 use std::io;
