@@ -43,10 +43,10 @@ pub(crate) fn run(runner: &mut Runner) {
 
 /// Three clients at once: one says nothing, one never ends its head, one is fast.
 fn slow(world: &World) -> Result<()> {
-    let code = "import socket, sys, threading, time\n\
+    let code = "import socket, sys, threading, time; said = []\n\
         def silent():\n\
         \x20   s = socket.create_connection((sys.argv[1], int(sys.argv[2]))); s.settimeout(25); t = time.time()\n\
-        \x20   d = s.recv(1000); print('silent', len(d), round(time.time() - t), flush=True)\n\
+        \x20   d = s.recv(1000); said.append(f'silent {len(d)} {round(time.time() - t)}')\n\
         def trickle():\n\
         \x20   s = socket.create_connection((sys.argv[1], int(sys.argv[2]))); s.settimeout(25); t = time.time()\n\
         \x20   s.sendall(b'GET /trickled HTTP/1.1\\r\\nhost: web\\r\\nx: ')\n\
@@ -55,9 +55,9 @@ fn slow(world: &World) -> Result<()> {
         \x20       try:\n\
         \x20           d = s.recv(1000); break\n\
         \x20       except TimeoutError: s.sendall(b'a')\n\
-        \x20   print('trickle', d.split(b'\\r\\n')[0].decode(), b'outrigger-reason: request_timeout' in d, round(time.time() - t), flush=True)\n\
+        \x20   ours = b'outrigger-reason: request_timeout' in d; said.append(f'trickle {d[:12].decode()} {ours} {round(time.time() - t)}')\n\
         ts = [threading.Thread(target=f) for f in (silent, trickle)]\n\
-        [t.start() for t in ts]; [t.join() for t in ts]\n";
+        [t.start() for t in ts]; [t.join() for t in ts]; print(*said, sep='; ')\n";
     let address = world.web.address()?;
     for (pod, sidecar, direction, host, port) in [
         (&world.outsider, &world.web, "inbound", address.as_str(), "8080"),
@@ -66,7 +66,9 @@ fn slow(world: &World) -> Result<()> {
         let wanted = ["request_timeout", "door/web", direction];
         let before = metric(sidecar, "outrigger_refusals_total", &wanted)?;
         let said = pod.exec(["python3", "-c", code, host, port])?.ok()?;
-        let line = |word: &str| said.lines().find(|line| line.starts_with(word)).with_context(|| format!("no {word} in {said}"));
+        let line = |word: &str| {
+            said.trim().split("; ").find(|line| line.starts_with(word)).with_context(|| format!("no {word} in {said}"))
+        };
         let seconds = |line: &str| line.rsplit(' ').next().and_then(|word| word.parse::<u32>().ok()).unwrap_or_default();
         let (silent, trickle) = (line("silent")?, line("trickle")?);
         ensure!(silent.starts_with("silent 0 ") && (9..=13).contains(&seconds(silent)), "{direction}: {said}");
