@@ -16,7 +16,7 @@ use e2e::programs;
 use serde_json::{Value, json};
 
 use crate::setup::{self, step};
-use crate::{Stop, limits, peers, shell};
+use crate::{Stop, instructions, limits, peers, shell};
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
@@ -29,21 +29,27 @@ pub(crate) struct Wish {
     rounds: usize,
     /// Seconds of each turn
     #[arg(long, default_value_t = 3.0, value_name = "S")]
-    seconds: f64,
+    pub(crate) seconds: f64,
+    /// Count the instructions of each sidecar per request instead, under valgrind's callgrind: no peers, no clock
+    #[arg(long)]
+    instructions: bool,
+    /// Build nothing and measure this binary, to compare two builds
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
     /// Also write the results there, as a list of objects
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 /// One row of the table, for every candidate.
-struct Work {
-    name: &'static str,
+pub(crate) struct Work {
+    pub(crate) name: &'static str,
     connections: usize,
-    candidates: &'static [Candidate],
+    pub(crate) candidates: &'static [Candidate],
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Candidate {
+pub(crate) enum Candidate {
     Direct,
     Nginx,
     EnvoyHop,
@@ -65,6 +71,42 @@ const WORKS: [Work; 4] = [
 /// The metrics of a turn, with their units, in the order of the table.
 const METRICS: [(&str, &str); 5] =
     [("cpu_us_per_request", "us"), ("rps", "1/s"), ("p50_us", "us"), ("p99_us", "us"), ("rss_mib", "MiB")];
+
+/// What a mesh that is at work has: an access log sampled at one per cent, authorization by identity and method, retries.
+const POLICIES: &str = "---
+apiVersion: outrigger.dev/v1alpha1
+kind: Mesh
+metadata: { name: mesh }
+spec: { accessLog: { sample: 1 } }
+---
+apiVersion: outrigger.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: meshed-callers, namespace: bench }
+spec:
+  targetRefs: [{ kind: Service, name: meshed }]
+  action: ALLOW
+  rules:
+    - from: [{ principals: [\"spiffe://cluster.local/ns/bench/sa/client\"] }]
+      to: [{ methods: [GET, POST] }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: meshed, namespace: bench }
+spec:
+  parentRefs: [{ group: \"\", kind: Service, name: meshed }]
+  rules:
+    - retry: { codes: [503], attempts: 2 }
+      backendRefs: [{ name: meshed, port: 80 }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: plain, namespace: bench }
+spec:
+  parentRefs: [{ group: \"\", kind: Service, name: plain }]
+  rules:
+    - retry: { codes: [503], attempts: 2 }
+      backendRefs: [{ name: plain, port: 80 }]
+";
 
 /// Bytes of an answer.
 const BODY: &str = "1024";
@@ -98,10 +140,14 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     let works: Vec<&Work> =
         WORKS.iter().filter(|work| wish.only.is_empty() || wish.only.iter().any(|name| name == work.name)).collect();
     ensure!(!works.is_empty(), "no work of that name; there are {}", WORKS.map(|work| work.name).join(", "));
+    if wish.instructions {
+        setup::run(root, setup::Need::Mesh)?;
+        let bed = Bed::make(root, wish.built(root)?, None)?;
+        return instructions::run(&bed, &works, wish);
+    }
     setup::run(root, setup::Need::Peers)?;
     let envoy = envoy(root)?;
-    setup::build_release(root)?;
-    let bed = Bed::make(root, &envoy)?;
+    let bed = Bed::make(root, wish.built(root)?, Some(&envoy))?;
     let mut samples: BTreeMap<(&str, &str, &str), Vec<f64>> = BTreeMap::new();
     for round in 0..wish.rounds.max(1) {
         for work in &works {
@@ -111,19 +157,31 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
             }
             for candidate in order {
                 let text = format!("round {} of {}: {} {}", round + 1, wish.rounds, work.name, candidate.name());
-                let turn = step(&text, || bed.turn(candidate, work.connections, wish.seconds))?;
+                let turn = step(&text, || bed.turn(candidate, work, wish.seconds))?;
                 for (metric, value) in turn {
                     samples.entry((work.name, candidate.name(), metric)).or_default().push(value);
                 }
             }
         }
     }
-    let results = table(&works, &samples);
-    if let Some(file) = &wish.json {
-        std::fs::write(file, serde_json::to_string_pretty(&results)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+    wish.write(&table(&works, &samples))
+}
+
+impl Wish {
+    /// The binary that is measured.
+    fn built(&self, root: &Path) -> Result<PathBuf> {
+        if let Some(binary) = &self.binary {
+            return std::path::absolute(binary).with_context(|| format!("no {}", binary.display()));
+        }
+        setup::build_release(root)?;
+        Ok(root.join("target/release/outrigger"))
     }
-    Ok(())
+
+    /// Writes the results where they are wanted.
+    pub(crate) fn write(&self, results: &[Value]) -> Result<()> {
+        let Some(file) = &self.json else { return Ok(()) };
+        std::fs::write(file, serde_json::to_string_pretty(results)?).with_context(|| format!("cannot write {}", file.display()))
+    }
 }
 
 /// The Envoy of the Python environment.
@@ -136,22 +194,25 @@ fn envoy(root: &Path) -> Result<PathBuf> {
 }
 
 /// The pods that everything runs in.
-struct Bed {
+pub(crate) struct Bed {
     mesh: Mesh,
-    envoy: PathBuf,
+    /// The product, as it is released.
+    pub(crate) binary: PathBuf,
+    /// Not needed where only Outrigger is measured.
+    envoy: Option<PathBuf>,
     load: PathBuf,
     /// Outside the mesh: for direct, nginx, Envoy, and as the server behind one Outrigger hop.
     plain_client: Pod,
     plain_server: Pod,
     /// In the mesh.
-    client: Pod,
-    server: Pod,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
 }
 
 impl Bed {
-    fn make(root: &Path, envoy: &Path) -> Result<Self> {
+    fn make(root: &Path, binary: PathBuf, envoy: Option<&Path>) -> Result<Self> {
         let release = root.join("target/release");
-        let mesh = step("bringing up the mesh", || Mesh::up_binary(release.join("outrigger"), &[]))?;
+        let mesh = step("bringing up the mesh", || Mesh::up_binary(binary.clone(), &[]))?;
         let load = release.join("load");
         let serve = || {
             ["taskset".into(), "-c".into(), "0".into(), load.clone().into_os_string(), "serve".into(), "8080".into(), BODY.into()]
@@ -168,7 +229,7 @@ impl Bed {
                     "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: bench }}\nspec:\n  selector: {{ app: {name} }}\n  ports: [{{ name: http, port: 80, targetPort: 8080 }}]\n"
                 )
             };
-            mesh.apply(&(service("plain") + &service("meshed")))?;
+            mesh.apply(&(service("plain") + &service("meshed") + POLICIES))?;
             Ok((plain_server, server, plain_client, client))
         })?;
         let (plain_server, server, plain_client, client) = bed;
@@ -179,7 +240,7 @@ impl Bed {
         std::fs::write(folder.join("envoy-hop.json"), peers::envoy_hop(&address).to_string())?;
         std::fs::write(folder.join("envoy-out.json"), peers::envoy_out(folder, &address).to_string())?;
         std::fs::write(folder.join("envoy-in.json"), peers::envoy_in(folder).to_string())?;
-        let bed = Self { mesh, envoy: envoy.to_owned(), load, plain_client, plain_server, client, server };
+        let bed = Self { mesh, binary, envoy: envoy.map(Path::to_owned), load, plain_client, plain_server, client, server };
         for pod in [&bed.client, &bed.server] {
             let process = pod.sidecar()?.to_string();
             finish(Command::new("taskset").args(["-acp", "1", &process]), PATIENCE)?.ok()?;
@@ -188,7 +249,7 @@ impl Bed {
     }
 
     /// One turn of a candidate: its proxies' share of the processor, and what the load generator saw.
-    fn turn(&self, candidate: Candidate, connections: usize, seconds: f64) -> Result<Vec<(&'static str, f64)>> {
+    fn turn(&self, candidate: Candidate, work: &Work, seconds: f64) -> Result<Vec<(&'static str, f64)>> {
         let through = format!("127.0.0.1:{}", peers::OUTBOUND);
         let direct = format!("{}:8080", self.plain_server.address()?);
         let peers = match candidate {
@@ -216,13 +277,13 @@ impl Bed {
         };
         // Ready is what answers; the same run fills pools and caches.
         wait_for(candidate.name(), PATIENCE, || {
-            let seen = self.drive(pod, target, connections, 0.5)?;
+            let seen = self.drive(pod, target, work, 0.5)?;
             let good = seen.get("statuses").and_then(|statuses| statuses.get("200")).and_then(Value::as_u64).unwrap_or(0);
             ensure!(good > 0, "{target} does not answer: {seen}");
             Ok(())
         })?;
         let before = processor_time(&proxies)?;
-        let seen = self.drive(pod, target, connections, seconds)?;
+        let seen = self.drive(pod, target, work, seconds)?;
         let used = processor_time(&proxies)?.saturating_sub(before);
         let resident = resident(&proxies)?;
         drop(peers);
@@ -238,9 +299,10 @@ impl Bed {
         Ok(turn)
     }
 
-    fn drive(&self, pod: &Pod, target: &str, connections: usize, seconds: f64) -> Result<Value> {
+    /// Runs the load generator; its line of JSON.
+    pub(crate) fn drive(&self, pod: &Pod, target: &str, work: &Work, seconds: f64) -> Result<Value> {
         let load = self.load.to_string_lossy().into_owned();
-        let (connections, seconds) = (connections.to_string(), seconds.to_string());
+        let (connections, seconds) = (work.connections.to_string(), seconds.to_string());
         let line = ["taskset", "-c", "0", &load, "drive", target, "--connections", &connections, "--seconds", &seconds];
         let said = pod.exec(line)?.ok()?;
         serde_json::from_str(&said).with_context(|| format!("the load generator said {said}"))
@@ -256,7 +318,8 @@ impl Bed {
     }
 
     fn start_envoy(&self, pod: &Pod, config: &str) -> Result<Peer> {
-        let (program, config) = (self.envoy.to_string_lossy(), self.mesh.folder().join(config));
+        let envoy = self.envoy.as_deref().context("no envoy")?;
+        let (program, config) = (envoy.to_string_lossy(), self.mesh.folder().join(config));
         let base = if config.ends_with("envoy-in.json") { "1" } else { "0" };
         let config = config.to_string_lossy();
         let line = [

@@ -16,6 +16,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod generate;
+mod instructions;
 mod limits;
 mod lint;
 mod peers;
