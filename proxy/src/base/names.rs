@@ -30,6 +30,11 @@ impl Named {
     pub(crate) fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// Where the shared texts lie: the same for clones of one value, for as long as one of them lives.
+    pub(crate) fn addresses(&self) -> (usize, usize) {
+        (Arc::as_ptr(&self.namespace).addr(), Arc::as_ptr(&self.name).addr())
+    }
 }
 
 impl fmt::Display for Named {

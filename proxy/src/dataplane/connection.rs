@@ -16,7 +16,7 @@ use super::Proxy;
 use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
 use super::http::guard::HEAD_MAX;
 use super::http::pipeline::Connection;
-use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends};
+use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
 use super::http::reject::Reject;
 use super::http::server::{Serves, serve};
 use super::pool::Destination;
@@ -282,7 +282,7 @@ fn decide_opaque(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result
             Verdict::Allow(rule) => Some(rule),
             Verdict::Deny(rule) => return Err(Reject::Denied(rule)),
         },
-        None => peer.identity.is_some().then(|| RuleName::new(DEFAULT_ALLOW)),
+        None => peer.identity.is_some().then(default_allow),
     };
     // A connection takes one token, as a request does.
     if let Some(limit) = &port.policies.rate_limit {

@@ -62,6 +62,7 @@ pub(crate) struct Proxy {
     generations: watch::Sender<u64>,
     pool: Arc<Pool>,
     telemetry: Telemetry,
+    series: http::series::SeriesCache,
     clock: WallClock,
     dice: Mutex<Dice>,
     /// What runs beside the connections: streams of HTTP/2, tunnels, shadows.
@@ -205,6 +206,7 @@ impl Proxy {
             published,
             generations: watch::Sender::new(0),
             telemetry,
+            series: http::series::SeriesCache::default(),
             clock,
             dice: Mutex::new(Dice::from_seed(seed)),
             tasks: Tasks::default(),

@@ -68,6 +68,13 @@ impl SpiffeId {
     }
 }
 
+impl SpiffeId {
+    /// Where the shared text lies: the same for clones of one value, for as long as one of them lives.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+}
+
 impl FromStr for TrustDomain {
     type Err = SpiffeError;
 

@@ -27,6 +27,11 @@ impl RuleName {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Where the shared text lies: the same for clones of one value, for as long as one of them lives.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
 }
 
 impl fmt::Display for RuleName {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
@@ -26,9 +27,9 @@ use crate::snapshot::{AppProtocol, Backend, Endpoint, Transport};
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) method: Method,
-    /// Empty where the caller named none.
-    pub(crate) authority: String,
-    pub(crate) path_and_query: String,
+    /// None where the caller named none.
+    pub(crate) authority: Option<Authority>,
+    pub(crate) path_and_query: PathAndQuery,
     pub(crate) headers: HeaderMap,
     /// How the caller spelled its headers.
     pub(crate) extensions: Extensions,
@@ -218,14 +219,17 @@ impl Head {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
-        *request.extensions_mut() = self.extensions.clone();
         let cannot = Reject::BadRequest("a target that cannot be passed on");
         if form == Form::Http1 {
-            *request.uri_mut() = Uri::try_from(self.path_and_query.as_str()).map_err(|_not_a_uri| cannot.clone())?;
+            // How the caller spelled its headers; nothing but HTTP/1 can say it.
+            *request.extensions_mut() = self.extensions.clone();
+            *request.uri_mut() = Uri::from(self.path_and_query.clone());
             *request.version_mut() = if self.version == Version::HTTP_10 { Version::HTTP_10 } else { Version::HTTP_11 };
             let headers = request.headers_mut();
-            if !self.authority.is_empty() && !headers.contains_key(HOST) {
-                headers.insert(HOST, HeaderValue::try_from(self.authority.as_str()).map_err(|_not_ascii| cannot)?);
+            if let Some(authority) = &self.authority
+                && !headers.contains_key(HOST)
+            {
+                headers.insert(HOST, HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| cannot)?);
             }
             if let Some(protocol) = &self.upgrade {
                 headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -233,19 +237,15 @@ impl Head {
             }
             return Ok(request);
         }
-        let named;
-        let authority = if self.authority.is_empty() {
-            named = destination.to_string();
-            &named
-        } else {
-            &self.authority
+        let authority = match &self.authority {
+            Some(authority) => authority.clone(),
+            None => Authority::try_from(destination.to_string()).map_err(|_not_one| cannot.clone())?,
         };
-        *request.uri_mut() = Uri::builder()
-            .scheme("http")
-            .authority(authority.as_str())
-            .path_and_query(self.path_and_query.as_str())
-            .build()
-            .map_err(|_not_a_uri| cannot.clone())?;
+        let mut target = http::uri::Parts::default();
+        target.scheme = Some(Scheme::HTTP);
+        target.authority = Some(authority);
+        target.path_and_query = Some(self.path_and_query.clone());
+        *request.uri_mut() = Uri::from_parts(target).map_err(|_not_a_uri| cannot.clone())?;
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(HOST);
         if form == Form::Link {

@@ -7,5 +7,6 @@ pub(crate) mod normalize;
 pub(crate) mod pipeline;
 pub(crate) mod record;
 pub(crate) mod reject;
+pub(crate) mod series;
 pub(crate) mod server;
 pub(crate) mod upgrade;

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::attempt::{HTTP_VERSION, UPGRADE_TOKEN};
@@ -21,11 +22,10 @@ use super::reject::{Limit, Reject};
 /// A request's target.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Target {
-    /// Host and port as the caller named them, lower case; empty where an HTTP/1.0 caller named none.
-    pub(crate) authority: String,
-    /// In normal form, without query.
-    pub(crate) path: String,
-    pub(crate) query: Option<String>,
+    /// Host and port as the caller named them, lower case; none where an HTTP/1.0 caller named none.
+    pub(crate) authority: Option<Authority>,
+    /// The path in normal form, and the query as it came.
+    pub(crate) path_and_query: PathAndQuery,
     /// Servers differ about what the path means.
     pub(crate) ambiguous: bool,
 }
@@ -41,7 +41,18 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     }
     let path = request.uri.path();
     let (path, ambiguous) = if path == "*" { (Cow::Borrowed(path), false) } else { normal_path(path) };
-    Ok(Target { authority, path: path.into_owned(), query: request.uri.query().map(str::to_owned), ambiguous })
+    let path_and_query = match (path, request.uri.path_and_query()) {
+        // As usual nothing changed, and the text is shared with the request.
+        (Cow::Borrowed(_), Some(path_and_query)) => path_and_query.clone(),
+        (path, _) => {
+            let text = match request.uri.query() {
+                Some(query) => format!("{path}?{query}"),
+                None => path.into_owned(),
+            };
+            PathAndQuery::try_from(text).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?
+        }
+    };
+    Ok(Target { authority, path_and_query, ambiguous })
 }
 
 /// The limits on a head of HTTP/2. (Those of HTTP/1 are kept while a head is read.)
@@ -61,7 +72,7 @@ pub(crate) fn within_limits(request: &Parts) -> Result<(), Reject> {
     if fields + target > HEADER_BYTES { Err(Reject::TooLarge(Limit::HeadBytes)) } else { Ok(()) }
 }
 
-fn authority(request: &Parts) -> Result<String, Reject> {
+fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
     let mut hosts = request.headers.get_all(HOST).iter();
     let host = hosts.next();
     // "A server MUST respond with 400 ... to any request message that contains more than one Host" (RFC 9112 3.2).
@@ -84,10 +95,19 @@ fn authority(request: &Parts) -> Result<String, Reject> {
         }
         (None, None) => "",
     };
-    if !authority.is_empty() && authority.parse::<http::uri::Authority>().is_err() || authority.contains('@') {
-        return Err(Reject::BadRequest("a Host that is none"));
+    if authority.is_empty() {
+        return Ok(None);
     }
-    Ok(authority.to_ascii_lowercase())
+    let none = Reject::BadRequest("a Host that is none");
+    if authority.contains('@') {
+        return Err(none);
+    }
+    let parsed = if authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Authority::try_from(authority.to_ascii_lowercase())
+    } else {
+        Authority::try_from(authority)
+    };
+    parsed.map(Some).map_err(|_not_one| none)
 }
 
 /// The host of an authority, without port.
@@ -190,6 +210,10 @@ pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Takes away what concerns only the connection on which a message came (RFC 9110 7.6.1).
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Usually there is none, and one look at each name is cheaper than seven searches.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -229,6 +253,11 @@ pub(crate) fn take_reserved(headers: &mut HeaderMap, link: bool) -> Result<(), R
         strip_reserved(headers, None);
     }
     Ok(())
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    let names = ["connection", "transfer-encoding", "upgrade", "te", "keep-alive", "proxy-connection", "http2-settings"];
+    names.contains(&name.as_str())
 }
 
 /// Takes away the headers that only sidecars may set, but for `except`.
@@ -336,7 +365,11 @@ mod tests {
         let good = request(http::Request::get("/a?b").header("host", "Web.Shop:8080"));
         assert_eq!(
             target(&good).unwrap(),
-            Target { authority: "web.shop:8080".into(), path: "/a".into(), query: Some("b".into()), ambiguous: false }
+            Target {
+                authority: Some(Authority::from_static("web.shop:8080")),
+                path_and_query: PathAndQuery::from_static("/a?b"),
+                ambiguous: false
+            }
         );
         assert_eq!(host("web.shop:8080"), "web.shop");
         assert_eq!(host("[::1]:80"), "[::1]");

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::CONTENT_TYPE;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::attempt::{Failed, HTTP_VERSION, Head, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status};
 use super::body::{Answer, Body, KEEP_MAX, RequestBody};
 use super::normalize::{self, Target};
-use super::record::{DEFAULT_ALLOW, Record};
+use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
 use super::upgrade;
 use crate::base::drain::DrainGuard;
@@ -25,7 +26,7 @@ use crate::dataplane::Proxy;
 use crate::policy::authorization::Verdict;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::retry::{Attempt, Decision, WireState};
-use crate::policy::{Peer, RequestView, RuleName};
+use crate::policy::{Peer, RequestView};
 use crate::snapshot::{Backend, InboundPort, RoutePolicies, RouteRule, ServicePort, Snapshot};
 use crate::telemetry::metrics::ShadowOutcome;
 use crate::telemetry::reason::Reason;
@@ -84,7 +85,7 @@ pub(crate) async fn handle(connection: Arc<Connection>, request: Request<Incomin
         Version::HTTP_2 => Protocol::Http2,
         _older => Protocol::Http1,
     };
-    let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address, &parts);
+    let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address);
     record.ends.mtls = connection.link;
     let upgraded = parts.extensions.remove::<OnUpgrade>();
     // The line is a large future and most of it waits: one allocation keeps connections small.
@@ -122,8 +123,9 @@ async fn line(
     if parts.version == Version::HTTP_2 && !connection.link {
         normalize::within_limits(&parts)?;
     }
-    let Target { authority, path, query, ambiguous } = normalize::target(&parts)?;
-    record.target(&authority, &path);
+    let Target { authority, path_and_query, ambiguous } = normalize::target(&parts)?;
+    let (path, query) = (path_and_query.path(), path_and_query.query());
+    let named = authority.as_ref().map_or("", Authority::as_str);
     let (version, upgrade) = arrived(connection, &parts);
     normalize::strip_hop_by_hop(&mut parts.headers);
     normalize::take_reserved(&mut parts.headers, connection.link)?;
@@ -131,14 +133,13 @@ async fn line(
     // snapshot
     let snapshot = proxy.published.current();
     let logged = proxy.draw(snapshot.mesh.access_log.fraction());
-    record.logged(logged);
     let trace = {
         let share = snapshot.mesh.trace_sample.fraction();
         let mut dice = proxy.dice.lock();
         TraceContext::continue_or_begin(&parts.headers, &mut dice, |dice| dice.fraction() < share)
     };
     trace.write(&mut parts.headers);
-    record.trace(trace);
+    record.drawn(trace, logged, &parts.method, named, path);
     let own = proxy.identity.own().map(|own| own.id.clone());
     match connection.direction {
         Direction::Inbound => {
@@ -152,13 +153,7 @@ async fn line(
     }
 
     // route
-    let mut seen = RequestView {
-        method: &parts.method,
-        authority: &authority,
-        path: &path,
-        query: query.as_deref(),
-        headers: &parts.headers,
-    };
+    let mut seen = RequestView { method: &parts.method, authority: named, path, query, headers: &parts.headers };
     // An upgrade that travels as extended CONNECT is a GET to everybody who decides.
     if upgrade.is_some() {
         seen.method = &Method::GET;
@@ -199,7 +194,7 @@ async fn line(
             Verdict::Deny(rule) => return Err(Reject::Denied(rule)),
         }
     } else if connection.direction == Direction::Inbound && peer.identity.is_some() {
-        record.ends.rule = Some(RuleName::new(DEFAULT_ALLOW));
+        record.ends.rule = Some(default_allow());
     }
 
     // rate_limit
@@ -251,24 +246,26 @@ async fn line(
     };
 
     // rewrite
+    let rewritten = rewrite.as_ref().and_then(|rewrite| rewrite.path(path, query));
+    let path_and_query = match rewritten {
+        Some(rewritten) => {
+            PathAndQuery::try_from(rewritten).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?
+        }
+        None => path_and_query,
+    };
     let mut head = Head {
         method: if upgrade.is_some() { Method::GET } else { method },
         authority,
-        path_and_query: String::new(),
+        path_and_query,
         headers,
         extensions,
         version,
         upgrade,
     };
     head.extensions.remove::<hyper::ext::Protocol>();
-    let rewritten = rewrite.as_ref().and_then(|rewrite| rewrite.path(&path, query.as_deref()));
-    head.path_and_query = match (rewritten, query) {
-        (Some(rewritten), _) => rewritten,
-        (None, Some(query)) => format!("{path}?{query}"),
-        (None, None) => path,
-    };
     if let Some(authority) = rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref()) {
-        authority.clone_into(&mut head.authority);
+        let named = Authority::try_from(authority).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?;
+        head.authority = Some(named);
         head.headers.remove(http::header::HOST);
     }
 

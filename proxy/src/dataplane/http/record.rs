@@ -4,8 +4,8 @@
 //! then did not happen: a record that is dropped without an answer says that the caller left.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
@@ -33,10 +33,8 @@ pub(crate) struct Record {
     protocol: Protocol,
     peer: SocketAddr,
     logged: bool,
-    /// None where no head could be read.
-    method: Option<http::Method>,
-    authority: Box<str>,
-    path: Box<str>,
+    /// What was asked for, where it will be written down.
+    asked: Option<Box<Asked>>,
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
     reason: Reason,
@@ -45,6 +43,14 @@ pub(crate) struct Record {
     attempts: u32,
     trace: Option<TraceContext>,
     pub(crate) ends: Ends,
+}
+
+/// A request's first line, as logs tell it.
+#[derive(Debug)]
+struct Asked {
+    method: http::Method,
+    authority: Box<str>,
+    path: Box<str>,
 }
 
 /// Who talks to whom, by which rule.
@@ -63,22 +69,7 @@ pub(crate) struct Ends {
 
 impl Record {
     /// Begins at the whole request head.
-    pub(crate) fn start(
-        proxy: &Arc<Proxy>,
-        direction: Direction,
-        protocol: Protocol,
-        peer: SocketAddr,
-        request: &http::request::Parts,
-    ) -> Self {
-        let mut record = Self::unread(proxy, direction, protocol, peer);
-        record.method = Some(request.method.clone());
-        record.authority = request.uri.authority().map_or("", http::uri::Authority::as_str).into();
-        record.path = request.uri.path().into();
-        record
-    }
-
-    /// Of a request whose head was not read.
-    pub(crate) fn unread(proxy: &Arc<Proxy>, direction: Direction, protocol: Protocol, peer: SocketAddr) -> Self {
+    pub(crate) fn start(proxy: &Arc<Proxy>, direction: Direction, protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             proxy: Arc::clone(proxy),
             started: Instant::now(),
@@ -87,9 +78,7 @@ impl Record {
             protocol,
             peer,
             logged: false,
-            method: None,
-            authority: Box::default(),
-            path: Box::default(),
+            asked: None,
             status: None,
             grpc_status: None,
             reason: Reason::CallerLeft,
@@ -101,24 +90,19 @@ impl Record {
         }
     }
 
-    /// What the request asks for, once that is known in its normal form.
-    pub(crate) fn target(&mut self, authority: &str, path: &str) {
-        if *self.authority != *authority {
-            self.authority = authority.into();
+    /// The span of this hop, whether the request is written to the access log, and what it asks for in normal form. Most
+    /// requests are in neither log nor trace: of those nothing is kept.
+    pub(crate) fn drawn(&mut self, trace: TraceContext, logged: bool, method: &http::Method, authority: &str, path: &str) {
+        if logged || trace.sampled() {
+            self.asked = Some(Box::new(Asked { method: method.clone(), authority: authority.into(), path: path.into() }));
         }
-        if *self.path != *path {
-            self.path = path.into();
-        }
+        self.logged = logged;
+        self.trace = Some(trace);
     }
 
-    /// It is written to the access log.
+    /// It is written to the access log, whatever was drawn.
     pub(crate) fn logged(&mut self, logged: bool) {
         self.logged = logged;
-    }
-
-    /// The span of this hop.
-    pub(crate) fn trace(&mut self, trace: TraceContext) {
-        self.trace = Some(trace);
     }
 
     /// One more attempt.
@@ -185,23 +169,27 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let texts = self.ends.texts();
-        let traffic = self.proxy.telemetry.metrics.traffic(&self.ends.labels(self.direction, &texts));
+        let traffic = self.proxy.series.resolve(self.direction, &self.ends, || {
+            let texts = self.ends.texts();
+            self.proxy.telemetry.metrics.traffic(&self.ends.labels(self.direction, &texts))
+        });
+        let asked = self.asked.as_deref();
+        let endpoint = asked.and(self.ends.endpoint.as_ref()).map(ToString::to_string);
         self.proxy.telemetry.request(&RequestEnd {
             traffic: &traffic,
             logged: self.logged,
             started: self.started_wall,
             duration: self.started.elapsed(),
             protocol: self.protocol,
-            method: self.method.as_ref().map_or("", http::Method::as_str),
-            authority: &self.authority,
-            path: &self.path,
+            method: asked.map_or("", |asked| asked.method.as_str()),
+            authority: asked.map_or("", |asked| &asked.authority),
+            path: asked.map_or("", |asked| &asked.path),
             status: self.status.map_or(0, |status| status.as_u16()),
             grpc_status: self.grpc_status,
             reason: self.reason,
             rule: self.ends.rule.as_ref().map(RuleName::as_str),
             detail: self.detail,
-            endpoint: texts.endpoint.as_deref(),
+            endpoint: endpoint.as_deref(),
             attempts: self.attempts,
             bytes_received: self.counts.received.load(Ordering::Relaxed),
             bytes_sent: self.counts.sent.load(Ordering::Relaxed),
@@ -356,4 +344,10 @@ impl Drop for ConnectionRecord {
 }
 
 /// The built-in rule for a port on which there is no policy.
+pub(crate) fn default_allow() -> RuleName {
+    DEFAULT_ALLOW_RULE.clone()
+}
+
+/// Its name.
 pub(crate) const DEFAULT_ALLOW: &str = "default_allow";
+static DEFAULT_ALLOW_RULE: LazyLock<RuleName> = LazyLock::new(|| RuleName::new(DEFAULT_ALLOW));

@@ -158,7 +158,7 @@ async fn serve_http2(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
 /// Tells of a request that was refused before it was one.
 fn refused(connection: &Connection, protocol: Protocol, reject: &Reject) {
     let Connection { proxy, direction, peer, original, .. } = connection;
-    let mut record = Record::unread(proxy, *direction, protocol, peer.address);
+    let mut record = Record::start(proxy, *direction, protocol, peer.address);
     record.ends = Ends::of(proxy, *direction, peer.identity.as_ref(), *original);
     let told = reject.told();
     record.refused(reject, &told);

@@ -91,6 +91,12 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    fn usable(&self) -> bool {
+        !self.sender.is_closed() && self.since.elapsed() < IDLE_MAX
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
@@ -137,7 +143,9 @@ impl Lease {
         {
             let mut idle = pool.idle.lock();
             let list = idle.entry(key).or_default();
-            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_MAX);
+            if list.len() >= IDLE_PER_KEY_MAX {
+                list.retain(Idle::usable);
+            }
             if list.len() < IDLE_PER_KEY_MAX {
                 list.push(Idle { sender, since: Instant::now() });
             }
@@ -168,7 +176,7 @@ impl Pool {
     /// Closes what is idle for too long. To be called now and then.
     pub(crate) fn sweep(&self) {
         self.idle.lock().retain(|_, list| {
-            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_MAX);
+            list.retain(Idle::usable);
             !list.is_empty()
         });
         self.links.lock().retain(|_, link| match link.open.try_lock() {
@@ -319,9 +327,13 @@ impl Pool {
     fn take_idle(&self, key: &Key) -> Option<http1::SendRequest<Body>> {
         let mut idle = self.idle.lock();
         let list = idle.get_mut(key)?;
-        list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_MAX);
+        // The one that was used last is on top; what lies below it is older, and is swept if it stays unused.
         let ready = list.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(list.swap_remove(ready).sender)
+        if list.get(ready).is_some_and(|idle| idle.since.elapsed() >= IDLE_MAX) {
+            list.retain(Idle::usable);
+            return None;
+        }
+        Some(list.remove(ready).sender)
     }
 
     async fn open_single(&self, to: &Destination) -> Result<http1::SendRequest<Body>, ConnectError> {
