@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
 use super::body::Body;
 use super::reject::Reject;
+use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
 use crate::dataplane::balance;
 use crate::dataplane::pool::connect::ConnectError;
@@ -31,8 +32,8 @@ pub(crate) struct Head {
     pub(crate) authority: Option<Authority>,
     pub(crate) path_and_query: PathAndQuery,
     pub(crate) headers: HeaderMap,
-    /// How the caller spelled its headers.
-    pub(crate) extensions: Extensions,
+    /// How the caller spelled its headers, where that is not the usual way.
+    pub(crate) spelling: Option<Spelling>,
     /// What the caller spoke, at the beginning of the chain.
     pub(crate) version: Version,
     /// The protocol that the caller wants instead of HTTP.
@@ -221,8 +222,6 @@ impl Head {
         *request.headers_mut() = self.headers.clone();
         let cannot = Reject::BadRequest("a target that cannot be passed on");
         if form == Form::Http1 {
-            // How the caller spelled its headers; nothing but HTTP/1 can say it.
-            *request.extensions_mut() = self.extensions.clone();
             *request.uri_mut() = Uri::from(self.path_and_query.clone());
             *request.version_mut() = if self.version == Version::HTTP_10 { Version::HTTP_10 } else { Version::HTTP_11 };
             let headers = request.headers_mut();
@@ -235,6 +234,9 @@ impl Head {
                 headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
                 headers.insert(UPGRADE, protocol.clone());
             }
+            if let Some(spelling) = &self.spelling {
+                spelling::restore(spelling, request.extensions_mut());
+            }
             return Ok(request);
         }
         let authority = match &self.authority {
@@ -243,12 +245,22 @@ impl Head {
         };
         let mut target = http::uri::Parts::default();
         target.scheme = Some(Scheme::HTTP);
-        target.authority = Some(authority);
+        target.authority = Some(authority.clone());
         target.path_and_query = Some(self.path_and_query.clone());
         *request.uri_mut() = Uri::from_parts(target).map_err(|_not_a_uri| cannot.clone())?;
         *request.version_mut() = Version::HTTP_2;
-        request.headers_mut().remove(HOST);
-        if form == Form::Link {
+        if form != Form::Link {
+            request.headers_mut().remove(HOST);
+        } else {
+            // It keeps its place among the others for the application's sake, and says what the target says.
+            let differs = |host: &HeaderValue| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+            if self.headers.get(HOST).is_some_and(differs) {
+                let host = HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| cannot.clone())?;
+                request.headers_mut().insert(HOST, host);
+            }
+            if let Some(spelling) = &self.spelling {
+                request.headers_mut().insert(HEADER_NAMES, spelling.to_header());
+            }
             let spoken = match self.version {
                 Version::HTTP_10 => "1.0",
                 Version::HTTP_2 => "2",

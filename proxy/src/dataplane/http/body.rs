@@ -333,7 +333,8 @@ impl http_body::Body for Body {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            // Without a length of its own: the codec would say one of requests whose caller did not.
+            Self::Empty => SizeHint::default(),
             Self::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             Self::Request(cursor) => cursor.size_hint(),
             Self::Answer(answer) => answer.size_hint(),

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::body::{Body, BodyError};
 use super::reject::{Limit, Reject};
+use super::spelling::{Heads, Spelling};
 use crate::base::net::BoxedIo;
 
 /// Whose turn it is on one connection. Only the task that serves the connection changes it; the atomics are there because
@@ -38,6 +39,8 @@ pub(crate) struct Turn {
     uploading: AtomicBool,
     /// The codec's own words were taken away.
     silenced: AtomicBool,
+    /// How the names in the heads are spelled.
+    heads: Mutex<Heads>,
     /// The stream, when the codec is done with it.
     left: Mutex<Option<BoxedIo>>,
 }
@@ -99,12 +102,13 @@ impl Turn {
             line_ended: AtomicBool::new(true),
             uploading: AtomicBool::new(false),
             silenced: AtomicBool::new(false),
+            heads: Mutex::new(Heads::of_requests()),
             left: Mutex::new(None),
         })
     }
 
-    /// A whole head was read, of a request with or without a body.
-    pub(crate) fn asked(&self, body: bool) {
+    /// A whole head was read, of a request with or without a body; says how its names are spelled.
+    pub(crate) fn asked(&self, body: bool) -> Option<Spelling> {
         self.head_bytes.store(0, Ordering::Relaxed);
         self.line_bytes.store(0, Ordering::Relaxed);
         self.line_ended.store(true, Ordering::Relaxed);
@@ -112,6 +116,7 @@ impl Turn {
         // One task changes it, so nothing is lost between load and store.
         self.requests.store(self.requests.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.set(Phase::Busy);
+        self.heads.lock().next()
     }
 
     /// The connection is a tunnel from now on.
@@ -164,7 +169,11 @@ impl Turn {
     }
 
     fn read(&self, bytes: &[u8]) {
-        let bytes = match self.phase() {
+        let phase = self.phase();
+        if phase != Phase::Tunnel {
+            self.heads.lock().read(bytes);
+        }
+        let bytes = match phase {
             Phase::Idle => {
                 // Empty lines before a request are no beginning of one (RFC 9112 2.2).
                 let Some(begin) = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else { return };

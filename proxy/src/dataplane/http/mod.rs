@@ -9,4 +9,5 @@ pub(crate) mod record;
 pub(crate) mod reject;
 pub(crate) mod series;
 pub(crate) mod server;
+pub(crate) mod spelling;
 pub(crate) mod upgrade;

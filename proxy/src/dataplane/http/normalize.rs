@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, Version};
 use super::attempt::{HTTP_VERSION, UPGRADE_TOKEN};
 use super::guard::{HEADER_BYTES, HEADERS_MAX};
 use super::reject::{Limit, Reject};
+use super::spelling::{HEADER_NAMES, REASON_PHRASE};
 
 /// A request's target.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -221,22 +222,46 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named {
-        // A caller must not have the message's own framing or target taken away. `TE: trailers` is looked at below.
-        if name != HOST && name != TE && name != http::header::CONTENT_LENGTH && name != http::header::TRAILER {
-            headers.remove(name);
-        }
-    }
-    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS] {
-        headers.remove(name);
-    }
+    // A caller must not have the message's own framing or target taken away. `TE: trailers` is looked at below.
+    let kept = [HOST, TE, http::header::CONTENT_LENGTH, http::header::TRAILER];
+    let own = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS];
+    remove_in_order(headers, |name| own.contains(name) || (named.contains(name) && !kept.contains(name)));
     // "TE: trailers" is the one value that HTTP/2 carries (RFC 9113 8.2.2), and gRPC needs it.
+    if !headers.contains_key(TE) {
+        return;
+    }
     let trailers = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
         value.split(',').any(|coding| coding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
     });
-    headers.remove(TE);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+    } else {
+        remove_in_order(headers, |name| *name == TE);
+    }
+}
+
+/// Takes headers away and leaves the others in their order; what a map's own removal does is to put its last header into
+/// the hole.
+fn remove_in_order(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
+    let Some(first) = headers.keys().position(&gone) else { return };
+    if headers.keys().skip(first).all(&gone) {
+        let names: Vec<HeaderName> = headers.keys().skip(first).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+        return;
+    }
+    let mut skip = false;
+    let mut current = None;
+    for (name, value) in std::mem::replace(headers, HeaderMap::with_capacity(headers.len())) {
+        // A name comes with the first of its values.
+        if let Some(name) = name {
+            skip = gone(&name);
+            current = Some(name);
+        }
+        if let (false, Some(name)) = (skip, &current) {
+            headers.append(name.clone(), value);
+        }
     }
 }
 
@@ -247,7 +272,10 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(crate) fn take_reserved(headers: &mut HeaderMap, link: bool) -> Result<(), Reject> {
     // Usually there is none, and then nothing else is looked at.
     if headers.keys().any(|name| name.as_str().starts_with(RESERVED)) {
-        if !link && let Some(name) = [HTTP_VERSION, UPGRADE_TOKEN].into_iter().find(|name| headers.contains_key(name)) {
+        if !link
+            && let Some(name) =
+                [HTTP_VERSION, UPGRADE_TOKEN, HEADER_NAMES, REASON_PHRASE].into_iter().find(|name| headers.contains_key(name))
+        {
             return Err(Reject::ReservedHeader(name));
         }
         strip_reserved(headers, None);
@@ -262,15 +290,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Takes away the headers that only sidecars may set, but for `except`.
 pub(crate) fn strip_reserved(headers: &mut HeaderMap, except: Option<&HeaderName>) {
-    // Usually there is none, and then nothing is collected.
-    if !headers.keys().any(|name| name.as_str().starts_with(RESERVED)) {
-        return;
-    }
-    let reserved: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(RESERVED) && Some(*name) != except).cloned().collect();
-    for name in reserved {
-        headers.remove(name);
-    }
+    remove_in_order(headers, |name| name.as_str().starts_with(RESERVED) && Some(name) != except);
 }
 
 /// Headers of this prefix are for sidecars alone.

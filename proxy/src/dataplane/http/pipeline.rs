@@ -12,6 +12,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,6 +21,7 @@ use super::body::{Answer, Body, KEEP_MAX, RequestBody};
 use super::normalize::{self, Target};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
+use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
 use super::upgrade;
 use crate::base::drain::DrainGuard;
 use crate::dataplane::Proxy;
@@ -77,7 +79,12 @@ enum Chosen<'a> {
 }
 
 /// Answers a request. Infallible: what cannot be answered by the destination is answered by us.
-pub(crate) async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+/// `spelling` is how a caller in HTTP/1 spelled its headers.
+pub(crate) async fn handle(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+    spelling: Option<Spelling>,
+) -> Response<Body> {
     let (mut parts, incoming) = request.into_parts();
     let grpc = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     let protocol = match parts.version {
@@ -88,9 +95,10 @@ pub(crate) async fn handle(connection: Arc<Connection>, request: Request<Incomin
     let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address);
     record.ends.mtls = connection.link;
     let upgraded = parts.extensions.remove::<OnUpgrade>();
+    let http1 = protocol == Protocol::Http1;
     // The line is a large future and most of it waits: one allocation keeps connections small.
-    match Box::pin(line(&connection, &mut record, parts, incoming)).await {
-        Ok(answered) => respond(&connection, record, answered, upgraded),
+    match Box::pin(line(&connection, &mut record, parts, incoming, spelling)).await {
+        Ok(answered) => respond(&connection, record, answered, upgraded, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
             let told = reject.told();
@@ -115,6 +123,7 @@ async fn line(
     record: &mut Record,
     mut parts: http::request::Parts,
     incoming: Incoming,
+    spelling: Option<Spelling>,
 ) -> Result<Answered, Reject> {
     let proxy = &connection.proxy;
     let peer = &connection.peer;
@@ -126,8 +135,17 @@ async fn line(
     let Target { authority, path_and_query, ambiguous } = normalize::target(&parts)?;
     let (path, query) = (path_and_query.path(), path_and_query.query());
     let named = authority.as_ref().map_or("", Authority::as_str);
+    if parts.version != Version::HTTP_2
+        && let Some(authority) = parts.uri.authority()
+    {
+        // "When a proxy receives a request with an absolute-form ... the proxy MUST ignore the received Host header field
+        // (if any) and instead replace it" (RFC 9112 3.2.2).
+        let host = HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| Reject::BadRequest("a Host that is none"))?;
+        parts.headers.insert(http::header::HOST, host);
+    }
     let (version, upgrade) = arrived(connection, &parts);
     normalize::strip_hop_by_hop(&mut parts.headers);
+    let spelling = if connection.link { Spelling::take(&parts.headers) } else { spelling };
     normalize::take_reserved(&mut parts.headers, connection.link)?;
 
     // snapshot
@@ -228,7 +246,7 @@ async fn line(
     }
 
     // headers
-    let http::request::Parts { method, mut headers, extensions, .. } = parts;
+    let http::request::Parts { method, mut headers, .. } = parts;
     if let Some(jwt) = jwt {
         jwt.strip(&mut headers);
     }
@@ -258,15 +276,16 @@ async fn line(
         authority,
         path_and_query,
         headers,
-        extensions,
+        spelling,
         version,
         upgrade,
     };
-    head.extensions.remove::<hyper::ext::Protocol>();
     if let Some(authority) = rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref()) {
-        let named = Authority::try_from(authority).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?;
-        head.authority = Some(named);
-        head.headers.remove(http::header::HOST);
+        let cannot = || Reject::BadRequest("a target that cannot be passed on");
+        head.authority = Some(Authority::try_from(authority).map_err(|_not_one| cannot())?);
+        if let Some(host) = head.headers.get_mut(http::header::HOST) {
+            *host = HeaderValue::try_from(authority).map_err(|_not_one| cannot())?;
+        }
     }
 
     // shadow
@@ -478,7 +497,13 @@ fn cast_shadow(proxy: &Arc<Proxy>, service: &str, backend: Option<&Arc<Backend>>
 }
 
 /// Turns the destination's answer into the caller's.
-fn respond(connection: &Arc<Connection>, mut record: Record, answered: Answered, upgraded: Option<OnUpgrade>) -> Response<Body> {
+fn respond(
+    connection: &Arc<Connection>,
+    mut record: Record,
+    answered: Answered,
+    upgraded: Option<OnUpgrade>,
+    http1: bool,
+) -> Response<Body> {
     let Answered { tried, response_edits, weighted_edit, from_link, upgrade } = answered;
     let Tried { outcome, slot, .. } = *tried;
     let Ok(sent) = outcome else {
@@ -499,6 +524,8 @@ fn respond(connection: &Arc<Connection>, mut record: Record, answered: Answered,
     });
     let accepted = accepted.cloned();
     let chosen = parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned();
+    let spelling = if from_link { Spelling::take(&parts.headers) } else { sent.spelling };
+    let phrase = if from_link { parts.headers.get(REASON_PHRASE).cloned() } else { None };
     normalize::strip_hop_by_hop(&mut parts.headers);
     normalize::strip_reserved(&mut parts.headers, from_link.then_some(&REASON));
     for edit in response_edits {
@@ -509,6 +536,7 @@ fn respond(connection: &Arc<Connection>, mut record: Record, answered: Answered,
     }
     parts.version = Version::HTTP_11;
     record.answered(parts.status, &parts.headers);
+    dress(&mut parts, spelling, phrase, connection.link, http1);
     if let Some(asked) = accepted {
         let theirs = parts.extensions.remove::<OnUpgrade>();
         let token = chosen.unwrap_or(asked);
@@ -517,6 +545,27 @@ fn respond(connection: &Arc<Connection>, mut record: Record, answered: Answered,
     parts.extensions.remove::<OnUpgrade>();
     let body = Answer::new(incoming, record, sent.lease, slot);
     Response::from_parts(parts, Body::Answer(Box::new(body)))
+}
+
+/// Has an answer written as the application wrote it: its names' spelling and its reason phrase.
+fn dress(parts: &mut http::response::Parts, spelling: Option<Spelling>, phrase: Option<HeaderValue>, link: bool, http1: bool) {
+    if link {
+        if let Some(spelling) = spelling {
+            parts.headers.insert(HEADER_NAMES, spelling.to_header());
+        }
+        // The codec tells of a phrase that is not the status's own, and of no other.
+        let phrase = parts.extensions.remove::<ReasonPhrase>().map(|phrase| HeaderValue::from_bytes(phrase.as_bytes()));
+        if let Some(Ok(phrase)) = phrase {
+            parts.headers.insert(REASON_PHRASE, phrase);
+        }
+    } else if http1 {
+        if let Some(spelling) = spelling {
+            spelling::restore(&spelling, &mut parts.extensions);
+        }
+        if let Some(Ok(phrase)) = phrase.map(|phrase| ReasonPhrase::try_from(phrase.as_bytes())) {
+            parts.extensions.insert(phrase);
+        }
+    }
 }
 
 /// How long a copy may take, from the request's head to the end of its answer.

@@ -54,10 +54,10 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     let service = {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
         service_fn(move |request: Request<Incoming>| {
-            turn.asked(!request.body().is_end_stream());
+            let spelling = turn.asked(!request.body().is_end_stream());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
             async move {
-                let answer = pipeline::handle(connection, request).await;
+                let answer = pipeline::handle(connection, request, spelling).await;
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     turn.tunnel();
                 }
@@ -66,7 +66,6 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
         })
     };
     let served = http1::Builder::new()
-        .preserve_header_case(true)
         .auto_date_header(false)
         .half_close(true)
         .max_header_size(HEADER_BYTES)
@@ -117,7 +116,7 @@ async fn serve_http2(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
         let connection = Arc::clone(&connection);
         service_fn(move |request| {
             let connection = Arc::clone(&connection);
-            async move { Ok::<_, Infallible>(pipeline::handle(connection, request).await) }
+            async move { Ok::<_, Infallible>(pipeline::handle(connection, request, None).await) }
         })
     };
     let mut drain = connection.drain.clone();

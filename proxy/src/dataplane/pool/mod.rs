@@ -24,6 +24,7 @@ pub(crate) mod connect;
 
 use self::connect::{ConnectError, Dial};
 use super::http::body::Body;
+use super::http::spelling::{Answers, Spelling};
 use super::tasks::Tasks;
 use super::tls::Alpn;
 use crate::base::net::BoxedIo;
@@ -88,6 +89,7 @@ struct Open {
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<Body>,
+    answers: Answers,
     since: Instant,
 }
 
@@ -115,13 +117,15 @@ pub(crate) enum SendError {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) response: Response<Incoming>,
+    /// How an answer in HTTP/1 spelled its headers.
+    pub(crate) spelling: Option<Spelling>,
     pub(crate) lease: Lease,
 }
 
 /// The place of one request on a connection. An HTTP/1 connection is given back when the answer was read whole.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    one: Option<(Arc<Pool>, Key, http1::SendRequest<Body>)>,
+    one: Option<(Arc<Pool>, Key, http1::SendRequest<Body>, Answers)>,
     _load: Load,
 }
 
@@ -138,7 +142,7 @@ impl Drop for Load {
 impl Lease {
     /// The answer was read whole: the connection can carry another request.
     pub(crate) fn give_back(mut self) {
-        if let Some((pool, key, sender)) = self.one.take()
+        if let Some((pool, key, sender, answers)) = self.one.take()
             && !sender.is_closed()
         {
             let mut idle = pool.idle.lock();
@@ -147,7 +151,7 @@ impl Lease {
                 list.retain(Idle::usable);
             }
             if list.len() < IDLE_PER_KEY_MAX {
-                list.push(Idle { sender, since: Instant::now() });
+                list.push(Idle { sender, answers, since: Instant::now() });
             }
         }
     }
@@ -198,10 +202,12 @@ impl Pool {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
             let response = self.send_shared(to, request).await?;
-            Ok(Sent { response, lease: Lease { one: None, _load: load } })
+            Ok(Sent { response, spelling: None, lease: Lease { one: None, _load: load } })
         } else {
-            let (response, sender) = self.send_single(to, request).await?;
-            Ok(Sent { response, lease: Lease { one: Some((Arc::clone(self), key_of(to), sender)), _load: load } })
+            let (response, sender, answers) = self.send_single(to, request).await?;
+            let spelling = answers.answered();
+            let lease = Lease { one: Some((Arc::clone(self), key_of(to), sender, answers)), _load: load };
+            Ok(Sent { response, spelling, lease })
         }
     }
 
@@ -304,17 +310,18 @@ impl Pool {
         &self,
         to: &Destination,
         mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, http1::SendRequest<Body>), SendError> {
+    ) -> Result<(Response<Incoming>, http1::SendRequest<Body>, Answers), SendError> {
         loop {
-            let (mut sender, reused) = match self.take_idle(&key_of(to)) {
-                Some(sender) => (sender, true),
+            let ((mut sender, answers), reused) = match self.take_idle(&key_of(to)) {
+                Some(idle) => (idle, true),
                 None => {
                     let _waiting = wait(to)?;
                     (self.open_single(to).await?, false)
                 }
             };
+            answers.asked();
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender)),
+                Ok(response) => return Ok((response, sender, answers)),
                 Err(mut failed) => match failed.take_message() {
                     Some(message) if reused => request = message,
                     Some(_message) => return Err(SendError::NotSent(failed.into_error())),
@@ -324,7 +331,7 @@ impl Pool {
         }
     }
 
-    fn take_idle(&self, key: &Key) -> Option<http1::SendRequest<Body>> {
+    fn take_idle(&self, key: &Key) -> Option<(http1::SendRequest<Body>, Answers)> {
         let mut idle = self.idle.lock();
         let list = idle.get_mut(key)?;
         // The one that was used last is on top; what lies below it is older, and is swept if it stays unused.
@@ -333,14 +340,15 @@ impl Pool {
             list.retain(Idle::usable);
             return None;
         }
-        Some(list.remove(ready).sender)
+        let Idle { sender, answers, .. } = list.remove(ready);
+        Some((sender, answers))
     }
 
-    async fn open_single(&self, to: &Destination) -> Result<http1::SendRequest<Body>, ConnectError> {
+    async fn open_single(&self, to: &Destination) -> Result<(http1::SendRequest<Body>, Answers), ConnectError> {
         let slot = admit(to)?;
         let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
+        let (io, answers) = Answers::watch(io);
         let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|source| ConnectError::Http { to: to.address, source })?;
@@ -351,7 +359,7 @@ impl Pool {
                 debug!(%address, error = &error as &dyn std::error::Error, "an upstream connection ended");
             }
         });
-        Ok(sender)
+        Ok((sender, answers))
     }
 
     fn count(&self, address: SocketAddr) -> Load {

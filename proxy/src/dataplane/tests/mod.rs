@@ -1,6 +1,7 @@
 //! Whole sidecars in memory: real HTTP and TLS at both ends, paused time, scripted applications.
 
 mod config;
+mod fidelity;
 mod http;
 mod opaque;
 mod outbound;

@@ -1,0 +1,531 @@
+//! How header names were spelled, from one HTTP/1 connection to another.
+//!
+//! Names mean the same in every spelling (RFC 9110 5.1), and HTTP/2 knows one spelling alone (RFC 9113 8.2.1); applications
+//! that look at letters exist all the same. So a head's names are read off its bytes as they pass ([`Heads`]), cross a
+//! link in one header of the sidecars' own, and dress the head again where it is written as HTTP/1. A head whose names are
+//! all lower case carries nothing. The text of one client's names seldom changes, so that HPACK sends it once, and a
+//! connection builds it once.
+//!
+//! The codec restores spellings from a map that nobody but itself can make. It is asked to make one: it reads a head of
+//! these names, once for each distinct text; the results are kept, as far as there is place ([`restore`]).
+//!
+//! Invariant: a spelling changes letters alone. What is sent, in which order and with which meaning, is in the header map,
+//! so that a text which belongs to another head can do no more than to change case.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::guard::HEADERS_MAX;
+use crate::base::net::BoxedIo;
+
+/// A head's names as they were spelled, in order, with commas between.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Spelling(HeaderValue);
+
+/// Follows the heads in the bytes of one direction of a connection.
+#[derive(Debug)]
+pub(crate) struct Heads {
+    at: At,
+    answers: bool,
+    names: Vec<u8>,
+    /// Where the name begins that is being read.
+    name: usize,
+    /// A letter of them is a capital.
+    spelled: bool,
+    /// They are too long to be kept.
+    long: bool,
+    /// What the head says of the body behind it.
+    length: u64,
+    chunked: bool,
+    /// Of an answer's first line.
+    line: usize,
+    interim: bool,
+    /// The last text, for the next one is usually the same.
+    last: Option<Spelling>,
+    done: VecDeque<Option<Spelling>>,
+}
+
+/// What the next byte belongs to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum At {
+    /// To nothing yet: empty lines may come before a head.
+    Start,
+    FirstLine,
+    Name,
+    Value,
+    /// The value of a Content-Length.
+    Length,
+    Body(u64),
+    ChunkSize(u64),
+    /// What stands behind a chunk's size in its line.
+    ChunkLine(u64),
+    Chunk(u64),
+    ChunkEnd,
+    /// A line behind the last chunk, and whether it is empty so far.
+    Trailer(bool),
+    /// Nobody asks, or it is no longer known.
+    Rest,
+}
+
+/// The heads of the answers on an upstream connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers(Arc<Mutex<Heads>>);
+
+/// An upstream connection whose answers' heads are read.
+pub(crate) struct Watched {
+    io: BoxedIo,
+    answers: Answers,
+}
+
+impl Heads {
+    /// For requests: every head is read, and what is between them is passed over.
+    pub(crate) fn of_requests() -> Self {
+        Self::new(false)
+    }
+
+    fn new(answers: bool) -> Self {
+        Self {
+            at: if answers { At::Rest } else { At::Start },
+            answers,
+            names: Vec::new(),
+            name: 0,
+            spelled: false,
+            long: false,
+            length: 0,
+            chunked: false,
+            line: 0,
+            interim: false,
+            last: None,
+            done: VecDeque::new(),
+        }
+    }
+
+    /// The spelling of the next head, in the order in which the codec reads them.
+    pub(crate) fn next(&mut self) -> Option<Spelling> {
+        self.done.pop_front().flatten()
+    }
+
+    /// Takes bytes as they pass.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let used = match self.at {
+                At::Rest => return,
+                At::Start => self.start(bytes),
+                At::FirstLine => self.first_line(bytes),
+                At::Name => self.name(bytes),
+                At::Value => self.until_line_end(bytes, At::Name),
+                At::Length => self.length(bytes),
+                At::Body(left) => self.skip(bytes, left, At::Start, At::Body),
+                At::ChunkSize(size) => self.chunk_size(bytes, size),
+                At::ChunkLine(0) => self.until_line_end(bytes, At::Trailer(true)),
+                At::ChunkLine(size) => self.until_line_end(bytes, At::Chunk(size)),
+                At::Chunk(left) => self.skip(bytes, left, At::ChunkEnd, At::Chunk),
+                At::ChunkEnd => self.until_line_end(bytes, At::ChunkSize(0)),
+                At::Trailer(empty) => self.trailer(bytes, empty),
+            };
+            bytes = bytes.get(used..).unwrap_or_default();
+        }
+    }
+
+    fn start(&mut self, bytes: &[u8]) -> usize {
+        let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        if empty < bytes.len() {
+            self.names.clear();
+            self.name = 0;
+            self.spelled = false;
+            self.long = false;
+            self.length = 0;
+            self.chunked = false;
+            self.line = 0;
+            self.interim = false;
+            self.at = At::FirstLine;
+        }
+        empty
+    }
+
+    fn first_line(&mut self, bytes: &[u8]) -> usize {
+        let used = self.until_line_end(bytes, At::Name);
+        if self.answers {
+            // `HTTP/1.1 100 Continue`, but 101 is the answer.
+            for byte in bytes.iter().take(used) {
+                match (self.line, byte) {
+                    (9, byte) => self.interim = *byte == b'1',
+                    (11, b'1') => self.interim = false,
+                    _other => {}
+                }
+                self.line = self.line.saturating_add(1);
+            }
+        }
+        used
+    }
+
+    fn name(&mut self, bytes: &[u8]) -> usize {
+        for (index, byte) in bytes.iter().enumerate() {
+            match byte {
+                b':' => {
+                    self.name_ended();
+                    return index + 1;
+                }
+                b'\n' => {
+                    self.head_ended();
+                    return index + 1;
+                }
+                b'\r' => {}
+                _any if self.long => {}
+                byte => {
+                    if self.names.len() == self.name && self.name > 0 {
+                        self.names.push(b',');
+                        self.name += 1;
+                    }
+                    self.spelled |= byte.is_ascii_uppercase();
+                    self.names.push(*byte);
+                    self.long = self.names.len() >= NAMES_MAX;
+                }
+            }
+        }
+        bytes.len()
+    }
+
+    fn name_ended(&mut self) {
+        let name = self.names.get(self.name..).unwrap_or_default();
+        self.at = At::Value;
+        if name.eq_ignore_ascii_case(b"content-length") {
+            self.at = At::Length;
+            self.length = 0;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.chunked = true;
+        }
+        self.name = self.names.len();
+    }
+
+    fn length(&mut self, bytes: &[u8]) -> usize {
+        for (index, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'0'..=b'9' => self.length = self.length.saturating_mul(10).saturating_add(u64::from(byte - b'0')),
+                b'\n' => {
+                    self.at = At::Name;
+                    return index + 1;
+                }
+                _other => {}
+            }
+        }
+        bytes.len()
+    }
+
+    fn head_ended(&mut self) {
+        if self.answers {
+            self.at = if self.interim { At::Start } else { At::Rest };
+            if self.interim {
+                return;
+            }
+        } else {
+            // A chunked body goes before a length (RFC 9112 6.3).
+            self.at = match (self.chunked, self.length) {
+                (true, _) => At::ChunkSize(0),
+                (false, 0) => At::Start,
+                (false, length) => At::Body(length),
+            };
+        }
+        if self.done.len() >= AHEAD_MAX {
+            self.at = At::Rest;
+            self.done.clear();
+            return;
+        }
+        let spelling = if self.spelled && !self.long { self.text() } else { None };
+        self.done.push_back(spelling);
+    }
+
+    fn text(&mut self) -> Option<Spelling> {
+        match &self.last {
+            Some(last) if last.0.as_bytes() == self.names => {}
+            _another => self.last = HeaderValue::from_bytes(&self.names).ok().map(Spelling),
+        }
+        self.last.clone()
+    }
+
+    fn chunk_size(&mut self, bytes: &[u8], size: u64) -> usize {
+        let mut size = size;
+        for (index, byte) in bytes.iter().enumerate() {
+            match char::from(*byte).to_digit(16) {
+                Some(digit) => size = size.saturating_mul(16).saturating_add(u64::from(digit)),
+                None => {
+                    self.at = At::ChunkLine(size);
+                    return index;
+                }
+            }
+        }
+        self.at = At::ChunkSize(size);
+        bytes.len()
+    }
+
+    fn trailer(&mut self, bytes: &[u8], empty: bool) -> usize {
+        let mut empty = empty;
+        for (index, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\n' if empty => {
+                    self.at = At::Start;
+                    return index + 1;
+                }
+                b'\n' => empty = true,
+                b'\r' => {}
+                _other => empty = false,
+            }
+        }
+        self.at = At::Trailer(empty);
+        bytes.len()
+    }
+
+    fn until_line_end(&mut self, bytes: &[u8], then: At) -> usize {
+        match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(end) => {
+                self.at = then;
+                end + 1
+            }
+            None => bytes.len(),
+        }
+    }
+
+    fn skip(&mut self, bytes: &[u8], left: u64, then: At, still: fn(u64) -> At) -> usize {
+        let here = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.at = if here < left { still(left - here) } else { then };
+        usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len())
+    }
+}
+
+impl Answers {
+    /// Reads the answers of an upstream connection, each after it was [asked](Self::asked) for.
+    pub(crate) fn watch(io: BoxedIo) -> (Watched, Self) {
+        let answers = Self(Arc::new(Mutex::new(Heads::new(true))));
+        (Watched { io, answers: answers.clone() }, answers)
+    }
+
+    /// A request is about to be sent: the next head is of its answer.
+    pub(crate) fn asked(&self) {
+        let mut heads = self.0.lock();
+        heads.done.clear();
+        heads.at = At::Start;
+    }
+
+    /// The spelling of the head that was read last.
+    pub(crate) fn answered(&self) -> Option<Spelling> {
+        self.0.lock().next()
+    }
+}
+
+impl Spelling {
+    /// As it crosses a link.
+    pub(crate) fn to_header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+
+    /// Takes what a link carried.
+    pub(crate) fn take(headers: &HeaderMap) -> Option<Self> {
+        headers.get(HEADER_NAMES).filter(|text| text.len() <= NAMES_MAX).cloned().map(Self)
+    }
+}
+
+/// Has the codec write a head in this spelling.
+pub(crate) fn restore(spelling: &Spelling, extensions: &mut Extensions) {
+    KNOWN.with_borrow_mut(|known| {
+        match known.iter().position(|(text, _)| text == spelling) {
+            // The ones in use come to stand in front.
+            Some(0) => {}
+            Some(index) => known.swap(index, index / 2),
+            None => {
+                if known.len() >= KNOWN_MAX {
+                    known.pop();
+                }
+                known.insert(0, (spelling.clone(), read_by_codec(spelling).unwrap_or_default()));
+            }
+        }
+        if let Some((_, map)) = known.iter().find(|(text, _)| text == spelling) {
+            extensions.extend(map.clone());
+        }
+    });
+}
+
+/// Lets the codec read a head of these names. `None`: they are no names.
+fn read_by_codec(spelling: &Spelling) -> Option<Extensions> {
+    let text = spelling.0.to_str().ok()?;
+    let mut head = String::with_capacity(2 * text.len() + 64);
+    head.push_str("GET / HTTP/1.1\r\n");
+    let mut chunked = None;
+    for name in text.split(',') {
+        // Behind a Transfer-Encoding the codec passes over a Content-Length.
+        if name.eq_ignore_ascii_case("transfer-encoding") {
+            chunked = Some(name);
+        } else {
+            head.push_str(name);
+            head.push_str(": 0\r\n");
+        }
+    }
+    if let Some(name) = chunked {
+        head.push_str(name);
+        head.push_str(": chunked\r\n");
+    }
+    head.push_str("\r\n");
+    let found = Arc::new(Mutex::new(None));
+    let service = {
+        let found = Arc::clone(&found);
+        service_fn(move |request: Request<Incoming>| {
+            *found.lock() = Some(request.into_parts().0.extensions);
+            std::future::ready(Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())))
+        })
+    };
+    let io = tokio::io::join(io::Cursor::new(head.into_bytes()), tokio::io::sink());
+    let mut served = pin!(
+        http1::Builder::new()
+            .preserve_header_case(true)
+            .header_read_timeout(None)
+            .max_headers(HEADERS_MAX)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    // All of it is there, so nothing is waited for.
+    drop(served.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+    let mut extensions = found.lock().take()?;
+    extensions.remove::<hyper::upgrade::OnUpgrade>();
+    Some(extensions)
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let mut heads = self.answers.0.lock();
+        if let (true, Some(bytes)) = (heads.at != At::Rest, buf.filled().get(before..)) {
+            heads.read(bytes);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+thread_local! {
+    /// What the codec made, the most used in front. One for each thread, so that nobody waits for anybody.
+    static KNOWN: RefCell<Vec<(Spelling, Extensions)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Carries a spelling across a link.
+pub(crate) const HEADER_NAMES: HeaderName = HeaderName::from_static("outrigger-header-names");
+/// Carries a reason phrase that is not the usual one across a link.
+pub(crate) const REASON_PHRASE: HeaderName = HeaderName::from_static("outrigger-reason-phrase");
+/// The longest text. A head with more goes in lower case.
+const NAMES_MAX: usize = 4096;
+/// Requests that a client may have sent ahead; of one that sends more, nothing is spelled any more.
+const AHEAD_MAX: usize = 64;
+/// Texts that are kept.
+const KNOWN_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(heads: &mut Heads) -> Vec<String> {
+        std::iter::from_fn(|| heads.done.pop_front())
+            .map(|text| text.map_or_else(String::new, |text| text.0.to_str().unwrap().to_owned()))
+            .collect()
+    }
+
+    const REQUESTS: &[u8] = b"\r\nPOST /a HTTP/1.1\r\nHost: a\r\nX-A: b:C\r\nContent-Length: 12\r\n\r\nNot: A\r\nHead\
+        GET / HTTP/1.1\nhost: a\nTE:x\n\n\
+        POST / HTTP/1.1\r\nHOST: a\r\nTransfer-Encoding: chunked\r\n\r\n4;Ext=A\r\nA: b\r\n0A\r\n0123456789\r\n0\r\nX-Trailer: B\r\n\r\n\
+        GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    #[test]
+    fn the_heads_of_requests_are_told_from_what_is_between_them() {
+        let mut heads = Heads::of_requests();
+        heads.read(REQUESTS);
+        let wanted = ["Host,X-A,Content-Length", "host,TE", "HOST,Transfer-Encoding", ""];
+        assert_eq!(texts(&mut heads), wanted);
+        // However they are cut.
+        let mut heads = Heads::of_requests();
+        REQUESTS.iter().for_each(|byte| heads.read(&[*byte]));
+        assert_eq!(texts(&mut heads), wanted);
+    }
+
+    #[test]
+    fn of_answers_the_final_one_is_read_and_nothing_of_its_body() {
+        let answers = Answers(Arc::new(Mutex::new(Heads::new(true))));
+        answers.0.lock().read(b"HTTP/1.1 200 OK\r\nNobody: asked\r\n\r\n");
+        assert_eq!(answers.answered(), None);
+        for interim in ["", "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"] {
+            answers.asked();
+            let text = format!("{interim}HTTP/1.1 200 OK\r\nServer: A\r\nX-b: c\r\n\r\nHTTP/1.1 200 OK\r\nFake: A\r\n\r\n");
+            answers.0.lock().read(text.as_bytes());
+            assert_eq!(answers.answered().unwrap().0, "Server,X-b");
+            assert_eq!(answers.answered(), None);
+        }
+        answers.asked();
+        answers.0.lock().read(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\n\r\n");
+        assert_eq!(answers.answered().unwrap().0, "Upgrade");
+    }
+
+    #[test]
+    fn too_many_names_are_not_kept() {
+        let mut heads = Heads::of_requests();
+        heads.read(b"GET / HTTP/1.1\r\n");
+        for number in 0..1000 {
+            heads.read(format!("X-Header-{number}: a\r\n").as_bytes());
+        }
+        heads.read(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(texts(&mut heads), ["", "Host"]);
+        assert!(heads.names.capacity() <= 2 * NAMES_MAX);
+        // Nor is any end seen of one that sends heads and reads no answer.
+        heads.read(&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000));
+        assert!(heads.done.len() <= AHEAD_MAX);
+    }
+
+    #[test]
+    fn the_codec_makes_its_map_of_any_names_and_of_nothing_else() {
+        for (text, good) in [
+            ("Host,X-A,x-a,X-a", true),
+            ("Transfer-Encoding,Content-Length,Content-length,Connection,Upgrade,Expect", true),
+            ("", false),
+            ("Host,,A", false),
+            ("Host,a b", false),
+        ] {
+            let spelling = Spelling(HeaderValue::from_static(text));
+            assert_eq!(read_by_codec(&spelling).is_some_and(|map| !map.is_empty()), good, "{text}");
+        }
+        for number in 0..3 * KNOWN_MAX {
+            restore(&Spelling(HeaderValue::try_from(format!("X-{number}")).unwrap()), &mut Extensions::new());
+        }
+        assert_eq!(KNOWN.with_borrow(Vec::len), KNOWN_MAX);
+    }
+}
