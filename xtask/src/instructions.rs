@@ -95,6 +95,8 @@ struct Counted {
     child: Child,
     /// The `outrigger run` that would start the pod's own sidecar again; it stands still meanwhile.
     runner: u32,
+    /// The pod's network namespace.
+    network: String,
     profiles: PathBuf,
 }
 
@@ -129,6 +131,7 @@ impl Counted {
             .arg(format!("--mount=/proc/self/fd/{}", mount.as_raw_fd()))
             .arg(format!("--net=/proc/self/fd/{}", net.as_raw_fd()))
             .args(["--", "sh", "-c", script, &user, "valgrind", "--tool=callgrind", "--quiet", "--fair-sched=yes"])
+            .arg(format!("--dump-before={MARK_FUNCTION}"))
             .arg(format!("--callgrind-out-file={}", out.display()))
             .arg(binary)
             .args(&arguments)
@@ -136,7 +139,8 @@ impl Counted {
             .stdout(Stdio::null())
             .stderr(File::create(profiles.join(format!("{}.log", pod.name.name)))?);
         let child = command.spawn().context("cannot run nsenter")?;
-        let mut counted = Self { pod: pod.name.name.clone(), child, runner, profiles: profiles.to_owned() };
+        let (pod_name, network) = (pod.name.name.clone(), pod.name.network());
+        let mut counted = Self { pod: pod_name, child, runner, network, profiles: profiles.to_owned() };
         let id = counted.child.id();
         std::fs::write(place.join("cgroup.procs"), id.to_string()).context("cannot enter the sidecar's cgroup")?;
         kill(runner, Signal::STOP);
@@ -154,44 +158,43 @@ impl Counted {
 
     /// Counts from here.
     fn zero(&self) -> Result<()> {
-        self.tell("zero")
+        self.mark()?;
+        self.dumps().map(drop)
     }
 
-    /// Tells callgrind something. It listens while it runs code, so it is asked while requests come in.
-    fn tell(&self, word: &str) -> Result<()> {
-        let process = format!("--pid={}", self.child.id());
-        // Without waking it through the debugger's interface, which hangs where a process has several threads.
-        finish(Command::new("vgdb").args(["--max-invoke-ms=0", "--cmd-time-out=20", &process, word]), PATIENCE)?.ok().map(drop)
+    /// Asks the sidecar for something that nobody else asks it for. Callgrind dumps what it counted and begins anew when the
+    /// function runs that answers.
+    fn mark(&self) -> Result<()> {
+        let mut ask = Command::new("ip");
+        ask.args(["netns", "exec", &self.network, "curl", "-sS", "--fail", "-o", "/dev/null", "--max-time", "20"]);
+        ask.arg(format!("http://127.0.0.1:14020/{MARK_PATH}"));
+        finish(&mut ask, PATIENCE)?.ok().map(drop)
+    }
+
+    /// The profiles that were dumped, each once.
+    fn dumps(&self) -> Result<Vec<String>> {
+        let begin = format!("{}.out.", self.pod);
+        let files = std::fs::read_dir(&self.profiles)?.filter_map(|entry| Some(entry.ok()?.path()));
+        let ours = files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&begin)));
+        ours.map(|file| {
+            let text = std::fs::read_to_string(&file)?;
+            std::fs::remove_file(&file)?;
+            Ok(text)
+        })
+        .collect()
     }
 
     /// What was counted since; the profile is kept under the name of the work.
     fn dump(&self, work: &str) -> Result<f64> {
-        let name =
-            |file: &Path| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{}.out.", self.pod)));
-        let dumps = || -> Result<Vec<PathBuf>> {
-            let files = std::fs::read_dir(&self.profiles)?.filter_map(|entry| Some(entry.ok()?.path()));
-            Ok(files.filter(|file| name(file)).collect())
-        };
-        for old in dumps()? {
-            std::fs::remove_file(old)?;
-        }
-        self.tell("dump")?;
+        self.mark()?;
         let mut sum = 0.0;
-        // One file per thread where threads are told apart; without, one.
-        let found = wait_for("a profile", PATIENCE, || {
-            let found = dumps()?;
-            ensure!(!found.is_empty(), "no profile in {}", self.profiles.display());
-            Ok(found)
-        })?;
-        for file in found {
-            let text = std::fs::read_to_string(&file)?;
+        for text in self.dumps()? {
             let total =
                 text.lines().rev().find_map(|line| line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")));
-            sum += total
-                .and_then(|total| total.trim().parse::<f64>().ok())
-                .with_context(|| format!("no total in {}", file.display()))?;
-            std::fs::rename(&file, self.profiles.join(format!("{work}.{}.profile", self.pod)))?;
+            sum += total.and_then(|total| total.trim().parse::<f64>().ok()).context("a profile without a total")?;
+            std::fs::write(self.profiles.join(format!("{work}.{}.profile", self.pod)), text)?;
         }
+        ensure!(sum > 0.0, "callgrind wrote no profile into {}", self.profiles.display());
         Ok(sum)
     }
 }
@@ -203,3 +206,7 @@ impl Drop for Counted {
         kill(self.runner, Signal::CONT);
     }
 }
+
+/// What the sidecar is asked for as a mark, and the function that answers it.
+const MARK_PATH: &str = "snapshot";
+const MARK_FUNCTION: &str = "*Window*Inspect*snapshot*";
