@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ impl Timeouts {
     /// The moment at which the request must be answered: the rule's limit, cut by what the caller says it will wait
     /// (`grpc-timeout`).
     pub(crate) fn deadline(&self, headers: &HeaderMap, now: Instant) -> Option<Instant> {
-        let asked = headers.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.as_bytes()));
+        let asked = headers.get(&GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.as_bytes()));
         // A time past what the clock can tell is no limit.
         [self.request, asked].into_iter().flatten().filter_map(|limit| now.checked_add(limit)).min()
     }
@@ -81,7 +81,7 @@ pub(crate) fn grpc_timeout(text: &[u8]) -> Option<Duration> {
     }
 }
 
-const GRPC_TIMEOUT: &str = "grpc-timeout";
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 #[cfg(test)]
 mod tests {

@@ -79,7 +79,10 @@ impl TraceContext {
         if self.parent.is_none() {
             headers.remove(TRACESTATE);
         }
-        if let Ok(value) = HeaderValue::from_bytes(&self.traceparent()) {
+        if let Ok(mut value) = HeaderValue::from_bytes(&self.traceparent()) {
+            // It is another one for each request: in the table of a link it would only drive out what repeats (RFC 7541
+            // 7.1.3, never-indexed literals).
+            value.set_sensitive(true);
             headers.insert(TRACEPARENT, value);
         }
     }

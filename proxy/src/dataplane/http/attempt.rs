@@ -161,7 +161,7 @@ pub(crate) async fn attempt(
 
 /// The status by which a retry policy judges an answer: gRPC says in the head what HTTP says by 503.
 pub(crate) fn effective_status(status: StatusCode, headers: &HeaderMap) -> StatusCode {
-    let unavailable = headers.get("grpc-status").is_some_and(|grpc| grpc.as_bytes() == b"14");
+    let unavailable = headers.get(&GRPC_STATUS).is_some_and(|grpc| grpc.as_bytes() == b"14");
     if status == StatusCode::OK && unavailable { StatusCode::SERVICE_UNAVAILABLE } else { status }
 }
 
@@ -288,5 +288,7 @@ fn protocol_of(token: &str) -> hyper::ext::Protocol {
 pub(crate) const HTTP_VERSION: HeaderName = HeaderName::from_static("outrigger-http-version");
 /// The token of an HTTP/1.1 upgrade that travels as extended CONNECT; in the answer, that it was accepted.
 pub(crate) const UPGRADE_TOKEN: HeaderName = HeaderName::from_static("outrigger-upgrade");
+/// What gRPC says instead of a status.
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Where no service says otherwise.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
+use super::attempt::GRPC_STATUS;
 use super::reject::{Reject, Told};
 use crate::base::names::Named;
 use crate::dataplane::Proxy;
@@ -141,7 +142,7 @@ impl Record {
 
     /// `grpc-status`, from an answer's head or from its trailers.
     pub(crate) fn grpc_status(&mut self, headers: &HeaderMap) {
-        if let Some(status) = headers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse().ok()) {
+        if let Some(status) = headers.get(&GRPC_STATUS).and_then(|status| status.to_str().ok()?.parse().ok()) {
             self.grpc_status = Some(status);
         }
     }
