@@ -18,9 +18,10 @@ use super::http::guard::HEAD_MAX;
 use super::http::pipeline::Connection;
 use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
 use super::http::reject::Reject;
-use super::http::server::{Serves, serve};
+use super::http::server::{Serves, serve, serve_link};
 use super::pool::Destination;
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, sniff};
+use super::wire::Wire;
 use super::{tcp, tls};
 use crate::base::drain::DrainGuard;
 use crate::base::net::BoxedIo;
@@ -210,10 +211,13 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
     };
     if link {
         match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::join(first, io)).await {
-            Ok((stream, id, tls::Alpn::H2)) => serve(stream, Serves::Link, connection(Some(id), true, None)).await,
+            Ok((stream, id, tls::Alpn::H2)) => {
+                let (io, session) = stream.into_inner();
+                serve_link(Wire::secured(io, session), connection(Some(id), true, None)).await;
+            }
             Ok((stream, id, tls::Alpn::Tcp)) => {
                 let peer = Peer { identity: Some(id), address: peer, port: original.port() };
-                inbound_opaque(&proxy, stream, &peer, original).await;
+                inbound_opaque(&proxy, Box::new(stream), &peer, original).await;
             }
             Err(error) => {
                 debug!(error = &error as &dyn std::error::Error, %peer, "a link was refused");

@@ -26,6 +26,7 @@ mod sniff;
 mod tasks;
 mod tcp;
 mod tls;
+mod wire;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;

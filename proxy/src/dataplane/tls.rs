@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::sniff::BYTES_MAX;
 use crate::base::net::BoxedIo;
@@ -105,7 +106,10 @@ pub(super) fn hello_offers_link(bytes: &[u8]) -> Option<bool> {
 ///
 /// # Errors
 /// See [`AcceptError`].
-pub(crate) async fn accept(config: Arc<rustls::ServerConfig>, io: BoxedIo) -> Result<(BoxedIo, SpiffeId, Alpn), AcceptError> {
+pub(crate) async fn accept(
+    config: Arc<rustls::ServerConfig>,
+    io: BoxedIo,
+) -> Result<(TlsStream<BoxedIo>, SpiffeId, Alpn), AcceptError> {
     let stream = match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(io)).await {
         Ok(stream) => stream.map_err(AcceptError::Handshake)?,
         Err(_elapsed) => return Err(AcceptError::Timeout),
@@ -114,7 +118,7 @@ pub(crate) async fn accept(config: Arc<rustls::ServerConfig>, io: BoxedIo) -> Re
     let alpn = session.alpn_protocol().and_then(Alpn::from_bytes).ok_or(AcceptError::Protocol)?;
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or(PeerError::Unreadable)?;
     let id = identity_of(leaf)?;
-    Ok((Box::new(stream), id, alpn))
+    Ok((stream, id, alpn))
 }
 
 /// From the first byte to the end of the handshake.

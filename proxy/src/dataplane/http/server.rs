@@ -18,6 +18,7 @@ use super::record::{Ends, Record};
 use super::reject::Reject;
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::dataplane::wire::Wire;
 use crate::telemetry::Protocol;
 
 /// What a client speaks.
@@ -25,8 +26,6 @@ use crate::telemetry::Protocol;
 pub(crate) enum Serves {
     Http1,
     Http2,
-    /// HTTP/2 from another sidecar.
-    Link,
 }
 
 /// Serves until the client leaves or the sidecar stops.
@@ -34,13 +33,18 @@ pub(crate) async fn serve(io: BoxedIo, serves: Serves, connection: Arc<Connectio
     let protocol = match serves {
         Serves::Http1 => Protocol::Http1,
         Serves::Http2 => Protocol::Http2,
-        Serves::Link => Protocol::Link,
     };
     let _open = connection.proxy.telemetry.metrics.connection(connection.direction, protocol, connection.link);
     match serves {
         Serves::Http1 => serve_http1(io, connection).await,
-        Serves::Http2 | Serves::Link => serve_http2(io, serves, connection).await,
+        Serves::Http2 => serve_http2(Wire::plain(io), connection).await,
     }
+}
+
+/// Serves another sidecar, which speaks HTTP/2.
+pub(crate) async fn serve_link(wire: Wire, connection: Arc<Connection>) {
+    let _open = connection.proxy.telemetry.metrics.connection(connection.direction, Protocol::Link, connection.link);
+    serve_http2(wire, connection).await;
 }
 
 /// How the codec's part of a connection ended.
@@ -111,7 +115,7 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     }
 }
 
-async fn serve_http2(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
+async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let service = {
         let connection = Arc::clone(&connection);
         service_fn(move |request| {
@@ -128,26 +132,29 @@ async fn serve_http2(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
         .max_header_list_size(HEADER_LIST_READ)
         .max_concurrent_streams(STREAMS_MAX)
         .timer(TokioTimer::new());
-    if serves == Serves::Link {
+    if connection.link {
         builder.enable_connect_protocol();
     }
-    let served = builder.serve_connection(TokioIo::new(io), service);
+    let served = builder.serve_connection(TokioIo::new(wire.clone()), service);
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(served);
-    let ended = tokio::select! {
-        ended = &mut served => ended,
-        () = drain.stopped() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+    let ended = wire.drive(async {
+        tokio::select! {
+            ended = &mut served => ended,
+            () = drain.stopped() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
         }
-    };
+    });
+    let ended = ended.await;
     let Err(error) = ended else { return };
     tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
     // The client is told by a GOAWAY, which has no place for our words.
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         if cause.downcast_ref::<h2::Error>().is_some_and(|error| error.is_library() && error.is_go_away()) {
-            let protocol = if serves == Serves::Link { Protocol::Link } else { Protocol::Http2 };
+            let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
             return refused(&connection, protocol, &Reject::BadRequest("the connection broke the rules of HTTP/2"));
         }
         source = cause.source();

@@ -13,6 +13,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
 use crate::base::net::BoxedIo;
@@ -121,7 +122,7 @@ pub(crate) async fn link(
     expected: &SpiffeId,
     alpn: Alpn,
     at_most: Duration,
-) -> Result<BoxedIo, ConnectError> {
+) -> Result<TlsStream<BoxedIo>, ConnectError> {
     let config = identity.client_config(expected, &[alpn.as_bytes()])?;
     let connecting = async {
         let io = dial.dial(to, None).await.map_err(|source| ConnectError::Failed { to, source })?;
@@ -134,11 +135,7 @@ pub(crate) async fn link(
                 _other => ConnectError::Failed { to, source },
             }
         })?;
-        if stream.get_ref().1.alpn_protocol() == Some(alpn.as_bytes()) {
-            Ok(Box::new(stream) as BoxedIo)
-        } else {
-            Err(ConnectError::NotOurs(to))
-        }
+        if stream.get_ref().1.alpn_protocol() == Some(alpn.as_bytes()) { Ok(stream) } else { Err(ConnectError::NotOurs(to)) }
     };
     timeout(at_most, connecting).await.unwrap_or(Err(ConnectError::Timeout(to)))
 }

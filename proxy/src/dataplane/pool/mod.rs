@@ -27,6 +27,7 @@ use super::http::body::Body;
 use super::http::spelling::{Answers, Spelling};
 use super::tasks::Tasks;
 use super::tls::Alpn;
+use super::wire::Wire;
 use crate::base::net::BoxedIo;
 use crate::identity::source::Identity;
 use crate::identity::spiffe::SpiffeId;
@@ -218,7 +219,9 @@ impl Pool {
     pub(crate) async fn opaque(&self, to: &Destination) -> Result<(BoxedIo, Option<Slot>), ConnectError> {
         let slot = admit(to)?;
         let io = match &to.peer {
-            Some(peer) => connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout).await?,
+            Some(peer) => connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout)
+                .await
+                .map(|stream| Box::new(stream) as BoxedIo)?,
             None => connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?,
         };
         Ok((io, slot))
@@ -269,18 +272,22 @@ impl Pool {
         // What is under way on an old connection goes on; it closes when its last request ended.
         *open = None;
         let slot = admit(to)?;
-        let io = match &to.peer {
-            Some(peer) => connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?,
-            None => connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?,
+        let wire = match &to.peer {
+            Some(peer) => {
+                let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?;
+                let (io, session) = link.into_inner();
+                Wire::secured(io, session)
+            }
+            None => Wire::plain(connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?),
         };
-        let handshake = http2::Builder::new(self.tasks.clone())
+        let handshake = http2::Builder::new(Driver { tasks: self.tasks.clone(), wire: wire.clone() })
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(super::http::server::HEADER_BYTES_MAX)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_MAX)
-            .handshake(TokioIo::new(io));
+            .handshake(TokioIo::new(wire));
         let (sender, connection) = match timeout(to.connect_timeout, handshake).await {
             Ok(pair) => pair.map_err(|source| ConnectError::Http { to: to.address, source })?,
             Err(_elapsed) => return Err(ConnectError::Timeout(to.address)),
@@ -366,6 +373,23 @@ impl Pool {
         let load = Arc::clone(self.loads.lock().entry(address).or_default());
         load.fetch_add(1, Ordering::Relaxed);
         Load(load)
+    }
+}
+
+/// Runs the tasks that the codec makes of a connection, so that what they write is sent.
+#[derive(Clone)]
+struct Driver {
+    tasks: Tasks,
+    wire: Wire,
+}
+
+impl<F> hyper::rt::Executor<F> for Driver
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.tasks.execute(self.wire.clone().drive(task));
     }
 }
 
