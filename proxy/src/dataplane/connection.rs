@@ -14,7 +14,6 @@ use tracing::debug;
 
 use super::Proxy;
 use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
-use super::http::guard::HEAD_MAX;
 use super::http::pipeline::Connection;
 use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
 use super::http::reject::Reject;
@@ -74,7 +73,8 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
             return passthrough(&proxy, io, peer, original).await;
         }
     };
-    let (sniffed, first) = match read_first(&mut io, declared).await {
+    let limits = proxy.published.current().mesh.limits;
+    let (sniffed, first) = match read_first(&mut io, declared, limits.header_timeout).await {
         Ok(Some(read)) => read,
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Outbound, peer);
@@ -92,6 +92,7 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
             original,
             link: false,
             refuse,
+            limits,
             drain: drain.clone(),
         })
     };
@@ -180,7 +181,8 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         record.protocol = Protocol::Unknown;
         return record.refused(&Reject::OwnPort);
     }
-    let (sniffed, first) = match read_first(&mut io, declared_inbound(&proxy, original)).await {
+    let limits = proxy.published.current().mesh.limits;
+    let (sniffed, first) = match read_first(&mut io, declared_inbound(&proxy, original), limits.header_timeout).await {
         Ok(Some(read)) => read,
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
@@ -191,7 +193,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         Err(error) => return debug!(%error, "a client left before it said anything"),
     };
     let (link, first) = if sniffed == Sniffed::Tls {
-        match tls::offers_link(&mut io, first).await {
+        match tls::offers_link(&mut io, first, limits.handshake_timeout).await {
             Ok(answer) => answer,
             Err(error) => return debug!(%error, "a client left in its handshake"),
         }
@@ -206,11 +208,12 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
             original,
             link,
             refuse,
+            limits,
             drain: drain.clone(),
         })
     };
     if link {
-        match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::join(first, io)).await {
+        match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::join(first, io), limits.handshake_timeout).await {
             Ok((stream, id, tls::Alpn::H2)) => {
                 let (io, session) = stream.into_inner();
                 serve_link(Wire::secured(io, session), connection(Some(id), true, None)).await;
@@ -334,11 +337,11 @@ fn declared_inbound(proxy: &Proxy, original: SocketAddr) -> AppProtocol {
 }
 
 /// First bytes, where what is spoken was not declared; none where a request was declared and nothing came in time.
-async fn read_first(io: &mut BoxedIo, declared: AppProtocol) -> std::io::Result<Option<(Sniffed, Bytes)>> {
+async fn read_first(io: &mut BoxedIo, declared: AppProtocol, patience: Duration) -> std::io::Result<Option<(Sniffed, Bytes)>> {
     match declared {
         AppProtocol::Opaque => Ok(Some((Sniffed::Opaque, Bytes::new()))),
         AppProtocol::Detect => sniff(io, SILENCE_MAX).await.map(Some),
-        AppProtocol::Http | AppProtocol::Http2 => Ok(match sniff(io, FIRST_REQUEST_MAX).await? {
+        AppProtocol::Http | AppProtocol::Http2 => Ok(match sniff(io, patience).await? {
             (Sniffed::Opaque, first) if first.is_empty() => None,
             // It was declared: whatever else it is, it is HTTP that is not valid, and is answered so.
             (Sniffed::Opaque, first) => Some((Sniffed::Http1, first)),
@@ -423,7 +426,5 @@ fn own_port(address: SocketAddr) -> bool {
 const OWN_PORTS: [u16; 3] = [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INBOUND, proxy_common::PORT_ADMIN];
 /// How long the first use of a destination waits for the control plane's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// How long a client may be silent on a port that was declared to speak HTTP.
-const FIRST_REQUEST_MAX: Duration = HEAD_MAX;
 /// Endpoints that an opaque connection tries to reach.
 const OPAQUE_TRIES: usize = 3;

@@ -61,7 +61,7 @@ impl Alpn {
 ///
 /// # Errors
 /// The connection broke.
-pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes) -> io::Result<(bool, Bytes)> {
+pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes, at_most: Duration) -> io::Result<(bool, Bytes)> {
     let mut bytes = BytesMut::from(&first[..]);
     let read = async {
         loop {
@@ -73,7 +73,7 @@ pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes) -> io::Result<(b
             }
         }
     };
-    let answer = match timeout(HANDSHAKE_MAX, read).await {
+    let answer = match timeout(at_most, read).await {
         Ok(answer) => answer?,
         // A hello that never becomes whole is nothing of ours.
         Err(_elapsed) => false,
@@ -109,8 +109,9 @@ pub(super) fn hello_offers_link(bytes: &[u8]) -> Option<bool> {
 pub(crate) async fn accept(
     config: Arc<rustls::ServerConfig>,
     io: BoxedIo,
+    at_most: Duration,
 ) -> Result<(TlsStream<BoxedIo>, SpiffeId, Alpn), AcceptError> {
-    let stream = match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(io)).await {
+    let stream = match timeout(at_most, TlsAcceptor::from(config).accept(io)).await {
         Ok(stream) => stream.map_err(AcceptError::Handshake)?,
         Err(_elapsed) => return Err(AcceptError::Timeout),
     };
@@ -120,9 +121,6 @@ pub(crate) async fn accept(
     let id = identity_of(leaf)?;
     Ok((stream, id, alpn))
 }
-
-/// From the first byte to the end of the handshake.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Kind;
 use super::object::Spec;
 use crate::base::units::Percent;
+use crate::policy::limits::LimitsConfig;
 
 /// The body of a Mesh.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -31,6 +32,10 @@ pub(crate) struct MeshSpec {
     /// Traces that the mesh begins itself; a trace that a caller began is carried on as the caller says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tracing: Option<Sampling>,
+    /// What one client may ask of a sidecar: of those in the mesh, of those outside of it, and of the sidecar's own application.
+    /// A connection keeps the limits with which it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<LimitsConfig>,
 }
 
 /// Yes or no, in words.

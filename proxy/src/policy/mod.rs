@@ -66,6 +66,7 @@ pub(crate) mod breaker;
 pub(crate) mod fault;
 pub(crate) mod headers;
 pub(crate) mod jwt;
+pub(crate) mod limits;
 pub(crate) mod matcher;
 pub(crate) mod outlier;
 pub(crate) mod rate_limit;

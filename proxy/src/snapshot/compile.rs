@@ -18,6 +18,7 @@ use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::policy::limits::Limits;
 
 /// For whom a snapshot is compiled.
 #[derive(Clone, Debug)]
@@ -79,9 +80,15 @@ pub(crate) fn compile(resources: &Resources, own: &Own, previous: &Snapshot) -> 
         },
         access_log: mesh.access_log_sample(),
         trace_sample: mesh.trace_sample(),
+        limits: limits_of(&mesh, &mut Problems::default()),
     };
     let outbound = outbound(resources, own, &previous.outbound);
     (Snapshot { generation: previous.generation.saturating_add(1), mesh: settings, inbound, outbound }, problems)
+}
+
+fn limits_of(mesh: &MeshSpec, problems: &mut Problems) -> Limits {
+    let at = FieldPath::root().field("spec").field("limits");
+    mesh.limits.as_ref().map_or_else(Limits::default, |limits| limits.compile(&at, problems))
 }
 
 /// All problems of a set of documents, as `outrigger check` and the control plane tell them: those of each by itself, and
@@ -104,7 +111,9 @@ pub(crate) fn references(resources: &Resources) -> Problems {
 pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
     let mut problems = Problems::of(key);
     match resource {
-        Resource::Mesh(_) => {}
+        Resource::Mesh(mesh) => {
+            limits_of(&mesh.spec, &mut problems);
+        }
         Resource::Service(service) => check_service(service, &mut problems),
         Resource::Workload(workload) => check_workload(workload, &mut problems),
         Resource::HttpRoute(document) => drop(route::compile(document, &mut problems)),

@@ -30,6 +30,7 @@ use crate::policy::breaker::Breaker;
 use crate::policy::fault::Fault;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::jwt::Jwt;
+use crate::policy::limits::Limits;
 use crate::policy::matcher::RequestMatch;
 use crate::policy::outlier::Ejections;
 use crate::policy::rate_limit::RateLimit;
@@ -60,6 +61,8 @@ pub(crate) struct MeshSettings {
     pub(crate) access_log: Percent,
     /// Share of traces that are begun and exported; a trace that a caller began is carried on as the caller says.
     pub(crate) trace_sample: Percent,
+    /// What one client may ask.
+    pub(crate) limits: Limits,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -280,6 +283,7 @@ impl Snapshot {
                 egress: Egress::Deny,
                 access_log: Percent::ALL,
                 trace_sample: Percent::NONE,
+                limits: Limits::default(),
             },
             inbound: Inbound {
                 ports: BTreeMap::new(),

@@ -70,7 +70,7 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<&'static str>,
+    detail: Option<&'a str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     destination_service: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]

@@ -82,7 +82,7 @@ pub(crate) struct RequestEnd<'a> {
     /// The rule that decided, allowing or refusing.
     pub(crate) rule: Option<&'a str>,
     /// More about the reason, fixed words only: why a token was refused, why no retry was made.
-    pub(crate) detail: Option<&'static str>,
+    pub(crate) detail: Option<&'a str>,
     /// `NAMESPACE/NAME` of the endpoint's workload that the last attempt went to.
     pub(crate) endpoint: Option<&'a str>,
     /// Upstream tries; 0 if the request never left.
@@ -108,7 +108,7 @@ pub(crate) struct ConnectionEnd<'a> {
     pub(crate) protocol: Protocol,
     pub(crate) reason: Reason,
     pub(crate) rule: Option<&'a str>,
-    pub(crate) detail: Option<&'static str>,
+    pub(crate) detail: Option<&'a str>,
     pub(crate) endpoint: Option<&'a str>,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,

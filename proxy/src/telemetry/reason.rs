@@ -64,8 +64,14 @@ reasons! {
     UriTooLong = "uri_too_long", Caller;
     /// The body is larger than the limit.
     BodyTooLarge = "body_too_large", Caller;
-    /// The caller sent no whole request head in time.
+    /// The caller sent no whole request in time.
     RequestTimeout = "request_timeout", Caller;
+    /// The caller took back too many requests on one connection of HTTP/2.
+    TooManyResets = "too_many_resets", Caller;
+    /// The caller sent too many frames of HTTP/2 that carry nothing.
+    TooManyFrames = "too_many_frames", Caller;
+    /// The caller read nothing of its answer for too long.
+    SlowReader = "slow_reader", Caller;
     /// The caller left before the answer was complete.
     CallerLeft = "caller_left", Caller;
     /// The peer's TLS handshake failed: no certificate, an expired one, or one of another trust domain.

@@ -130,6 +130,7 @@ pub(crate) async fn attempt(
     } else {
         Form::Http1
     };
+    let origin = body.origin();
     let request = match head.request(form, destination.address, body) {
         Ok(request) => request,
         Err(reject) => return none(reject),
@@ -153,6 +154,8 @@ pub(crate) async fn attempt(
         },
         None => sending.await.map_err(classify),
     };
+    let stalled = sent.is_err() && origin.is_some_and(|origin| origin.stalled());
+    let sent = if stalled { Err(Failed { reject: Reject::RequestTimeout, state: WireState::Sent }) } else { sent };
     if let (Upstream::Service(backend), Some(endpoint)) = (to, &endpoint) {
         report(proxy, backend, endpoint, &sent);
     }
@@ -203,8 +206,8 @@ fn classify(error: SendError) -> Failed {
 fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Sent, Failed>) {
     let outcome = match sent {
         Ok(sent) if !effective_status(sent.response.status(), sent.response.headers()).is_server_error() => Outcome::Success,
-        // A limit of our own is not the endpoint's fault.
-        Err(Failed { reject: Reject::BreakerRejected(_), .. }) => return,
+        // A limit of our own is not the endpoint's fault, nor is a caller that stands still.
+        Err(Failed { reject: Reject::BreakerRejected(_) | Reject::RequestTimeout, .. }) => return,
         Ok(_) | Err(_) => Outcome::Failure,
     };
     let now = Instant::now();

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -12,6 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::record::Record;
 use crate::dataplane::pool::Lease;
@@ -37,6 +39,9 @@ pub(crate) enum BodyError {
     /// The side that sends it broke.
     #[error("the body's sender broke off")]
     Sender(#[from] hyper::Error),
+    /// Its sender sent nothing for too long.
+    #[error("the body's sender sent nothing for too long")]
+    Stalled,
     /// A later attempt reads the body now.
     #[error("the attempt was given up")]
     GivenUp,
@@ -64,6 +69,11 @@ struct Shared {
     reader: u32,
     counts: Arc<Counts>,
     copies: Vec<oneshot::Sender<Bytes>>,
+    /// How long its sender may send nothing, since when it does, and what rings then. Most bodies need no timer.
+    patience: Duration,
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    stalled: bool,
 }
 
 /// One attempt's reading of the body.
@@ -87,7 +97,8 @@ pub(crate) struct Answer {
 
 impl RequestBody {
     /// Takes the caller's body; up to `keep_max` bytes of it are kept so that they can be sent again.
-    pub(crate) fn new(source: Incoming, keep_max: usize, counts: Arc<Counts>) -> Self {
+    /// Its sender is waited for no longer than `patience` at a time.
+    pub(crate) fn new(source: Incoming, keep_max: usize, patience: Duration, counts: Arc<Counts>) -> Self {
         if source.is_end_stream() {
             return Self { shared: None };
         }
@@ -102,6 +113,10 @@ impl RequestBody {
             reader: 0,
             counts,
             copies: Vec::new(),
+            patience,
+            since: None,
+            timer: None,
+            stalled: false,
         };
         Self { shared: Some(Arc::new(Mutex::new(shared))) }
     }
@@ -122,6 +137,11 @@ impl RequestBody {
         self.shared.as_ref().is_none_or(|shared| !shared.lock().lost)
     }
 
+    /// Was it given up because its sender sent nothing for too long?
+    pub(crate) fn stalled(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.lock().stalled)
+    }
+
     /// A copy of the whole body once it was read; the receiver hears nothing if it is larger than what is kept, or
     /// breaks off.
     pub(crate) fn copy(&self) -> oneshot::Receiver<Bytes> {
@@ -135,6 +155,25 @@ impl RequestBody {
 }
 
 impl Shared {
+    /// What comes next of the source; it is an error that nothing comes for too long.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.source).poll_frame(cx) {
+            self.since = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Sender)));
+        }
+        let end = *self.since.get_or_insert_with(Instant::now) + self.patience;
+        // The timer is moved only when it rings too soon.
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= end {
+                self.stalled = true;
+                return Poll::Ready(Some(Err(BodyError::Stalled)));
+            }
+            timer.as_mut().reset(end);
+        }
+        Poll::Pending
+    }
+
     fn take(&mut self, data: &Bytes) {
         self.counts.received.fetch_add(u64::try_from(data.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.kept_bytes = self.kept_bytes.saturating_add(data.len());
@@ -173,7 +212,7 @@ impl http_body::Body for Cursor {
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
         if !shared.ended {
-            match std::task::ready!(Pin::new(&mut shared.source).poll_frame(cx)) {
+            match std::task::ready!(shared.poll_source(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         shared.take(&data);
@@ -194,7 +233,7 @@ impl http_body::Body for Cursor {
                 Some(Err(error)) => {
                     shared.lost = true;
                     shared.copies.clear();
-                    return Poll::Ready(Some(Err(error.into())));
+                    return Poll::Ready(Some(Err(error)));
                 }
                 None => shared.end(),
             }
@@ -245,6 +284,33 @@ impl Answer {
         }
         if let Some(lease) = self.lease.take() {
             lease.give_back();
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // It is dropped unread with the stream or connection whose client was given up.
+        if super::patience::given_up()
+            && let Some(record) = &mut self.record
+        {
+            record.slow_reader();
+        }
+    }
+}
+
+impl Body {
+    /// The caller's body that is read, if it is one.
+    pub(crate) fn origin(&self) -> Option<RequestBody> {
+        if let Self::Request(cursor) = self { Some(RequestBody { shared: Some(Arc::clone(&cursor.shared)) }) } else { None }
+    }
+
+    /// The client is given up, for it reads nothing.
+    pub(crate) fn slow_reader(&mut self) {
+        if let Self::Answer(answer) = self
+            && let Some(record) = &mut answer.record
+        {
+            record.slow_reader();
         }
     }
 }

@@ -23,6 +23,7 @@ use super::body::{Body, BodyError};
 use super::reject::{Limit, Reject};
 use super::spelling::{Heads, Spelling};
 use crate::base::net::BoxedIo;
+use crate::policy::limits::Limits;
 
 /// Whose turn it is on one connection. Only the task that serves the connection changes it; the atomics are there because
 /// the codec wants a service that can be sent elsewhere.
@@ -41,6 +42,13 @@ pub(crate) struct Turn {
     silenced: AtomicBool,
     /// How the names in the heads are spelled.
     heads: Mutex<Heads>,
+    /// The client does not read: bytes wait to be written.
+    blocked: AtomicBool,
+    /// Counts what was written, so that standing still is seen.
+    writes: AtomicU32,
+    /// The client was given up because it reads nothing.
+    slow: AtomicBool,
+    limits: Limits,
     /// The stream, when the codec is done with it.
     left: Mutex<Option<BoxedIo>>,
 }
@@ -69,6 +77,8 @@ pub(crate) enum Late {
     Head,
     /// Nothing came.
     Idle,
+    /// Nothing of an answer is read.
+    Reader,
 }
 
 /// The stream as the codec sees it.
@@ -86,15 +96,19 @@ pub(crate) struct Watched {
 
 /// The clock of one connection. There is one timer, and it is moved only when it would ring too late.
 pub(crate) struct Clock {
-    seen: (Phase, u32),
+    seen: (Phase, u32, Option<u32>),
     since: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Turn {
     /// Of a connection that just opened.
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
+            limits,
+            blocked: AtomicBool::new(false),
+            writes: AtomicU32::new(0),
+            slow: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Idle as u8),
             requests: AtomicU32::new(0),
             head_bytes: AtomicUsize::new(0),
@@ -135,13 +149,16 @@ impl Turn {
             return None;
         }
         if error.is_parse_too_large() {
-            let line = self.line_bytes.load(Ordering::Relaxed);
-            let limit = if !self.line_ended.load(Ordering::Relaxed) || line > HEADER_BYTES {
-                Limit::RequestLine
-            } else if self.head_bytes.load(Ordering::Relaxed) >= HEADER_BYTES {
-                Limit::HeadBytes
+            let Limits { header_bytes, header_count, uri_bytes, .. } = self.limits;
+            let beyond = |count: &AtomicUsize, limit: u32| {
+                u32::try_from(count.load(Ordering::Relaxed)).map_or(true, |count| count >= limit)
+            };
+            let limit = if !self.line_ended.load(Ordering::Relaxed) || beyond(&self.line_bytes, uri_bytes) {
+                Limit::Target(uri_bytes)
+            } else if beyond(&self.head_bytes, header_bytes) {
+                Limit::HeadBytes(header_bytes)
             } else {
-                Limit::HeaderCount
+                Limit::HeaderCount(header_count)
             };
             return Some(Reject::TooLarge(limit));
         }
@@ -206,6 +223,13 @@ impl Turn {
         }
     }
 
+    fn wrote(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Relaxed);
+        if !blocked {
+            self.writes.store(self.writes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+
     fn silence(&self) -> bool {
         let silence = self.is_codecs();
         if silence {
@@ -231,21 +255,25 @@ impl Watched {
 
 impl Clock {
     /// Starts now.
-    pub(crate) fn start() -> Self {
-        Self { seen: (Phase::Idle, 0), since: Instant::now(), timer: Box::pin(sleep(HEAD_MAX)) }
+    pub(crate) fn start(turn: &Turn) -> Self {
+        let timer = Box::pin(sleep(turn.limits.header_timeout));
+        Self { seen: (Phase::Idle, 0, None), since: Instant::now(), timer }
     }
 
     /// Is ready when the client is not to be waited for any longer. To be polled after the codec was: what that did is
     /// what is looked at.
     pub(crate) fn poll_late(&mut self, turn: &Turn, cx: &mut Context<'_>) -> Poll<Late> {
-        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed));
+        let blocked = turn.blocked.load(Ordering::Relaxed).then(|| turn.writes.load(Ordering::Relaxed));
+        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed), blocked);
         let changed = std::mem::replace(&mut self.seen, seen) != seen;
+        let Limits { header_timeout, idle_timeout, stream_timeout, .. } = turn.limits;
         let (limit, late) = match seen {
-            (Phase::Head, _) => (HEAD_MAX, Late::Head),
-            (Phase::Idle, 0) => (HEAD_MAX, Late::Idle),
-            (Phase::Idle | Phase::Open, _) => (IDLE_MAX, Late::Idle),
+            (Phase::Head, _, _) => (header_timeout, Late::Head),
+            (Phase::Idle, 0, _) => (header_timeout, Late::Idle),
+            (Phase::Idle | Phase::Open, _, _) => (idle_timeout, Late::Idle),
+            (Phase::Busy | Phase::Ending, _, Some(_)) => (stream_timeout, Late::Reader),
             // Whoever answers has deadlines of its own.
-            (Phase::Busy | Phase::Ending | Phase::Tunnel, _) => return Poll::Pending,
+            (Phase::Busy | Phase::Ending, _, None) | (Phase::Tunnel, _, _) => return Poll::Pending,
         };
         if changed {
             self.since = Instant::now();
@@ -257,6 +285,7 @@ impl Clock {
         loop {
             ready!(self.timer.as_mut().poll(cx));
             if Instant::now() >= end {
+                turn.slow.store(late == Late::Reader, Ordering::Relaxed);
                 return Poll::Ready(late);
             }
             self.timer.as_mut().reset(end);
@@ -267,9 +296,14 @@ impl Clock {
 /// Refuses in our words, and closes so that the client has a chance to read them: what it still sends is read for a
 /// while, for a close with bytes unread would be a reset that takes the answer away.
 pub(crate) async fn refuse(io: BoxedIo, reject: &Reject) {
+    farewell(io, &written(reject.render(false))).await;
+}
+
+/// Writes last words.
+pub(crate) async fn farewell(io: impl AsyncRead + AsyncWrite + Unpin, words: &[u8]) {
     let mut io = io;
     let talk = async {
-        io.write_all(&written(reject.render(false))).await?;
+        io.write_all(words).await?;
         io.shutdown().await?;
         let mut left = LINGER_BYTES;
         let mut buffer = vec![0; LINGER_READ];
@@ -336,7 +370,9 @@ impl AsyncWrite for Guarded {
             return Poll::Ready(Ok(buf.len()));
         }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
-        Pin::new(io).poll_write(cx, buf)
+        let written = Pin::new(io).poll_write(cx, buf);
+        self.turn.wrote(written.is_pending());
+        written
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -344,7 +380,9 @@ impl AsyncWrite for Guarded {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
-        Pin::new(io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(io).poll_write_vectored(cx, bufs);
+        self.turn.wrote(written.is_pending());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -397,6 +435,9 @@ impl http_body::Body for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
+        if self.turn.slow.load(Ordering::Relaxed) {
+            self.body.slow_reader();
+        }
         self.turn.answer_made();
     }
 }
@@ -405,14 +446,6 @@ fn gone() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-/// The largest head, request line and header block together.
-pub(crate) const HEADER_BYTES: usize = 64 * 1024;
-/// The most headers in one block.
-pub(crate) const HEADERS_MAX: usize = 256;
-/// From the first byte of a head to its end, and from the opening of a connection to the first byte.
-pub(crate) const HEAD_MAX: Duration = Duration::from_secs(10);
-/// Between requests. Longer than a client keeps an idle connection, so that it is the client that closes it.
-const IDLE_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long a client that was refused may take to read why.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// What is read from it meanwhile.

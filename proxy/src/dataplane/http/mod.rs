@@ -2,8 +2,10 @@
 
 pub(crate) mod attempt;
 pub(crate) mod body;
+pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod normalize;
+pub(crate) mod patience;
 pub(crate) mod pipeline;
 pub(crate) mod record;
 pub(crate) mod reject;

@@ -16,9 +16,9 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::attempt::{HTTP_VERSION, UPGRADE_TOKEN};
-use super::guard::{HEADER_BYTES, HEADERS_MAX};
 use super::reject::{Limit, Reject};
 use super::spelling::{HEADER_NAMES, REASON_PHRASE};
+use crate::policy::limits::Limits;
 
 /// A request's target.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -56,21 +56,28 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     Ok(Target { authority, path_and_query, ambiguous })
 }
 
-/// The limits on a head of HTTP/2. (Those of HTTP/1 are kept while a head is read.)
+/// The limits on a head. (Those of HTTP/1 are kept while one is read, but for that on the target.)
 ///
 /// # Errors
 /// The head is over one of them.
-pub(crate) fn within_limits(request: &Parts) -> Result<(), Reject> {
+pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reject> {
+    let over = |size: usize, limit: u32| u32::try_from(size).map_or(true, |size| size > limit);
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if target > HEADER_BYTES {
-        return Err(Reject::TooLarge(Limit::RequestLine));
+    if over(target, limits.uri_bytes) {
+        return Err(Reject::TooLarge(Limit::Target(limits.uri_bytes)));
     }
-    if request.headers.len() > HEADERS_MAX {
-        return Err(Reject::TooLarge(Limit::HeaderCount));
+    if request.version != Version::HTTP_2 {
+        return Ok(());
+    }
+    if over(request.headers.len(), limits.header_count) {
+        return Err(Reject::TooLarge(Limit::HeaderCount(limits.header_count)));
     }
     // A header counts with 32 bytes beside its text (RFC 9113 10.5.1).
     let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>();
-    if fields + target > HEADER_BYTES { Err(Reject::TooLarge(Limit::HeadBytes)) } else { Ok(()) }
+    if over(fields + target, limits.header_bytes) {
+        return Err(Reject::TooLarge(Limit::HeadBytes(limits.header_bytes)));
+    }
+    Ok(())
 }
 
 fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {

@@ -27,6 +27,7 @@ use crate::base::drain::DrainGuard;
 use crate::dataplane::Proxy;
 use crate::policy::authorization::Verdict;
 use crate::policy::headers::HeaderEdit;
+use crate::policy::limits::Limits;
 use crate::policy::retry::{Attempt, Decision, WireState};
 use crate::policy::{Peer, RequestView};
 use crate::snapshot::{Backend, InboundPort, RoutePolicies, RouteRule, ServicePort, Snapshot};
@@ -66,6 +67,8 @@ pub(crate) struct Connection {
     pub(crate) link: bool,
     /// Every request is refused, for this reason.
     pub(crate) refuse: Option<Reject>,
+    /// Those with which it began.
+    pub(crate) limits: Limits,
     /// Says when the sidecar stops; held while the connection lives.
     pub(crate) drain: DrainGuard,
 }
@@ -129,8 +132,8 @@ async fn line(
     let peer = &connection.peer;
 
     // normalize
-    if parts.version == Version::HTTP_2 && !connection.link {
-        normalize::within_limits(&parts)?;
+    if !connection.link {
+        normalize::within_limits(&parts, &connection.limits)?;
     }
     let Target { authority, path_and_query, ambiguous } = normalize::target(&parts)?;
     let (path, query) = (path_and_query.path(), path_and_query.query());
@@ -290,7 +293,7 @@ async fn line(
 
     // shadow
     let keep = if shadow.is_empty() && retry.is_none() { 0 } else { KEEP_MAX };
-    let body = RequestBody::new(incoming, keep, record.counts());
+    let body = RequestBody::new(incoming, keep, connection.limits.stream_timeout, record.counts());
     for shadow in shadow {
         if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
             let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
@@ -328,7 +331,10 @@ async fn line(
                 if peer.is_some() && unprocessed(&sent.response) { WireState::NotSent } else { WireState::Answered(status) }
             }
             // What our own limits refuse is not tried again against the same limits.
-            Err(Failed { reject: Reject::BreakerRejected(_) | Reject::NoEndpoint(_) | Reject::BadRequest(_), .. }) => {
+            Err(Failed {
+                reject: Reject::BreakerRejected(_) | Reject::NoEndpoint(_) | Reject::BadRequest(_) | Reject::RequestTimeout,
+                ..
+            }) => {
                 break tried;
             }
             Err(failed) => failed.state,

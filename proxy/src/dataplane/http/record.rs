@@ -3,6 +3,7 @@
 //! The record travels with the request and then with the answer's body; dropping it tells it. What was not filled in by
 //! then did not happen: a record that is dropped without an answer says that the caller left.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
@@ -39,7 +40,7 @@ pub(crate) struct Record {
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
     reason: Reason,
-    detail: Option<&'static str>,
+    detail: Option<Cow<'static, str>>,
     counts: Arc<Counts>,
     attempts: u32,
     trace: Option<TraceContext>,
@@ -112,8 +113,8 @@ impl Record {
     }
 
     /// More about how it went, in fixed words.
-    pub(crate) fn detail(&mut self, detail: &'static str) {
-        self.detail = Some(detail);
+    pub(crate) fn detail(&mut self, detail: impl Into<Cow<'static, str>>) {
+        self.detail = Some(detail.into());
     }
 
     /// Bytes of the request, which its bodies count.
@@ -133,6 +134,12 @@ impl Record {
     pub(crate) fn body_ended(&mut self) {
         let default_allow = self.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW);
         self.reason = if default_allow { Reason::DefaultAllow } else { Reason::Answered };
+    }
+
+    /// The caller was given up because it reads nothing.
+    pub(crate) fn slow_reader(&mut self) {
+        self.reason = Reason::SlowReader;
+        self.logged = true;
     }
 
     /// The answer broke off.
@@ -158,7 +165,7 @@ impl Record {
             self.ends.rule = Some(rule.clone());
         }
         if let Reject::TokenRefused(refused) = reject {
-            self.detail = Some(refused.reason);
+            self.detail = Some(Cow::Borrowed(refused.reason));
         }
     }
 
@@ -189,7 +196,7 @@ impl Drop for Record {
             grpc_status: self.grpc_status,
             reason: self.reason,
             rule: self.ends.rule.as_ref().map(RuleName::as_str),
-            detail: self.detail,
+            detail: self.detail.as_deref(),
             endpoint: endpoint.as_deref(),
             attempts: self.attempts,
             bytes_received: self.counts.received.load(Ordering::Relaxed),

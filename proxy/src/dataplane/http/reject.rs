@@ -5,6 +5,7 @@
 //! A refusal says which rule decided: in the header `outrigger-reason` the stable word, in the body or `grpc-message` the
 //! rule's name. It never says what a token or a body held.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -27,6 +28,10 @@ pub(crate) enum Reject {
     ReservedHeader(HeaderName),
     /// The head is over a limit.
     TooLarge(Limit),
+    /// The client read nothing of its answers.
+    SlowReader,
+    /// The client did something too often.
+    Flood(Flood),
     /// The client sent no request in time.
     RequestTimeout,
     /// A peer without mutual TLS, refused by this rule.
@@ -72,20 +77,37 @@ pub(crate) enum Reject {
 /// A limit on the head of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Limit {
-    RequestLine,
-    HeadBytes,
-    HeaderCount,
+    Target(u32),
+    HeadBytes(u32),
+    HeaderCount(u32),
+}
+
+/// What a client of HTTP/2 did too often.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Flood {
+    /// It took streams back: more than this within ten seconds.
+    Resets(u32),
+    /// It took streams back before they were looked at.
+    PendingResets(u32),
+    /// It had streams reset for breaking the rules.
+    ErrorResets(u32),
+    /// It sent frames that carry nothing: more than this within ten seconds.
+    ControlFrames(u32),
+    /// It sent empty DATA frames, beyond what the codec takes.
+    EmptyData,
+    /// It spread one head over more frames than the codec takes.
+    Continuations,
 }
 
 /// What is told about a refusal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Told<'a> {
     pub(crate) status: StatusCode,
     /// <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
     pub(crate) grpc_status: u32,
     pub(crate) reason: Reason,
     pub(crate) rule: Option<&'a RuleName>,
-    pub(crate) text: &'static str,
+    pub(crate) text: Cow<'static, str>,
 }
 
 impl Reject {
@@ -98,19 +120,25 @@ impl Reject {
                     grpc_status: INTERNAL,
                     reason: Reason::BadRequest,
                     rule: None,
-                    text,
+                    text: Cow::Borrowed(text),
                 };
             }
             Self::TooLarge(limit) => {
                 let (status, reason) = match limit {
-                    Limit::RequestLine => (StatusCode::URI_TOO_LONG, Reason::UriTooLong),
-                    Limit::HeadBytes | Limit::HeaderCount => {
+                    Limit::Target(_) => (StatusCode::URI_TOO_LONG, Reason::UriTooLong),
+                    Limit::HeadBytes(_) | Limit::HeaderCount(_) => {
                         (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Reason::HeadersTooLarge)
                     }
                 };
                 return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text: limit.text() };
             }
+            Self::Flood(flood) => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                let (reason, text) = (flood.reason(), flood.text());
+                return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text };
+            }
             Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),
+            Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::SlowReader, None),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
             Self::PlaintextRefused(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::PlaintextRefused, Some(rule)),
             Self::TokenRefused(refused) if refused.reason == TOKEN_MISSING => {
@@ -135,7 +163,7 @@ impl Reject {
             Self::AttemptTimeout => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::AttemptTimeout, None),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::DeadlineExceeded, None),
         };
-        Told { status, grpc_status, reason, rule, text: reason.text() }
+        Told { status, grpc_status, reason, rule, text: Cow::Borrowed(reason.text()) }
     }
 
     /// The answer that the caller gets.
@@ -192,12 +220,35 @@ impl Reject {
 
 impl Limit {
     /// Which one it is, in one sentence.
-    pub(crate) fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> Cow<'static, str> {
+        Cow::Owned(match self {
+            Self::Target(limit) => format!("the target of the request is longer than {limit} bytes (uriBytes)"),
+            Self::HeadBytes(limit) => format!("the head of the request is larger than {limit} bytes (headerBytes)"),
+            Self::HeaderCount(limit) => format!("the request has more than {limit} headers (headerCount)"),
+        })
+    }
+}
+
+impl Flood {
+    fn reason(self) -> Reason {
         match self {
-            Self::RequestLine => "the request line is longer than 65536 bytes",
-            Self::HeadBytes => "the head of the request is larger than 65536 bytes",
-            Self::HeaderCount => "the request has more than 256 headers",
+            Self::Resets(_) | Self::PendingResets(_) | Self::ErrorResets(_) => Reason::TooManyResets,
+            Self::ControlFrames(_) | Self::EmptyData | Self::Continuations => Reason::TooManyFrames,
         }
+    }
+
+    /// Which limit it is, in one sentence.
+    fn text(self) -> Cow<'static, str> {
+        Cow::Owned(match self {
+            Self::Resets(limit) => format!("the client took back more than {limit} requests within ten seconds (resets)"),
+            Self::PendingResets(limit) => format!("the client took back more than {limit} requests at once (pendingResets)"),
+            Self::ErrorResets(limit) => format!("more than {limit} streams of the client broke the rules (errorResets)"),
+            Self::ControlFrames(limit) => {
+                format!("the client sent more than {limit} frames that carry nothing within ten seconds (controlFrames)")
+            }
+            Self::EmptyData => return Cow::Borrowed("the client sent too many empty DATA frames"),
+            Self::Continuations => return Cow::Borrowed("the client spread one head over too many frames"),
+        })
     }
 }
 

@@ -12,13 +12,16 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::guard::{self, Clock, Guarded, HEADER_BYTES, HEADERS_MAX, Late, Turn, Watched};
+use super::frames::{self, Framed, Stands, Traffic};
+use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
+use super::patience::{Noted, Patient};
 use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
-use super::reject::Reject;
+use super::reject::{Flood, Reject};
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::dataplane::wire::Wire;
+use crate::policy::limits::Limits;
 use crate::telemetry::Protocol;
 
 /// What a client speaks.
@@ -54,7 +57,8 @@ enum Ended {
 }
 
 async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
-    let turn = Turn::new();
+    let limits = connection.limits;
+    let turn = Turn::new(limits);
     let service = {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
         service_fn(move |request: Request<Incoming>| {
@@ -72,8 +76,8 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     let served = http1::Builder::new()
         .auto_date_header(false)
         .half_close(true)
-        .max_header_size(HEADER_BYTES)
-        .max_headers(HEADERS_MAX)
+        .max_header_size(size(limits.header_bytes))
+        .max_headers(size(limits.header_count))
         // The clock below tells waiting for a head from waiting within one.
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(Guarded::new(io, Arc::clone(&turn))), service)
@@ -81,7 +85,7 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(served);
     let mut drain = connection.drain.clone();
-    let mut clock = Clock::start();
+    let mut clock = Clock::start(&turn);
     let mut stopping = false;
     let ended = loop {
         tokio::select! {
@@ -99,7 +103,7 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     drop(served);
     let reject = match ended {
         // Whatever broke with a request under way is in the request's record.
-        Ended::Served(Ok(())) | Ended::Late(Late::Idle) => return,
+        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader) => return,
         Ended::Served(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
             match turn.refusal(&error) {
@@ -116,49 +120,114 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
 }
 
 async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
+    let mut limits = connection.limits;
+    if connection.link {
+        // Many clients share a link, and each was counted already where it came in.
+        limits.resets = limits.resets.saturating_mul(LINK_SHARED_BY);
+        limits.control_frames = limits.control_frames.saturating_mul(LINK_SHARED_BY);
+    }
+    let traffic = Traffic::new(limits);
     let service = {
-        let connection = Arc::clone(&connection);
+        let (traffic, connection) = (Arc::clone(&traffic), Arc::clone(&connection));
         service_fn(move |request| {
+            let unanswered = traffic.asked();
             let connection = Arc::clone(&connection);
-            async move { Ok::<_, Infallible>(pipeline::handle(connection, request, None).await) }
+            async move {
+                let answer = pipeline::handle(connection, request, None).await;
+                unanswered.answered();
+                Ok::<_, Infallible>(answer.map(Noted))
+            }
         })
     };
     let mut drain = connection.drain.clone();
-    let mut builder = http2::Builder::new(connection.proxy.tasks.clone());
+    let mut builder = http2::Builder::new(Patient::new(connection.proxy.tasks.clone(), limits.stream_timeout));
     builder
         .auto_date_header(false)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_LIST_READ)
-        .max_concurrent_streams(STREAMS_MAX)
+        // A head over the limit is refused in our words, one over this limit in those of the codec.
+        .max_header_list_size(limits.header_bytes.saturating_mul(HEADERS_READ))
+        .max_concurrent_streams(limits.concurrent_streams)
+        .max_pending_accept_reset_streams(size(limits.pending_resets))
+        .max_local_error_reset_streams(size(limits.error_resets))
+        .max_send_buf_size(SEND_BUFFER)
         .timer(TokioTimer::new());
     if connection.link {
         builder.enable_connect_protocol();
     }
-    let served = builder.serve_connection(TokioIo::new(wire.clone()), service);
+    let served = builder.serve_connection(TokioIo::new(Framed::new(wire.clone(), Arc::clone(&traffic))), service);
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(served);
-    let ended = wire.drive(async {
-        tokio::select! {
-            ended = &mut served => ended,
-            () = drain.stopped() => {
-                served.as_mut().graceful_shutdown();
-                served.await
+    let mut clock = frames::Clock::start(&traffic);
+    let mut stopping = false;
+    let driven = async {
+        loop {
+            tokio::select! {
+                // The clock looks at what the codec did.
+                biased;
+                ended = &mut served => break Some(ended),
+                () = traffic.breached() => break None,
+                stands = poll_fn(|cx| clock.poll_late(&traffic, cx)) => match stands {
+                    // Requests that are under way may end; nobody else is waited for.
+                    Stands::Idle if !stopping => {
+                        stopping = true;
+                        served.as_mut().graceful_shutdown();
+                    }
+                    Stands::Idle => break None,
+                    Stands::Head | Stands::Reader => {
+                        traffic.late(stands);
+                        break None;
+                    }
+                },
+                () = drain.stopped(), if !stopping => {
+                    stopping = true;
+                    served.as_mut().graceful_shutdown();
+                }
             }
         }
-    });
-    let ended = ended.await;
-    let Err(error) = ended else { return };
+    };
+    let ended = wire.clone().drive(driven).await;
+    let late = traffic.is_late();
+    drop(served);
+    let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
+    if let Some(flood) = traffic.breach() {
+        let reject = Reject::Flood(flood);
+        refused(&connection, protocol, &reject);
+        if traffic.between_frames() {
+            let words = frames::calm(&reject.told().text);
+            wire.clone().drive(guard::farewell(wire, &words)).await;
+        }
+        return;
+    }
+    match late {
+        Some(Stands::Head) => return refused(&connection, protocol, &Reject::RequestTimeout),
+        Some(Stands::Reader) => return refused(&connection, protocol, &Reject::SlowReader),
+        Some(Stands::Idle) | None => {}
+    }
+    let Some(Err(error)) = ended else { return };
     tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
     // The client is told by a GOAWAY, which has no place for our words.
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
-        if cause.downcast_ref::<h2::Error>().is_some_and(|error| error.is_library() && error.is_go_away()) {
-            let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
-            return refused(&connection, protocol, &Reject::BadRequest("the connection broke the rules of HTTP/2"));
+        if let Some(error) = cause.downcast_ref::<h2::Error>().filter(|error| error.is_library() && error.is_go_away()) {
+            let broke = || Reject::BadRequest("the connection broke the rules of HTTP/2");
+            let reject = flood(&error.to_string(), &limits).map_or_else(broke, Reject::Flood);
+            return refused(&connection, protocol, &reject);
         }
         source = cause.source();
     }
+}
+
+/// The codec says which of its own limits was reached in a word of its GOAWAY and no other way.
+fn flood(sentence: &str, limits: &Limits) -> Option<Flood> {
+    [
+        ("too_many_resets", Flood::PendingResets(limits.pending_resets)),
+        ("too_many_internal_resets", Flood::ErrorResets(limits.error_resets)),
+        ("too_many_continuations", Flood::Continuations),
+        ("too_many_data_frames", Flood::EmptyData),
+    ]
+    .into_iter()
+    .find_map(|(word, flood)| sentence.contains(word).then_some(flood))
 }
 
 /// Tells of a request that was refused before it was one.
@@ -173,10 +242,15 @@ fn refused(connection: &Connection, protocol: Protocol, reject: &Reject) {
     record.detail(told.text);
 }
 
-/// What a head of HTTP/2 may hold, in its way of counting (RFC 9113 10.5.1).
+fn size(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// What a head of an answer may hold on a link, in HTTP/2's way of counting (RFC 9113 10.5.1).
 pub(crate) const HEADER_BYTES_MAX: u32 = 64 * 1024;
-/// What is read of one all the same: a head over the limit above is refused in our words, one over this limit in those of
-/// the codec.
-const HEADER_LIST_READ: u32 = 4 * HEADER_BYTES_MAX;
-/// Requests at once on one connection.
-const STREAMS_MAX: u32 = 1_000;
+/// How many times the limit on a head is read of one.
+const HEADERS_READ: u32 = 4;
+/// What one stream may have waiting to be sent beyond its client's window.
+const SEND_BUFFER: usize = 64 * 1024;
+/// How many clients a link between sidecars counts as.
+const LINK_SHARED_BY: u32 = 10;

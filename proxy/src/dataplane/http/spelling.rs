@@ -30,7 +30,6 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::guard::HEADERS_MAX;
 use crate::base::net::BoxedIo;
 
 /// A head's names as they were spelled, in order, with commas between.
@@ -392,7 +391,8 @@ fn read_by_codec(spelling: &Spelling) -> Option<Extensions> {
         http1::Builder::new()
             .preserve_header_case(true)
             .header_read_timeout(None)
-            .max_headers(HEADERS_MAX)
+            // A name takes a byte, and another one for its comma.
+            .max_headers(NAMES_MAX / 2)
             .serve_connection(TokioIo::new(io), service)
     );
     // All of it is there, so nothing is waited for.

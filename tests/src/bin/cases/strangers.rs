@@ -87,7 +87,7 @@ fn malformed(world: &World) -> Result<()> {
     for (pod, base) in [(&world.client, "http://web".to_owned()), (&world.outsider, format!("http://{address}:8080"))] {
         let cases: [(&[&str], &str, u16, &str, &str); 3] = [
             (&["-H", &large], "/", 431, "headers_too_large", "larger than 65536 bytes"),
-            (&[], &format!("/{long}"), 414, "uri_too_long", "longer than 65536 bytes"),
+            (&[], &format!("/{long}"), 414, "uri_too_long", "longer than 65534 bytes"),
             (&["-H", "content-length: 1", "-H", "Content-Length: 2"], "/", 400, "bad_request", "Content-Length"),
         ];
         for (arguments, path, status, reason, words) in cases {

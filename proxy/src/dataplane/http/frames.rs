@@ -1,0 +1,363 @@
+//! Stands between an HTTP/2 client and the codec and counts what the codec does not: frames that carry nothing, heads that
+//! do not end, requests that are taken back, and a client that reads nothing.
+//!
+//! Sources: RFC 9113 4.1 (the nine bytes before each frame), 6 (their types) and 10.5; CVE-2023-44487, CVE-2019-9512, -9515.
+//! Invariant: no byte is changed, held back or kept. What comes after a breach is not read any more.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::reject::Flood;
+use crate::dataplane::wire::Wire;
+use crate::policy::limits::Limits;
+
+/// What is known of one connection's frames.
+pub(crate) struct Traffic {
+    limits: Limits,
+    control: Window,
+    resets: Window,
+    breach: Mutex<Option<Flood>>,
+    breached: Notify,
+    /// The preface or a head began and did not end yet.
+    head: AtomicBool,
+    /// Counts bytes that came and went, so that standing still is seen.
+    moves: AtomicU32,
+    /// The client does not read: bytes wait to be written.
+    blocked: AtomicBool,
+    /// All that was written went out: whatever comes next begins a frame.
+    between_frames: AtomicBool,
+    late: Mutex<Option<Stands>>,
+}
+
+/// Why a client of HTTP/2 is not waited for any longer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stands {
+    /// A head began, and does not end.
+    Head,
+    /// It reads nothing.
+    Reader,
+    /// Nothing comes and nothing goes.
+    Idle,
+}
+
+/// A count within ten seconds.
+#[derive(Debug)]
+struct Window(Mutex<(Instant, u32)>);
+
+/// The stream as the codec sees it.
+pub(crate) struct Framed {
+    io: Wire,
+    traffic: Arc<Traffic>,
+    /// Bytes of the preface or of a payload that are passed over.
+    skip: usize,
+    head: [u8; 9],
+    have: usize,
+    /// What is passed over ends a head.
+    ends_head: bool,
+}
+
+/// A request that is made and not answered yet. Whoever takes it back at once is counted.
+pub(crate) struct Unanswered {
+    traffic: Arc<Traffic>,
+    since: Instant,
+    answered: bool,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self(Mutex::new((Instant::now(), 0)))
+    }
+
+    /// One more; is it beyond the limit?
+    fn over(&self, limit: u32) -> bool {
+        let mut window = self.0.lock();
+        let now = Instant::now();
+        if now.duration_since(window.0) > WINDOW {
+            *window = (now, 0);
+        }
+        window.1 = window.1.saturating_add(1);
+        window.1 > limit
+    }
+}
+
+impl Traffic {
+    /// Of a connection that just opened.
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            control: Window::new(),
+            resets: Window::new(),
+            breach: Mutex::new(None),
+            breached: Notify::new(),
+            head: AtomicBool::new(true),
+            moves: AtomicU32::new(0),
+            blocked: AtomicBool::new(false),
+            between_frames: AtomicBool::new(false),
+            late: Mutex::new(None),
+        })
+    }
+
+    /// What the client did too often.
+    pub(crate) fn breach(&self) -> Option<Flood> {
+        *self.breach.lock()
+    }
+
+    /// Returns when the client did something too often. Cancel-safe.
+    pub(crate) async fn breached(&self) {
+        self.breached.notified().await;
+    }
+
+    /// A request begins.
+    pub(crate) fn asked(self: &Arc<Self>) -> Unanswered {
+        Unanswered { traffic: Arc::clone(self), since: Instant::now(), answered: false }
+    }
+
+    /// Whom the connection waits for, and a number that changes whenever anything moves.
+    pub(crate) fn stands(&self) -> (Stands, u32) {
+        let stands = if self.blocked.load(Ordering::Relaxed) {
+            Stands::Reader
+        } else if self.head.load(Ordering::Relaxed) {
+            // Bytes that trickle in do not make a head end sooner.
+            return (Stands::Head, 0);
+        } else {
+            Stands::Idle
+        };
+        (stands, self.moves.load(Ordering::Relaxed))
+    }
+
+    /// How long that may take.
+    pub(crate) fn patience(&self, stands: Stands) -> Duration {
+        match stands {
+            Stands::Head => self.limits.header_timeout,
+            Stands::Reader => self.limits.stream_timeout,
+            Stands::Idle => self.limits.idle_timeout,
+        }
+    }
+
+    /// May a frame of ours be written, now that the codec is gone?
+    pub(crate) fn between_frames(&self) -> bool {
+        self.between_frames.load(Ordering::Relaxed)
+    }
+
+    /// The client is given up.
+    pub(crate) fn late(&self, stands: Stands) {
+        *self.late.lock() = Some(stands);
+    }
+
+    /// Why it was.
+    pub(crate) fn is_late(&self) -> Option<Stands> {
+        *self.late.lock()
+    }
+
+    fn refuse(&self, flood: Flood) {
+        self.breach.lock().get_or_insert(flood);
+        self.breached.notify_one();
+    }
+
+    fn moved(&self) {
+        self.moves.store(self.moves.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
+/// The clock of one connection. There is one timer, and it is moved only when it would ring too late.
+pub(crate) struct Clock {
+    seen: (Stands, u32),
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Clock {
+    /// Starts now.
+    pub(crate) fn start(traffic: &Traffic) -> Self {
+        let timer = Box::pin(sleep(traffic.limits.header_timeout));
+        Self { seen: traffic.stands(), since: Instant::now(), timer }
+    }
+
+    /// Is ready when the client is not to be waited for any longer. To be polled after the codec was: what that did is
+    /// what is looked at.
+    pub(crate) fn poll_late(&mut self, traffic: &Traffic, cx: &mut Context<'_>) -> Poll<Stands> {
+        let seen = traffic.stands();
+        if std::mem::replace(&mut self.seen, seen) != seen {
+            self.since = Instant::now();
+        }
+        let end = self.since + traffic.patience(seen.0);
+        if end < self.timer.deadline() {
+            self.timer.as_mut().reset(end);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= end {
+                self.since = Instant::now();
+                return Poll::Ready(seen.0);
+            }
+            self.timer.as_mut().reset(end);
+        }
+    }
+}
+
+impl Unanswered {
+    /// There is an answer.
+    pub(crate) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let traffic = &self.traffic;
+        if !self.answered && self.since.elapsed() < AT_ONCE && traffic.resets.over(traffic.limits.resets) {
+            traffic.refuse(Flood::Resets(traffic.limits.resets));
+        }
+    }
+}
+
+impl Framed {
+    /// Counts the frames of a stream that begins with the preface.
+    pub(crate) fn new(io: Wire, traffic: Arc<Traffic>) -> Self {
+        Self { io, traffic, skip: PREFACE_BYTES, head: [0; 9], have: 0, ends_head: true }
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let part = self.skip.min(bytes.len());
+                self.skip -= part;
+                bytes = bytes.get(part..).unwrap_or_default();
+                if self.skip == 0 && self.ends_head {
+                    self.ends_head = false;
+                    self.traffic.head.store(false, Ordering::Relaxed);
+                }
+                continue;
+            }
+            let Some((byte, rest)) = bytes.split_first() else { return };
+            if let Some(place) = self.head.get_mut(self.have) {
+                *place = *byte;
+            }
+            self.have += 1;
+            bytes = rest;
+            if self.have == self.head.len() {
+                self.have = 0;
+                self.frame();
+            }
+        }
+    }
+
+    /// The nine bytes before a frame are there.
+    fn frame(&mut self) {
+        let [high, middle, low, kind, flags, ..] = self.head;
+        self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        match kind {
+            HEADERS | CONTINUATION => {
+                self.ends_head = flags & END_HEADERS != 0 && self.skip > 0;
+                let open = flags & END_HEADERS == 0 || self.skip > 0;
+                self.traffic.head.store(open, Ordering::Relaxed);
+            }
+            DATA if self.skip > 0 || flags & END_STREAM != 0 => {}
+            // These are answers to what was sent, or say something about a stream.
+            RST_STREAM | WINDOW_UPDATE => {}
+            _nothing_of_a_request => {
+                let limit = self.traffic.limits.control_frames;
+                if self.traffic.control.over(limit) {
+                    self.traffic.refuse(Flood::ControlFrames(limit));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncRead for Framed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        if let Some(bytes) = buf.filled().get(before..) {
+            this.traffic.moved();
+            this.take(bytes);
+            if this.traffic.breach().is_some() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Framed {
+    fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
+        let blocked = written.is_pending();
+        if !blocked {
+            self.traffic.moved();
+        }
+        self.traffic.blocked.store(blocked, Ordering::Relaxed);
+    }
+}
+
+impl AsyncWrite for Framed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.traffic.between_frames.store(false, Ordering::Relaxed);
+        this.wrote(&written);
+        written
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.traffic.between_frames.store(false, Ordering::Relaxed);
+        this.wrote(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        // The codec flushes the stream when it has written whatever it held.
+        if flushed.is_ready() {
+            this.traffic.between_frames.store(true, Ordering::Relaxed);
+        }
+        this.traffic.blocked.store(flushed.is_pending(), Ordering::Relaxed);
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A GOAWAY that asks for calm and says why (RFC 9113 6.8 and 7).
+pub(crate) fn calm(text: &str) -> Vec<u8> {
+    let text = text.as_bytes();
+    let length = u32::try_from(text.len().saturating_add(8)).unwrap_or(8);
+    let mut frame = length.to_be_bytes().get(1..).unwrap_or_default().to_vec();
+    // Type and flags, stream 0, the highest stream there can be: each may have been processed.
+    frame.extend_from_slice(&[GOAWAY, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, ENHANCE_YOUR_CALM]);
+    frame.extend_from_slice(text);
+    frame
+}
+
+const WINDOW: Duration = Duration::from_secs(10);
+/// A request that is taken back sooner was hardly meant.
+const AT_ONCE: Duration = Duration::from_secs(1);
+const PREFACE_BYTES: usize = 24;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const ENHANCE_YOUR_CALM: u8 = 11;
