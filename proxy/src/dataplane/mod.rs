@@ -69,6 +69,8 @@ pub(crate) struct Proxy {
     /// What runs beside the connections: streams of HTTP/2, tunnels, shadows.
     tasks: Tasks,
     shadows: Arc<Semaphore>,
+    /// Requests of peers that wait to be told to send their bodies.
+    waiting: http::expect::Waiting,
     demand: Demand,
     /// Configurations of links, made once.
     server_tls: Arc<rustls::ServerConfig>,
@@ -211,6 +213,7 @@ impl Proxy {
             clock,
             dice: Mutex::new(Dice::from_seed(seed)),
             tasks: Tasks::default(),
+            waiting: http::expect::Waiting::default(),
             shadows: Arc::new(Semaphore::new(http::pipeline::SHADOWS_MAX)),
             demand,
             server_tls,

@@ -7,12 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
 use super::body::Body;
+use super::expect::{self, EXPECT_TOKEN, Expectation};
 use super::reject::Reject;
 use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
@@ -38,6 +40,8 @@ pub(crate) struct Head {
     pub(crate) version: Version,
     /// The protocol that the caller wants instead of HTTP.
     pub(crate) upgrade: Option<HeaderValue>,
+    /// The caller waits to be told to send its body.
+    pub(crate) expectation: Option<Expectation>,
 }
 
 /// Whom a request goes to.
@@ -131,7 +135,7 @@ pub(crate) async fn attempt(
         Form::Http1
     };
     let origin = body.origin();
-    let request = match head.request(form, destination.address, body) {
+    let mut request = match head.request(form, destination.address, body) {
         Ok(request) => request,
         Err(reject) => return none(reject),
     };
@@ -142,7 +146,16 @@ pub(crate) async fn attempt(
         (Some(attempt), None) => (Some(attempt), false),
         (_, deadline) => (deadline, true),
     };
+    let asked = head.expectation.as_ref().and_then(|expectation| expect(proxy, expectation, form, &mut request));
+    let uri = asked.as_ref().map(|_token| request.uri().clone());
     let sending = proxy.pool.send(&destination, speaks, request);
+    let sending = match &head.expectation {
+        None => Either::Left(sending),
+        Some(expectation) => {
+            let asking = asked.zip(uri.as_ref()).map(|(token, uri)| expect::ask(proxy, &destination, uri, token));
+            Either::Right(Box::pin(expectation.wait(sending, asking)))
+        }
+    };
     let sent = match ends {
         Some(ends) => match timeout_at(ends, sending).await {
             Ok(sent) => sent.map_err(classify),
@@ -160,6 +173,21 @@ pub(crate) async fn attempt(
         report(proxy, backend, endpoint, &sent);
     }
     Tried { endpoint, outcome: sent, slot }
+}
+
+/// Sees to it that somebody says when a request's body is wanted; on a link, with the token that is to be asked with.
+fn expect(proxy: &Proxy, expectation: &Expectation, form: Form, request: &mut Request<Body>) -> Option<HeaderValue> {
+    match form {
+        Form::Http1 => expectation.heed(request),
+        // The codec's HTTP/2 has no ear for an interim answer.
+        Form::Http2 => expectation.met(),
+        Form::Link => {
+            let token = HeaderValue::from(proxy.dice.lock().bits());
+            request.headers_mut().insert(EXPECT_TOKEN, token.clone());
+            return Some(token);
+        }
+    }
+    None
 }
 
 /// The status by which a retry policy judges an answer: gRPC says in the head what HTTP says by 503.

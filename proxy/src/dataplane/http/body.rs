@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -74,6 +74,10 @@ struct Shared {
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     stalled: bool,
+    /// It is not to be asked for yet.
+    held: bool,
+    /// Who asked all the same.
+    waker: Option<Waker>,
 }
 
 /// One attempt's reading of the body.
@@ -93,6 +97,17 @@ pub(crate) struct Answer {
     record: Option<Record>,
     lease: Option<Lease>,
     _slot: Option<Slot>,
+    _request: Option<Unread>,
+}
+
+/// A request's body that may still be held when its answer ended.
+#[derive(Debug)]
+pub(crate) struct Unread(pub(crate) RequestBody);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
 }
 
 impl RequestBody {
@@ -117,6 +132,8 @@ impl RequestBody {
             since: None,
             timer: None,
             stalled: false,
+            held: false,
+            waker: None,
         };
         Self { shared: Some(Arc::new(Mutex::new(shared))) }
     }
@@ -130,6 +147,41 @@ impl RequestBody {
             shared.reader
         };
         Body::Request(Cursor { shared: Arc::clone(shared), reader, next: 0, trailers_sent: false })
+    }
+
+    /// From now on nothing is read of it. `false`: there is no body.
+    pub(crate) fn hold(&self) -> bool {
+        if let Some(shared) = &self.shared {
+            shared.lock().held = true;
+        }
+        self.shared.is_some()
+    }
+
+    /// It is read again.
+    pub(crate) fn release(&self) {
+        self.wake(|shared| shared.held = false);
+    }
+
+    /// If it is still held, whoever waits to read it waits for nothing any more.
+    pub(crate) fn give_up(&self) {
+        self.wake(|shared| {
+            if shared.held {
+                shared.reader = shared.reader.wrapping_add(1);
+            }
+        });
+    }
+
+    fn wake(&self, change: impl FnOnce(&mut Shared)) {
+        if let Some(shared) = &self.shared {
+            let waker = {
+                let mut shared = shared.lock();
+                change(&mut shared);
+                shared.waker.take()
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
     }
 
     /// Can it be sent (again) from its first byte?
@@ -207,6 +259,10 @@ impl http_body::Body for Cursor {
         if shared.reader != this.reader {
             return Poll::Ready(Some(Err(BodyError::GivenUp)));
         }
+        if shared.held {
+            shared.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
         if let Some(data) = shared.kept.get(this.next) {
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
@@ -269,8 +325,9 @@ impl http_body::Body for Cursor {
 
 impl Answer {
     /// Passes `inner` on and completes `record` when it ends or is dropped; until then it holds its place upstream.
-    pub(crate) fn new(inner: Incoming, record: Record, lease: Lease, slot: Option<Slot>) -> Self {
-        let mut answer = Self { inner, counts: record.counts(), record: Some(record), lease: Some(lease), _slot: slot };
+    pub(crate) fn new(inner: Incoming, record: Record, lease: Lease, slot: Option<Slot>, request: Option<Unread>) -> Self {
+        let counts = record.counts();
+        let mut answer = Self { inner, counts, record: Some(record), lease: Some(lease), _slot: slot, _request: request };
         if answer.inner.is_end_stream() {
             answer.ended();
         }

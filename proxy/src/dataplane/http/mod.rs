@@ -2,6 +2,7 @@
 
 pub(crate) mod attempt;
 pub(crate) mod body;
+pub(crate) mod expect;
 pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod normalize;

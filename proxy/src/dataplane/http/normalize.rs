@@ -16,6 +16,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::attempt::{HTTP_VERSION, UPGRADE_TOKEN};
+use super::expect::{CONTINUE, EXPECT_TOKEN};
 use super::reject::{Limit, Reject};
 use super::spelling::{HEADER_NAMES, REASON_PHRASE};
 use crate::policy::limits::Limits;
@@ -279,10 +280,7 @@ fn remove_in_order(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) 
 pub(crate) fn take_reserved(headers: &mut HeaderMap, link: bool) -> Result<(), Reject> {
     // Usually there is none, and then nothing else is looked at.
     if headers.keys().any(|name| name.as_str().starts_with(RESERVED)) {
-        if !link
-            && let Some(name) =
-                [HTTP_VERSION, UPGRADE_TOKEN, HEADER_NAMES, REASON_PHRASE].into_iter().find(|name| headers.contains_key(name))
-        {
+        if !link && let Some(name) = CROSSING.into_iter().find(|name| headers.contains_key(name)) {
             return Err(Reject::ReservedHeader(name));
         }
         strip_reserved(headers, None);
@@ -300,6 +298,8 @@ pub(crate) fn strip_reserved(headers: &mut HeaderMap, except: Option<&HeaderName
     remove_in_order(headers, |name| name.as_str().starts_with(RESERVED) && Some(name) != except);
 }
 
+/// What crosses a link.
+const CROSSING: [HeaderName; 6] = [HTTP_VERSION, UPGRADE_TOKEN, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
 /// Headers of this prefix are for sidecars alone.
 const RESERVED: &str = "outrigger-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

@@ -17,7 +17,8 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{Failed, HTTP_VERSION, Head, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status};
-use super::body::{Answer, Body, KEEP_MAX, RequestBody};
+use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
+use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
 use super::normalize::{self, Target};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
@@ -89,6 +90,11 @@ pub(crate) async fn handle(
     spelling: Option<Spelling>,
 ) -> Response<Body> {
     let (mut parts, incoming) = request.into_parts();
+    if connection.link
+        && let Some(token) = parts.headers.get(CONTINUE)
+    {
+        return expect::answer(&connection.proxy, connection.peer.identity.as_ref(), token).await;
+    }
     let grpc = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     let protocol = match parts.version {
         Version::HTTP_2 if grpc => Protocol::Grpc,
@@ -119,6 +125,8 @@ struct Answered {
     /// The answer comes from another sidecar.
     from_link: bool,
     upgrade: Option<HeaderValue>,
+    /// Its body may be held.
+    request: Option<Unread>,
 }
 
 async fn line(
@@ -148,6 +156,7 @@ async fn line(
     }
     let (version, upgrade) = arrived(connection, &parts);
     normalize::strip_hop_by_hop(&mut parts.headers);
+    let token = if connection.link { parts.headers.get(EXPECT_TOKEN).cloned() } else { None };
     let spelling = if connection.link { Spelling::take(&parts.headers) } else { spelling };
     normalize::take_reserved(&mut parts.headers, connection.link)?;
 
@@ -282,6 +291,7 @@ async fn line(
         spelling,
         version,
         upgrade,
+        expectation: None,
     };
     if let Some(authority) = rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref()) {
         let cannot = || Reject::BadRequest("a target that cannot be passed on");
@@ -300,6 +310,10 @@ async fn line(
             cast_shadow(proxy, &shadow.service.to_string(), backend, &head, &body);
         }
     }
+
+    let entry = token.and_then(|token| Entry::new(proxy, peer.identity.as_ref(), &token));
+    head.expectation = Expectation::hold(&head, &body, entry.as_ref());
+    let request = head.expectation.is_some().then(|| Unread(body.clone()));
 
     // deadline
     let deadline = timeouts.deadline(&head.headers, record.started());
@@ -380,6 +394,7 @@ async fn line(
         response_edits: response_headers.iter().cloned().collect(),
         weighted_edit,
         upgrade: head.upgrade,
+        request,
     })
     .and_then(|answered| match &answered.tried.outcome {
         Ok(_) => Ok(answered),
@@ -510,7 +525,7 @@ fn respond(
     upgraded: Option<OnUpgrade>,
     http1: bool,
 ) -> Response<Body> {
-    let Answered { tried, response_edits, weighted_edit, from_link, upgrade } = answered;
+    let Answered { tried, response_edits, weighted_edit, from_link, upgrade, request } = answered;
     let Tried { outcome, slot, .. } = *tried;
     let Ok(sent) = outcome else {
         debug_assert!(false, "the line returned an answer");
@@ -549,7 +564,7 @@ fn respond(
         return upgrade::establish(connection, record, parts, token, upgraded, theirs, slot);
     }
     parts.extensions.remove::<OnUpgrade>();
-    let body = Answer::new(incoming, record, sent.lease, slot);
+    let body = Answer::new(incoming, record, sent.lease, slot, request);
     Response::from_parts(parts, Body::Answer(Box::new(body)))
 }
 

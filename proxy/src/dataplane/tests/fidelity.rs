@@ -330,3 +330,49 @@ async fn a_slow_reader_stops_a_fast_sender_in_both_directions() {
 
 /// Windows, buffers of codecs and of the pipes between them: far less than the bodies of this size.
 const IN_FLIGHT_MAX: usize = 8 << 20;
+
+const EXPECTING: &str = "PUT /up HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn an_expectation_that_the_application_refuses_costs_no_body() {
+    for world in [pair(), hop()] {
+        let answer = "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno";
+        let begin = tokio::time::Instant::now();
+        let (seen, heard) = exchange(&world, EXPECTING, "\r\n\r\n", answer, "\r\n\r\nno").await;
+        assert_eq!((&*seen, &*heard), (EXPECTING, answer));
+        assert!(begin.elapsed() < Duration::from_millis(900), "it came after {:?}", begin.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expectation_is_met_when_the_application_meets_it() {
+    for (world, pause) in [(pair(), 300), (hop(), 300), (pair(), 5000), (hop(), 5000)] {
+        let web = sidecars(&world);
+        world.raw_app(app_at(3), move |mut stream, _| {
+            tokio::spawn(async move {
+                let head = until(&mut stream, b"\r\n\r\n").await;
+                assert_eq!(head.split("traceparent").next().unwrap(), EXPECTING.trim_end_matches("\r\n").to_owned() + "\r\n");
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                if pause < 1000 {
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                    stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+                }
+                let begin = tokio::time::Instant::now();
+                assert_eq!(until(&mut stream, b"body").await, "body");
+                // One that says nothing gets it when the second is over.
+                assert_eq!(begin.elapsed() > Duration::from_millis(900), pause > 1000, "{:?}", begin.elapsed());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                until(&mut stream, b"\0").await;
+            });
+        });
+        let mut stream = world.connect(&web, vip(1));
+        let begin = tokio::time::Instant::now();
+        stream.write_all(EXPECTING.as_bytes()).await.unwrap();
+        assert_eq!(until(&mut stream, b"\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+        let waited = begin.elapsed();
+        let wanted = if pause < 1000 { 290..600 } else { 990..1300 };
+        assert!(wanted.contains(&waited.as_millis()), "{waited:?} of {pause}");
+        stream.write_all(b"body").await.unwrap();
+        assert_eq!(until(&mut stream, b"\r\n\r\nok").await, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    }
+}
