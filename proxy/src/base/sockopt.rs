@@ -2,8 +2,8 @@
 //!
 //! The sidecar declares the true client of a connection that it opens to its own application by a private option. The
 //! kernel programs of capture take it, so that the application's `getpeername` tells that client. Without capture the
-//! kernel does not know the option and says so (`ENOPROTOOPT`).
-#![expect(unsafe_code, reason = "setsockopt with an option of our own has no safe wrapper")]
+//! kernel does not know the option and says so (`ENOPROTOOPT`). What a peer acknowledged is asked of the kernel too.
+#![expect(unsafe_code, reason = "neither an option of our own nor SIOCOUTQ has a safe wrapper")]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +29,18 @@ pub(crate) fn declare_client(socket: &impl AsFd, client: SocketAddr) -> io::Resu
     // `sockaddr_in6` that lives until the call returns.
     let answer = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), LEVEL, NAME, (&raw const address).cast(), LENGTH) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many bytes that were written to a TCP socket its peer has not acknowledged.
+///
+/// # Errors
+/// It is no TCP socket.
+pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open for as long as it is borrowed, and SIOCOUTQ (which has the number of TIOCOUTQ, tcp(7))
+    // writes one int, to which the pointer leads.
+    let answer = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if answer == 0 { Ok(u64::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
 /// "mesh": a level that no protocol has.

@@ -65,12 +65,26 @@ pub(crate) struct Retry {
 /// How far an attempt came: what the peer can have done.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum WireState {
-    /// No byte of the request left, or the peer said that it did not process it (HTTP/2 REFUSED_STREAM, GOAWAY).
+    /// Nothing of the request left, or provably nobody read it.
     NotSent,
+    /// The peer said that it did not process the request (HTTP/2 REFUSED_STREAM, GOAWAY).
+    Refused,
     /// The request left and no answer came: it may have been processed.
     Sent,
     /// The response head arrived with this status.
     Answered(StatusCode),
+}
+
+impl WireState {
+    /// The stable word, as in the access log.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSent => "not_sent",
+            Self::Refused => "refused",
+            Self::Sent => "sent",
+            Self::Answered(_) => "answered",
+        }
+    }
 }
 
 /// One failed attempt.
@@ -276,7 +290,7 @@ impl Retry {
     pub(crate) fn decide(&self, attempt: Attempt<'_>, budget: &Arc<RetryBudget>, now: Instant, dice: &mut Dice) -> Decision {
         let Attempt { number, method, state, replayable } = attempt;
         let refusal = match state {
-            WireState::NotSent => None,
+            WireState::NotSent | WireState::Refused => None,
             WireState::Sent if !self.after_silence => Some("request_sent"),
             WireState::Answered(status) if self.codes.binary_search(&status).is_err() => Some("status_not_listed"),
             // "A proxy MUST NOT automatically retry a request with a non-idempotent method" unless it knows that the
@@ -387,6 +401,7 @@ mod tests {
     fn without_a_policy_only_what_never_left_is_tried_again() {
         let retry = Retry::default();
         check(&retry, &Method::POST, WireState::NotSent, "again");
+        check(&retry, &Method::POST, WireState::Refused, "again");
         check(&retry, &Method::GET, WireState::NotSent, "again");
         check(&retry, &Method::GET, WireState::Sent, "request_sent");
         check(&retry, &Method::GET, answered(503), "status_not_listed");

@@ -81,6 +81,8 @@ struct Line<'a> {
     endpoint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire: Option<&'static str>,
     duration_ms: f64,
     bytes_received: u64,
     bytes_sent: u64,
@@ -143,6 +145,7 @@ impl AccessLog {
             endpoint: end.endpoint,
             // An inbound request has one way to go, so a count says something outbound only.
             attempts: (direction == Direction::Outbound).then_some(end.attempts),
+            wire: end.wire,
             duration_ms: milliseconds(end.duration),
             bytes_received: end.bytes_received,
             bytes_sent: end.bytes_sent,
@@ -176,6 +179,7 @@ impl AccessLog {
             route,
             endpoint: end.endpoint,
             attempts: None,
+            wire: None,
             duration_ms: milliseconds(end.duration),
             bytes_received: end.bytes_received,
             bytes_sent: end.bytes_sent,
@@ -332,6 +336,7 @@ mod tests {
             detail: Some("budget_empty"),
             endpoint: Some("shop/cart-1"),
             attempts: 2,
+            wire: Some("sent"),
             bytes_received: 0,
             bytes_sent: 42,
             peer: Some("10.64.0.5:4242".parse().unwrap()),
@@ -350,7 +355,7 @@ mod tests {
         drop(log);
         let text = String::from_utf8(sink.0.lock().clone()).unwrap();
         expect![[r#"
-            {"time":"2023-11-14T22:13:20.123Z","kind":"request","direction":"outbound","protocol":"http1","mtls":true,"source_identity":"spiffe://cluster.local/ns/shop/sa/web","peer":"10.64.0.5:4242","method":"GET","authority":"cart","path":"/a\"b","status":503,"reason":"upstream_reset","detail":"budget_empty","destination_service":"shop/cart","destination_identity":"spiffe://cluster.local/ns/shop/sa/cart","route":"HTTPRoute/shop/cart rules[0]","endpoint":"shop/cart-1","attempts":2,"duration_ms":1.234,"bytes_received":0,"bytes_sent":42,"trace_id":"0d2beb91b9196929a5ddec9f6e306924","span_id":"ddf4a24268e3e59f"}
+            {"time":"2023-11-14T22:13:20.123Z","kind":"request","direction":"outbound","protocol":"http1","mtls":true,"source_identity":"spiffe://cluster.local/ns/shop/sa/web","peer":"10.64.0.5:4242","method":"GET","authority":"cart","path":"/a\"b","status":503,"reason":"upstream_reset","detail":"budget_empty","destination_service":"shop/cart","destination_identity":"spiffe://cluster.local/ns/shop/sa/cart","route":"HTTPRoute/shop/cart rules[0]","endpoint":"shop/cart-1","attempts":2,"wire":"sent","duration_ms":1.234,"bytes_received":0,"bytes_sent":42,"trace_id":"0d2beb91b9196929a5ddec9f6e306924","span_id":"ddf4a24268e3e59f"}
         "#]].assert_eq(&text);
         let _valid: serde_json::Value = serde_json::from_str(&text).unwrap();
     }

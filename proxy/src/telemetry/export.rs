@@ -281,6 +281,7 @@ mod tests {
             detail: None,
             endpoint: None,
             attempts: 1,
+            wire: None,
             bytes_received: 0,
             bytes_sent: 0,
             peer: None,

@@ -492,6 +492,7 @@ pub(crate) mod tests {
                 detail: None,
                 endpoint: Some("shop/cart-1"),
                 attempts: 1,
+                wire: None,
                 bytes_received: 0,
                 bytes_sent: 10,
                 peer: None,

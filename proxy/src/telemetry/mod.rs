@@ -87,6 +87,8 @@ pub(crate) struct RequestEnd<'a> {
     pub(crate) endpoint: Option<&'a str>,
     /// Upstream tries; 0 if the request never left.
     pub(crate) attempts: u32,
+    /// How far the last attempt came, in fixed words.
+    pub(crate) wire: Option<&'static str>,
     /// Body bytes from the caller.
     pub(crate) bytes_received: u64,
     /// Body bytes to the caller.

@@ -13,14 +13,14 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
-use super::body::Body;
+use super::body::{Body, Replay};
 use super::expect::{self, EXPECT_TOKEN, Expectation};
 use super::reject::Reject;
 use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
 use crate::dataplane::balance;
 use crate::dataplane::pool::connect::ConnectError;
-use crate::dataplane::pool::{Destination, SendError, Sent, Speaks};
+use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks};
 use crate::policy::breaker::Slot;
 use crate::policy::outlier::Outcome;
 use crate::policy::retry::WireState;
@@ -135,6 +135,8 @@ pub(crate) async fn attempt(
         Form::Http1
     };
     let origin = body.origin();
+    // Who waits for leave to send a body had not sent it; the wait is not begun a second time.
+    let replay = head.expectation.is_none().then(|| body.replay());
     let mut request = match head.request(form, destination.address, body) {
         Ok(request) => request,
         Err(reject) => return none(reject),
@@ -148,7 +150,20 @@ pub(crate) async fn attempt(
     };
     let asked = head.expectation.as_ref().and_then(|expectation| expect(proxy, expectation, form, &mut request));
     let uri = asked.as_ref().map(|_token| request.uri().clone());
-    let sending = proxy.pool.send(&destination, speaks, request);
+    let sending = async {
+        match proxy.pool.send(&destination, speaks, request, Reuse::Allowed).await {
+            // A kept connection was closed just then, and it is proven that nobody read the request: it did not happen. It
+            // is no failure of the endpoint's, so it goes to the same one, is no retry, and takes nothing from the budget.
+            Err(SendError::Unread { reused: true, source }) => {
+                let body = replay.and_then(Replay::body);
+                match body.map(|body| head.request(form, destination.address, body)) {
+                    Some(Ok(request)) => Box::pin(proxy.pool.send(&destination, speaks, request, Reuse::Fresh)).await,
+                    Some(Err(_)) | None => Err(SendError::Unread { reused: true, source }),
+                }
+            }
+            sent => sent,
+        }
+    };
     let sending = match &head.expectation {
         None => Either::Left(sending),
         Some(expectation) => {
@@ -225,7 +240,9 @@ fn classify(error: SendError) -> Failed {
     tracing::debug!(error = &error as &dyn std::error::Error, "an attempt failed");
     match error {
         SendError::Connect(error) => Failed { reject: refusal_of(error), state: WireState::NotSent },
-        SendError::NotSent(_) => Failed { reject: Reject::UpstreamReset, state: WireState::NotSent },
+        // The words of a connection that was not made: whoever reads them across a link knows that nothing was sent.
+        SendError::NotSent(_) | SendError::Unread { .. } => Failed { reject: Reject::ConnectFailed, state: WireState::NotSent },
+        SendError::Refused(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Refused },
         SendError::Broken(error) if error.is_parse() => Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent },
         SendError::Broken(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Sent },
     }

@@ -206,6 +206,42 @@ impl RequestBody {
     }
 }
 
+/// How to send a body again, from its first byte.
+#[derive(Debug)]
+pub(crate) struct Replay(Again);
+
+#[derive(Debug)]
+enum Again {
+    Empty,
+    Full(Bytes),
+    Request(RequestBody),
+    Never,
+}
+
+impl Body {
+    /// Taken before a body is sent: how to send it once more.
+    pub(crate) fn replay(&self) -> Replay {
+        Replay(match self {
+            Self::Empty => Again::Empty,
+            Self::Full(bytes) => Again::Full(bytes.clone()),
+            Self::Request(cursor) => Again::Request(RequestBody { shared: Some(Arc::clone(&cursor.shared)) }),
+            Self::Answer(_) => Again::Never,
+        })
+    }
+}
+
+impl Replay {
+    /// The body once more; none if more of it was read than is kept.
+    pub(crate) fn body(self) -> Option<Body> {
+        match self.0 {
+            Again::Empty => Some(Body::Empty),
+            Again::Full(bytes) => Some(Body::Full(bytes)),
+            Again::Request(body) => body.replayable().then(|| body.attempt()),
+            Again::Never => None,
+        }
+    }
+}
+
 impl Shared {
     /// What comes next of the source; it is an error that nothing comes for too long.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::attempt::Head;
 use super::body::{Body, RequestBody};
 use crate::dataplane::Proxy;
-use crate::dataplane::pool::{Destination, Speaks};
+use crate::dataplane::pool::{Destination, Reuse, Speaks};
 use crate::identity::spiffe::SpiffeId;
 
 /// Requests that came over links and whose senders want to know when their bodies are wanted.
@@ -132,7 +132,7 @@ pub(crate) async fn ask(proxy: &Arc<Proxy>, to: &Destination, uri: &http::Uri, t
     *request.version_mut() = Version::HTTP_2;
     *request.uri_mut() = uri.clone();
     request.headers_mut().insert(CONTINUE, token);
-    let sent = proxy.pool.send(&to, Speaks::Http2, request).await;
+    let sent = proxy.pool.send(&to, Speaks::Http2, request, Reuse::Allowed).await;
     sent.is_ok_and(|sent| sent.response.status() == StatusCode::NO_CONTENT)
 }
 

@@ -302,8 +302,8 @@ async fn line(
     }
 
     // shadow
-    let keep = if shadow.is_empty() && retry.is_none() { 0 } else { KEEP_MAX };
-    let body = RequestBody::new(incoming, keep, connection.limits.stream_timeout, record.counts());
+    // Even without a retry policy: a kept connection may turn out closed when the request is on its way.
+    let body = RequestBody::new(incoming, KEEP_MAX, connection.limits.stream_timeout, record.counts());
     for shadow in shadow {
         if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
             let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
@@ -339,6 +339,7 @@ async fn line(
             Ok(sent) => {
                 let status = effective_status(sent.response.status(), sent.response.headers());
                 if status.as_u16() < 400 {
+                    record.wire(WireState::Answered(status));
                     break tried;
                 }
                 let peer = tried.endpoint.as_deref().and_then(super::attempt::peer_of);
@@ -347,12 +348,14 @@ async fn line(
             // What our own limits refuse is not tried again against the same limits.
             Err(Failed {
                 reject: Reject::BreakerRejected(_) | Reject::NoEndpoint(_) | Reject::BadRequest(_) | Reject::RequestTimeout,
-                ..
+                state,
             }) => {
+                record.wire(*state);
                 break tried;
             }
             Err(failed) => failed.state,
         };
+        record.wire(state);
         let Some(retry) = retry else { break tried };
         let Upstream::Service(backend) = upstream else { break tried };
         let replayable = body.replayable() && head.upgrade.is_none();

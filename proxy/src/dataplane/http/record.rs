@@ -19,6 +19,7 @@ use crate::dataplane::Proxy;
 use crate::dataplane::tcp::Counts;
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
+use crate::policy::retry::WireState;
 use crate::telemetry::metrics::{Metrics, OpenConnection};
 use crate::telemetry::reason::Reason;
 use crate::telemetry::series::TrafficLabels;
@@ -43,6 +44,8 @@ pub(crate) struct Record {
     detail: Option<Cow<'static, str>>,
     counts: Arc<Counts>,
     attempts: u32,
+    /// How far the last attempt came.
+    wire: Option<WireState>,
     trace: Option<TraceContext>,
     pub(crate) ends: Ends,
 }
@@ -87,6 +90,7 @@ impl Record {
             detail: None,
             counts: Arc::default(),
             attempts: 0,
+            wire: None,
             trace: None,
             ends: Ends::default(),
         }
@@ -107,9 +111,15 @@ impl Record {
         self.logged = logged;
     }
 
-    /// One more attempt.
+    /// One more attempt. Until it ends, it cannot be known how far it came.
     pub(crate) fn attempt(&mut self) {
         self.attempts = self.attempts.saturating_add(1);
+        self.wire = Some(WireState::Sent);
+    }
+
+    /// How far the attempt came.
+    pub(crate) fn wire(&mut self, state: WireState) {
+        self.wire = Some(state);
     }
 
     /// More about how it went, in fixed words.
@@ -199,6 +209,7 @@ impl Drop for Record {
             detail: self.detail.as_deref(),
             endpoint: endpoint.as_deref(),
             attempts: self.attempts,
+            wire: self.wire.map(WireState::as_str),
             bytes_received: self.counts.received.load(Ordering::Relaxed),
             bytes_sent: self.counts.sent.load(Ordering::Relaxed),
             peer: Some(self.peer),

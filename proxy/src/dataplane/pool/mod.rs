@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{http1 as codec, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -21,8 +21,11 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 pub(crate) mod connect;
+mod http1;
+mod idleness;
 
 use self::connect::{ConnectError, Dial};
+use self::http1::{Single, Singles};
 use super::http::body::Body;
 use super::http::spelling::{Answers, Spelling};
 use super::tasks::Tasks;
@@ -60,7 +63,7 @@ pub(crate) struct Pool {
     identity: Identity,
     tasks: Tasks,
     links: Mutex<BTreeMap<Key, Arc<Link>>>,
-    idle: Mutex<BTreeMap<Key, Vec<Idle>>>,
+    singles: Singles,
     loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
 }
 
@@ -87,31 +90,36 @@ struct Open {
     born: Instant,
 }
 
-#[derive(Debug)]
-struct Idle {
-    sender: http1::SendRequest<Body>,
-    answers: Answers,
-    since: Instant,
-}
-
-impl Idle {
-    fn usable(&self) -> bool {
-        !self.sender.is_closed() && self.since.elapsed() < IDLE_MAX
-    }
-}
-
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
     /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The request did not leave, or the peer said that it did not process it.
-    #[error("the request was not taken")]
+    /// The request did not leave.
+    #[error("the request did not leave")]
     NotSent(#[source] hyper::Error),
+    /// The peer said that it did not process the request.
+    #[error("the request was refused")]
+    Refused(#[source] hyper::Error),
+    /// The peer had closed before anything of the request reached it.
+    #[error("the connection was closed before the request reached the other side")]
+    Unread {
+        /// It was a kept connection: there is nothing wrong with the peer.
+        reused: bool,
+        #[source]
+        source: hyper::Error,
+    },
     /// The request left and may have been processed.
     #[error("the connection broke before an answer came")]
     Broken(#[source] hyper::Error),
+}
+
+/// May a connection be used that carried a request before?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Reuse {
+    Allowed,
+    Fresh,
 }
 
 /// An answer, and what it holds until its body is through.
@@ -126,7 +134,7 @@ pub(crate) struct Sent {
 /// The place of one request on a connection. An HTTP/1 connection is given back when the answer was read whole.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    one: Option<(Arc<Pool>, Key, http1::SendRequest<Body>, Answers)>,
+    one: Option<(Arc<Pool>, Key, Single)>,
     _load: Load,
 }
 
@@ -143,17 +151,8 @@ impl Drop for Load {
 impl Lease {
     /// The answer was read whole: the connection can carry another request.
     pub(crate) fn give_back(mut self) {
-        if let Some((pool, key, sender, answers)) = self.one.take()
-            && !sender.is_closed()
-        {
-            let mut idle = pool.idle.lock();
-            let list = idle.entry(key).or_default();
-            if list.len() >= IDLE_PER_KEY_MAX {
-                list.retain(Idle::usable);
-            }
-            if list.len() < IDLE_PER_KEY_MAX {
-                list.push(Idle { sender, answers, since: Instant::now() });
-            }
+        if let Some((pool, key, single)) = self.one.take() {
+            pool.singles.put(key, single);
         }
     }
 }
@@ -161,7 +160,7 @@ impl Lease {
 impl Pool {
     /// Nothing open yet.
     pub(crate) fn new(dial: Arc<dyn Dial>, identity: Identity, tasks: Tasks) -> Self {
-        Self { dial, identity, tasks, links: Mutex::default(), idle: Mutex::default(), loads: Mutex::default() }
+        Self { dial, identity, tasks, links: Mutex::default(), singles: Singles::default(), loads: Mutex::default() }
     }
 
     /// Requests that are under way to an endpoint.
@@ -174,16 +173,13 @@ impl Pool {
     pub(crate) fn prune(&self, keep: &BTreeSet<SocketAddr>) {
         let kept = |key: &Key| key.client.is_some() || keep.contains(&key.address);
         self.links.lock().retain(|key, _| kept(key));
-        self.idle.lock().retain(|key, _| kept(key));
+        self.singles.retain(keep, kept);
         self.loads.lock().retain(|address, load| keep.contains(address) || load.load(Ordering::Relaxed) > 0);
     }
 
     /// Closes what is idle for too long. To be called now and then.
     pub(crate) fn sweep(&self) {
-        self.idle.lock().retain(|_, list| {
-            list.retain(Idle::usable);
-            !list.is_empty()
-        });
+        self.singles.sweep();
         self.links.lock().retain(|_, link| match link.open.try_lock() {
             Ok(open) => open.as_ref().is_some_and(|open| !open.sender.is_closed()) || Arc::strong_count(link) > 1,
             Err(_dialling) => true,
@@ -199,15 +195,16 @@ impl Pool {
         to: &Destination,
         speaks: Speaks,
         request: Request<Body>,
+        reuse: Reuse,
     ) -> Result<Sent, SendError> {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
             let response = self.send_shared(to, request).await?;
             Ok(Sent { response, spelling: None, lease: Lease { one: None, _load: load } })
         } else {
-            let (response, sender, answers) = self.send_single(to, request).await?;
-            let spelling = answers.answered();
-            let lease = Lease { one: Some((Arc::clone(self), key_of(to), sender, answers)), _load: load };
+            let (response, single) = self.send_single(to, request, reuse).await?;
+            let spelling = single.answers.answered();
+            let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _load: load };
             Ok(Sent { response, spelling, lease })
         }
     }
@@ -252,7 +249,7 @@ impl Pool {
                     Some(_message) => return Err(SendError::NotSent(failed.into_error())),
                     None => {
                         let error = failed.into_error();
-                        return Err(if unprocessed(&error) { SendError::NotSent(error) } else { SendError::Broken(error) });
+                        return Err(if unprocessed(&error) { SendError::Refused(error) } else { SendError::Broken(error) });
                     }
                 },
             }
@@ -317,45 +314,41 @@ impl Pool {
         &self,
         to: &Destination,
         mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, http1::SendRequest<Body>, Answers), SendError> {
+        reuse: Reuse,
+    ) -> Result<(Response<Incoming>, Single), SendError> {
         loop {
-            let ((mut sender, answers), reused) = match self.take_idle(&key_of(to)) {
-                Some(idle) => (idle, true),
+            let kept = if reuse == Reuse::Allowed { self.singles.take(&key_of(to)) } else { None };
+            let mut single = match kept {
+                Some(single) => single,
                 None => {
                     let _waiting = wait(to)?;
-                    (self.open_single(to).await?, false)
+                    self.open_single(to).await?
                 }
             };
-            answers.asked();
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender, answers)),
+            single.answers.asked();
+            match single.sender.try_send_request(request).await {
+                Ok(response) => {
+                    single.answered(response.headers());
+                    return Ok((response, single));
+                }
                 Err(mut failed) => match failed.take_message() {
-                    Some(message) if reused => request = message,
+                    Some(message) if single.reused() => request = message,
                     Some(_message) => return Err(SendError::NotSent(failed.into_error())),
+                    None if single.unread() => {
+                        return Err(SendError::Unread { reused: single.reused(), source: failed.into_error() });
+                    }
                     None => return Err(SendError::Broken(failed.into_error())),
                 },
             }
         }
     }
 
-    fn take_idle(&self, key: &Key) -> Option<(http1::SendRequest<Body>, Answers)> {
-        let mut idle = self.idle.lock();
-        let list = idle.get_mut(key)?;
-        // The one that was used last is on top; what lies below it is older, and is swept if it stays unused.
-        let ready = list.iter().rposition(|idle| idle.sender.is_ready())?;
-        if list.get(ready).is_some_and(|idle| idle.since.elapsed() >= IDLE_MAX) {
-            list.retain(Idle::usable);
-            return None;
-        }
-        let Idle { sender, answers, .. } = list.remove(ready);
-        Some((sender, answers))
-    }
-
-    async fn open_single(&self, to: &Destination) -> Result<(http1::SendRequest<Body>, Answers), ConnectError> {
+    async fn open_single(&self, to: &Destination) -> Result<Single, ConnectError> {
         let slot = admit(to)?;
         let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
-        let (io, answers) = Answers::watch(io);
-        let (sender, connection) = http1::Builder::new()
+        let (io, watch) = self.singles.watch(to.address, io);
+        let (io, answers) = Answers::watch(Box::new(io));
+        let (sender, connection) = codec::Builder::new()
             .handshake(TokioIo::new(io))
             .await
             .map_err(|source| ConnectError::Http { to: to.address, source })?;
@@ -366,7 +359,7 @@ impl Pool {
                 debug!(%address, error = &error as &dyn std::error::Error, "an upstream connection ended");
             }
         });
-        Ok((sender, answers))
+        Ok(Single::new(sender, watch, answers))
     }
 
     fn count(&self, address: SocketAddr) -> Load {
@@ -426,11 +419,6 @@ fn unprocessed(error: &hyper::Error) -> bool {
     false
 }
 
-/// How long an HTTP/1 connection is kept for the next request: shorter than the keep-alive of usual servers (five seconds),
-/// so that a request seldom meets a connection that is being closed.
-const IDLE_MAX: Duration = Duration::from_secs(4);
-/// Connections kept for one client of the application.
-const IDLE_PER_KEY_MAX: usize = 128;
 /// After this time a link is opened anew, so that certificates and trust are looked at again.
 const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// What may be on its way in one stream and on one connection.

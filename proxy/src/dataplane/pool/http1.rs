@@ -1,0 +1,538 @@
+//! Kept-alive HTTP/1 connections: which of them may carry another request, and what a broken one proves.
+//!
+//! Sources: RFC 9110 9.2.2 (who may repeat a request that is not idempotent: only who knows that it was never applied),
+//! RFC 9112 9.3 and 9.5 (a server may close an idle connection at any time), RFC 9293 3.10.7 (a FIN carries an
+//! acknowledgement of everything that was received before it), tcp(7) (SIOCOUTQ).
+//!
+//! What is provable: a server's FIN acknowledges all that reached it before it closed. If no byte of a request was
+//! acknowledged when the end of the stream is read, and its host then answers the request with a reset and still no
+//! acknowledgement, the socket was gone when the request came: nobody read it. It did not happen and is sent again,
+//! whatever its method. A reset without a FIN before it proves nothing, since a process that dies after its work sends
+//! one too; neither does an end that comes after an acknowledgement, nor one of a server that only stopped writing.
+//!
+//! Invariants: a connection whose peer closed, or spoke out of turn, as far as this host knows carries no request; what
+//! a connection proves is decided by the first thing that ended it and never revised.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::Key;
+use super::idleness::Idleness;
+use crate::base::net::{BoxedIo, socket};
+use crate::base::sockopt::unacknowledged;
+use crate::dataplane::http::body::Body;
+use crate::dataplane::http::spelling::Answers;
+
+/// All kept connections, and what is known of the servers at their other ends.
+#[derive(Debug, Default)]
+pub(super) struct Singles {
+    idle: Mutex<BTreeMap<Key, Vec<Single>>>,
+    endpoints: Mutex<BTreeMap<SocketAddr, Arc<Mutex<Idleness>>>>,
+}
+
+/// One connection, for one request at a time.
+#[derive(Debug)]
+pub(super) struct Single {
+    pub(super) sender: SendRequest<Body>,
+    pub(super) answers: Answers,
+    watch: Watch,
+}
+
+/// What happens on a connection, seen beside its codec. Clones are handles on one connection.
+#[derive(Clone)]
+pub(super) struct Watch {
+    conn: Arc<Mutex<Conn>>,
+    endpoint: Arc<Mutex<Idleness>>,
+}
+
+/// The stream under the codec. Dropping it closes the connection, whoever still has a [`Watch`].
+pub(super) struct Watched(Watch);
+
+struct Conn {
+    io: Option<BoxedIo>,
+    turn: Turn,
+    /// How it ended, once it did.
+    ended: Option<Ended>,
+    /// The end of the stream was read before the other host said what it did with the request.
+    settling: Option<Settling>,
+}
+
+/// A wait for a reset or an acknowledgement.
+struct Settling {
+    until: Instant,
+    next: Pin<Box<Sleep>>,
+}
+
+/// Whose turn it is to speak.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// Nobody's, since then.
+    Idle(Instant),
+    /// A request is under way.
+    Busy {
+        /// Bytes of it that the kernel took.
+        written: u64,
+        /// Something came back.
+        heard: bool,
+        /// How long the connection was idle before it; none for its first request.
+        idle: Option<Duration>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ended {
+    /// Nobody read anything of the request that was under way.
+    Unread,
+    /// It cannot be known.
+    Open,
+}
+
+impl Singles {
+    /// A connection that can carry a request now.
+    pub(super) fn take(&self, key: &Key) -> Option<Single> {
+        let mut idle = self.idle.lock();
+        let list = idle.get_mut(key)?;
+        // The one that was used last is on top; what lies below it is older.
+        while let Some(ready) = list.iter().rposition(|single| single.sender.is_ready()) {
+            let single = list.remove(ready);
+            if single.watch.begin_again() {
+                return Some(single);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn put(&self, key: Key, single: Single) {
+        if single.sender.is_closed() || !single.watch.rest() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        let list = idle.entry(key).or_default();
+        if list.len() >= PER_KEY_MAX {
+            list.retain(Single::usable);
+        }
+        if list.len() < PER_KEY_MAX {
+            list.push(single);
+        }
+    }
+
+    /// Watches a connection that was just opened, for its first request.
+    pub(super) fn watch(&self, address: SocketAddr, io: BoxedIo) -> (Watched, Watch) {
+        let endpoint = Arc::clone(self.endpoints.lock().entry(address).or_default());
+        let turn = Turn::Busy { written: 0, heard: false, idle: None };
+        let watch = Watch { conn: Arc::new(Mutex::new(Conn { io: Some(io), turn, ended: None, settling: None })), endpoint };
+        (Watched(watch.clone()), watch)
+    }
+
+    /// Closes what was idle for too long.
+    pub(super) fn sweep(&self) {
+        self.idle.lock().retain(|_, list| {
+            list.retain(Single::usable);
+            !list.is_empty()
+        });
+    }
+
+    /// Forgets connections that are not `kept`, and what was learned of endpoints that are not in `known`.
+    pub(super) fn retain(&self, known: &BTreeSet<SocketAddr>, mut kept: impl FnMut(&Key) -> bool) {
+        self.idle.lock().retain(|key, _| kept(key));
+        self.endpoints.lock().retain(|address, endpoint| known.contains(address) || Arc::strong_count(endpoint) > 1);
+    }
+}
+
+impl Single {
+    pub(super) fn new(sender: SendRequest<Body>, watch: Watch, answers: Answers) -> Self {
+        Self { sender, answers, watch }
+    }
+
+    /// Learns from an answer.
+    pub(super) fn answered(&self, headers: &http::HeaderMap) {
+        if let Some(field) = headers.get("keep-alive") {
+            self.watch.endpoint.lock().told(field.as_bytes());
+        }
+    }
+
+    /// Is it proven that nobody read anything of the request that broke off?
+    pub(super) fn unread(&self) -> bool {
+        self.watch.conn.lock().ended == Some(Ended::Unread)
+    }
+
+    /// Had it carried a request before this one?
+    pub(super) fn reused(&self) -> bool {
+        matches!(self.watch.conn.lock().turn, Turn::Busy { idle: Some(_), .. })
+    }
+
+    fn usable(&self) -> bool {
+        !self.sender.is_closed() && self.watch.fresh()
+    }
+}
+
+impl Watch {
+    /// Has it been idle for no longer than its server may be trusted to keep it?
+    fn fresh(&self) -> bool {
+        let now = Instant::now();
+        let conn = self.conn.lock();
+        match conn.turn {
+            Turn::Idle(since) => conn.ended.is_none() && now.saturating_duration_since(since) < self.endpoint.lock().bound(now),
+            Turn::Busy { .. } => false,
+        }
+    }
+
+    /// Another request begins; `false` if this connection must not carry it.
+    fn begin_again(&self) -> bool {
+        let now = Instant::now();
+        let mut conn = self.conn.lock();
+        let Turn::Idle(since) = conn.turn else { return false };
+        let idle = now.saturating_duration_since(since);
+        if conn.ended.is_some() || idle >= self.endpoint.lock().bound(now) {
+            return false;
+        }
+        // The codec is told of a FIN by the next round of the event loop; the kernel knows it now. Within a moment after the
+        // last answer, that question is not worth a system call.
+        if idle >= PEEK_AFTER && conn.io.as_ref().is_none_or(spoke) {
+            conn.ended = Some(Ended::Open);
+            self.endpoint.lock().closed(idle, now);
+            return false;
+        }
+        conn.turn = Turn::Busy { written: 0, heard: false, idle: Some(idle) };
+        true
+    }
+
+    /// The request is through; `false` if the connection is.
+    fn rest(&self) -> bool {
+        let mut conn = self.conn.lock();
+        conn.turn = Turn::Idle(Instant::now());
+        conn.ended.is_none() && conn.io.is_some()
+    }
+}
+
+impl Conn {
+    /// The stream ended, or broke: what does that prove?
+    fn end(&mut self, endpoint: &Mutex<Idleness>, in_order: bool) {
+        if self.ended.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        match self.turn {
+            Turn::Idle(since) => {
+                endpoint.lock().closed(now.saturating_duration_since(since), now);
+                self.ended = Some(Ended::Open);
+            }
+            Turn::Busy { written, heard, idle } => {
+                if let Some(idle) = idle
+                    && !heard
+                {
+                    endpoint.lock().closed(idle, now);
+                }
+                let unread = in_order && !heard && (written == 0 || self.answered(written) == Some(false));
+                self.ended = Some(if unread { Ended::Unread } else { Ended::Open });
+            }
+        }
+    }
+}
+
+impl Conn {
+    /// Did the other host take anything of a request of `written` bytes? `None` while it has not said so.
+    fn answered(&self, written: u64) -> Option<bool> {
+        let Some(socket) = self.io.as_ref().and_then(socket) else { return Some(true) };
+        // The order matters: a reset is the last word, so what is not acknowledged after it never will be.
+        let reset = socket.peer_addr().is_err();
+        match unacknowledged(socket) {
+            Ok(left) if left >= written => reset.then_some(false),
+            Ok(_) | Err(_) => Some(true),
+        }
+    }
+
+    /// Waits, at the end of the stream, until the other host has said what it did with the request.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Turn::Busy { written, heard: false, .. } = self.turn else { return Poll::Ready(()) };
+        if written == 0 || self.ended.is_some() {
+            return Poll::Ready(());
+        }
+        loop {
+            if self.answered(written).is_some() {
+                return Poll::Ready(());
+            }
+            let settling = self
+                .settling
+                .get_or_insert_with(|| Settling { until: Instant::now() + SETTLE_MAX, next: Box::pin(sleep(SETTLE_STEP)) });
+            std::task::ready!(settling.next.as_mut().poll(cx));
+            let now = Instant::now();
+            if now >= settling.until {
+                return Poll::Ready(());
+            }
+            settling.next.as_mut().reset(now + SETTLE_STEP);
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Watch { conn, endpoint } = &self.0;
+        let mut conn = conn.lock();
+        let Some(io) = &mut conn.io else { return Poll::Ready(Ok(())) };
+        let before = buf.filled().len();
+        let polled = std::task::ready!(Pin::new(io).poll_read(cx, buf));
+        match &polled {
+            Ok(()) if buf.filled().len() > before => {
+                if let Turn::Busy { heard, .. } = &mut conn.turn {
+                    *heard = true;
+                }
+            }
+            Ok(()) => {
+                std::task::ready!(conn.poll_settled(cx));
+                conn.end(endpoint, buf.remaining() > 0);
+            }
+            Err(_) => conn.end(endpoint, false),
+        }
+        Poll::Ready(polled)
+    }
+}
+
+impl Watched {
+    fn poll_with(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut BoxedIo>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Watch { conn, endpoint } = &self.0;
+        let mut conn = conn.lock();
+        let Some(io) = &mut conn.io else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
+        let polled = std::task::ready!(write(Pin::new(io), cx));
+        match &polled {
+            Ok(count) => {
+                if let Turn::Busy { written, .. } = &mut conn.turn {
+                    *written = written.saturating_add(u64::try_from(*count).unwrap_or(u64::MAX));
+                }
+            }
+            // EPIPE: a reset came after the server's FIN (tcp_reset of the kernel tells the two apart), so its FIN counts.
+            Err(error) => {
+                let in_order = error.kind() == io::ErrorKind::BrokenPipe;
+                conn.end(endpoint, in_order);
+            }
+        }
+        Poll::Ready(polled)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |io, cx| io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.conn.lock().io.as_ref().is_some_and(|io| io.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0.conn.lock().io {
+            Some(io) => Pin::new(io).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0.conn.lock().io {
+            Some(io) => Pin::new(io).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let io = self.0.conn.lock().io.take();
+        drop(io);
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let conn = self.conn.lock();
+        f.debug_struct("Watch").field("turn", &conn.turn).field("ended", &conn.ended).finish_non_exhaustive()
+    }
+}
+
+/// Did the other side close, or say something, while it was nobody's turn?
+fn spoke(io: &BoxedIo) -> bool {
+    let Some(socket) = socket(io) else { return false };
+    let mut byte = [0_u8];
+    !matches!(
+        rustix::net::recv(socket, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
+    )
+}
+
+/// Connections kept for one client of the application.
+const PER_KEY_MAX: usize = 128;
+/// How long another host's reset or acknowledgement is waited for: longer than acknowledgements are delayed (40 ms).
+const SETTLE_MAX: Duration = Duration::from_millis(60);
+const SETTLE_STEP: Duration = Duration::from_millis(1);
+/// From this idleness on, the kernel is asked before a connection is used again.
+const PEEK_AFTER: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::os::fd::AsFd as _;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A watched connection that has carried one exchange, its server's end, and what was learned of the server.
+    async fn used() -> (Watched, Watch, TcpStream) {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), server.accept());
+        let (mut near, watch) = Singles::default().watch(address, Box::new(near.unwrap()));
+        let mut far = far.unwrap().0;
+        near.write_all(b"first").await.unwrap();
+        far.read_exact(&mut [0; 5]).await.unwrap();
+        far.write_all(b"ok").await.unwrap();
+        near.read_exact(&mut [0; 2]).await.unwrap();
+        assert!(watch.rest());
+        (near, watch, far)
+    }
+
+    fn ended(watch: &Watch) -> Option<Ended> {
+        watch.conn.lock().ended
+    }
+
+    /// The watched end sends a request, and reads until there is no more.
+    async fn fails(near: &mut Watched) {
+        if near.write_all(b"second").await.is_ok() {
+            drop(near.read_to_end(&mut Vec::new()).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_crosses_the_servers_end_was_read_by_nobody() {
+        let (mut near, watch, far) = used().await;
+        assert!(watch.begin_again());
+        drop(far);
+        fails(&mut near).await;
+        assert_eq!(ended(&watch), Some(Ended::Unread));
+    }
+
+    #[tokio::test]
+    async fn so_it_is_if_the_reset_is_there_before_the_end_is_read() {
+        let (mut near, watch, far) = used().await;
+        assert!(watch.begin_again());
+        drop(far);
+        near.write_all(b"head").await.unwrap();
+        // Written after the server's reset, which answers the first part.
+        assert_eq!(near.write_all(b"body").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(ended(&watch), Some(Ended::Unread));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_read_proves_nothing() {
+        for reset in [false, true] {
+            let (mut near, watch, mut far) = used().await;
+            assert!(watch.begin_again());
+            near.write_all(b"second").await.unwrap();
+            far.read_exact(&mut [0; 6]).await.unwrap();
+            if reset {
+                far.set_zero_linger().unwrap();
+            }
+            drop(far);
+            drop(near.read_to_end(&mut Vec::new()).await);
+            assert_eq!(ended(&watch), Some(Ended::Open), "reset: {reset}");
+            // What is read or written after the end changes nothing.
+            drop(near.read(&mut [0; 1]).await);
+            fails(&mut near).await;
+            assert_eq!(ended(&watch), Some(Ended::Open), "reset: {reset}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_reached_the_servers_kernel_proves_nothing() {
+        let (mut near, watch, far) = used().await;
+        assert!(watch.begin_again());
+        near.write_all(b"second").await.unwrap();
+        far.readable().await.unwrap();
+        drop(far);
+        drop(near.read_to_end(&mut Vec::new()).await);
+        assert_eq!(ended(&watch), Some(Ended::Open));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_began_proves_nothing() {
+        let (mut near, watch, mut far) = used().await;
+        assert!(watch.begin_again());
+        far.write_all(b"HTTP/1.1 4").await.unwrap();
+        drop(far);
+        fails(&mut near).await;
+        assert_eq!(ended(&watch), Some(Ended::Open));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_only_stops_writing_may_read_on() {
+        let (mut near, watch, mut far) = used().await;
+        assert!(watch.begin_again());
+        far.shutdown().await.unwrap();
+        near.write_all(b"second").await.unwrap();
+        far.readable().await.unwrap();
+        drop(near.read_to_end(&mut Vec::new()).await);
+        assert_eq!(ended(&watch), Some(Ended::Open));
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_known_before_the_codec_hears_of_it() {
+        for speaks in [false, true] {
+            let (_near, watch, mut far) = used().await;
+            if speaks {
+                far.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+            }
+            drop(far);
+            // Nothing polls the stream in between.
+            watch.conn.lock().turn = Turn::Idle(Instant::now().checked_sub(PEEK_AFTER).unwrap());
+            assert!(!watch.begin_again(), "speaks: {speaks}");
+            let bound = watch.endpoint.lock().bound(Instant::now());
+            assert!(bound < PEEK_AFTER, "that it closes so soon was learned: {bound:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_used_within_its_servers_bound_only() {
+        for (field, idle, expected) in
+            [("timeout=60", 14_000, true), ("timeout=60", 15_000, false), ("timeout=5", 3_999, true), ("timeout=5", 4_000, false)]
+        {
+            let (near, _far) = tokio::io::duplex(64);
+            let (_near, watch) = Singles::default().watch("192.0.2.1:80".parse().unwrap(), Box::new(near));
+            watch.endpoint.lock().told(field.as_bytes());
+            assert!(watch.rest());
+            tokio::time::advance(Duration::from_millis(idle)).await;
+            assert_eq!((watch.fresh(), watch.begin_again()), (expected, expected), "{field}, {idle} ms");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_acknowledged_is_told_by_the_kernel() {
+        let (near, _watch, far) = used().await;
+        let watched = near.0.conn.lock();
+        let near = watched.io.as_ref().and_then(socket).unwrap();
+        assert_eq!(unacknowledged(&near.as_fd()).unwrap(), 0);
+        drop(far);
+        near.try_write(b"lost").unwrap();
+        assert_eq!(unacknowledged(&near.as_fd()).unwrap(), 4);
+    }
+}
