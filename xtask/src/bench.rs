@@ -21,7 +21,7 @@ use crate::{Stop, instructions, limits, peers, shell};
 /// What to measure.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Wish {
-    /// Only these works: hop-h1-64, hop-h1-1, pair-h1-64, pair-h1-1; or, by themselves, those with a limit: idle, start
+    /// Only these works: hop-h1-64, hop-h1-1, hop-h1-64k, pair-h1-64, pair-h1-1, pair-h1-64k, pair-connect; or, by themselves, those with a limit: idle, start
     #[arg(long, value_name = "WORK,...", value_delimiter = ',')]
     only: Vec<String>,
     /// How often each candidate has its turn
@@ -45,6 +45,10 @@ pub(crate) struct Wish {
 pub(crate) struct Work {
     pub(crate) name: &'static str,
     connections: usize,
+    /// What is asked for: `/`, or so many bytes.
+    path: &'static str,
+    /// Every request opens a connection.
+    reconnect: bool,
     pub(crate) candidates: &'static [Candidate],
 }
 
@@ -52,27 +56,38 @@ pub(crate) struct Work {
 pub(crate) enum Candidate {
     Direct,
     Nginx,
+    HaproxyHop,
     EnvoyHop,
     OutriggerHop,
+    HaproxyPair,
     EnvoyPair,
     OutriggerPair,
+    /// Each connection in one of mutual TLS, not looked into.
+    HaproxyOpaque,
+    EnvoyOpaque,
+    OutriggerOpaque,
 }
 
-const HOP: &[Candidate] = &[Candidate::Direct, Candidate::Nginx, Candidate::EnvoyHop, Candidate::OutriggerHop];
-const PAIR: &[Candidate] = &[Candidate::Direct, Candidate::EnvoyPair, Candidate::OutriggerPair];
+const HOP: &[Candidate] =
+    &[Candidate::Direct, Candidate::Nginx, Candidate::HaproxyHop, Candidate::EnvoyHop, Candidate::OutriggerHop];
+const PAIR: &[Candidate] = &[Candidate::Direct, Candidate::HaproxyPair, Candidate::EnvoyPair, Candidate::OutriggerPair];
+const OPAQUE: &[Candidate] = &[Candidate::HaproxyOpaque, Candidate::EnvoyOpaque, Candidate::OutriggerOpaque];
 
-const WORKS: [Work; 4] = [
-    Work { name: "hop-h1-64", connections: 64, candidates: HOP },
-    Work { name: "hop-h1-1", connections: 1, candidates: HOP },
-    Work { name: "pair-h1-64", connections: 64, candidates: PAIR },
-    Work { name: "pair-h1-1", connections: 1, candidates: PAIR },
+const WORKS: [Work; 7] = [
+    Work { name: "hop-h1-64", connections: 64, path: "/", reconnect: false, candidates: HOP },
+    Work { name: "hop-h1-1", connections: 1, path: "/", reconnect: false, candidates: HOP },
+    Work { name: "hop-h1-64k", connections: 64, path: "/65536", reconnect: false, candidates: HOP },
+    Work { name: "pair-h1-64", connections: 64, path: "/", reconnect: false, candidates: PAIR },
+    Work { name: "pair-h1-1", connections: 1, path: "/", reconnect: false, candidates: PAIR },
+    Work { name: "pair-h1-64k", connections: 64, path: "/65536", reconnect: false, candidates: PAIR },
+    Work { name: "pair-connect", connections: 8, path: "/", reconnect: true, candidates: OPAQUE },
 ];
 
 /// The metrics of a turn, with their units, in the order of the table.
 const METRICS: [(&str, &str); 5] =
     [("cpu_us_per_request", "us"), ("rps", "1/s"), ("p50_us", "us"), ("p99_us", "us"), ("rss_mib", "MiB")];
 
-/// What a mesh that is at work has: an access log sampled at one per cent, authorization by identity and method, retries.
+/// What a mesh that is at work has: an access log sampled at one per cent, authorization by identity, retries.
 const POLICIES: &str = "---
 apiVersion: outrigger.dev/v1alpha1
 kind: Mesh
@@ -87,7 +102,6 @@ spec:
   action: ALLOW
   rules:
     - from: [{ principals: [\"spiffe://cluster.local/ns/bench/sa/client\"] }]
-      to: [{ methods: [GET, POST] }]
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -116,8 +130,9 @@ impl Candidate {
         match self {
             Self::Direct => "direct",
             Self::Nginx => "nginx",
-            Self::EnvoyHop | Self::EnvoyPair => "envoy",
-            Self::OutriggerHop | Self::OutriggerPair => "outrigger",
+            Self::HaproxyHop | Self::HaproxyPair | Self::HaproxyOpaque => "haproxy",
+            Self::EnvoyHop | Self::EnvoyPair | Self::EnvoyOpaque => "envoy",
+            Self::OutriggerHop | Self::OutriggerPair | Self::OutriggerOpaque => "outrigger",
         }
     }
 }
@@ -226,7 +241,7 @@ impl Bed {
             server.wait_listening(8080)?;
             let service = |name: &str| {
                 format!(
-                    "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: bench }}\nspec:\n  selector: {{ app: {name} }}\n  ports: [{{ name: http, port: 80, targetPort: 8080 }}]\n"
+                    "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: bench }}\nspec:\n  selector: {{ app: {name} }}\n  ports: [{{ name: http, port: 80, targetPort: 8080 }}, {{ name: tcp, port: 81, targetPort: 8080 }}]\n"
                 )
             };
             mesh.apply(&(service("plain") + &service("meshed") + POLICIES))?;
@@ -236,7 +251,24 @@ impl Bed {
         let folder = mesh.folder();
         finish(Command::new(release.join("shop")).arg("certificates").arg(folder), PATIENCE)?.ok()?;
         let address = plain_server.address()?;
-        std::fs::write(folder.join("nginx.conf"), peers::nginx(folder, &address))?;
+        for name in ["client", "server"] {
+            // HAProxy wants both in one file.
+            let parts = ["crt", "key"].map(|kind| std::fs::read_to_string(folder.join(format!("{name}.{kind}"))));
+            let [certificate, key] = parts;
+            std::fs::write(folder.join(format!("{name}.both.pem")), certificate? + &key?)?;
+        }
+        for (file, text) in [
+            ("nginx.conf", peers::nginx(folder, &address)),
+            ("haproxy-hop.cfg", peers::haproxy_hop(&address)),
+            ("haproxy-out.cfg", peers::haproxy_out(folder, &address)),
+            ("haproxy-in.cfg", peers::haproxy_in(folder)),
+            ("haproxy-tcp-out.cfg", peers::haproxy_tcp_out(folder, &address)),
+            ("haproxy-tcp-in.cfg", peers::haproxy_tcp_in(folder)),
+            ("envoy-tcp-out.json", peers::envoy_tcp_out(folder, &address).to_string()),
+            ("envoy-tcp-in.json", peers::envoy_tcp_in(folder).to_string()),
+        ] {
+            std::fs::write(folder.join(file), text)?;
+        }
         std::fs::write(folder.join("envoy-hop.json"), peers::envoy_hop(&address).to_string())?;
         std::fs::write(folder.join("envoy-out.json"), peers::envoy_out(folder, &address).to_string())?;
         std::fs::write(folder.join("envoy-in.json"), peers::envoy_in(folder).to_string())?;
@@ -252,28 +284,32 @@ impl Bed {
     fn turn(&self, candidate: Candidate, work: &Work, seconds: f64) -> Result<Vec<(&'static str, f64)>> {
         let through = format!("127.0.0.1:{}", peers::OUTBOUND);
         let direct = format!("{}:8080", self.plain_server.address()?);
+        let pair = |start: &dyn Fn(&Pod, &str) -> Result<Peer>, inbound: &str, outbound: &str| -> Result<Vec<Peer>> {
+            Ok(vec![start(&self.plain_server, inbound)?, start(&self.plain_client, outbound)?])
+        };
+        let haproxy = |pod: &Pod, config: &str| self.start_haproxy(pod, config);
+        let envoy = |pod: &Pod, config: &str| self.start_envoy(pod, config);
         let peers = match candidate {
-            Candidate::Direct | Candidate::OutriggerHop | Candidate::OutriggerPair => Vec::new(),
+            Candidate::Direct | Candidate::OutriggerHop | Candidate::OutriggerPair | Candidate::OutriggerOpaque => Vec::new(),
             Candidate::Nginx => vec![self.nginx()?],
-            Candidate::EnvoyHop => vec![self.start_envoy(&self.plain_client, "envoy-hop.json")?],
-            Candidate::EnvoyPair => {
-                vec![
-                    self.start_envoy(&self.plain_server, "envoy-in.json")?,
-                    self.start_envoy(&self.plain_client, "envoy-out.json")?,
-                ]
-            }
+            Candidate::HaproxyHop => vec![haproxy(&self.plain_client, "haproxy-hop.cfg")?],
+            Candidate::HaproxyPair => pair(&haproxy, "haproxy-in.cfg", "haproxy-out.cfg")?,
+            Candidate::HaproxyOpaque => pair(&haproxy, "haproxy-tcp-in.cfg", "haproxy-tcp-out.cfg")?,
+            Candidate::EnvoyHop => vec![envoy(&self.plain_client, "envoy-hop.json")?],
+            Candidate::EnvoyPair => pair(&envoy, "envoy-in.json", "envoy-out.json")?,
+            Candidate::EnvoyOpaque => pair(&envoy, "envoy-tcp-in.json", "envoy-tcp-out.json")?,
         };
         let (pod, target) = match candidate {
             Candidate::Direct => (&self.plain_client, direct.as_str()),
-            Candidate::Nginx | Candidate::EnvoyHop | Candidate::EnvoyPair => (&self.plain_client, through.as_str()),
             Candidate::OutriggerHop => (&self.client, "plain:80"),
             Candidate::OutriggerPair => (&self.client, "meshed:80"),
+            Candidate::OutriggerOpaque => (&self.client, "meshed:81"),
+            _peer => (&self.plain_client, through.as_str()),
         };
         let proxies = match candidate {
-            Candidate::Direct => Vec::new(),
-            Candidate::Nginx | Candidate::EnvoyHop | Candidate::EnvoyPair => peers.iter().map(|peer| peer.process).collect(),
             Candidate::OutriggerHop => vec![self.client.sidecar()?],
-            Candidate::OutriggerPair => vec![self.client.sidecar()?, self.server.sidecar()?],
+            Candidate::OutriggerPair | Candidate::OutriggerOpaque => vec![self.client.sidecar()?, self.server.sidecar()?],
+            _peer => peers.iter().map(|peer| peer.process).collect(),
         };
         // Ready is what answers; the same run fills pools and caches.
         wait_for(candidate.name(), PATIENCE, || {
@@ -303,7 +339,11 @@ impl Bed {
     pub(crate) fn drive(&self, pod: &Pod, target: &str, work: &Work, seconds: f64) -> Result<Value> {
         let load = self.load.to_string_lossy().into_owned();
         let (connections, seconds) = (work.connections.to_string(), seconds.to_string());
-        let line = ["taskset", "-c", "0", &load, "drive", target, "--connections", &connections, "--seconds", &seconds];
+        let mut line = vec!["taskset", "-c", "0", &load, "drive", target, "--connections", &connections, "--seconds", &seconds];
+        line.extend(["--path", work.path]);
+        if work.reconnect {
+            line.push("--reconnect");
+        }
         let said = pod.exec(line)?.ok()?;
         serde_json::from_str(&said).with_context(|| format!("the load generator said {said}"))
     }
@@ -317,10 +357,19 @@ impl Bed {
         Peer::start(&self.plain_client, "nginx", &line)
     }
 
+    fn start_haproxy(&self, pod: &Pod, config: &str) -> Result<Peer> {
+        let program = programs::third("usr/sbin/haproxy")?;
+        let libraries = format!("LD_LIBRARY_PATH={}", programs::libraries());
+        let config = self.mesh.folder().join(config);
+        let config = config.to_string_lossy();
+        let line = ["env", &libraries, "taskset", "-c", "1", &program.to_string_lossy(), "-db", "-f", &config].map(str::to_owned);
+        Peer::start(pod, "haproxy", &line)
+    }
+
     fn start_envoy(&self, pod: &Pod, config: &str) -> Result<Peer> {
         let envoy = self.envoy.as_deref().context("no envoy")?;
         let (program, config) = (envoy.to_string_lossy(), self.mesh.folder().join(config));
-        let base = if config.ends_with("envoy-in.json") { "1" } else { "0" };
+        let base = if config.to_string_lossy().ends_with("-in.json") { "1" } else { "0" };
         let config = config.to_string_lossy();
         let line = [
             "taskset",
@@ -406,10 +455,20 @@ fn resident(processes: &[u32]) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+/// The median.
+fn middle(values: &[f64]) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
 /// Prints the table and returns it as data.
 fn table(works: &[&Work], samples: &BTreeMap<(&str, &str, &str), Vec<f64>>) -> Vec<Value> {
     let mut results = Vec::new();
-    println!("\n{:<11} {:<10} {:<19} {:>10} {:>10} {:>10}  rounds", "work", "candidate", "metric", "median", "min", "max");
+    println!(
+        "\n{:<12} {:<10} {:<19} {:>10} {:>10} {:>10} {:>8}  rounds",
+        "work", "candidate", "metric", "median", "min", "max", "ratio"
+    );
     for work in works {
         for candidate in work.candidates {
             for (metric, unit) in METRICS {
@@ -419,15 +478,19 @@ fn table(works: &[&Work], samples: &BTreeMap<(&str, &str, &str), Vec<f64>>) -> V
                 let (Some(min), Some(max), Some(median)) = (values.first(), values.last(), values.get(values.len() / 2)) else {
                     continue;
                 };
+                // Outrigger's median over this candidate's.
+                let ours = samples.get(&(work.name, "outrigger", metric)).and_then(|ours| middle(ours));
+                let ratio = ours.filter(|_| *median > 0.0).map(|ours| ours / median);
                 println!(
-                    "{:<11} {:<10} {metric:<19} {median:>10.1} {min:>10.1} {max:>10.1}  {}",
+                    "{:<12} {:<10} {metric:<19} {median:>10.1} {min:>10.1} {max:>10.1} {:>8}  {}",
                     work.name,
                     candidate.name(),
+                    ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
                     values.len()
                 );
                 results.push(json!({
                     "work": work.name, "candidate": candidate.name(), "metric": metric, "unit": unit,
-                    "min": min, "median": median, "max": max, "rounds": values.len(),
+                    "min": min, "median": median, "max": max, "outrigger_over_this": ratio, "rounds": values.len(),
                 }));
             }
         }

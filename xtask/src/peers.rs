@@ -25,6 +25,88 @@ pub(crate) fn nginx(folder: &Path, server: &str) -> String {
     )
 }
 
+/// HAProxy as a reverse proxy from plaintext to plaintext.
+pub(crate) fn haproxy_hop(server: &str) -> String {
+    haproxy(&format!("127.0.0.1:{OUTBOUND}"), &format!("{server}:8080"), "http")
+}
+
+/// The first of an HAProxy pair: from plaintext to mutual TLS with HTTP/2.
+pub(crate) fn haproxy_out(certificates: &Path, server: &str) -> String {
+    let there = format!("{server}:{INBOUND} {} alpn h2 pool-max-conn 64", haproxy_tls(certificates, "client"));
+    haproxy(&format!("127.0.0.1:{OUTBOUND}"), &there, "http")
+}
+
+/// The second of an HAProxy pair: from mutual TLS to the server in its own pod.
+pub(crate) fn haproxy_in(certificates: &Path) -> String {
+    haproxy(&format!("0.0.0.0:{INBOUND} {} alpn h2", haproxy_tls(certificates, "server")), "127.0.0.1:8080", "http")
+}
+
+/// The first of an HAProxy pair that carries each connection in one of mutual TLS.
+pub(crate) fn haproxy_tcp_out(certificates: &Path, server: &str) -> String {
+    let there = format!("{server}:{INBOUND} {}", haproxy_tls(certificates, "client"));
+    haproxy(&format!("127.0.0.1:{OUTBOUND}"), &there, "tcp")
+}
+
+/// The second of them.
+pub(crate) fn haproxy_tcp_in(certificates: &Path) -> String {
+    haproxy(&format!("0.0.0.0:{INBOUND} {}", haproxy_tls(certificates, "server")), "127.0.0.1:8080", "tcp")
+}
+
+fn haproxy(listen: &str, to: &str, mode: &str) -> String {
+    let reuse = if mode == "http" { "http-reuse always" } else { "" };
+    format!(
+        "global\n  nbthread 1\n  maxconn 4096\n  tune.ssl.cachesize 0\n\
+         defaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n\
+         frontend in\n  bind {listen}\n  default_backend server\n\
+         backend server\n  {reuse}\n  server one {to}\n"
+    )
+}
+
+/// TLS 1.3 with a certificate of `me`, to a peer of the same authority; no session is resumed.
+fn haproxy_tls(certificates: &Path, me: &str) -> String {
+    let folder = certificates.display();
+    let resume = if me == "client" { " no-ssl-reuse" } else { " no-tls-tickets" };
+    format!("ssl crt {folder}/{me}.both.pem ca-file {folder}/ca.pem verify required ssl-min-ver TLSv1.3{resume}")
+}
+
+/// The first of an Envoy pair that carries each connection in one of mutual TLS.
+pub(crate) fn envoy_tcp_out(certificates: &Path, server: &str) -> Value {
+    opaque(envoy_out(certificates, server))
+}
+
+/// The second of them.
+pub(crate) fn envoy_tcp_in(certificates: &Path) -> Value {
+    opaque(envoy_in(certificates))
+}
+
+/// The same Envoy, which does not look into what it carries.
+fn opaque(mut envoy: Value) -> Value {
+    let filter = json!({
+        "name": "envoy.filters.network.tcp_proxy",
+        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "bench", "cluster": "server" },
+    });
+    if let Some(place) = envoy.pointer_mut("/static_resources/listeners/0/filter_chains/0/filters") {
+        *place = json!([filter]);
+    }
+    // No session is resumed, as everywhere in this benchmark.
+    if let Some(fields) = envoy
+        .pointer_mut("/static_resources/listeners/0/filter_chains/0/transport_socket/typed_config")
+        .and_then(Value::as_object_mut)
+    {
+        fields.insert("disable_stateless_session_resumption".to_owned(), true.into());
+        fields.insert("disable_stateful_session_resumption".to_owned(), true.into());
+    }
+    if let Some(fields) =
+        envoy.pointer_mut("/static_resources/clusters/0/transport_socket/typed_config").and_then(Value::as_object_mut)
+    {
+        fields.insert("max_session_keys".to_owned(), 0.into());
+    }
+    if let Some(cluster) = envoy.pointer_mut("/static_resources/clusters/0").and_then(Value::as_object_mut) {
+        cluster.remove("typed_extension_protocol_options");
+    }
+    envoy
+}
+
 /// Envoy as a reverse proxy from plaintext to plaintext.
 pub(crate) fn envoy_hop(server: &str) -> Value {
     envoy(("127.0.0.1", OUTBOUND, None), (server, 8080, None))

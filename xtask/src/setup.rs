@@ -30,7 +30,8 @@ pub(crate) enum Need {
 const HOST: [(&str, &str); 3] = [("ip", "iproute2"), ("curl", "curl"), ("python3", "python3")];
 
 /// Third-party programs: where each stands below the unpacked root, and its package.
-const THIRD_PARTY: [(&str, &str); 6] = [
+const THIRD_PARTY: [(&str, &str); 7] = [
+    ("usr/sbin/haproxy", "haproxy"),
     ("usr/sbin/nginx", "nginx"),
     ("usr/bin/redis-server", "redis-server"),
     ("usr/lib/postgresql/15/bin/postgres", "postgresql-15"),

@@ -1,6 +1,6 @@
 //! A load generator and the server behind it, both as plain as can be, so that what is measured is what stands between.
 //!
-//! `load serve PORT BYTES` answers every HTTP/1.1 request with so many bytes. `load drive HOST:PORT` keeps a fixed number
+//! `load serve PORT BYTES` answers every HTTP/1.1 request with so many bytes, or with as many as its path says (`/65536`). `load drive HOST:PORT` keeps a fixed number
 //! of connections busy, each with one request at a time (a closed loop), and prints what it saw as one line of JSON.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its answer is its output")]
 #![expect(clippy::disallowed_types, reason = "it measures real time")]
@@ -17,6 +17,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 const USAGE: &str = "usage: load serve PORT BYTES
        load drive HOST:PORT [--connections N] [--seconds S] [--path PATH] [--pause MS] [--warm S] [--reconnect]";
+
+/// The largest answer.
+const ANSWER_MAX: usize = 1 << 24;
 
 fn main() -> ExitCode {
     match run() {
@@ -48,18 +51,27 @@ fn run() -> Result<()> {
 async fn serve(port: u16, bytes: usize) -> Result<()> {
     let listener = TcpListener::bind(("::", port)).await.with_context(|| format!("cannot listen on port {port}"))?;
     println!("serving on port {port}");
-    let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {bytes}\r\n\r\n").into_bytes();
-    answer.resize(answer.len() + bytes, b'x');
-    let answer: Rc<[u8]> = answer.into();
+    let answer = move |bytes: usize| -> Rc<[u8]> {
+        let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {bytes}\r\n\r\n").into_bytes();
+        answer.resize(answer.len() + bytes, b'x');
+        answer.into()
+    };
+    let usual = answer(bytes);
     loop {
         let (mut socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
-        let answer = Rc::clone(&answer);
+        let usual = Rc::clone(&usual);
         tokio::task::spawn_local(async move {
             let mut buffer = Buffer::default();
+            let mut asked: (String, Rc<[u8]>) = (String::new(), Rc::clone(&usual));
             // A client that leaves ends its connection, nothing else.
-            while matches!(buffer.message(&mut socket).await, Ok(Some(_))) {
-                if socket.write_all(&answer).await.is_err() {
+            while let Ok(Some(line)) = buffer.message(&mut socket).await {
+                if line != asked.0 {
+                    let path = line.split(' ').nth(1).and_then(|path| path.strip_prefix('/'));
+                    let bytes = path.and_then(|path| path.parse().ok()).filter(|bytes| *bytes <= ANSWER_MAX);
+                    asked = (line, bytes.map_or_else(|| Rc::clone(&usual), answer));
+                }
+                if socket.write_all(&asked.1).await.is_err() {
                     break;
                 }
             }

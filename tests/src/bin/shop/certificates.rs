@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
 
 /// Writes `ca.pem`, and `server` and `client` as `.crt` and `.key`.
 pub(crate) fn make(folder: &str) -> Result<()> {
@@ -17,6 +19,8 @@ pub(crate) fn make(folder: &str) -> Result<()> {
     for name in ["server", "client"] {
         let key = KeyPair::generate()?;
         let mut leaf = CertificateParams::new(vec!["bench.local".to_owned()])?;
+        // Named otherwise than its issuer, or OpenSSL takes it for one that signed itself.
+        leaf.distinguished_name.push(DnType::CommonName, name);
         leaf.subject_alt_names.push(SanType::URI(format!("spiffe://bench.local/ns/bench/sa/{name}").try_into()?));
         leaf.is_ca = IsCa::ExplicitNoCa;
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
