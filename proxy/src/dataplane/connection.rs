@@ -208,7 +208,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
             original,
             link,
             refuse,
-            limits,
+            limits: if link { limits.on_link() } else { limits },
             drain: drain.clone(),
         })
     };

@@ -153,6 +153,22 @@ impl LimitsConfig {
     }
 }
 
+impl Limits {
+    /// Those of a link. Many clients share it, and each was counted and waited for already by the sidecar that it came to: that
+    /// one is to decide first, and to tell.
+    pub(crate) fn on_link(self) -> Self {
+        Self {
+            resets: self.resets.saturating_mul(LINK_SHARED_BY),
+            control_frames: self.control_frames.saturating_mul(LINK_SHARED_BY),
+            stream_timeout: self.stream_timeout.saturating_add(LINK_LATER),
+            ..self
+        }
+    }
+}
+
+/// How many clients a link between sidecars counts as.
+const LINK_SHARED_BY: u32 = 10;
+const LINK_LATER: Duration = Duration::from_secs(10);
 const LEAST_TIME: Span = Span(Duration::from_secs(1));
 
 #[cfg(test)]

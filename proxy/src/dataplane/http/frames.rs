@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::reject::Flood;
+use super::reject::{Flood, Limit, Reject};
 use crate::dataplane::wire::Wire;
 use crate::policy::limits::Limits;
 
@@ -25,6 +25,11 @@ pub(crate) struct Traffic {
     limits: Limits,
     control: Window,
     resets: Window,
+    /// Of the head that is being read, and of the whole connection.
+    continuations: AtomicU32,
+    heads: AtomicU32,
+    empties: AtomicU32,
+    taken_back: AtomicU32,
     breach: Mutex<Option<Flood>>,
     breached: Notify,
     /// The preface or a head began and did not end yet.
@@ -96,6 +101,10 @@ impl Traffic {
             limits,
             control: Window::new(),
             resets: Window::new(),
+            continuations: AtomicU32::new(0),
+            heads: AtomicU32::new(0),
+            empties: AtomicU32::new(0),
+            taken_back: AtomicU32::new(0),
             breach: Mutex::new(None),
             breached: Notify::new(),
             head: AtomicBool::new(true),
@@ -148,6 +157,24 @@ impl Traffic {
         self.between_frames.load(Ordering::Relaxed)
     }
 
+    /// What the codec ended the connection for, when it asks for calm: it does not say more, but the frames do.
+    pub(crate) fn likely(&self) -> Reject {
+        let many = |count: &AtomicU32| count.load(Ordering::Relaxed) >= FEW;
+        let flood = if many(&self.continuations) {
+            Flood::Continuations
+        } else if many(&self.empties) {
+            Flood::EmptyData
+        } else if self.taken_back.load(Ordering::Relaxed) >= self.limits.pending_resets {
+            Flood::PendingResets(self.limits.pending_resets)
+        } else if self.heads.load(Ordering::Relaxed) >= self.limits.error_resets {
+            Flood::ErrorResets(self.limits.error_resets)
+        } else {
+            // Too few streams for anything else: it was the size of one head, many times over the limit.
+            return Reject::TooLarge(Limit::HeadBytes(self.limits.header_bytes));
+        };
+        Reject::Flood(flood)
+    }
+
     /// The client is given up.
     pub(crate) fn late(&self, stands: Stands) {
         *self.late.lock() = Some(stands);
@@ -164,7 +191,7 @@ impl Traffic {
     }
 
     fn moved(&self) {
-        self.moves.store(self.moves.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        one_more(&self.moves);
     }
 }
 
@@ -257,14 +284,25 @@ impl Framed {
         self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         match kind {
             HEADERS | CONTINUATION => {
+                match kind {
+                    CONTINUATION => one_more(&self.traffic.continuations),
+                    _headers => {
+                        one_more(&self.traffic.heads);
+                        self.traffic.continuations.store(0, Ordering::Relaxed);
+                    }
+                }
                 self.ends_head = flags & END_HEADERS != 0 && self.skip > 0;
                 let open = flags & END_HEADERS == 0 || self.skip > 0;
                 self.traffic.head.store(open, Ordering::Relaxed);
             }
             DATA if self.skip > 0 || flags & END_STREAM != 0 => {}
             // These are answers to what was sent, or say something about a stream.
-            RST_STREAM | WINDOW_UPDATE => {}
+            RST_STREAM => one_more(&self.traffic.taken_back),
+            WINDOW_UPDATE => {}
             _nothing_of_a_request => {
+                if kind == DATA {
+                    one_more(&self.traffic.empties);
+                }
                 let limit = self.traffic.limits.control_frames;
                 if self.traffic.control.over(limit) {
                     self.traffic.refuse(Flood::ControlFrames(limit));
@@ -348,6 +386,13 @@ pub(crate) fn calm(text: &str) -> Vec<u8> {
     frame
 }
 
+/// One task changes it, so nothing is lost between load and store.
+fn one_more(count: &AtomicU32) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+/// More than an ordinary client has of what the codec counts.
+const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);
 /// A request that is taken back sooner was hardly meant.
 const AT_ONCE: Duration = Duration::from_secs(1);

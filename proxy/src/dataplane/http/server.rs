@@ -17,11 +17,10 @@ use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
 use super::patience::{Noted, Patient};
 use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
-use super::reject::{Flood, Reject};
+use super::reject::Reject;
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::dataplane::wire::Wire;
-use crate::policy::limits::Limits;
 use crate::telemetry::Protocol;
 
 /// What a client speaks.
@@ -120,12 +119,7 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
 }
 
 async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
-    let mut limits = connection.limits;
-    if connection.link {
-        // Many clients share a link, and each was counted already where it came in.
-        limits.resets = limits.resets.saturating_mul(LINK_SHARED_BY);
-        limits.control_frames = limits.control_frames.saturating_mul(LINK_SHARED_BY);
-    }
+    let limits = connection.limits;
     let traffic = Traffic::new(limits);
     let service = {
         let (traffic, connection) = (Arc::clone(&traffic), Arc::clone(&connection));
@@ -211,23 +205,12 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     while let Some(cause) = source {
         if let Some(error) = cause.downcast_ref::<h2::Error>().filter(|error| error.is_library() && error.is_go_away()) {
             let broke = || Reject::BadRequest("the connection broke the rules of HTTP/2");
-            let reject = flood(&error.to_string(), &limits).map_or_else(broke, Reject::Flood);
+            let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+            let reject = if calm { traffic.likely() } else { broke() };
             return refused(&connection, protocol, &reject);
         }
         source = cause.source();
     }
-}
-
-/// The codec says which of its own limits was reached in a word of its GOAWAY and no other way.
-fn flood(sentence: &str, limits: &Limits) -> Option<Flood> {
-    [
-        ("too_many_resets", Flood::PendingResets(limits.pending_resets)),
-        ("too_many_internal_resets", Flood::ErrorResets(limits.error_resets)),
-        ("too_many_continuations", Flood::Continuations),
-        ("too_many_data_frames", Flood::EmptyData),
-    ]
-    .into_iter()
-    .find_map(|(word, flood)| sentence.contains(word).then_some(flood))
 }
 
 /// Tells of a request that was refused before it was one.
@@ -252,5 +235,3 @@ pub(crate) const HEADER_BYTES_MAX: u32 = 64 * 1024;
 const HEADERS_READ: u32 = 4;
 /// What one stream may have waiting to be sent beyond its client's window.
 const SEND_BUFFER: usize = 64 * 1024;
-/// How many clients a link between sidecars counts as.
-const LINK_SHARED_BY: u32 = 10;

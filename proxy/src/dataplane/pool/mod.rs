@@ -421,9 +421,10 @@ fn unprocessed(error: &hyper::Error) -> bool {
 
 /// After this time a link is opened anew, so that certificates and trust are looked at again.
 const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
-/// What may be on its way in one stream and on one connection.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
-pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
+/// What may be on its way in one stream, and on one connection: as much as 256 streams together, so that a few whose readers
+/// stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
+pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
 /// A link on which a request waits and nothing comes is asked whether it is alive: a pod that vanished says no goodbye.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(5);
