@@ -68,6 +68,10 @@ enum Command {
         /// Run the cases whose name or group contains one of these
         filter: Vec<String>,
     },
+    /// Put h2spec before both doors of a sidecar and before Envoy, and write down which cases Envoy passes
+    ///
+    /// The comparison itself is one of the end-to-end cases. Example: cargo xtask conformance
+    Conformance,
     /// Run the fuzz targets, each for a while; an input that breaks a promise is kept and named
     ///
     /// Example: cargo xtask fuzz --seconds 600 http1
@@ -135,6 +139,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long, test::LeftOut::IsNamed),
         Command::E2e { long, filter } => test::end_to_end(root, long, &filter),
+        Command::Conformance => test::conformance(root),
         Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),
         Command::Gen { check } => generate::run(root, check),

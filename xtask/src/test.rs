@@ -62,6 +62,20 @@ pub(crate) fn run(root: &Path, long: bool, left_out: LeftOut) -> Result<()> {
     if total.failed > 0 { Err(Stop::No("tests failed".to_owned()).into()) } else { Ok(()) }
 }
 
+/// The cases of conformance alone, against an Envoy that must be there; its list is written anew.
+pub(crate) fn conformance(root: &Path) -> Result<()> {
+    setup::run(root, setup::Need::Peers)?;
+    setup::build(root)?;
+    let mut command = shell::command(root, "target/debug/cases", &["conformance"]);
+    command.env("OUTRIGGER_CONFORMANCE_RECORD", "1");
+    let (counts, left_out) = watched(command)?;
+    match left_out {
+        Some(reason) => Err(Stop::Missing(reason).into()),
+        None if counts.failed > 0 => Err(Stop::No("Envoy passes cases that a sidecar fails".to_owned()).into()),
+        None => Ok(()),
+    }
+}
+
 /// The end-to-end cases alone.
 pub(crate) fn end_to_end(root: &Path, long: bool, filter: &[String]) -> Result<()> {
     let (counts, left_out) = cases(root, long, filter)?;

@@ -9,6 +9,7 @@ use e2e::runner::{Runner, Wish};
 
 mod bad_input;
 mod capture;
+mod conformance;
 mod enrolment;
 mod faults;
 mod life;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
     strangers::run(&mut runner);
+    conformance::run(&mut runner);
     policies::run(&mut runner);
     observability::run(&mut runner);
     tools::run(&mut runner);
