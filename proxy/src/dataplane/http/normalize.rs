@@ -38,6 +38,9 @@ pub(crate) struct Target {
 /// The request is not valid HTTP, or asks for something that a sidecar does not do.
 pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     let authority = authority(request)?;
+    if !decoded(&request.headers) {
+        return Err(Reject::TransferCoding);
+    }
     if request.method == Method::CONNECT && request.extensions.get::<hyper::ext::Protocol>().is_none() {
         return Err(Reject::BadRequest("a sidecar is no forward proxy"));
     }
@@ -55,6 +58,12 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         }
     };
     Ok(Target { authority, path_and_query, ambiguous })
+}
+
+/// Is the body as it was before it was coded for the connection? The codec undoes the chunked coding and no other, and what
+/// says that there was another goes no further.
+pub(crate) fn decoded(headers: &HeaderMap) -> bool {
+    headers.get_all(TRANSFER_ENCODING).iter().all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// The limits on a head. (Those of HTTP/1 are kept while one is read, but for that on the target.)

@@ -143,7 +143,11 @@ async fn line(
     if !connection.link {
         normalize::within_limits(&parts, &connection.limits)?;
     }
-    let Target { authority, path_and_query, ambiguous } = normalize::target(&parts)?;
+    let Target { mut authority, path_and_query, ambiguous } = normalize::target(&parts)?;
+    if connection.link && !parts.headers.contains_key(http::header::HOST) && arrived(connection, &parts).0 == Version::HTTP_10 {
+        // HTTP/2 needs a name; the caller gave none, and the application hears of none.
+        authority = None;
+    }
     let (path, query) = (path_and_query.path(), path_and_query.query());
     let named = authority.as_ref().map_or("", Authority::as_str);
     if parts.version != Version::HTTP_2
@@ -538,6 +542,11 @@ fn respond(
     if connection.link && upgrade.is_some() && parts.status.is_success() {
         // On the link a success means that the tunnel stands (RFC 8441 4), so an application that ignored the upgrade and
         // answered in HTTP cannot be passed on. Any other answer can.
+        let reject = Reject::UpstreamProtocol;
+        record.refused(&reject, &reject.told());
+        return reject.render(false);
+    }
+    if !normalize::decoded(&parts.headers) {
         let reject = Reject::UpstreamProtocol;
         record.refused(&reject, &reject.told());
         return reject.render(false);

@@ -24,6 +24,8 @@ use crate::telemetry::reason::Reason;
 pub(crate) enum Reject {
     /// Not HTTP that can be passed on, in one sentence.
     BadRequest(&'static str),
+    /// A transfer coding beside the chunked one: its body could not be told from one without it further on.
+    TransferCoding,
     /// A header that only a sidecar may set.
     ReservedHeader(HeaderName),
     /// The head is over a limit.
@@ -137,6 +139,7 @@ impl Reject {
                 let (reason, text) = (flood.reason(), flood.text());
                 return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text };
             }
+            Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, Reason::BadRequest, None),
             Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),
             Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::SlowReader, None),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),

@@ -213,7 +213,7 @@ async fn http_1_0_is_spoken_to_the_end_and_kept_alive_where_it_asks() {
     for world in [pair(), hop()] {
         let answer = "HTTP/1.0 200 OK\r\nServer: old\r\n\r\nuntil the end";
         let (seen, heard) = exchange(&world, "GET / HTTP/1.0\r\nX-A: 1\r\n\r\n", "\r\n\r\n", answer, "\0").await;
-        assert!(seen.starts_with("GET / HTTP/1.0\r\nX-A: 1\r\n"), "{seen}");
+        assert_eq!(seen, "GET / HTTP/1.0\r\nX-A: 1\r\n\r\n");
         assert_eq!(heard, "HTTP/1.0 200 OK\r\nServer: old\r\n\r\nuntil the end");
         let answer = "HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok";
         let (_, heard) =
@@ -374,5 +374,17 @@ async fn an_expectation_is_met_when_the_application_meets_it() {
         assert!(wanted.contains(&waited.as_millis()), "{waited:?} of {pause}");
         stream.write_all(b"body").await.unwrap();
         assert_eq!(until(&mut stream, b"\r\n\r\nok").await, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coding_that_only_a_neighbour_could_undo_is_refused() {
+    for world in [pair(), hop()] {
+        let request = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        let (seen, heard) = exchange(&world, request, "\r\n\r\n", "", "\r\n\r\n").await;
+        assert!(seen.is_empty() && heard.starts_with("HTTP/1.1 501 "), "{seen} {heard}");
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        let (_, heard) = exchange(&world, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "\r\n\r\n", answer, "\r\n\r\n").await;
+        assert!(heard.starts_with("HTTP/1.1 502 "), "{heard}");
     }
 }
