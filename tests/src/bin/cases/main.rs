@@ -10,8 +10,10 @@ use e2e::runner::{Runner, Wish};
 mod bad_input;
 mod capture;
 mod conformance;
+mod corpus;
 mod enrolment;
 mod faults;
+mod fidelity;
 mod life;
 mod observability;
 mod policies;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     enrolment::run(&mut runner);
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
+    fidelity::run(&mut runner);
     strangers::run(&mut runner);
     conformance::run(&mut runner);
     policies::run(&mut runner);
