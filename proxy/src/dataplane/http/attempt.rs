@@ -167,8 +167,8 @@ pub(crate) async fn attempt(
     let sending = match &head.expectation {
         None => Either::Left(sending),
         Some(expectation) => {
-            let asking = asked.zip(uri.as_ref()).map(|(token, uri)| expect::ask(proxy, &destination, uri, token));
-            Either::Right(Box::pin(expectation.wait(sending, asking)))
+            let asking = asked.zip(uri).map(|(token, uri)| expect::ask(proxy, &destination, uri, token));
+            Either::Right(expectation.wait(sending, asking))
         }
     };
     let sent = match ends {

@@ -6,11 +6,11 @@
 //! request on the link, with the same token, is answered when the application says that it wants the body.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -37,6 +37,9 @@ pub(crate) struct Entry {
     key: Key,
     notify: Arc<Notify>,
 }
+
+/// A question to a peer, and whether it said that the body is wanted.
+type Asking<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
 /// The body of a request whose caller waits to be told to send it.
 #[derive(Clone, Debug)]
@@ -100,10 +103,16 @@ impl Expectation {
     }
 
     /// Waits for an answer, and meets the expectation when patience ends, or when the peer says that the body is wanted.
-    pub(crate) async fn wait<T>(&self, sending: impl Future<Output = T>, asking: Option<impl Future<Output = bool>>) -> T {
-        let mut sending = pin!(sending);
-        let wanted = async {
-            let asked = async {
+    ///
+    /// It is large and seldom: boxed here, it takes no place in the future of every other request.
+    pub(crate) fn wait<'a, T: Send + 'a>(
+        &'a self,
+        sending: impl Future<Output = T> + Send + 'a,
+        asking: Option<Asking<'a>>,
+    ) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+        let mut sending = Box::pin(sending);
+        let wanted = async move {
+            let asked = async move {
                 let said = match asking {
                     Some(asking) => asking.await,
                     None => false,
@@ -114,26 +123,30 @@ impl Expectation {
             };
             timeout(PATIENCE, asked).await.unwrap_or_default();
         };
-        tokio::select! {
-            biased;
-            sent = &mut sending => return sent,
-            () = wanted => self.met(),
-        }
-        sending.await
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return sent,
+                () = wanted => self.met(),
+            }
+            sending.await
+        })
     }
 }
 
 /// Asks a peer to say when the body of the request with this token is wanted.
-pub(crate) async fn ask(proxy: &Arc<Proxy>, to: &Destination, uri: &http::Uri, token: HeaderValue) -> bool {
+pub(crate) fn ask<'a>(proxy: &'a Arc<Proxy>, to: &Destination, uri: Uri, token: HeaderValue) -> Asking<'a> {
     // It is no request of the application's, and counts for none of its limits.
     let to = Destination { breaker: None, ..to.clone() };
     let mut request = Request::new(Body::Empty);
     *request.method_mut() = Method::OPTIONS;
     *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = uri.clone();
+    *request.uri_mut() = uri;
     request.headers_mut().insert(CONTINUE, token);
-    let sent = proxy.pool.send(&to, Speaks::Http2, request, Reuse::Allowed).await;
-    sent.is_ok_and(|sent| sent.response.status() == StatusCode::NO_CONTENT)
+    Box::pin(async move {
+        let sent = proxy.pool.send(&to, Speaks::Http2, request, Reuse::Allowed).await;
+        sent.is_ok_and(|sent| sent.response.status() == StatusCode::NO_CONTENT)
+    })
 }
 
 /// Answers such a question.
