@@ -30,6 +30,8 @@ mod wire;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+mod strict;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -13,7 +13,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
-use super::body::{Body, Replay};
+use super::body::{Body, BodyFault, Replay};
 use super::expect::{self, EXPECT_TOKEN, Expectation};
 use super::reject::Reject;
 use super::spelling::{self, HEADER_NAMES, Spelling};
@@ -182,8 +182,11 @@ pub(crate) async fn attempt(
         },
         None => sending.await.map_err(classify),
     };
-    let stalled = sent.is_err() && origin.is_some_and(|origin| origin.stalled());
-    let sent = if stalled { Err(Failed { reject: Reject::RequestTimeout, state: WireState::Sent }) } else { sent };
+    let fault = if sent.is_err() { origin.and_then(|origin| origin.fault()) } else { None };
+    let sent = match fault {
+        Some(fault) => Err(Failed { reject: fault_of(fault), state: WireState::Sent }),
+        None => sent,
+    };
     if let (Upstream::Service(backend), Some(endpoint)) = (to, &endpoint) {
         report(proxy, backend, endpoint, &sent);
     }
@@ -236,6 +239,14 @@ pub(crate) fn refusal_of(error: ConnectError) -> Reject {
     }
 }
 
+/// The caller's own fault, whatever came of it upstream.
+fn fault_of(fault: BodyFault) -> Reject {
+    match fault {
+        BodyFault::Stalled => Reject::RequestTimeout,
+        BodyFault::Malformed => Reject::BadRequest("the body of the request is not valid"),
+    }
+}
+
 fn classify(error: SendError) -> Failed {
     tracing::debug!(error = &error as &dyn std::error::Error, "an attempt failed");
     match error {
@@ -252,7 +263,7 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<S
     let outcome = match sent {
         Ok(sent) if !effective_status(sent.response.status(), sent.response.headers()).is_server_error() => Outcome::Success,
         // A limit of our own is not the endpoint's fault, nor is a caller that stands still.
-        Err(Failed { reject: Reject::BreakerRejected(_) | Reject::RequestTimeout, .. }) => return,
+        Err(Failed { reject: Reject::BreakerRejected(_) | Reject::RequestTimeout | Reject::BadRequest(_), .. }) => return,
         Ok(_) | Err(_) => Outcome::Failure,
     };
     let now = Instant::now();

@@ -47,6 +47,15 @@ pub(crate) enum BodyError {
     GivenUp,
 }
 
+/// What a caller did wrong while it sent a body.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum BodyFault {
+    /// It sent nothing for too long.
+    Stalled,
+    /// Its chunks or lengths are not valid.
+    Malformed,
+}
+
 /// The caller's body, from which attempts read one after the other. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestBody {
@@ -73,7 +82,7 @@ struct Shared {
     patience: Duration,
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
-    stalled: bool,
+    fault: Option<BodyFault>,
     /// It is not to be asked for yet.
     held: bool,
     /// Who asked all the same.
@@ -131,7 +140,7 @@ impl RequestBody {
             patience,
             since: None,
             timer: None,
-            stalled: false,
+            fault: None,
             held: false,
             waker: None,
         };
@@ -189,9 +198,9 @@ impl RequestBody {
         self.shared.as_ref().is_none_or(|shared| !shared.lock().lost)
     }
 
-    /// Was it given up because its sender sent nothing for too long?
-    pub(crate) fn stalled(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| shared.lock().stalled)
+    /// What its sender did wrong, if it is the reason why it ended.
+    pub(crate) fn fault(&self) -> Option<BodyFault> {
+        self.shared.as_ref().and_then(|shared| shared.lock().fault)
     }
 
     /// A copy of the whole body once it was read; the receiver hears nothing if it is larger than what is kept, or
@@ -254,7 +263,7 @@ impl Shared {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
         while timer.as_mut().poll(cx).is_ready() {
             if Instant::now() >= end {
-                self.stalled = true;
+                self.fault = Some(BodyFault::Stalled);
                 return Poll::Ready(Some(Err(BodyError::Stalled)));
             }
             timer.as_mut().reset(end);
@@ -323,6 +332,9 @@ impl http_body::Body for Cursor {
                     }
                 },
                 Some(Err(error)) => {
+                    if matches!(&error, BodyError::Sender(error) if malformed(error)) {
+                        shared.fault = Some(BodyFault::Malformed);
+                    }
                     shared.lost = true;
                     shared.copies.clear();
                     return Poll::Ready(Some(Err(error)));
@@ -379,6 +391,20 @@ impl Answer {
             lease.give_back();
         }
     }
+}
+
+/// Did the body break the rules? Otherwise its sender left, or took it back.
+fn malformed(error: &hyper::Error) -> bool {
+    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() || error.is_timeout() {
+        return false;
+    }
+    let source = std::error::Error::source(error);
+    if let Some(h2) = source.and_then(|source| source.downcast_ref::<h2::Error>()) {
+        return h2.is_library();
+    }
+    source
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .is_some_and(|error| matches!(error.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
 }
 
 impl Drop for Answer {

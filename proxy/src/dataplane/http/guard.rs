@@ -121,8 +121,9 @@ impl Turn {
         })
     }
 
-    /// A whole head was read, of a request with or without a body; says how its names are spelled.
-    pub(crate) fn asked(&self, body: bool) -> Option<Spelling> {
+    /// A whole head was read, of a request with or without a body; says how its names are spelled, and whether it says twice
+    /// how long the body is.
+    pub(crate) fn asked(&self, body: bool) -> (Option<Spelling>, bool) {
         self.head_bytes.store(0, Ordering::Relaxed);
         self.line_bytes.store(0, Ordering::Relaxed);
         self.line_ended.store(true, Ordering::Relaxed);
@@ -130,7 +131,7 @@ impl Turn {
         // One task changes it, so nothing is lost between load and store.
         self.requests.store(self.requests.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.set(Phase::Busy);
-        self.heads.lock().next()
+        self.heads.lock().next_framed()
     }
 
     /// The connection is a tunnel from now on.

@@ -32,11 +32,24 @@ pub(crate) struct Target {
     pub(crate) ambiguous: bool,
 }
 
+/// Marks a request that had both a Content-Length and a Transfer-Encoding. The codec shows only the one that counts; others on
+/// the way may have taken the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FramedTwice;
+
 /// Reads the target of a request.
 ///
 /// # Errors
 /// The request is not valid HTTP, or asks for something that a sidecar does not do.
 pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
+    if request.extensions.get::<FramedTwice>().is_some() {
+        return Err(Reject::BadRequest("both a Content-Length and a Transfer-Encoding"));
+    }
+    // Only CONNECT names an authority and nothing else (RFC 9112 3.2.3); to the codec any word is one.
+    let bare = request.version != Version::HTTP_2 && request.uri.authority().is_some() && request.uri.scheme().is_none();
+    if bare && request.method != Method::CONNECT {
+        return Err(Reject::BadRequest("a target that is neither a path nor a URI"));
+    }
     let authority = authority(request)?;
     if !decoded(&request.headers) {
         return Err(Reject::TransferCoding);

@@ -6,7 +6,8 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use http::{Request, StatusCode};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -14,10 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::frames::{self, Framed, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
+use super::normalize;
 use super::patience::{Noted, Patient};
 use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
-use super::reject::Reject;
+use super::reject::{REASON, Reject};
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::dataplane::wire::Wire;
@@ -60,11 +62,19 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     let turn = Turn::new(limits);
     let service = {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
-        service_fn(move |request: Request<Incoming>| {
-            let spelling = turn.asked(!request.body().is_end_stream());
+        service_fn(move |mut request: Request<Incoming>| {
+            let (spelling, framed_twice) = turn.asked(!request.body().is_end_stream());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
             async move {
-                let answer = pipeline::handle(connection, request, spelling).await;
+                if framed_twice {
+                    request.extensions_mut().insert(normalize::FramedTwice);
+                }
+                let mut answer = pipeline::handle(connection, request, spelling).await;
+                let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
+                if framed_twice || invalid {
+                    // Nobody knows what else comes from such a client. "The server MUST close the connection after responding to such a request" (RFC 9112 6.1).
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     turn.tunnel();
                 }

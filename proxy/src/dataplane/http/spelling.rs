@@ -56,7 +56,9 @@ pub(crate) struct Heads {
     interim: bool,
     /// The last text, for the next one is usually the same.
     last: Option<Spelling>,
-    done: VecDeque<Option<Spelling>>,
+    done: VecDeque<(Option<Spelling>, bool)>,
+    /// A Content-Length was there.
+    lengths: bool,
 }
 
 /// What the next byte belongs to.
@@ -111,12 +113,18 @@ impl Heads {
             interim: false,
             last: None,
             done: VecDeque::new(),
+            lengths: false,
         }
     }
 
     /// The spelling of the next head, in the order in which the codec reads them.
     pub(crate) fn next(&mut self) -> Option<Spelling> {
-        self.done.pop_front().flatten()
+        self.next_framed().0
+    }
+
+    /// The same, and whether the head had both a Content-Length and a Transfer-Encoding, of which the codec shows one.
+    pub(crate) fn next_framed(&mut self) -> (Option<Spelling>, bool) {
+        self.done.pop_front().unwrap_or_default()
     }
 
     /// Takes bytes as they pass.
@@ -150,6 +158,7 @@ impl Heads {
             self.long = false;
             self.length = 0;
             self.chunked = false;
+            self.lengths = false;
             self.line = 0;
             self.interim = false;
             self.at = At::FirstLine;
@@ -206,6 +215,7 @@ impl Heads {
         if name.eq_ignore_ascii_case(b"content-length") {
             self.at = At::Length;
             self.length = 0;
+            self.lengths = true;
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.chunked = true;
         }
@@ -246,7 +256,7 @@ impl Heads {
             return;
         }
         let spelling = if self.spelled && !self.long { self.text() } else { None };
-        self.done.push_back(spelling);
+        self.done.push_back((spelling, self.chunked && self.lengths));
     }
 
     fn text(&mut self) -> Option<Spelling> {
@@ -458,7 +468,7 @@ mod tests {
 
     fn texts(heads: &mut Heads) -> Vec<String> {
         std::iter::from_fn(|| heads.done.pop_front())
-            .map(|text| text.map_or_else(String::new, |text| text.0.to_str().unwrap().to_owned()))
+            .map(|(text, _)| text.map_or_else(String::new, |text| text.0.to_str().unwrap().to_owned()))
             .collect()
     }
 

@@ -7,5 +7,6 @@ mod http;
 mod opaque;
 mod outbound;
 mod refusals;
+mod smuggling;
 
 use super::world;
