@@ -183,30 +183,26 @@ impl Heads {
     }
 
     fn name(&mut self, bytes: &[u8]) -> usize {
-        for (index, byte) in bytes.iter().enumerate() {
-            match byte {
-                b':' => {
-                    self.name_ended();
-                    return index + 1;
-                }
-                b'\n' => {
-                    self.head_ended();
-                    return index + 1;
-                }
-                b'\r' => {}
-                _any if self.long => {}
-                byte => {
-                    if self.names.len() == self.name && self.name > 0 {
-                        self.names.push(b',');
-                        self.name += 1;
-                    }
-                    self.spelled |= byte.is_ascii_uppercase();
-                    self.names.push(*byte);
-                    self.long = self.names.len() >= NAMES_MAX;
-                }
+        let end = bytes.iter().position(|byte| matches!(byte, b':' | b'\n' | b'\r'));
+        let part = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+        if !part.is_empty() && !self.long {
+            if self.names.len() == self.name && self.name > 0 {
+                self.names.push(b',');
+                self.name += 1;
+            }
+            self.spelled |= part.iter().any(u8::is_ascii_uppercase);
+            self.long = self.names.len() + part.len() >= NAMES_MAX;
+            if !self.long {
+                self.names.extend_from_slice(part);
             }
         }
-        bytes.len()
+        let Some(end) = end else { return bytes.len() };
+        match bytes.get(end) {
+            Some(b':') => self.name_ended(),
+            Some(b'\n') => self.head_ended(),
+            _carriage_return => {}
+        }
+        end + 1
     }
 
     fn name_ended(&mut self) {
