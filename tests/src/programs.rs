@@ -37,3 +37,8 @@ pub fn python() -> Result<PathBuf> {
 pub fn shop() -> PathBuf {
     target().join("debug/shop")
 }
+
+/// The server that hangs up, and its client.
+pub fn ledger() -> PathBuf {
+    target().join("debug/ledger")
+}

@@ -152,15 +152,10 @@ pub(crate) async fn attempt(
     let uri = asked.as_ref().map(|_token| request.uri().clone());
     let sending = async {
         match proxy.pool.send(&destination, speaks, request, Reuse::Allowed).await {
-            // A kept connection was closed just then, and it is proven that nobody read the request: it did not happen. It
-            // is no failure of the endpoint's, so it goes to the same one, is no retry, and takes nothing from the budget.
-            Err(SendError::Unread { reused: true, source }) => {
-                let body = replay.and_then(Replay::body);
-                match body.map(|body| head.request(form, destination.address, body)) {
-                    Some(Ok(request)) => Box::pin(proxy.pool.send(&destination, speaks, request, Reuse::Fresh)).await,
-                    Some(Err(_)) | None => Err(SendError::Unread { reused: true, source }),
-                }
-            }
+            Err(SendError::Unread { source }) => match replay {
+                Some(replay) => Box::pin(repeat(proxy, head, form, &destination, replay, source)).await,
+                None => Err(SendError::Unread { source }),
+            },
             sent => sent,
         }
     };
@@ -208,6 +203,28 @@ fn expect(proxy: &Proxy, expectation: &Expectation, form: Form, request: &mut Re
     None
 }
 
+/// A connection was closed just then, and it is proven that nobody read the request: it did not happen. That is no failure
+/// of the endpoint's, so it goes to the same one on a fresh connection, is no retry, and takes nothing from the budget. A
+/// server that closes every connection unread is left to the retry policy in the end.
+async fn repeat(
+    proxy: &Arc<Proxy>,
+    head: &Head,
+    form: Form,
+    destination: &Destination,
+    replay: Replay,
+    mut unread: hyper::Error,
+) -> Result<Sent, SendError> {
+    let speaks = if form == Form::Http1 { Speaks::Http1 } else { Speaks::Http2 };
+    for _ in 0..REPEATS_MAX {
+        let Some(Ok(request)) = replay.body().map(|body| head.request(form, destination.address, body)) else { break };
+        match proxy.pool.send(destination, speaks, request, Reuse::Fresh).await {
+            Err(SendError::Unread { source }) => unread = source,
+            sent => return sent,
+        }
+    }
+    Err(SendError::Unread { source: unread })
+}
+
 /// The status by which a retry policy judges an answer: gRPC says in the head what HTTP says by 503.
 pub(crate) fn effective_status(status: StatusCode, headers: &HeaderMap) -> StatusCode {
     let unavailable = headers.get(&GRPC_STATUS).is_some_and(|grpc| grpc.as_bytes() == b"14");
@@ -252,7 +269,9 @@ fn classify(error: SendError) -> Failed {
     match error {
         SendError::Connect(error) => Failed { reject: refusal_of(error), state: WireState::NotSent },
         // The words of a connection that was not made: whoever reads them across a link knows that nothing was sent.
-        SendError::NotSent(_) | SendError::Unread { .. } => Failed { reject: Reject::ConnectFailed, state: WireState::NotSent },
+        SendError::NotSent(_) | SendError::Unread { source: _ } => {
+            Failed { reject: Reject::ConnectFailed, state: WireState::NotSent }
+        }
         SendError::Refused(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Refused },
         SendError::Broken(error) if error.is_parse() => Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent },
         SendError::Broken(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Sent },
@@ -349,5 +368,7 @@ pub(crate) const HTTP_VERSION: HeaderName = HeaderName::from_static("outrigger-h
 pub(crate) const UPGRADE_TOKEN: HeaderName = HeaderName::from_static("outrigger-upgrade");
 /// What gRPC says instead of a status.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// How often a request is sent again that provably nobody read.
+const REPEATS_MAX: usize = 3;
 /// Where no service says otherwise.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);

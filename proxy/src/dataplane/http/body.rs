@@ -241,10 +241,10 @@ impl Body {
 
 impl Replay {
     /// The body once more; none if more of it was read than is kept.
-    pub(crate) fn body(self) -> Option<Body> {
-        match self.0 {
+    pub(crate) fn body(&self) -> Option<Body> {
+        match &self.0 {
             Again::Empty => Some(Body::Empty),
-            Again::Full(bytes) => Some(Body::Full(bytes)),
+            Again::Full(bytes) => Some(Body::Full(bytes.clone())),
             Again::Request(body) => body.replayable().then(|| body.attempt()),
             Again::Never => None,
         }

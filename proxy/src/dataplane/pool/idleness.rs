@@ -2,7 +2,7 @@
 //!
 //! A server closes an idle connection when it likes (RFC 9112 9.5), and a request that crosses its FIN may be lost. So a
 //! connection is given up before its server does: a good while before what the server told in `Keep-Alive: timeout=N`, and
-//! after half of the shortest idleness after which it was seen to close one. What was seen counts for less as time passes,
+//! after a quarter of the shortest idleness after which it was seen to close one. What was seen counts for less as time passes,
 //! since a server that is restarted closes connections of any age.
 //!
 //! Invariant: the bound is never longer than what the server told, and never zero for ever.
@@ -43,7 +43,7 @@ impl Idleness {
             None => UNTOLD,
         };
         match self.remembered(now) {
-            Some(closed) => told.min(closed / 2),
+            Some(closed) => told.min(closed / 4),
             None => told,
         }
     }
@@ -53,7 +53,7 @@ impl Idleness {
         let (idle, seen) = self.closed?;
         let doublings = now.saturating_duration_since(seen).as_secs() / DOUBLES_EVERY.as_secs();
         let factor = 1_u32.checked_shl(u32::try_from(doublings).unwrap_or(u32::MAX))?;
-        Some(idle.saturating_mul(factor)).filter(|idle| *idle / 2 < TOLD_MAX)
+        Some(idle.saturating_mul(factor)).filter(|idle| *idle / 4 < TOLD_MAX)
     }
 }
 
@@ -75,7 +75,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// Shorter than this nothing can be told apart from a close right after the answer.
 const CLOSED_MIN: Duration = Duration::from_micros(50);
 /// What was seen counts for half as much after each such time.
-const DOUBLES_EVERY: Duration = Duration::from_secs(5);
+const DOUBLES_EVERY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -114,15 +114,15 @@ mod tests {
         let now = Instant::now();
         idleness.closed(100 * MS, now);
         idleness.closed(700 * MS, now);
-        assert_eq!(idleness.bound(now), 50 * MS);
+        assert_eq!(idleness.bound(now), 25 * MS);
         idleness.closed(20 * MS, now);
-        assert_eq!(idleness.bound(now), 10 * MS);
-        assert_eq!(idleness.bound(pass(4_999 * MS).await), 10 * MS);
-        assert_eq!(idleness.bound(pass(MS).await), 20 * MS);
+        assert_eq!(idleness.bound(now), 5 * MS);
+        assert_eq!(idleness.bound(pass(9_999 * MS).await), 5 * MS);
+        assert_eq!(idleness.bound(pass(MS).await), 10 * MS);
         // What was remembered as forty is confirmed, and holds for another while.
-        idleness.closed(30 * MS, Instant::now());
-        assert_eq!(idleness.bound(Instant::now()), 15 * MS);
-        assert_eq!(idleness.bound(pass(Duration::from_secs(60)).await), 4_000 * MS);
+        idleness.closed(32 * MS, Instant::now());
+        assert_eq!(idleness.bound(Instant::now()), 8 * MS);
+        assert_eq!(idleness.bound(pass(Duration::from_secs(100)).await), 4_000 * MS);
     }
 
     #[tokio::test(start_paused = true)]
@@ -130,7 +130,7 @@ mod tests {
         let mut idleness = Idleness::default();
         idleness.closed(Duration::ZERO, Instant::now());
         assert!(idleness.bound(Instant::now()) < MS);
-        assert_eq!(idleness.bound(pass(Duration::from_secs(120)).await), 4_000 * MS);
+        assert_eq!(idleness.bound(pass(Duration::from_secs(240)).await), 4_000 * MS);
         assert_eq!(idleness.bound(pass(Duration::from_secs(86_400 * 365)).await), 4_000 * MS);
     }
 

@@ -104,12 +104,7 @@ pub(crate) enum SendError {
     Refused(#[source] hyper::Error),
     /// The peer had closed before anything of the request reached it.
     #[error("the connection was closed before the request reached the other side")]
-    Unread {
-        /// It was a kept connection: there is nothing wrong with the peer.
-        reused: bool,
-        #[source]
-        source: hyper::Error,
-    },
+    Unread { source: hyper::Error },
     /// The request left and may have been processed.
     #[error("the connection broke before an answer came")]
     Broken(#[source] hyper::Error),
@@ -334,9 +329,7 @@ impl Pool {
                 Err(mut failed) => match failed.take_message() {
                     Some(message) if single.reused() => request = message,
                     Some(_message) => return Err(SendError::NotSent(failed.into_error())),
-                    None if single.unread() => {
-                        return Err(SendError::Unread { reused: single.reused(), source: failed.into_error() });
-                    }
+                    None if single.unread() => return Err(SendError::Unread { source: failed.into_error() }),
                     None => return Err(SendError::Broken(failed.into_error())),
                 },
             }

@@ -14,6 +14,7 @@ mod corpus;
 mod enrolment;
 mod faults;
 mod fidelity;
+mod hangups;
 mod life;
 mod observability;
 mod policies;
@@ -41,5 +42,6 @@ fn main() -> ExitCode {
     observability::run(&mut runner);
     tools::run(&mut runner);
     faults::run(&mut runner);
+    hangups::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

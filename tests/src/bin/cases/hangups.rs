@@ -1,0 +1,143 @@
+//! Servers that hang up: no order is carried out twice, and where it can be known that nobody read it, none is lost.
+//! Servers that speak first: their clients wait for no longer than the silence that detection allows.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::mesh::{Mesh, Pod, finish};
+use e2e::programs;
+use e2e::runner::{Case, Runner, Wish};
+use serde_json::Value;
+
+use crate::world::{client, service};
+
+struct World {
+    client: Pod,
+    /// Has a sidecar: orders reach it through the pair.
+    paired: Pod,
+    /// Has none: orders reach it through one hop.
+    alone: Pod,
+    /// As both, and they close at any moment.
+    rude: Pod,
+    rude_alone: Pod,
+    _speakers: [Pod; 2],
+    mesh: Mesh,
+}
+
+/// Runs the group.
+pub(crate) fn run(runner: &mut Runner) {
+    runner.group(
+        "hangups",
+        make,
+        &[
+            Case { name: "no_order_is_lost_or_doubled_by_a_server_that_closes_when_idle", run: |world, wish| idle(world, wish) },
+            Case { name: "no_order_is_doubled_by_a_server_that_closes_at_any_moment", run: |world, wish| anytime(world, wish) },
+            Case {
+                name: "a_server_that_speaks_first_is_heard_within_the_bound_of_detection",
+                run: |world, _| first_words(world),
+            },
+        ],
+    );
+}
+
+fn program(words: &[&str]) -> Vec<OsString> {
+    std::iter::once(programs::ledger().into_os_string()).chain(words.iter().map(OsString::from)).collect()
+}
+
+fn make() -> Result<World> {
+    let mesh = Mesh::up()?;
+    let caller = client(&mesh, "hang/client")?;
+    // A server of the long run keeps a connection for up to five seconds, as the usual ones do.
+    let longest = if std::env::args().any(|word| word == "--long") { "5000" } else { "200" };
+    let serve = |name: &str, outside: bool, words: &[&str], port: u16| -> Result<Pod> {
+        let pod = mesh.pod(&format!("hang/{name}")).label("app", name);
+        let pod = if outside { pod.outside() } else { pod.account(name) };
+        let pod = pod.run(program(words))?;
+        pod.wait_listening(port)?;
+        Ok(pod)
+    };
+    let habits = ["serve", "8080", "1", longest];
+    let rude = ["serve", "8080", "1", longest, "--anytime"];
+    let world = World {
+        paired: serve("paired", false, &habits, 8080)?,
+        alone: serve("alone", true, &habits, 8080)?,
+        rude: serve("rude", false, &rude, 8080)?,
+        rude_alone: serve("rude-alone", true, &rude, 8080)?,
+        _speakers: [serve("mail", false, &["banner", "2525"], 2525)?, serve("mail-alone", true, &["banner", "2525"], 2525)?],
+        client: caller,
+        mesh,
+    };
+    let mut documents = String::new();
+    for name in ["paired", "alone", "rude", "rude-alone"] {
+        documents += &service("hang", name, 80, 8080);
+    }
+    for name in ["mail", "mail-alone"] {
+        documents += &service("hang", name, 2525, 2525);
+    }
+    world.mesh.apply(&documents)?;
+    Ok(world)
+}
+
+/// Sends orders to a service, and tells what their sender heard and what its server did.
+fn send(world: &World, wish: &Wish, name: &str, server: &Pod) -> Result<(u64, Value, Value)> {
+    let (count, pause) = if wish.long { (100_000_u64, "2000") } else { (5_000, "60") };
+    let target = format!("{name}:80");
+    let mut command = world.client.name.exec(program(&["post", &target, &count.to_string(), "32", pause]));
+    let time = Duration::from_secs(if wish.long { 1800 } else { 60 });
+    let heard: Value = serde_json::from_str(&finish(&mut command, time)?.ok()?)?;
+    let did = server.curl(["http://127.0.0.1:8081/"])?;
+    let did: Value = serde_json::from_str(&did.body).with_context(|| format!("the server said {:?}", did.body))?;
+    Ok((count, heard, did))
+}
+
+fn idle(world: &World, wish: &Wish) -> Result<()> {
+    for (name, server) in [("alone", &world.alone), ("paired", &world.paired)] {
+        let (count, heard, did) = send(world, wish, name, server)?;
+        ensure!(heard["answers"]["200"] == count && did["orders"] == count, "{name}: orders were lost: {heard}, {did}");
+        ensure!(did["twice"].as_array().is_some_and(Vec::is_empty), "{name}: orders were carried out twice: {did}");
+        ensure!(did["connections"].as_u64() > Some(count / 100), "{name}: the server hardly ever hung up: {did}");
+    }
+    Ok(())
+}
+
+fn anytime(world: &World, wish: &Wish) -> Result<()> {
+    for (name, server) in [("rude-alone", &world.rude_alone), ("rude", &world.rude)] {
+        let (count, heard, did) = send(world, wish, name, server)?;
+        ensure!(did["twice"].as_array().is_some_and(Vec::is_empty), "{name}: orders were carried out twice: {did}");
+        let good = heard["answers"]["200"].as_u64().unwrap_or(0);
+        ensure!(good > count / 2 && good < count, "{name}: this server breaks off some orders, and not most: {heard}, {did}");
+        ensure!(did["orders"].as_u64() >= Some(good), "{name}: an order was answered that nobody carried out: {heard}, {did}");
+        // Whatever went wrong is told, and how far the order came.
+        let path = world.mesh.folder().join("state/log/hang.client.access.log");
+        let log = std::fs::read_to_string(&path).with_context(|| format!("no {}", path.display()))?;
+        let service = format!("hang/{name}");
+        let mut by_state = std::collections::BTreeMap::<String, u64>::new();
+        for line in log.lines() {
+            let line: Value = serde_json::from_str(line)?;
+            if line["destination_service"] == service.as_str() && line["status"] != 200 {
+                let state = line["wire"].as_str().context("a failed order without the state of its attempt")?;
+                *by_state.entry(state.to_owned()).or_default() += 1;
+            }
+        }
+        ensure!(
+            by_state.keys().all(|state| ["not_sent", "refused", "sent", "answered"].contains(&state.as_str())),
+            "{by_state:?}"
+        );
+        ensure!(by_state.get("sent").or(by_state.get("answered")).is_some(), "{name}: no state was told: {by_state:?}, {heard}");
+    }
+    Ok(())
+}
+
+fn first_words(world: &World) -> Result<()> {
+    for name in ["mail-alone:2525", "mail:2525"] {
+        let said = world.client.exec(program(&["greet", name, "20"]))?.ok()?;
+        let mut took: Vec<u64> = serde_json::from_str(&said)?;
+        // The first connection asks the control plane about the service.
+        took.remove(0);
+        took.sort_unstable();
+        let median = took.get(took.len() / 2).copied().context("nothing measured")?;
+        ensure!(median < 350_000, "{name}: the server's first words took {median} microseconds");
+    }
+    Ok(())
+}
