@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::Proxy;
 use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
@@ -18,7 +18,7 @@ use super::http::pipeline::Connection;
 use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
 use super::http::reject::Reject;
 use super::http::server::{Serves, serve, serve_link};
-use super::pool::Destination;
+use super::pool::{Destination, Opaque, distrusted};
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, sniff};
 use super::wire::Wire;
 use super::{tcp, tls};
@@ -144,10 +144,7 @@ async fn outbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, first: Bytes, peer: So
         record.ends.destination.clone_from(&destination.peer);
         record.ends.mtls = destination.peer.is_some();
         match proxy.pool.opaque(&destination).await {
-            Ok((upstream, slot)) => {
-                carry(proxy, Direction::Outbound, record, Prefixed::join(first, io), upstream).await;
-                return drop(slot);
-            }
+            Ok(upstream) => return carry(proxy, Direction::Outbound, record, Prefixed::join(first, io), upstream).await,
             Err(error) => {
                 debug!(error = &error as &dyn std::error::Error, "an endpoint was not reached");
                 let reject = refusal_of(error);
@@ -167,7 +164,7 @@ async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, original
     record.ends.source = proxy.identity.own().map(|own| own.id.clone());
     let destination = Destination { address: original, peer: None, client: None, connect_timeout: CONNECT_MAX, breaker: None };
     match proxy.pool.opaque(&destination).await {
-        Ok((upstream, _no_slot)) => carry(proxy, Direction::Outbound, record, io, upstream).await,
+        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
         Err(error) => record.refused(&refusal_of(error)),
     }
 }
@@ -216,11 +213,20 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::join(first, io), limits.handshake_timeout).await {
             Ok((stream, id, tls::Alpn::H2)) => {
                 let (io, session) = stream.into_inner();
-                serve_link(Wire::secured(io, session), connection(Some(id), true, None)).await;
+                let vouched = proxy.identity.vouch(session.peer_certificates());
+                let served = serve_link(Wire::secured(io, session), connection(Some(id), true, None));
+                tokio::select! {
+                    () = served => {}
+                    () = proxy.identity.distrusted(&vouched) => info!(%peer, "a link is cut: nobody who is believed vouches for its peer"),
+                }
             }
             Ok((stream, id, tls::Alpn::Tcp)) => {
+                let vouched = proxy.identity.vouch(stream.get_ref().1.peer_certificates());
                 let peer = Peer { identity: Some(id), address: peer, port: original.port() };
-                inbound_opaque(&proxy, Box::new(stream), &peer, original).await;
+                tokio::select! {
+                    () = inbound_opaque(&proxy, Box::new(stream), &peer, original) => {}
+                    () = proxy.identity.distrusted(&vouched) => info!(peer = %peer.address, "a link is cut: nobody who is believed vouches for its peer"),
+                }
             }
             Err(error) => {
                 debug!(error = &error as &dyn std::error::Error, %peer, "a link was refused");
@@ -272,7 +278,7 @@ async fn inbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, original: 
     let destination =
         Destination { address: original, peer: None, client: Some(peer.address), connect_timeout: CONNECT_MAX, breaker: None };
     match proxy.pool.opaque(&destination).await {
-        Ok((upstream, _no_slot)) => carry(proxy, Direction::Inbound, record, io, upstream).await,
+        Ok(upstream) => carry(proxy, Direction::Inbound, record, io, upstream).await,
         Err(error) => record.refused(&refusal_of(error)),
     }
 }
@@ -303,11 +309,19 @@ fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
 }
 
 /// Copies until the end, counted and recorded.
-async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: BoxedIo, up: BoxedIo) {
+async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: BoxedIo, up: Opaque) {
     let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
     let _open_there = record.open();
     let counts = Arc::clone(&record.counts);
-    match tcp::copy(down, up, &counts, tcp::IDLE_MAX).await {
+    let Opaque { io: up, vouched, slot: _slot } = up;
+    let ended = tokio::select! {
+        ended = tcp::copy(down, up, &counts, tcp::IDLE_MAX) => ended,
+        () = distrusted(&proxy.identity, vouched.as_ref()) => {
+            record.reason = Reason::IdentityMismatch;
+            return;
+        }
+    };
+    match ended {
         tcp::Ended::Both => {
             if record.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW) {
                 record.reason = Reason::DefaultAllow;

@@ -206,7 +206,7 @@ impl Proxy {
     ) -> Result<Self, StartError> {
         let server_tls = identity.server_config(crate::identity::verify::ClientDemand::Certificate, &tls::Alpn::OFFERED)?;
         Ok(Self {
-            pool: Arc::new(Pool::new(dial, identity.clone(), Tasks::default())),
+            pool: Arc::new(Pool::new(dial, identity.clone(), Tasks::default(), seed)),
             identity,
             published,
             generations: watch::Sender::new(0),

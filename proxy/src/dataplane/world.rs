@@ -187,6 +187,13 @@ impl World {
         proxy
     }
 
+    /// Gives `account`, the sidecar of a pod, a new certificate. `of_theirs`: of another authority, which from now on is all
+    /// that it believes.
+    pub(super) fn renew(&self, proxy: &Proxy, account: &str, of_theirs: Option<&Authority>) {
+        let authority = of_theirs.unwrap_or(&self.authority);
+        authority.issue_to(&proxy.identity, &Leaf::workload(account), &[authority]);
+    }
+
     /// Gives a sidecar the world's documents.
     pub(super) fn configure(&self, proxy: &Proxy, name: &str) {
         let own = Own { workload: Named::new("shop", name), trust_domain: "cluster.local".parse().unwrap() };

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -21,6 +22,7 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use tokio::sync::watch;
 use tracing::{info, warn};
+use webpki::KeyUsage;
 
 use super::spiffe::{SpiffeId, TrustDomain};
 use super::verify::{Bundles, ClientDemand, ClientVerifier, PeerError, ServerVerifier, identity_of};
@@ -33,6 +35,8 @@ pub(crate) struct Identity {
     own: Arc<ArcSwapOption<Own>>,
     bundles: Arc<ArcSwap<Bundles>>,
     changed: watch::Sender<u64>,
+    /// How often the own name or the authorities changed.
+    trust: Arc<AtomicU64>,
     clock: WallClock,
     provider: Arc<CryptoProvider>,
 }
@@ -44,6 +48,13 @@ pub(crate) struct Own {
     /// When it ends, since the epoch.
     pub(crate) expires: Duration,
     key: Arc<CertifiedKey>,
+}
+
+/// A peer's certificates, and when they were good.
+#[derive(Clone, Debug)]
+pub(crate) struct Vouched {
+    chain: Vec<CertificateDer<'static>>,
+    at: UnixTime,
 }
 
 /// Why an identity cannot be taken, or a TLS configuration not be made.
@@ -81,6 +92,7 @@ impl Identity {
             own: Arc::default(),
             bundles: Arc::default(),
             changed: watch::Sender::new(0),
+            trust: Arc::default(),
             clock,
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
         }
@@ -94,6 +106,42 @@ impl Identity {
     /// Sees how often the identity changed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Counts changes of the own name and of the authorities that are believed. A certificate that is only renewed is none:
+    /// what was opened under one count serves as long as the count stays.
+    pub(crate) fn trust_epoch(&self) -> u64 {
+        self.trust.load(Ordering::Acquire)
+    }
+
+    /// What a peer showed in a handshake that succeeded just now.
+    pub(crate) fn vouch(&self, chain: Option<&[CertificateDer<'static>]>) -> Vouched {
+        Vouched { chain: chain.unwrap_or_default().to_vec(), at: UnixTime::since_unix_epoch(self.clock.since_epoch()) }
+    }
+
+    /// Returns when no authority that is believed stands behind a peer any more. That its certificate ends while a
+    /// connection stands is another matter: it was good when it was shown. Cancel-safe.
+    pub(crate) async fn distrusted(&self, vouched: &Vouched) {
+        let mut changes = self.changes();
+        let mut epoch = None;
+        loop {
+            changes.mark_unchanged();
+            let now = self.trust_epoch();
+            if epoch.replace(now) != Some(now) && !self.believes(vouched) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                // The identity itself is gone, and with it whoever could change his mind.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn believes(&self, vouched: &Vouched) -> bool {
+        let Some((leaf, intermediates)) = vouched.chain.split_first() else { return false };
+        let algorithms = &self.provider.signature_verification_algorithms;
+        // A workload's certificate is good for both sides of a connection.
+        self.bundles.load().verify(leaf, intermediates, KeyUsage::client_auth(), algorithms, vouched.at).is_ok()
     }
 
     /// Takes a certificate chain (leaf first), its PKCS#8 key, and bundles, all DER, from now on.
@@ -113,6 +161,9 @@ impl Identity {
         }
         let expires = expiry(leaf)?;
         let key = CertifiedKey::from_der(chain, PrivateKeyDer::Pkcs8(key), &self.provider)?;
+        if *self.bundles.load_full() != bundles || self.own().is_none_or(|own| own.id != id) {
+            self.trust.fetch_add(1, Ordering::Release);
+        }
         // Bundles first: a peer must never meet the new certificate while its issuer is still unknown here.
         self.bundles.store(Arc::new(bundles));
         self.own.store(Some(Arc::new(Own { id, expires, key: Arc::new(key) })));
@@ -122,6 +173,7 @@ impl Identity {
 
     /// Trusts `bundles` from now on and shows no certificate: for a process that has none yet.
     pub(crate) fn trust(&self, bundles: Bundles) {
+        self.trust.fetch_add(1, Ordering::Release);
         self.bundles.store(Arc::new(bundles));
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }

@@ -20,7 +20,7 @@ use x509_parser::extensions::GeneralName;
 use super::spiffe::{SpiffeId, TrustDomain};
 
 /// Authorities of each trust domain. Replaced as a whole when one of them changes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Bundles {
     by_domain: BTreeMap<TrustDomain, Vec<TrustAnchor<'static>>>,
 }

@@ -18,7 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
 
 pub(crate) mod connect;
 mod http1;
@@ -32,7 +33,8 @@ use super::tasks::Tasks;
 use super::tls::Alpn;
 use super::wire::Wire;
 use crate::base::net::BoxedIo;
-use crate::identity::source::Identity;
+use crate::base::random::Dice;
+use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::breaker::{Breaker, Slot};
 
@@ -65,6 +67,7 @@ pub(crate) struct Pool {
     links: Mutex<BTreeMap<Key, Arc<Link>>>,
     singles: Singles,
     loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
+    dice: Mutex<Dice>,
 }
 
 /// What may share a connection.
@@ -88,6 +91,10 @@ struct Open {
     /// The peer takes extended CONNECT.
     extended: watch::Receiver<bool>,
     born: Instant,
+    /// Drawn for each link, so that links that were opened together are not opened anew together.
+    age_max: Duration,
+    /// The own name and the authorities under which it was opened.
+    trust: u64,
 }
 
 /// Why there is no answer.
@@ -126,6 +133,22 @@ pub(crate) struct Sent {
     pub(crate) lease: Lease,
 }
 
+/// A connection for opaque bytes.
+pub(crate) struct Opaque {
+    pub(crate) io: BoxedIo,
+    /// What its peer showed, where it had to show something.
+    pub(crate) vouched: Option<Vouched>,
+    pub(crate) slot: Option<Slot>,
+}
+
+/// Returns when a peer that had to show something is believed no more. Cancel-safe.
+pub(crate) async fn distrusted(identity: &Identity, vouched: Option<&Vouched>) {
+    match vouched {
+        Some(vouched) => identity.distrusted(vouched).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The place of one request on a connection. An HTTP/1 connection is given back when the answer was read whole.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -154,8 +177,16 @@ impl Lease {
 
 impl Pool {
     /// Nothing open yet.
-    pub(crate) fn new(dial: Arc<dyn Dial>, identity: Identity, tasks: Tasks) -> Self {
-        Self { dial, identity, tasks, links: Mutex::default(), singles: Singles::default(), loads: Mutex::default() }
+    pub(crate) fn new(dial: Arc<dyn Dial>, identity: Identity, tasks: Tasks, seed: u64) -> Self {
+        Self {
+            dial,
+            identity,
+            tasks,
+            links: Mutex::default(),
+            singles: Singles::default(),
+            loads: Mutex::default(),
+            dice: Mutex::new(Dice::from_seed(seed)),
+        }
     }
 
     /// Requests that are under way to an endpoint.
@@ -208,15 +239,15 @@ impl Pool {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub(crate) async fn opaque(&self, to: &Destination) -> Result<(BoxedIo, Option<Slot>), ConnectError> {
+    pub(crate) async fn opaque(&self, to: &Destination) -> Result<Opaque, ConnectError> {
         let slot = admit(to)?;
-        let io = match &to.peer {
-            Some(peer) => connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout)
-                .await
-                .map(|stream| Box::new(stream) as BoxedIo)?,
-            None => connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?,
+        let Some(peer) = &to.peer else {
+            let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
+            return Ok(Opaque { io, vouched: None, slot });
         };
-        Ok((io, slot))
+        let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout).await?;
+        let vouched = Some(self.identity.vouch(link.get_ref().1.peer_certificates()));
+        Ok(Opaque { io: Box::new(link), vouched, slot })
     }
 
     async fn send_shared(&self, to: &Destination, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
@@ -257,22 +288,27 @@ impl Pool {
         if !fresh
             && let Some(open) = open.as_ref()
             && !open.sender.is_closed()
-            && open.born.elapsed() < LINK_AGE_MAX
+            && open.born.elapsed() < open.age_max
+            && open.trust == self.identity.trust_epoch()
         {
             return Ok((open.clone(), true));
         }
         // What is under way on an old connection goes on; it closes when its last request ended.
         *open = None;
         let slot = admit(to)?;
+        let trust = self.identity.trust_epoch();
+        let mut vouched = None;
         let wire = match &to.peer {
             Some(peer) => {
                 let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?;
                 let (io, session) = link.into_inner();
+                vouched = Some(self.identity.vouch(session.peer_certificates()));
                 Wire::secured(io, session)
             }
             None => Wire::plain(connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?),
         };
-        let handshake = http2::Builder::new(Driver { tasks: self.tasks.clone(), wire: wire.clone() })
+        let cut = CancellationToken::new();
+        let handshake = http2::Builder::new(Driver { tasks: self.tasks.clone(), cut: cut.clone(), wire: wire.clone() })
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -286,6 +322,7 @@ impl Pool {
         };
         let address = to.address;
         let (told, extended) = watch::channel(false);
+        let identity = self.identity.clone();
         self.tasks.spawn(async move {
             let _slot = slot;
             let mut connection = std::pin::pin!(connection);
@@ -296,11 +333,19 @@ impl Pool {
                 }
                 polled
             });
-            if let Err(error) = ended.await {
-                debug!(%address, error = &error as &dyn std::error::Error, "a link ended");
+            // Both arms are cancel-safe.
+            tokio::select! {
+                ended = ended => if let Err(error) = ended {
+                    debug!(%address, error = &error as &dyn std::error::Error, "a link ended");
+                },
+                () = distrusted(&identity, vouched.as_ref()) => {
+                    cut.cancel();
+                    info!(%address, "a link is cut: nobody who is believed vouches for its peer");
+                }
             }
         });
-        let opened = Open { sender, extended, born: Instant::now() };
+        let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
+        let opened = Open { sender, extended, born: Instant::now(), age_max, trust };
         *open = Some(opened.clone());
         Ok((opened, false))
     }
@@ -366,6 +411,8 @@ impl Pool {
 #[derive(Clone)]
 struct Driver {
     tasks: Tasks,
+    /// Ends them, whatever is under way.
+    cut: CancellationToken,
     wire: Wire,
 }
 
@@ -375,7 +422,15 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.tasks.execute(self.wire.clone().drive(task));
+        let (wire, cut) = (self.wire.clone(), self.cut.clone());
+        self.tasks.execute(async move {
+            let driven = wire.drive(task);
+            // Both arms are cancel-safe: one of them is the end.
+            tokio::select! {
+                _ended = driven => {}
+                () = cut.cancelled() => {}
+            }
+        });
     }
 }
 
@@ -414,6 +469,8 @@ fn unprocessed(error: &hyper::Error) -> bool {
 
 /// After this time a link is opened anew, so that certificates and trust are looked at again.
 const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// By how much of it the age of a link may be shorter.
+const LINK_AGE_JITTER: f64 = 0.2;
 /// What may be on its way in one stream, and on one connection: as much as 256 streams together, so that a few whose readers
 /// stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;

@@ -8,5 +8,6 @@ mod opaque;
 mod outbound;
 mod refusals;
 mod smuggling;
+mod trust;
 
 use super::world;
