@@ -339,6 +339,11 @@ impl Api {
                 let Some(document) = found.document.filter(|_| found.good) else { continue };
                 let key = document.resource.key();
                 let place = format!("{}:{}", text.name, document.position(&FieldPath::root()));
+                if self.store.world().is_local_pod(&key) {
+                    let (text, remedy) = store::runs_here(&key);
+                    answer.problems.push(Wrong::refusing(Some(key.to_string()), Some(place), text, &remedy));
+                    continue;
+                }
                 if let Some(folder) = self.folder_of(&key) {
                     let text =
                         format!("{folder} holds this document, in a folder that is watched; applied, it would be shadowed");
@@ -502,13 +507,12 @@ impl Api {
         let connected: BTreeSet<(&str, &str)> =
             sidecars.iter().map(|sidecar| (sidecar.namespace.as_str(), sidecar.name.as_str())).collect();
         let world = self.store.world();
-        let missing = world.resources().by_key.iter().filter_map(|(key, resource)| {
-            let Resource::Workload(workload) = resource.as_ref() else { return None };
-            let expected = workload.spec.transport == WorkloadTransport::MutualTls
-                && !workload.spec.terminating
-                && matches!(world.origin(key), Some(Origin::Pod(_)))
-                && !connected.contains(&(&*key.name.namespace, &*key.name.name));
-            expected.then(|| NotConnected { namespace: key.name.namespace.to_string(), name: key.name.name.to_string() })
+        let missing = world.local_pods().filter_map(|pod| {
+            let (namespace, name) = (pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
+            let expected = pod.spec.transport == WorkloadTransport::MutualTls
+                && !pod.spec.terminating
+                && !connected.contains(&(namespace, name));
+            expected.then(|| NotConnected { namespace: namespace.to_owned(), name: name.to_owned() })
         });
         let missing = missing.collect();
         (sidecars, missing)
@@ -534,7 +538,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "addresses": workload.spec.addresses,
             "meshed": workload.spec.transport == WorkloadTransport::MutualTls,
             "terminating": workload.spec.terminating,
-            "local": matches!(world.origin(key), Some(Origin::Pod(_))),
+            "local": world.is_local_pod(key),
             "connected": sidecar.is_some(),
             "acknowledged": sidecar.map(|sidecar| sidecar.acknowledged),
             "refused": sidecar.map_or(0, |sidecar| sidecar.refused.len()),
@@ -743,6 +747,44 @@ mod tests {
         let place = format!("{}:3:1", path.display());
         assert!(problem.refuses && problem.text.starts_with(&place), "{problem:?}");
         assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn the_record_of_a_running_pod_counts_before_every_document_of_its_name() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let claim = |address: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: web, namespace: shop }}\nspec: {{ addresses: [{address}] }}\n"
+            )
+        };
+        let key: ResourceKey = "Workload/shop/web".parse().unwrap();
+        let in_force = |address: &str| api.store.world().body(&key).unwrap().json.contains(address);
+        // A document that is there before the pod gives way to it.
+        assert_eq!(actions(&api.apply(&texts(&claim("10.64.0.9")))), [("Workload/shop/web", "created")]);
+        let record = yaml::read(&claim("10.64.0.2")).remove(0).unwrap().resource;
+        let origin = Origin::Pod("pods/shop.web.json".into());
+        api.store.apply(vec![Change::Put { key: key.clone(), form: Form::Read(Arc::new(record)), origin: origin.clone() }]);
+        assert!(in_force("10.64.0.2"));
+        let path = state.path().join("mesh.yaml");
+        in_folder(&api, &path, &claim("10.64.0.8"));
+        assert!(in_force("10.64.0.2"));
+        assert_eq!(api.sidecars().1, [NotConnected { namespace: "shop".to_owned(), name: "web".to_owned() }]);
+        let told: Vec<_> = api.store.problems().iter().cloned().collect();
+        let places: Vec<_> = told.iter().filter_map(|wrong| wrong.place.as_deref()).collect();
+        let stored = api.stored(&key);
+        assert_eq!(places, [format!("{}:1:1", path.display()), format!("{}:1:1", stored.display())]);
+        for wrong in &told {
+            assert!(wrong.problem.text.starts_with("the pod shop/web is running here"), "{wrong:?}");
+            assert!(wrong.problem.severity == Severity::Refuses && wrong.problem.remedy == "choose another name", "{wrong:?}");
+        }
+        let answer = api.apply(&texts(&claim("10.64.0.7")));
+        let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+        assert!(problem.refuses && problem.text.starts_with("the pod shop/web is running here"), "{problem:?}");
+        assert!(answer.results.is_empty() && in_force("10.64.0.2"));
+        // It goes, and the documents are what there is.
+        api.store.apply(vec![Change::Remove { key: key.clone(), origin }]);
+        assert!(in_force("10.64.0.9"));
     }
 
     #[test]

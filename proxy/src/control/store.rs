@@ -18,11 +18,11 @@ use super::source::file::place_of;
 use super::world::{Change, Form, World};
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
-use crate::model::Resource;
 use crate::model::address_book::{AddressBook, service_addresses};
 use crate::model::name_table::{NameAnswer, NameTable};
 use crate::model::object::Object;
 use crate::model::workload::WorkloadSpec;
+use crate::model::{Resource, ResourceKey};
 
 /// What the control plane knows, shared by all who answer from it.
 #[derive(Debug)]
@@ -140,6 +140,12 @@ impl Store {
                     severity: Severity::Refuses,
                 },
             }));
+            all.extend(world.claimed().map(|(key, other)| {
+                let (text, remedy) = runs_here(key);
+                let resource = key.to_string();
+                let problem = Problem { resource, at: FieldPath::root(), text, remedy, severity: Severity::Refuses };
+                Wrong { place: Some(place_of(other, key)), problem }
+            }));
             *found = (Some(world.revision()), all.into_iter().collect());
         }
         Arc::clone(&found.1)
@@ -169,6 +175,11 @@ impl Store {
     fn write_names(&self, names: &NameTable) -> io::Result<()> {
         state::write_atomic(&self.names, &serde_json::to_vec(names)?, 0o644)
     }
+}
+
+/// What is said of a document that is named like a pod that runs here, and what to do about it.
+pub(crate) fn runs_here(key: &ResourceKey) -> (String, String) {
+    (format!("the pod {} is running here, and its own record counts", key.name), "choose another name".to_owned())
 }
 
 fn needs_address(change: &Change) -> bool {

@@ -2,7 +2,8 @@
 //! Pure: a change goes in, the keys whose effective form changed come out.
 //!
 //! One key may be written at several places (two files, a file and `apply`). The first place by order is in force, the
-//! others are reported and wait: when the first goes, the next takes its place. A security policy that cannot be read is
+//! others are reported and wait: when the first goes, the next takes its place. The record of a local pod comes before all
+//! documents: its sidecar speaks for what runs, and a document of the same name would cut it off. A security policy that cannot be read is
 //! kept as text and sent as it is: its sidecars refuse it by name and close its target.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,8 +16,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Severity};
-use crate::model::object::MESH_NAMESPACE;
+use crate::model::object::{MESH_NAMESPACE, Object};
 use crate::model::target::{TargetKind, TargetRef};
+use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::snapshot::compile;
 
@@ -40,15 +42,15 @@ pub(crate) enum Form {
     },
 }
 
-/// Where a resource is written. Ordered by who wins: what was applied, then files by name, then pods.
+/// Where a resource is written. Ordered by who wins: pods, then what was applied, then files by name.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Origin {
+    /// The record of a local pod.
+    Pod(PathBuf),
     /// Stored by `outrigger apply`.
     Applied(PathBuf),
     /// A file of a watched folder.
     File(PathBuf),
-    /// The record of a local pod.
-    Pod(PathBuf),
 }
 
 /// What is sent of one resource.
@@ -139,19 +141,49 @@ impl World {
         })
     }
 
+    /// The local pods by their own records, whatever documents say.
+    pub(crate) fn local_pods(&self) -> impl Iterator<Item = &Object<WorkloadSpec>> {
+        self.written.values().flatten().filter_map(|(origin, form)| match (origin, form) {
+            (Origin::Pod(_), Form::Read(resource)) => match resource.as_ref() {
+                Resource::Workload(workload) => Some(workload),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Is it the Workload of a pod that runs here?
+    pub(crate) fn is_local_pod(&self, key: &ResourceKey) -> bool {
+        matches!(self.origin(key), Some(Origin::Pod(_)))
+    }
+
+    /// Documents that are named like a pod that runs here, and are not in force.
+    pub(crate) fn claimed(&self) -> impl Iterator<Item = (&ResourceKey, &Path)> {
+        self.written.iter().filter(|(key, places)| places.len() > 1 && self.is_local_pod(key)).flat_map(|(key, places)| {
+            places.keys().filter_map(move |place| match place {
+                Origin::Applied(path) | Origin::File(path) => Some((key, path.as_path())),
+                Origin::Pod(_) => None,
+            })
+        })
+    }
+
     /// Counts the changes.
     pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
     /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source, what
-    /// `apply` overrides by [`World::shadowed`].
+    /// `apply` overrides by [`World::shadowed`], what a running pod overrides by [`World::claimed`].
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = compile::check(&self.resources).into_vec();
         for (key, places) in &self.written {
             let mut origins = places.keys();
             if let Some(first) = origins.next() {
-                let told = |other: &&Origin| !matches!((first, other), (Origin::Applied(_), Origin::File(_)));
+                let told = |other: &&Origin| match (first, other) {
+                    (Origin::Applied(_), Origin::File(_)) => false,
+                    (Origin::Pod(_), other) => matches!(other, Origin::Pod(_)),
+                    (Origin::Applied(_) | Origin::File(_), _) => true,
+                };
                 problems.extend(origins.filter(told).map(|other| Problem {
                     resource: key.to_string(),
                     at: FieldPath::root(),
