@@ -1,18 +1,19 @@
 //! `Service` (Kubernetes v1): a name and an address for the workloads that a selector picks. Of its many fields the ones
-//! below mean something here, the others are taken and left out.
+//! below mean something here; the others that Kubernetes knows are taken and left out, and what it does not know either is
+//! a slip of the pen and refused. Source: Kubernetes API v1.34, ServiceSpec and ServicePort.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Visitor;
+use serde::de::{IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Kind;
-use super::object::Spec;
+use super::object::{Spec, nullable};
 
 /// The body of a Service.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServiceSpec {
     /// Labels that a workload of the same namespace must have. Empty: it selects nothing.
@@ -30,7 +31,7 @@ pub(crate) struct ServiceSpec {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServicePortSpec {
     /// Its name; up to the first dash it may say what the port speaks.
@@ -86,6 +87,86 @@ impl fmt::Display for PortRef {
             Self::Number(port) => port.fmt(f),
             Self::Name(name) => f.write_str(name),
         }
+    }
+}
+
+/// What a document may say: the fields that mean something here, and those that Kubernetes alone reads.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenService {
+    #[serde(default, deserialize_with = "nullable")]
+    selector: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "nullable")]
+    ports: Vec<ServicePortSpec>,
+    #[serde(default, rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(default, rename = "clusterIPs", deserialize_with = "nullable")]
+    cluster_ips: Vec<String>,
+    #[serde(default, rename = "allocateLoadBalancerNodePorts")]
+    _allocate_load_balancer_node_ports: Option<IgnoredAny>,
+    #[serde(default, rename = "externalIPs")]
+    _external_ips: Option<IgnoredAny>,
+    #[serde(default, rename = "externalName")]
+    _external_name: Option<IgnoredAny>,
+    #[serde(default, rename = "externalTrafficPolicy")]
+    _external_traffic_policy: Option<IgnoredAny>,
+    #[serde(default, rename = "healthCheckNodePort")]
+    _health_check_node_port: Option<IgnoredAny>,
+    #[serde(default, rename = "internalTrafficPolicy")]
+    _internal_traffic_policy: Option<IgnoredAny>,
+    #[serde(default, rename = "ipFamilies")]
+    _ip_families: Option<IgnoredAny>,
+    #[serde(default, rename = "ipFamily")]
+    _ip_family: Option<IgnoredAny>,
+    #[serde(default, rename = "ipFamilyPolicy")]
+    _ip_family_policy: Option<IgnoredAny>,
+    #[serde(default, rename = "loadBalancerClass")]
+    _load_balancer_class: Option<IgnoredAny>,
+    #[serde(default, rename = "loadBalancerIP")]
+    _load_balancer_ip: Option<IgnoredAny>,
+    #[serde(default, rename = "loadBalancerSourceRanges")]
+    _load_balancer_source_ranges: Option<IgnoredAny>,
+    #[serde(default, rename = "publishNotReadyAddresses")]
+    _publish_not_ready_addresses: Option<IgnoredAny>,
+    #[serde(default, rename = "sessionAffinity")]
+    _session_affinity: Option<IgnoredAny>,
+    #[serde(default, rename = "sessionAffinityConfig")]
+    _session_affinity_config: Option<IgnoredAny>,
+    #[serde(default, rename = "topologyKeys")]
+    _topology_keys: Option<IgnoredAny>,
+    #[serde(default, rename = "trafficDistribution")]
+    _traffic_distribution: Option<IgnoredAny>,
+    #[serde(default, rename = "type")]
+    _type: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenPort {
+    #[serde(default)]
+    name: Option<String>,
+    port: u16,
+    #[serde(default)]
+    target_port: Option<PortRef>,
+    #[serde(default)]
+    app_protocol: Option<String>,
+    #[serde(default)]
+    protocol: Option<String>,
+    #[serde(default, rename = "nodePort")]
+    _node_port: Option<IgnoredAny>,
+}
+
+impl<'de> Deserialize<'de> for ServiceSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let WrittenService { selector, ports, cluster_ip, cluster_ips, .. } = WrittenService::deserialize(deserializer)?;
+        Ok(Self { selector, ports, cluster_ip, cluster_ips })
+    }
+}
+
+impl<'de> Deserialize<'de> for ServicePortSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let WrittenPort { name, port, target_port, app_protocol, protocol, .. } = WrittenPort::deserialize(deserializer)?;
+        Ok(Self { name, port, target_port, app_protocol, protocol })
     }
 }
 

@@ -259,9 +259,12 @@ fn told(source: &Source, error: &Error) -> Fault {
             (format!("Gateway API's {word} is not carried out here"), "leave it out".to_owned())
         }
         Error::SerdeUnknownField { field, expected, .. } => {
-            // What is read only to be passed over is not offered.
+            // What is read only to be passed over is not offered; what Kubernetes reads is recognised, and not listed.
             let offered: Vec<_> = expected.iter().copied().filter(|name| !PASSED_OVER.contains(name)).collect();
-            (format!("unknown field {field:?}"), among(field, &offered))
+            let read: Vec<_> = offered.iter().copied().filter(|name| !KUBERNETES_READS.contains(name)).collect();
+            let meant = nearest(field, read.iter().copied()).or_else(|| nearest(field, offered.iter().copied()));
+            let remedy = meant.map_or_else(|| among(field, &read), |meant| format!("did you mean {meant:?}?"));
+            (format!("unknown field {field:?}"), remedy)
         }
         Error::SerdeUnknownVariant { variant, expected, .. } => {
             let meant = nearest(variant, expected.iter().copied()).map(|meant| format!("did you mean {meant:?}? "));
@@ -345,6 +348,29 @@ const NOT_CARRIED_OUT: [&str; 9] = [
     "externalAuth",
     "requestRedirect",
     "sessionPersistence",
+];
+
+/// Fields of a Service that mean nothing here and something in a cluster.
+const KUBERNETES_READS: [&str; 19] = [
+    "allocateLoadBalancerNodePorts",
+    "externalIPs",
+    "externalName",
+    "externalTrafficPolicy",
+    "healthCheckNodePort",
+    "internalTrafficPolicy",
+    "ipFamilies",
+    "ipFamily",
+    "ipFamilyPolicy",
+    "loadBalancerClass",
+    "loadBalancerIP",
+    "loadBalancerSourceRanges",
+    "nodePort",
+    "publishNotReadyAddresses",
+    "sessionAffinity",
+    "sessionAffinityConfig",
+    "topologyKeys",
+    "trafficDistribution",
+    "type",
 ];
 
 /// Fields of `metadata` that are read and passed over.
@@ -491,6 +517,23 @@ mod tests {
             4:1 Refuses: unknown field "specs"; did you mean "spec"? [Mesh/outrigger-system/m] +body
         "#]],
         );
+    }
+
+    #[test]
+    fn a_service_may_say_what_kubernetes_knows_and_nothing_else() {
+        let service = |spec: &str| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  {spec}\n");
+        let known =
+            "{type: ClusterIP, sessionAffinity: None, ipFamilies: [IPv4], ports: [{port: 80, nodePort: 30080}], selector: null}";
+        assert!(read(&service(known)).remove(0).is_ok());
+        for (spec, place, text, remedy) in [
+            ("selektor: {app: web}", "5:3", "unknown field \"selektor\"", "did you mean \"selector\"?"),
+            ("ports: [{port: 80, targetport: 8080}]", "5:22", "unknown field \"targetport\"", "did you mean \"targetPort\"?"),
+            ("sesionAffinity: None", "5:3", "unknown field \"sesionAffinity\"", "did you mean \"sessionAffinity\"?"),
+            ("colour: red", "5:3", "unknown field \"colour\"", "known here: selector, ports, clusterIP, clusterIPs"),
+        ] {
+            let fault = read(&service(spec)).remove(0).unwrap_err();
+            assert_eq!((fault.at.to_string().as_str(), fault.text.as_str(), fault.remedy.as_str()), (place, text, remedy));
+        }
     }
 
     #[test]
