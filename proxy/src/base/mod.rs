@@ -8,6 +8,7 @@ pub(crate) mod names;
 pub(crate) mod net;
 pub(crate) mod problems;
 pub(crate) mod random;
+pub(crate) mod secrecy;
 pub(crate) mod sockopt;
 pub(crate) mod state;
 pub(crate) mod units;

@@ -173,6 +173,16 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     }
 }
 
+/// For roles, which hold keys and see tokens pass: their memory is nobody else's.
+fn keep_to_itself() -> Result<(), Failure> {
+    crate::base::secrecy::keep_to_itself().map_err(|error| {
+        Failure::environment(
+            format!("cannot close this process to others: {error}"),
+            "let the filter of system calls permit prctl(PR_SET_DUMPABLE)",
+        )
+    })
+}
+
 /// Writes `text` to stdout as it is. A reader that left early (`outrigger get all | head -1`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();

@@ -5,7 +5,8 @@
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -39,12 +40,25 @@ pub(crate) const RUNTIME: &str = "/run/outrigger";
 pub(crate) const BRIDGE: &str = "outrigger0";
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, 1);
-/// The user and group of sidecars.
-pub(crate) const SIDECAR_ID: u32 = 14_000;
+/// The users and groups of sidecars: one for each address that a pod can have, so that no two sidecars share one.
+/// Distributions give these numbers to nobody.
+pub(crate) const SIDECAR_IDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
 
 /// The runtime folder, or a file in it.
 pub(crate) fn runtime(name: &str) -> PathBuf {
     Path::new(RUNTIME).join(name)
+}
+
+/// The user and group of the sidecar of the pod at `addresses`: told by what its IPv4 address has of its own in the pods'
+/// range, so that a sidecar that is started again is the same user.
+pub(crate) fn sidecar_id(addresses: &[IpAddr]) -> Option<u32> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => {
+            let [_, _, high, low] = address.octets();
+            Some(SIDECAR_IDS.start() + u32::from(u16::from_be_bytes([high, low])))
+        }
+        IpAddr::V6(_) => None,
+    })
 }
 
 /// Where the kernel programs are pinned.
@@ -235,6 +249,16 @@ mod tests {
         assert_eq!(places.netns().1, Path::new("/run/netns/outrigger-shop-web-1"));
         assert_eq!(places.cgroup(Path::new("/sys/fs/cgroup")), Path::new("/sys/fs/cgroup/outrigger/pods/shop.web-1"));
         assert_eq!(places.log(".sidecar"), Path::new("/var/lib/outrigger/log/shop.web-1.sidecar.log"));
+    }
+
+    #[test]
+    fn every_pod_address_has_a_sidecar_user_of_its_own() {
+        let id = |text: &str| sidecar_id(&[text.parse().unwrap()]);
+        assert_eq!(id("10.64.0.2"), Some(1_900_000_002));
+        assert_eq!(id("10.64.1.2"), Some(1_900_000_258));
+        assert_eq!(id("10.64.255.255"), Some(*SIDECAR_IDS.end()));
+        assert_eq!(sidecar_id(&["fd64::2".parse().unwrap(), "10.64.0.7".parse().unwrap()]), Some(1_900_000_007));
+        assert_eq!(id("fd64::2"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use super::super::Failure;
 use super::cgroup;
 use super::links::{self, PodLink};
-use super::places::{PodPlaces, SIDECAR_ID, UpRecord, folder, runtime};
+use super::places::{PodPlaces, UpRecord, folder, runtime, sidecar_id};
 use crate::base::clock::WallClock;
 use crate::base::state;
 use crate::model::address_book::{AddressBook, pod_addresses};
@@ -163,6 +163,7 @@ pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command
     let netns = pod.netns.try_clone().map_err(|error| cannot("share the pod's network namespace", &error))?;
     // The state folder is closed to everybody but root: the sidecar sees its own part of it, at a place of its own.
     let shown = vec![(c_string(&pod.places.sidecar_state())?, c_string(&sidecar_view())?)];
+    let user = sidecar_id(&pod.record.addresses).ok_or_else(|| Failure::invalid(["the pod has no IPv4 address"]))?;
     // This very binary, wherever it lies: its path may lead through folders that the sidecar's user cannot pass.
     let mut child = Command::new("/proc/self/exe");
     child
@@ -185,7 +186,7 @@ pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command
             netns: netns.into(),
             cgroup,
             shown,
-            confined_to: Some(SIDECAR_ID),
+            confined_to: Some(user),
             when_orphaned: Some(Signal::TERM),
             own_session: true,
         },
@@ -229,9 +230,22 @@ fn make_files(places: &PodPlaces, addresses: &[IpAddr]) -> io::Result<()> {
         write("nsswitch.conf", nsswitch(&text))?;
     }
     folder(&sidecar_view(), 0o755)?;
-    folder(&places.sidecar_state(), 0o700)?;
-    chown(places.sidecar_state(), Some(SIDECAR_ID), Some(SIDECAR_ID))?;
+    let user = sidecar_id(addresses).ok_or_else(|| io::Error::other("the pod has no IPv4 address"))?;
+    make_sidecar_state(&places.sidecar_state(), user)?;
     folder(places.log("").parent().unwrap_or(Path::new("/")), 0o700)
+}
+
+/// What a crash left of the same user stays. Of another user, whose pod had another address, nothing is taken over: it is
+/// neither readable to this one, nor known to be what a sidecar of this pod wrote.
+fn make_sidecar_state(path: &Path, user: u32) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() && found.uid() == user => {}
+        Ok(_another_users) => std::fs::remove_dir_all(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    folder(path, 0o700)?;
+    chown(path, Some(user), Some(user))
 }
 
 /// Where every sidecar sees its own state, each in its own mount namespace.
@@ -297,6 +311,26 @@ mod tests {
     fn only_the_pods_own_resolver_is_asked() {
         let machine = "passwd: files\nhosts: files mdns4_minimal [NOTFOUND=return] resolve [!UNAVAIL=return] dns\n";
         assert_eq!(nsswitch(machine), "passwd: files\nhosts: files dns\n");
+    }
+
+    #[test]
+    fn a_sidecar_finds_its_own_state_and_nothing_of_another_user() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("sidecars/shop.web");
+        // Only root may give a folder away.
+        let (own, another) = if rustix::process::geteuid().is_root() {
+            (1_900_000_002, 1_900_000_003)
+        } else {
+            (rustix::process::geteuid().as_raw(), rustix::process::geteuid().as_raw())
+        };
+        make_sidecar_state(&path, own).unwrap();
+        std::fs::write(path.join("snapshot"), "kept").unwrap();
+        make_sidecar_state(&path, own).unwrap();
+        assert_eq!(std::fs::read(path.join("snapshot")).unwrap(), b"kept");
+        make_sidecar_state(&path, another).unwrap();
+        let found = std::fs::metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o777), (another, 0o700));
+        assert_eq!(path.join("snapshot").exists(), own == another);
     }
 
     #[test]

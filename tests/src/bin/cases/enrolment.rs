@@ -7,7 +7,7 @@ use e2e::mesh::{Mesh, PATIENCE, Pod, Said, cgroup_root, finish, kill, target, wa
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
-use crate::world::{client, echo, expect, service, until};
+use crate::world::{client, echo, expect, metric, service, until};
 
 struct World {
     web: Pod,
@@ -30,6 +30,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_caller_in_no_pod_is_refused", run: |world, _| no_pod(world) },
             Case { name: "the_app_cannot_take_its_sidecars_place", run: |world, _| the_app(world) },
             Case { name: "another_listener_than_the_inbound_one_is_refused", run: |world, _| another_port(world) },
+            Case { name: "the_user_of_one_sidecar_can_do_nothing_to_another_one", run: |world, _| other_users(world) },
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
         ],
@@ -98,6 +99,61 @@ fn the_app(world: &World) -> Result<()> {
 
 fn another_port(world: &World) -> Result<()> {
     refused(world, &ask(Some((&world.web, "sidecar")), "web", 24_006, None)?, "the listener is at port 24006, not at 14006")
+}
+
+/// The user that a process became.
+fn user_of(process: u32) -> Result<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("a process without a user")?;
+    line.split_whitespace().next().and_then(|id| id.parse().ok()).with_context(|| format!("no user in {line}"))
+}
+
+/// As another sidecar's user, and as the very same user: neither of them gets into the process. Root does, which shows that
+/// it is the right that is lacking, not the way.
+fn other_users(world: &World) -> Result<()> {
+    let (web, api) = (world.web.sidecar()?, world.api.sidecar()?);
+    let (user, same) = (user_of(web)?, user_of(api)?);
+    ensure!(user != same && user > 1_900_000_000 && same > 1_900_000_000, "the sidecars are the users {user} and {same}");
+    let trace = if cfg!(target_arch = "x86_64") { 101 } else { 117 };
+    let root = format!("/proc/{api}/root");
+    let ways = [
+        format!("ls {root}/"),
+        format!("ls -l /proc/{api}/fd/"),
+        format!("head -c 0 /proc/{api}/mem"),
+        format!(
+            "curl -sS --max-time 5 --fail -X POST --unix-socket {root}/run/outrigger/sidecar/operator.sock 'http://sidecar/log?level=info'"
+        ),
+        // PTRACE_SEIZE, which does not stop the process.
+        format!("perl -e 'exit(syscall({trace}, 0x4206, {api}, 0, 0) < 0)'"),
+    ];
+    for (user, comes_in) in [(0, true), (user, false), (same, false)] {
+        for way in &ways {
+            let mut command = Command::new("setpriv");
+            command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+            let said = finish(command.args(["sh", "-c", way]), PATIENCE)?;
+            ensure!((said.code == 0) == comes_in, "user {user}: {way} ended with {}: {}", said.code, said.all());
+        }
+    }
+    // What it may not show to others it still tells of itself, and its state is its own.
+    for (name, least) in [("process_open_fds", 5.0), ("process_resident_memory_bytes", 1e6), ("process_cpu_seconds_total", 0.001)]
+    {
+        let value = metric(&world.api, name, &[])?;
+        ensure!(value >= least, "{name} is {value}");
+    }
+    let state = world.mesh.folder().join("state/sidecars/enrol.api");
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&state)?);
+    ensure!(owner == same, "{} belongs to {owner}, not to {same}", state.display());
+    kill(api, Signal::KILL);
+    let again = wait_for("the sidecar is started again", PATIENCE, || {
+        let process = world.api.sidecar()?;
+        ensure!(process != api, "it is not");
+        expect(&world.api, &["http://127.0.0.1:14021/ready"], 200)?;
+        Ok(process)
+    })?;
+    let now = user_of(again)?;
+    ensure!(now == same, "the sidecar was {same}, and is {now} after a restart");
+    ensure!(state.join("operator.sock").exists(), "it does not stand in its state");
+    Ok(())
 }
 
 /// The standard's own security header is sent by hand: what is proven is who is told nothing even so.
