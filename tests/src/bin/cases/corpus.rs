@@ -69,7 +69,7 @@ pub(crate) const CORPUS: &[Odd] = &[
     same("two lengths", b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
     same("a list of lengths", b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 3, 3\r\n\r\nabc"),
     same("a signed length", b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: +3\r\n\r\nabc"),
-    other("a length and chunks", b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "- refused 400\n+ POST /a HTTP/1.1\n+ host app\n+ coded chunked\n+ body abc", "RFC 9112 6.3 rule 3: the coding counts, the length is removed before it is forwarded, and the connection is closed."),
+    same("a length and chunks", b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
     same("a coding that is unknown", b"POST /a HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
     other("a coding in capitals", b"POST /a HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: CHUNKED\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "- length 3\n+ coded chunked", "RFC 9112 6.1, as with chunks; RFC 9112 7: names of codings know no case."),
     same("chunks in HTTP/1.0", b"POST /a HTTP/1.0\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
