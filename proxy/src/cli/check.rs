@@ -254,6 +254,38 @@ mod tests {
     }
 
     #[test]
+    fn addresses_and_ports_at_which_no_application_is_are_told() {
+        let workload = |name: &str, address: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{addresses: [\"{address}\"]}}\n---\n"
+            )
+        };
+        let bad = ["127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "::1", "::ffff:127.0.0.1", "255.255.255.255"];
+        let told = |text: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+            Loaded::read(&[folder.path().to_owned()]).problems()
+        };
+        for address in bad {
+            let service = WEB.replace("spec:\n", &format!("spec:\n  clusterIP: \"{address}\"\n"));
+            for text in [workload("a", address), service] {
+                let told = told(&text);
+                assert!(told.iter().any(|told| told.problem.severity == Severity::Refuses), "{text}: {told:?}");
+            }
+        }
+        assert_eq!(told(&workload("a", "203.0.113.7")), []);
+        let outside = told(&WEB.replace("spec:\n", "spec:\n  clusterIP: 203.0.113.7\n"));
+        assert!(outside[0].problem.text.contains("outside of the mesh's ranges"), "{outside:?}");
+        check(
+            &[("a.yaml", &WEB.replace("port: 80", "port: 80\n    targetPort: 14020"))],
+            expect![[r#"
+                a.yaml:8:5: warning: Service/shop/web: spec.ports[0].targetPort: 14020 is a port of the sidecar's own; a pod that has one is not reached there: 421 own_port
+                    write a port of the application
+            "#]],
+        );
+    }
+
+    #[test]
     fn an_allow_policy_without_rules_is_a_warning() {
         let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\nspec:\n  targetRefs:\n  - {kind: Service, name: web}\n  - {kind: Workload, name: gone}\n  action: ALLOW\n  rules: []\n";
         check(

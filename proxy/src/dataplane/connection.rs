@@ -26,7 +26,8 @@ use crate::base::drain::DrainGuard;
 use crate::base::net::BoxedIo;
 use crate::policy::authorization::Verdict;
 use crate::policy::{Peer, RuleName};
-use crate::snapshot::{AppProtocol, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport};
+use crate::snapshot::compile::is_own_port;
+use crate::snapshot::{AppProtocol, Backend, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport};
 use crate::telemetry::metrics::EgressVerdict;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::{Direction, Protocol};
@@ -397,6 +398,9 @@ async fn lookup(proxy: &Proxy, original: SocketAddr) -> Leads {
 fn known(snapshot: &Snapshot, original: SocketAddr) -> Option<Leads> {
     let outbound = &snapshot.outbound;
     if let Some(port) = outbound.services.get(&original) {
+        if leads_to_own_ports(port) {
+            return Some(Leads::Refused(Reject::OwnPort));
+        }
         return Some(Leads::Service(Arc::clone(port)));
     }
     if let Some(endpoint) = outbound.workloads.get(&original.ip()) {
@@ -433,11 +437,19 @@ fn inside(snapshot: &Snapshot, ip: IpAddr) -> bool {
 }
 
 fn own_port(address: SocketAddr) -> bool {
-    OWN_PORTS.contains(&address.port())
+    is_own_port(address.port())
 }
 
-/// Ports of the sidecar's own: outbound, inbound and administration. Nobody is proxied to them.
-const OWN_PORTS: [u16; 3] = [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INBOUND, proxy_common::PORT_ADMIN];
+/// Are ports of sidecars all that this port of a service leads to, whatever its rules say?
+fn leads_to_own_ports(port: &ServicePort) -> bool {
+    let own = |backend: &Backend| {
+        let own = |endpoint: &Arc<Endpoint>| own_port(endpoint.address) && matches!(endpoint.transport, Transport::MutualTls(_));
+        !backend.endpoints.is_empty() && backend.endpoints.iter().all(own)
+    };
+    own(&port.default_backend)
+        && port.rules.iter().all(|rule| rule.backends.iter().all(|backend| backend.backend.as_deref().is_some_and(own)))
+}
+
 /// How long the first use of a destination waits for the control plane's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Endpoints that an opaque connection tries to reach.

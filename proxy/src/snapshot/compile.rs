@@ -4,7 +4,7 @@
 //! A security policy that does not compile closes what it is for: who cannot be told whom to let in lets nobody in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::route_table::{self, Attached};
@@ -15,7 +15,7 @@ use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
 use crate::model::mesh::{Choice, MeshSpec};
 use crate::model::object::Object;
-use crate::model::service::ServiceSpec;
+use crate::model::service::{PortRef, ServiceSpec};
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::policy::limits::Limits;
@@ -186,16 +186,48 @@ pub(crate) fn addresses(service: &Object<ServiceSpec>) -> BTreeSet<IpAddr> {
     service.spec.addresses().filter_map(|address| address.parse().ok()).map(|address: IpAddr| address.to_canonical()).collect()
 }
 
+/// What an address is that stands for no host that others could reach, or for more than one; none where it may be a host's.
+fn no_host(address: IpAddr) -> Option<&'static str> {
+    let address = address.to_canonical();
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if address.is_unspecified() {
+        Some("no address at all")
+    } else if address.is_loopback() {
+        Some("a loopback address: on every machine it is the machine itself")
+    } else if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("the address of many, not of one")
+    } else if link_local {
+        Some("a link-local address: it means something on one link alone")
+    } else {
+        None
+    }
+}
+
+/// Is it a port of the sidecar's own, to which nobody is proxied: outbound, inbound, administration?
+pub(crate) fn is_own_port(port: u16) -> bool {
+    [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INBOUND, proxy_common::PORT_ADMIN].contains(&port)
+}
+
+/// What is said of a service that leads to one.
+pub(super) fn own_port_text(port: u16) -> String {
+    format!("{port} is a port of the sidecar's own; a pod that has one is not reached there: 421 own_port")
+}
+
 fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
     let at = FieldPath::root().field("spec");
     for address in service.spec.addresses() {
-        if address.parse::<IpAddr>().is_err() {
-            let field = if service.spec.cluster_ips.is_empty() { "clusterIP" } else { "clusterIPs" };
-            problems.refuse(
-                &at.field(field),
-                format!("{address:?} is not an IP address"),
-                "write one as 10.65.1.1, or leave it out",
-            );
+        let field = at.field(if service.spec.cluster_ips.is_empty() { "clusterIP" } else { "clusterIPs" });
+        let remedy = "write one as 10.65.1.1, or leave it out";
+        match address.parse::<IpAddr>() {
+            Ok(ip) => {
+                if let Some(what) = no_host(ip) {
+                    problems.refuse(&field, format!("{address} is {what}"), remedy);
+                }
+            }
+            Err(_not_one) => problems.refuse(&field, format!("{address:?} is not an IP address"), remedy),
         }
     }
     let mut seen = BTreeSet::new();
@@ -203,6 +235,18 @@ fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
         let at = at.field("ports").index(index);
         if port.port == 0 {
             problems.refuse(&at.field("port"), "0 is not a port", "write 1 to 65535");
+        }
+        let number = match &port.target_port {
+            None => Some(port.port),
+            Some(PortRef::Number(number)) => Some(*number),
+            Some(PortRef::Name(_)) => None,
+        };
+        if number == Some(0) && port.target_port.is_some() {
+            problems.refuse(&at.field("targetPort"), "0 is not a port", "write 1 to 65535, or a port's name");
+        }
+        if number.is_some_and(is_own_port) && port.is_tcp() {
+            let field = at.field(if port.target_port.is_some() { "targetPort" } else { "port" });
+            problems.warn(&field, own_port_text(number.unwrap_or_default()), "write a port of the application");
         }
         if !port.is_tcp() {
             problems.warn(&at.field("protocol"), "the port is not TCP and means nothing here", "leave it to others");
@@ -225,6 +269,12 @@ fn check_workload(workload: &Object<WorkloadSpec>, problems: &mut Problems) {
     let at = FieldPath::root().field("spec");
     if workload.spec.addresses.is_empty() {
         problems.refuse(&at.field("addresses"), "the workload has no address", "write at least one");
+    }
+    for (index, address) in workload.spec.addresses.iter().enumerate() {
+        if let Some(what) = no_host(*address) {
+            let at = at.field("addresses").index(index);
+            problems.refuse(&at, format!("{address} is {what}"), "write the address at which others reach it");
+        }
     }
     if let Err(error) = check_name(workload.spec.account()) {
         problems.refuse(&at.field("serviceAccount"), error.to_string(), "write the name of a service account");

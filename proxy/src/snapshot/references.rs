@@ -3,9 +3,11 @@
 //! Only who sees all resources can know it: the control plane and `outrigger check`. Everything here warns: what does not
 //! exist yet may come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use super::{compile, route};
 use crate::base::names::Named;
@@ -20,6 +22,7 @@ use crate::model::{Kind, Resource, ResourceKey, Resources};
 pub(super) fn check(resources: &Resources) -> Problems {
     let mut all = Problems::default();
     let mut addresses: BTreeMap<IpAddr, String> = BTreeMap::new();
+    let ranges = compile::mesh_of(resources).networks();
     let mut meshes = 0;
     for (key, resource) in &resources.by_key {
         let mut problems = Problems::of(key);
@@ -32,6 +35,7 @@ pub(super) fn check(resources: &Resources) -> Problems {
             }
             Resource::Service(service) => {
                 check_ports(resources, service, &mut problems);
+                check_ranges(&ranges, service, &mut problems);
                 taken(compile::addresses(service), "clusterIP", key, &mut addresses, &mut problems);
             }
             Resource::Workload(workload) => {
@@ -67,17 +71,33 @@ fn taken(
     }
 }
 
+/// An address outside of the mesh's ranges is called like any other while its service is known. Where it is not, as before
+/// the first answer of the control plane, it is an address outside of the mesh, and nothing keeps plaintext from it.
+fn check_ranges(ranges: &[IpNet], service: &Object<ServiceSpec>, problems: &mut Problems) {
+    for address in compile::addresses(service) {
+        if !ranges.iter().any(|range| range.contains(&address)) {
+            let text = format!("{address} is outside of the mesh's ranges: while it is not known, it is dialled as no service's");
+            let remedy = "leave it out, or write the range into the Mesh's ranges";
+            problems.warn(&FieldPath::root().field("spec").field("clusterIP"), text, remedy);
+        }
+    }
+}
+
 fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &mut Problems) {
     for (index, port) in object.spec.ports.iter().enumerate() {
         let Some(PortRef::Name(name)) = &port.target_port else { continue };
-        let mut selected = resources
-            .workloads_in(&object.metadata.namespace)
-            .filter(|workload| object.spec.selects(&workload.metadata.labels))
-            .peekable();
-        let is_there = selected.peek().is_none() || selected.any(|workload| workload.spec.port_named(name).is_some());
+        let workloads = resources.workloads_in(&object.metadata.namespace);
+        let mut selected = workloads.filter(|workload| object.spec.selects(&workload.metadata.labels)).peekable();
+        let nobody = selected.peek().is_none();
+        let numbers: BTreeSet<u16> = selected.filter_map(|workload| workload.spec.port_named(name)).collect();
+        let at = FieldPath::root().field("spec").field("ports").index(index).field("targetPort");
+        if let Some(own) = numbers.iter().find(|port| compile::is_own_port(**port)) {
+            problems.warn(&at, compile::own_port_text(*own), "name a port of the application");
+        }
+        let is_there = nobody || !numbers.is_empty();
         if !is_there {
             problems.warn(
-                &FieldPath::root().field("spec").field("ports").index(index).field("targetPort"),
+                &at,
                 format!("no workload that the service selects has a port {name:?}"),
                 "name the workload's port, or write its number",
             );

@@ -381,6 +381,16 @@ async fn who_dials_the_sidecar_itself_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_leads_to_a_sidecar_itself_is_refused_as_that() {
+    let mut own = service("own", "v1", 9);
+    own["spec"]["ports"][0]["targetPort"] = json!(14020);
+    let (world, web) = versions(&[own]);
+    let heard = ask(world.connect(&web, vip(9)), get("/")).await;
+    assert_eq!((heard.status, heard.reason()), (421, "own_port"));
+    assert!(world.dialled().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_dials_another_pods_sidecar_itself_is_told_so_by_the_own_one() {
     let (world, web) = versions(&[]);
     for port in [14001, 14006, 14020] {
