@@ -47,6 +47,8 @@ pub(crate) struct ApplyArgs {
 #[command(after_help = "Example:
   outrigger delete -f route.yaml
 
+A security policy that loses the Service that it is for is told of: what it protected may be open.
+
 Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 3 the control plane does not run, or
 its token may not be read.")]
 pub(crate) struct DeleteArgs {
@@ -79,11 +81,15 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<ExitCode, Failure> {
 pub(crate) fn delete(args: &DeleteArgs) -> Result<ExitCode, Failure> {
     let answer = change(&args.api, "/api/delete", &args.files)?;
     tell(&answer)?;
-    if answer.problems.is_empty() {
+    let (refusing, warning): (Vec<&Wrong>, Vec<&Wrong>) = answer.problems.iter().partition(|problem| problem.refuses);
+    for problem in warning {
+        warn(&format!("warning: {}", line(problem)));
+    }
+    if refusing.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     let first = if answer.results.is_empty() { "nothing was deleted" } else { "not everything was deleted" };
-    Err(Failure::refused(std::iter::once(first.to_owned()).chain(answer.problems.iter().map(line))))
+    Err(Failure::refused(std::iter::once(first.to_owned()).chain(refusing.into_iter().map(line))))
 }
 
 fn change(api: &ApiArgs, path: &str, files: &[PathBuf]) -> Result<Answer, Failure> {

@@ -18,9 +18,9 @@ use crate::control::api::Wrong;
 #[command(after_help = "Example:
   outrigger status -o json
 
-Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a pod's sidecar or the
-node agent is not connected, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not
-answer. With -o json, `unwell` lists it.")]
+Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for
+a Service that does not exist, a pod's sidecar or the node agent is not connected, a certificate has ended, or the
+authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.")]
 pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
@@ -173,6 +173,7 @@ fn unwell(answer: &Value) -> Vec<String> {
     let now = number(answer, "/control/now");
     let mut lines: Vec<String> =
         problems(answer).iter().filter(|problem| problem.refuses).map(|problem| format!("refused: {}", line(problem))).collect();
+    lines.extend(list(answer, "/withoutTarget").iter().filter_map(Value::as_str).map(str::to_owned));
     let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
     let ended = |item: &Value| item.pointer("/certificateExpires").and_then(Value::as_u64).is_some_and(|ends| ends <= now);
     let mut local = false;
@@ -266,6 +267,7 @@ mod tests {
             &|all| all["problems"]["list"][0]["refuses"] = true.into(),
             "refused: r.yaml:4:1: HTTPRoute/shop/r: spec: no such Service; create it",
         );
+        one(&|all| all["withoutTarget"] = json!(["the policy has none"]), "the policy has none");
         one(
             &|all| all["pods"][0]["connected"] = false.into(),
             "shop/web-1 is not connected: its sidecar keeps its last good configuration",

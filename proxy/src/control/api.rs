@@ -36,7 +36,7 @@ use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state::write_atomic;
 use crate::model::workload::WorkloadTransport;
 use crate::model::yaml::{self, Document};
-use crate::model::{Kind, Resource, ResourceKey};
+use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::snapshot::compile;
 
 /// What the API answers from.
@@ -365,8 +365,12 @@ impl Api {
         }
         let by_name: BTreeMap<String, _> = written.iter().map(|(key, written)| (key.to_string(), written)).collect();
         for problem in compile::check(&candidate).iter() {
-            let Some((name, document)) = by_name.get(&problem.resource) else { continue };
-            let found = wrong(problem, Some(format!("{name}:{}", document.position(&problem.at))));
+            let found = match by_name.get(&problem.resource) {
+                Some((name, document)) => wrong(problem, Some(format!("{name}:{}", document.position(&problem.at)))),
+                // Of two that want one address the other may be the one that is told; the change is the cause all the same.
+                None if problem.severity == Severity::Warns && names_one(&problem.text, &by_name) => wrong(problem, None),
+                None => continue,
+            };
             if !answer.problems.contains(&found) {
                 answer.problems.push(found);
             }
@@ -412,6 +416,7 @@ impl Api {
 
     fn delete(&self, texts: &[Text]) -> Answer {
         let mut answer = Answer::default();
+        let before = self.store.world().resources().clone();
         let mut changes = Vec::new();
         for text in texts {
             for document in yaml::read(&text.text) {
@@ -454,7 +459,34 @@ impl Api {
             }
         }
         answer.revision = self.store.apply(changes);
+        let left = compile::without_target(self.store.world().resources());
+        let lost = compile::without_target(&before);
+        answer.problems.extend(left.difference(&lost).map(|(policy, service)| target_lost(&before, policy, service)));
         answer
+    }
+}
+
+/// Does a text name one of these resources?
+fn names_one<T>(text: &str, by_name: &BTreeMap<String, T>) -> bool {
+    text.split_whitespace().any(|word| by_name.contains_key(word.trim_end_matches([',', ';', ':'])))
+}
+
+/// What is said of a security policy whose Service went.
+fn target_lost(before: &Resources, policy: &ResourceKey, service: &ResourceKey) -> Wrong {
+    let object = before.service(&service.name);
+    let pods = object.into_iter().flat_map(|object| {
+        let workloads = before.workloads_in(&service.name.namespace);
+        workloads.filter(|workload| object.spec.selects(&workload.metadata.labels)).map(|workload| workload.named().to_string())
+    });
+    let pods: Vec<String> = pods.take(PODS_TOLD).collect();
+    let pods = if pods.is_empty() { String::new() } else { format!("; it was for {}", pods.join(", ")) };
+    Wrong {
+        resource: Some(policy.to_string()),
+        place: None,
+        at: String::new(),
+        text: format!("{service} does not exist any more: {}{pods}", compile::unprotected(policy.kind)),
+        remedy: "bring the Service back, or name the pods as the policy's targets (kind: Workload)".to_owned(),
+        refuses: false,
     }
 }
 
@@ -525,6 +557,10 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
     let sidecars: BTreeMap<(String, String), SidecarReport> =
         api.sessions.sidecars().into_iter().map(|sidecar| ((sidecar.namespace.clone(), sidecar.name.clone()), sidecar)).collect();
     let world = api.store.world();
+    let without_target: Vec<String> = compile::without_target(world.resources())
+        .into_iter()
+        .map(|(policy, service)| format!("{policy}: {service} does not exist; {}", compile::unprotected(policy.kind)))
+        .collect();
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     let mut pods = Vec::new();
     for (key, resource) in &world.resources().by_key {
@@ -563,6 +599,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "warns": count(Severity::Warns),
             "list": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
         },
+        "withoutTarget": without_target,
         "pods": pods,
     }))
     .into_response()
@@ -589,6 +626,9 @@ pub(crate) fn kind_named(text: &str) -> Option<Kind> {
 
 /// What anybody on this machine may look at, so that a browser shows the dashboard.
 const OPEN: [&str; 3] = ["/", "/api/graph", "/ready"];
+
+/// How many pods a warning names.
+const PODS_TOLD: usize = 8;
 
 /// The longest that an answer is waited for.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -747,6 +787,37 @@ mod tests {
         let place = format!("{}:3:1", path.display());
         assert!(problem.refuses && problem.text.starts_with(&place), "{problem:?}");
         assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_security_policy_that_loses_its_service_is_told_of() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let policy = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec:\n  targetRefs: [{ kind: Service, name: web }]\n  action: DENY\n  rules: [{}]\n";
+        let pod = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec: { addresses: [10.64.0.9] }\n";
+        let service = SERVICE.replace("ports", "selector: { app: web }, ports");
+        let answer = api.apply(&texts(&(service.clone() + policy + pod)));
+        assert!(answer.problems.is_empty(), "{:?}", answer.problems);
+        let answer = api.delete(&texts(&service));
+        let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+        assert!(!problem.refuses && problem.resource.as_deref() == Some("AuthorizationPolicy/shop/gate"), "{problem:?}");
+        assert!(problem.text.contains("may be let in; it was for shop/web-1"), "{problem:?}");
+        // Both at once leave nothing behind.
+        api.apply(&texts(&service));
+        assert!(api.delete(&texts(&(service + policy))).problems.is_empty());
+    }
+
+    #[test]
+    fn a_problem_that_a_change_makes_for_another_document_is_told_with_the_change() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let service =
+            |name: &str| SERVICE.replace("name: web", &format!("name: {name}")).replace("ports", "clusterIP: 10.65.7.7, ports");
+        assert!(api.apply(&texts(&service("web"))).problems.is_empty());
+        for name in ["zoo", "api"] {
+            let answer = api.apply(&texts(&service(name)));
+            assert!(answer.problems.iter().any(|problem| problem.text.contains("10.65.7.7") && !problem.refuses), "{name}");
+        }
     }
 
     #[test]

@@ -107,6 +107,16 @@ pub(crate) fn references(resources: &Resources) -> Problems {
     references::check(resources)
 }
 
+/// The security policies of which a Service that they are for does not exist, each with that Service.
+pub(crate) fn without_target(resources: &Resources) -> BTreeSet<(ResourceKey, ResourceKey)> {
+    references::without_target(resources)
+}
+
+/// What it means that the target of such a policy does not exist.
+pub(crate) fn unprotected(policy: Kind) -> &'static str {
+    references::unprotected(policy)
+}
+
 /// The problems of one resource by itself.
 pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
     let mut problems = Problems::of(key);

@@ -119,9 +119,46 @@ fn check_targets(resources: &Resources, key: &ResourceKey, targets: &[TargetRef]
             let at = FieldPath::root().field("spec").field("targetRefs").index(index).field("name");
             let names = resources.of_kind(kind).filter(|(other, _)| other.name.namespace == key.name.namespace);
             let remedy = nearest(&target.name, names.map(|(other, _)| &*other.name.name));
-            problems.warn(&at, format!("{wanted} does not exist; the policy applies once it does"), remedy);
+            problems.warn(&at, format!("{wanted} does not exist; {}", unprotected(key.kind)), remedy);
         }
     }
+}
+
+/// What it means that the target of such a policy does not exist.
+pub(super) fn unprotected(policy: Kind) -> &'static str {
+    match policy {
+        Kind::AuthorizationPolicy => "the policy refuses nothing until it does: whom it kept out may be let in",
+        Kind::RequestAuthentication => "the policy demands no token until it does: requests without one may be let in",
+        Kind::PeerAuthentication => "the mode of the namespace or the mesh holds until it does",
+        Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => "the policy applies once it does",
+    }
+}
+
+/// The security policies of which a Service that they are for does not exist, each with that Service: what they protect is
+/// open, or soon will be. A Workload that is not there leaves nothing open.
+pub(super) fn without_target(resources: &Resources) -> BTreeSet<(ResourceKey, ResourceKey)> {
+    let refused = resources.refused.iter().filter_map(|(key, resource)| Some((key, resource.as_ref()?)));
+    let mut found = BTreeSet::new();
+    for (key, resource) in resources.by_key.iter().chain(refused) {
+        let targets = match resource.as_ref() {
+            Resource::AuthorizationPolicy(policy) => &policy.spec.target_refs,
+            Resource::RequestAuthentication(policy) => &policy.spec.target_refs,
+            Resource::PeerAuthentication(policy) => &policy.spec.target_refs,
+            Resource::Mesh(_)
+            | Resource::Service(_)
+            | Resource::Workload(_)
+            | Resource::HttpRoute(_)
+            | Resource::TrafficPolicy(_) => continue,
+        };
+        for target in targets.iter().filter(|target| target.kind == TargetKind::Service) {
+            let name = Named::new(Arc::clone(&key.name.namespace), target.name.as_str());
+            let wanted = ResourceKey { kind: Kind::Service, name };
+            if resources.get(&wanted).is_none() {
+                found.insert((key.clone(), wanted));
+            }
+        }
+    }
+    found
 }
 
 fn check_route(resources: &Resources, object: &Object<HttpRouteSpec>, problems: &mut Problems) {
