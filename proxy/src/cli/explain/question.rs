@@ -1,6 +1,7 @@
 //! The request that is asked about, and where its connection would go.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
@@ -43,6 +44,9 @@ impl Question {
             ),
             None => None,
         };
+        if !args.path.starts_with('/') {
+            return Err(invalid(format!("--path {:?} does not begin with '/'; write --path /{}", args.path, args.path)));
+        }
         let (path, query) = args.path.split_once('?').map_or((args.path.as_str(), None), |(path, query)| (path, Some(query)));
         let mut headers = HeaderMap::new();
         for line in &args.headers {
@@ -138,12 +142,9 @@ pub(super) fn destination<'a>(resources: &'a Resources, from: &Named, question: 
             let name = parts.next().unwrap_or_default();
             let namespace = parts.next().unwrap_or(&from.namespace);
             let named = Named::new(namespace, name);
-            resources.service(&named).ok_or_else(|| {
-                let names: Vec<String> = resources.services().map(|service| service.named().to_string()).collect();
-                let meant = nearest(&named.to_string(), names.iter().map(String::as_str));
-                let meant = meant.map(|name| format!("; did you mean Service/{name}?")).unwrap_or_default();
-                invalid(format!("there is no Service/{named}{meant}"))
-            })?
+            resources
+                .service(&named)
+                .ok_or_else(|| invalid(format!("there is no Service/{named}; {}", instead(resources, &named))))?
         }
     };
     let ports: Vec<u16> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port).collect();
@@ -158,6 +159,33 @@ pub(super) fn destination<'a>(resources: &'a Resources, from: &Named, question: 
     let address = compile::addresses(service).into_iter().next().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     Ok(Destination { address: SocketAddr::new(address, port), service: Some((service, port)) })
 }
+
+/// What there is instead of a service that is not there: one of the same name elsewhere, one of a like name, or all.
+fn instead(resources: &Resources, wanted: &Named) -> String {
+    let host = |service: &Object<ServiceSpec>| format!("{}.{}", service.metadata.name, service.metadata.namespace);
+    let elsewhere = resources.services().find(|service| *service.metadata.name == *wanted.name);
+    let here = |service: &&Object<ServiceSpec>| *service.metadata.namespace == *wanted.namespace;
+    let near = || {
+        let names = resources.services().filter(here).map(|service| service.metadata.name.as_str());
+        let near = nearest(&wanted.name, names)?;
+        resources.service(&Named::new(Arc::clone(&wanted.namespace), near))
+    };
+    if let Some(meant) = elsewhere.or_else(near) {
+        return format!("did you mean --to {}?", host(meant));
+    }
+    let mut all: Vec<&Object<ServiceSpec>> = resources.services().collect();
+    all.sort_by_key(|service| !here(service));
+    match all.len() {
+        0 => "there is none at all".to_owned(),
+        number => {
+            let more = if number > HOSTS_TOLD { ", …" } else { "" };
+            format!("there are {}{more}", all.into_iter().take(HOSTS_TOLD).map(host).collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// How many services an answer names.
+const HOSTS_TOLD: usize = 8;
 
 /// The largest token.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;

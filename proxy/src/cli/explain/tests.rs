@@ -162,7 +162,7 @@ fn addresses_ports_and_protocols_are_followed_too() {
     check(
         "--from shop/front-1 --to wep",
         expect![[r#"
-        Failure { code: 2, causes: ["there is no Service/shop/wep; did you mean Service/shop/web?"] }
+        Failure { code: 2, causes: ["there is no Service/shop/wep; did you mean --to web.shop?"] }
     "#]],
     );
     check(
@@ -178,6 +178,33 @@ fn addresses_ports_and_protocols_are_followed_too() {
             outcome         let in
         "#]],
     );
+}
+
+#[test]
+fn what_is_asked_wrongly_is_told_with_what_there_is() {
+    let failure = |line: &str, cause: &str| {
+        let line = std::iter::once("explain").chain(line.split(' '));
+        let args = Line::try_parse_from(line).unwrap().args;
+        let mut resources = Resources::default();
+        for document in yaml::read(SHOP) {
+            let resource = document.unwrap().resource;
+            resources.by_key.insert(resource.key(), Arc::new(resource));
+        }
+        let domain = args.trust_domain.parse().unwrap();
+        let mut told = Told::default();
+        let said = Question::read(&args)
+            .and_then(|question| explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told));
+        match said {
+            Ok(()) => assert!(told.refused && told.text().contains(cause), "{}", told.text()),
+            Err(failure) => assert_eq!(failure.causes, [cause]),
+        }
+    };
+    failure("--from shop/front-1 --to nosuch", "there is no Service/shop/nosuch; there are db.shop, web.shop, web-v2.shop");
+    failure("--from evil/a --to web", "there is no Service/evil/web; did you mean --to web.shop?");
+    failure("--from shop/front-1 --to web --path cart", "--path \"cart\" does not begin with '/'; write --path /cart");
+    failure("--from shop/front-1 --to web:99", "Service/shop/web has no TCP port 99, it has 80: 404 no_route");
+    failure("--from shop/front-1 --to 10.64.0.2:14020", "10.64.0.2:14020 is a port of its sidecar's own: 421 own_port");
+    failure("--from shop/front-1 --to 127.0.0.1:14001", "the caller's own sidecar: 421 own_port");
 }
 
 #[test]

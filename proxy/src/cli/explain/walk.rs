@@ -62,7 +62,13 @@ pub(super) fn explain(
         return Ok(());
     };
     let Some(port) = snapshot.outbound.services.get(&address) else {
-        told.refuse("to", format!("{} has no TCP port {number}: 503 no_configuration", service.key()), None);
+        let ports: Vec<_> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port.to_string()).collect();
+        let says = if ports.is_empty() {
+            format!("{} has no TCP port: 503 no_configuration", service.key())
+        } else {
+            format!("{} has no TCP port {number}, it has {}: 404 no_route", service.key(), ports.join(", "))
+        };
+        told.refuse("to", says, None);
         return Ok(());
     };
     told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
@@ -135,7 +141,9 @@ fn direct(
     question: &Question,
     told: &mut Told,
 ) {
-    if let Some(endpoint) = snapshot.outbound.workloads.get(&address.ip()) {
+    if address.ip().is_loopback() && compile::is_own_port(address.port()) {
+        told.refuse("to", format!("{address} is the caller's own sidecar: 421 own_port"), None);
+    } else if let Some(endpoint) = snapshot.outbound.workloads.get(&address.ip()) {
         told.say("to", format!("Workload/{} itself ({address})", endpoint.workload), None);
         let endpoint = Endpoint { address, ..endpoint.as_ref().clone() };
         arrive(resources, caller, &endpoint, question, told);
@@ -204,6 +212,12 @@ fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, quest
                 format!("{name} {} in plaintext: it has no sidecar, nothing is asked there", endpoint.address),
                 None,
             );
+            told.about(begin, &name);
+            return;
+        }
+        (Transport::MutualTls(_), caller) if compile::is_own_port(endpoint.address.port()) => {
+            let outcome = if caller.is_some() { "421 own_port" } else { "the connection is refused" };
+            told.refuse("endpoint", format!("{name} {} is a port of its sidecar's own: {outcome}", endpoint.address), None);
             told.about(begin, &name);
             return;
         }
