@@ -2,7 +2,7 @@
 //! workers are busy or stuck.
 //!
 //! Three doors, each with more behind it: what the network may see (`/metrics`, `/ready`), what whoever shares the loopback
-//! interface may see (`/snapshot`, `/connections`, `/log`), and what an operator may change (`POST /log`, `POST /drain`).
+//! interface may see (`/snapshot`, `/log`), and what an operator may change (`POST /log`, `POST /drain`).
 //! The last one is a Unix socket, for a pod's application shares its sidecar's loopback interface: the kernel says who calls
 //! (unix(7), `SO_PEERCRED`), and only root and the process's own user are let in. Every role uses this room.
 //!

@@ -25,11 +25,6 @@ pub(crate) trait Inspect: Send + Sync + 'static {
         None
     }
 
-    /// Connections that are open now.
-    fn connections(&self) -> Option<Value> {
-        None
-    }
-
     /// Finish what is under way and stop; `false` where this role has nothing to drain.
     fn drain(&self) -> bool {
         false
@@ -49,7 +44,6 @@ pub(crate) fn loopback(process: Arc<dyn Inspect>) -> Router {
         .route("/metrics", get(metrics))
         .route("/ready", get(ready))
         .route("/snapshot", get(snapshot))
-        .route("/connections", get(connections))
         .route("/log", get(show_log).post(changed_elsewhere))
         .route("/drain", post(changed_elsewhere))
         .with_state(process)
@@ -61,7 +55,6 @@ pub(crate) fn operator(process: Arc<dyn Inspect>) -> Router {
         .route("/metrics", get(metrics))
         .route("/ready", get(ready))
         .route("/snapshot", get(snapshot))
-        .route("/connections", get(connections))
         .route("/log", get(show_log).post(set_log))
         .route("/drain", post(drain))
         .with_state(process)
@@ -88,10 +81,6 @@ async fn ready(State(process): State<Arc<dyn Inspect>>) -> Response {
 
 async fn snapshot(State(process): State<Arc<dyn Inspect>>) -> Response {
     json(process.snapshot())
-}
-
-async fn connections(State(process): State<Arc<dyn Inspect>>) -> Response {
-    json(process.connections())
 }
 
 async fn show_log() -> String {
