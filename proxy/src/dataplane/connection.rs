@@ -75,11 +75,13 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         }
     };
     let limits = proxy.published.current().mesh.limits;
+    let begun = Instant::now();
     let (sniffed, first) = match read_first(&mut io, declared, limits.header_timeout).await {
         Ok(Some(read)) => read,
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Outbound, peer);
             record.protocol = Protocol::Unknown;
+            record.begun(begun);
             record.ends = Ends::of(&proxy, Direction::Outbound, None, original);
             return record.refused(&Reject::RequestTimeout);
         }
@@ -180,11 +182,13 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         return record.refused(&Reject::OwnPort);
     }
     let limits = proxy.published.current().mesh.limits;
+    let begun = Instant::now();
     let (sniffed, first) = match read_first(&mut io, declared_inbound(&proxy, original), limits.header_timeout).await {
         Ok(Some(read)) => read,
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
             record.protocol = Protocol::Unknown;
+            record.begun(begun);
             record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
             return record.refused(&Reject::RequestTimeout);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::Either;
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{Body, BodyFault, Replay};
@@ -178,10 +178,13 @@ pub(crate) async fn attempt(
         None => sending.await.map_err(classify),
     };
     let fault = if sent.is_err() { origin.and_then(|origin| origin.fault()) } else { None };
-    let sent = match fault {
+    let mut sent = match fault {
         Some(fault) => Err(Failed { reject: fault_of(fault), state: WireState::Sent }),
         None => sent,
     };
+    if let (Form::Link, Some(_), Ok(sent)) = (form, &head.upgrade, &mut sent) {
+        declined(&mut sent.response);
+    }
     if let (Upstream::Service(backend), Some(endpoint)) = (to, &endpoint) {
         report(proxy, backend, endpoint, &sent);
     }
@@ -225,6 +228,14 @@ async fn repeat(
     Err(SendError::Unread { source: unread })
 }
 
+/// Gives an application's answer to an upgrade that it did not take the status back that a link cannot carry.
+fn declined<B>(response: &mut Response<B>) {
+    let status = response.headers_mut().remove(STATUS).and_then(|status| StatusCode::from_bytes(status.as_bytes()).ok());
+    if let Some(status) = status {
+        *response.status_mut() = status;
+    }
+}
+
 /// The status by which a retry policy judges an answer: gRPC says in the head what HTTP says by 503.
 pub(crate) fn effective_status(status: StatusCode, headers: &HeaderMap) -> StatusCode {
     let unavailable = headers.get(&GRPC_STATUS).is_some_and(|grpc| grpc.as_bytes() == b"14");
@@ -260,6 +271,7 @@ pub(crate) fn refusal_of(error: ConnectError) -> Reject {
 fn fault_of(fault: BodyFault) -> Reject {
     match fault {
         BodyFault::Stalled => Reject::RequestTimeout,
+        BodyFault::Left => Reject::CallerLeft,
         BodyFault::Malformed => Reject::BadRequest("the body of the request is not valid"),
     }
 }
@@ -281,8 +293,11 @@ fn classify(error: SendError) -> Failed {
 fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Sent, Failed>) {
     let outcome = match sent {
         Ok(sent) if !effective_status(sent.response.status(), sent.response.headers()).is_server_error() => Outcome::Success,
-        // A limit of our own is not the endpoint's fault, nor is a caller that stands still.
-        Err(Failed { reject: Reject::BreakerRejected(_) | Reject::RequestTimeout | Reject::BadRequest(_), .. }) => return,
+        // A limit of our own is not the endpoint's fault, nor is a caller that stands still, breaks off or sends nonsense.
+        Err(Failed {
+            reject: Reject::BreakerRejected(_) | Reject::RequestTimeout | Reject::CallerLeft | Reject::BadRequest(_),
+            ..
+        }) => return,
         Ok(_) | Err(_) => Outcome::Failure,
     };
     let now = Instant::now();
@@ -366,6 +381,10 @@ fn protocol_of(token: &str) -> hyper::ext::Protocol {
 pub(crate) const HTTP_VERSION: HeaderName = HeaderName::from_static("outrigger-http-version");
 /// The token of an HTTP/1.1 upgrade that travels as extended CONNECT; in the answer, that it was accepted.
 pub(crate) const UPGRADE_TOKEN: HeaderName = HeaderName::from_static("outrigger-upgrade");
+/// The status of an answer in HTTP to the request for an upgrade: on a link a success would mean that the tunnel stands
+/// (RFC 8441 4), so such an answer crosses under [`CARRIER`].
+pub(crate) const STATUS: HeaderName = HeaderName::from_static("outrigger-status");
+pub(crate) const CARRIER: StatusCode = StatusCode::BAD_REQUEST;
 /// What gRPC says instead of a status.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How often a request is sent again that provably nobody read.

@@ -54,6 +54,8 @@ pub(crate) enum BodyFault {
     Stalled,
     /// Its chunks or lengths are not valid.
     Malformed,
+    /// It left before the end.
+    Left,
 }
 
 /// The caller's body, from which attempts read one after the other. Cheap to clone.
@@ -332,8 +334,8 @@ impl http_body::Body for Cursor {
                     }
                 },
                 Some(Err(error)) => {
-                    if matches!(&error, BodyError::Sender(error) if malformed(error)) {
-                        shared.fault = Some(BodyFault::Malformed);
+                    if let BodyError::Sender(error) = &error {
+                        shared.fault = Some(if malformed(error) { BodyFault::Malformed } else { BodyFault::Left });
                     }
                     shared.lost = true;
                     shared.copies.clear();

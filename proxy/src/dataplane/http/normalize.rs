@@ -10,12 +10,12 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Version};
 
-use super::attempt::{HTTP_VERSION, UPGRADE_TOKEN};
+use super::attempt::{HTTP_VERSION, STATUS, UPGRADE_TOKEN};
 use super::expect::{CONTINUE, EXPECT_TOKEN};
 use super::reject::{Limit, Reject};
 use super::spelling::{HEADER_NAMES, REASON_PHRASE};
@@ -228,6 +228,12 @@ fn upper_hex(nibble: u8) -> u8 {
 
 /// The protocol that a request asks to be upgraded to, where it does so validly (RFC 9110 7.8).
 pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    // A body would come before the other protocol, and a tunnel has no place for one. "A server MAY ignore a received Upgrade
+    // header field if it wishes to continue using the current protocol" (RFC 9110 7.8).
+    let body = headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if body {
+        return None;
+    }
     let asked = headers
         .get_all(CONNECTION)
         .iter()
@@ -235,8 +241,11 @@ pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
         .any(|value| value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")));
     let mut protocols = headers.get_all(UPGRADE).iter();
     let protocol = protocols.next().filter(|_| asked)?;
-    // HTTP/2 in clear by upgrade is deprecated (RFC 9113 3.1): the request is answered in HTTP/1.1 instead.
-    (protocols.next().is_none() && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+    // HTTP/2 in clear by upgrade is deprecated (RFC 9113 3.1), and TLS by upgrade (RFC 2817), which some clients offer with
+    // every request, has no place below mutual TLS: the request is answered in HTTP/1.1 instead.
+    let name = protocol.as_bytes();
+    let declined = name.eq_ignore_ascii_case(b"h2c") || name.get(..4).is_some_and(|begin| begin.eq_ignore_ascii_case(b"TLS/"));
+    (protocols.next().is_none() && !declined).then(|| protocol.clone())
 }
 
 /// Takes away what concerns only the connection on which a message came (RFC 9110 7.6.1).
@@ -253,7 +262,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .collect();
     // A caller must not have the message's own framing or target taken away. `TE: trailers` is looked at below.
-    let kept = [HOST, TE, http::header::CONTENT_LENGTH, http::header::TRAILER];
+    let kept = [HOST, TE, CONTENT_LENGTH, http::header::TRAILER];
     let own = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS];
     remove_in_order(headers, |name| own.contains(name) || (named.contains(name) && !kept.contains(name)));
     // "TE: trailers" is the one value that HTTP/2 carries (RFC 9113 8.2.2), and gRPC needs it.
@@ -321,7 +330,7 @@ pub(crate) fn strip_reserved(headers: &mut HeaderMap, except: Option<&HeaderName
 }
 
 /// What crosses a link.
-const CROSSING: [HeaderName; 6] = [HTTP_VERSION, UPGRADE_TOKEN, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
+const CROSSING: [HeaderName; 7] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
 /// Headers of this prefix are for sidecars alone.
 const RESERVED: &str = "outrigger-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

@@ -4,6 +4,7 @@
 //! caught in one place. `RoutePolicies` is taken apart without a rest, so that a new policy does not compile until it has
 //! its place here.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::attempt::{Failed, HTTP_VERSION, Head, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status};
+use super::attempt::{CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status};
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
 use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
 use super::normalize::{self, Target};
@@ -141,9 +142,10 @@ async fn line(
 
     // normalize
     if !connection.link {
-        normalize::within_limits(&parts, &connection.limits)?;
+        normalize::within_limits(&parts, &connection.limits).map_err(|reject| unread(record, &parts, reject))?;
     }
-    let Target { mut authority, path_and_query, ambiguous } = normalize::target(&parts)?;
+    let target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
+    let Target { mut authority, path_and_query, ambiguous } = target;
     if connection.link && !parts.headers.contains_key(http::header::HOST) && arrived(connection, &parts).0 == Version::HTTP_10 {
         // HTTP/2 needs a name; the caller gave none, and the application hears of none.
         authority = None;
@@ -162,7 +164,7 @@ async fn line(
     normalize::strip_hop_by_hop(&mut parts.headers);
     let token = if connection.link { parts.headers.get(EXPECT_TOKEN).cloned() } else { None };
     let spelling = if connection.link { Spelling::take(&parts.headers) } else { spelling };
-    normalize::take_reserved(&mut parts.headers, connection.link)?;
+    normalize::take_reserved(&mut parts.headers, connection.link).map_err(|reject| unread(record, &parts, reject))?;
 
     // snapshot
     let snapshot = proxy.published.current();
@@ -409,6 +411,14 @@ async fn line(
     })
 }
 
+/// Keeps what was asked for of a request that is refused before it was understood.
+fn unread(record: &mut Record, parts: &http::request::Parts, reject: Reject) -> Reject {
+    let host = || parts.headers.get(http::header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+    let authority = parts.uri.authority().map(|authority| Cow::Borrowed(authority.as_str())).or_else(host);
+    record.unread(&parts.method, &authority.unwrap_or_default(), parts.uri.path());
+    reject
+}
+
 /// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
 fn arrived(connection: &Connection, parts: &http::request::Parts) -> (Version, Option<HeaderValue>) {
     if !connection.link {
@@ -539,13 +549,6 @@ fn respond(
         return Reject::UpstreamReset.render(false);
     };
     let (mut parts, incoming) = sent.response.into_parts();
-    if connection.link && upgrade.is_some() && parts.status.is_success() {
-        // On the link a success means that the tunnel stands (RFC 8441 4), so an application that ignored the upgrade and
-        // answered in HTTP cannot be passed on. Any other answer can.
-        let reject = Reject::UpstreamProtocol;
-        record.refused(&reject, &reject.told());
-        return reject.render(false);
-    }
     if !normalize::decoded(&parts.headers) {
         let reject = Reject::UpstreamProtocol;
         record.refused(&reject, &reject.told());
@@ -570,6 +573,10 @@ fn respond(
     parts.version = Version::HTTP_11;
     record.answered(parts.status, &parts.headers);
     dress(&mut parts, spelling, phrase, connection.link, http1);
+    if connection.link && upgrade.is_some() && parts.status.is_success() {
+        parts.headers.insert(STATUS, HeaderValue::from(parts.status.as_u16()));
+        parts.status = CARRIER;
+    }
     if let Some(asked) = accepted {
         let theirs = parts.extensions.remove::<OnUpgrade>();
         let token = chosen.unwrap_or(asked);

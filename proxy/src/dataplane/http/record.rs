@@ -106,6 +106,12 @@ impl Record {
         self.trace = Some(trace);
     }
 
+    /// It was refused before it was understood: told as it came, and always.
+    pub(crate) fn unread(&mut self, method: &http::Method, authority: &str, path: &str) {
+        self.asked = Some(Box::new(Asked { method: method.clone(), authority: authority.into(), path: path.into() }));
+        self.logged = true;
+    }
+
     /// It is written to the access log, whatever was drawn.
     pub(crate) fn logged(&mut self, logged: bool) {
         self.logged = logged;
@@ -316,6 +322,12 @@ impl ConnectionRecord {
             counts: Arc::default(),
             ends: Ends::default(),
         }
+    }
+
+    /// It was accepted at this moment of the past.
+    pub(crate) fn begun(&mut self, at: Instant) {
+        self.started_wall = self.started_wall.saturating_sub(self.started.saturating_duration_since(at));
+        self.started = at;
     }
 
     /// It is open, between these ends, until the answer is dropped.

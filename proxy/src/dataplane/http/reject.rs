@@ -36,6 +36,8 @@ pub(crate) enum Reject {
     Flood(Flood),
     /// The client sent no request in time.
     RequestTimeout,
+    /// The client left in the middle of its request.
+    CallerLeft,
     /// A peer without mutual TLS, refused by this rule.
     PlaintextRefused(RuleName),
     /// The token was refused.
@@ -143,6 +145,7 @@ impl Reject {
             Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),
             Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::SlowReader, None),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
+            Self::CallerLeft => (StatusCode::BAD_REQUEST, CANCELLED, Reason::CallerLeft, None),
             Self::PlaintextRefused(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::PlaintextRefused, Some(rule)),
             Self::TokenRefused(refused) if refused.reason == TOKEN_MISSING => {
                 (StatusCode::UNAUTHORIZED, UNAUTHENTICATED, Reason::TokenMissing, Some(&refused.rule))
@@ -273,6 +276,7 @@ pub(crate) const REASON: HeaderName = HeaderName::from_static("outrigger-reason"
 /// What `grpc-message` escapes: everything but printable ASCII, and the percent sign.
 const MESSAGE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
 
+const CANCELLED: u32 = 1;
 const DEADLINE_EXCEEDED: u32 = 4;
 const PERMISSION_DENIED: u32 = 7;
 const RESOURCE_EXHAUSTED: u32 = 8;

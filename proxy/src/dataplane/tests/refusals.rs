@@ -206,3 +206,34 @@ async fn a_slow_upload_and_a_slow_answer_have_no_clock_of_a_head() {
     let heard = rest(&mut stream).await;
     assert!(heard.starts_with("HTTP/1.1 200") && heard.ends_with("20"), "{heard}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_none_is_the_callers_fault_and_ejects_nobody() {
+    let (world, web, api) = pair();
+    for (direction, proxy) in [("outbound", &web), ("inbound", &api)] {
+        for chunks in ["ZZ\r\n", "ffffffffffffffffff\r\n", "1\nx\n0\n\n", "1\r\nxx\r\n0\r\n\r\n"] {
+            for _ in 0..12 {
+                let mut stream = opened(&world, proxy, direction);
+                let request = format!("POST / HTTP/1.1\r\nhost: api.shop\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                let heard = rest(&mut stream).await;
+                assert!(heard.starts_with("HTTP/1.1 400"), "{direction} {chunks:?}: {heard}");
+                assert!(heard.contains("\r\noutrigger-reason: bad_request\r\n"), "{direction} {chunks:?}: {heard}");
+            }
+        }
+    }
+    assert!(!web.telemetry.metrics.render().lines().any(|line| line.starts_with("outrigger_ejections_total{")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_is_neither_path_nor_url_is_refused() {
+    let (world, web, _api) = pair();
+    for target in ["secret", "a:80"] {
+        let mut stream = opened(&world, &web, "outbound");
+        let request = format!("GET {target} HTTP/1.1\r\nhost: api.shop\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let heard = rest(&mut stream).await;
+        assert!(heard.starts_with("HTTP/1.1 400") && heard.contains("outrigger-reason: bad_request"), "{heard}");
+    }
+}
