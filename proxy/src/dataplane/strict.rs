@@ -2,7 +2,7 @@
 //! differently ends it with a panic.
 //!
 //! Sources: RFC 9112 2.2, 3, 5, 6 and 7.1; RFC 9113 8.2 and 8.3.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a broken promise is told by a panic")]
+#![expect(clippy::panic, reason = "a broken promise is told by a panic")]
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -243,9 +243,12 @@ fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
     field
 }
 
+/// A field's name and value.
+type Field<'a> = (&'a [u8], &'a [u8]);
+
 #[tokio::test(start_paused = true)]
 async fn what_http_2_can_carry_and_http_1_cannot_is_refused() {
-    let shapes: &[(&str, &[(&[u8], &[u8])], &[u8])] = &[
+    let shapes: &[(&str, &[Field<'_>], &[u8])] = &[
         ("a line break in a value", &[(b"x", b"a\r\nhidden: b")], b""),
         ("a line feed in a value", &[(b"x", b"a\nb")], b""),
         ("a carriage return in a value", &[(b"x", b"a\rb")], b""),
