@@ -138,9 +138,10 @@ async fn customer(mut socket: TcpStream, habits: Habits, dice: Dice, book: Book)
         let Ok(Ok(Some(id))) = timeout(idle, order(&mut socket, &mut bytes)).await else { return };
         *book.borrow_mut().entry(id).or_default() += 1;
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\ndone\n".as_slice();
-        let cut = if habits.anytime && dice.draw() < 0.1 { (dice.draw() * 60.0) as usize } else { usize::MAX };
-        let part = answer.get(..cut.min(answer.len())).unwrap_or(answer);
-        if socket.write_all(part).await.is_err() || cut < answer.len() {
+        // Some break off somewhere within the answer.
+        let cut = if habits.anytime && dice.draw() < 0.1 { (0..answer.len()).find(|_| dice.draw() < 0.05) } else { None };
+        let part = cut.and_then(|cut| answer.get(..cut)).unwrap_or(answer);
+        if socket.write_all(part).await.is_err() || cut.is_some() {
             return;
         }
     }
