@@ -320,6 +320,12 @@ impl PodBuilder<'_> {
         self
     }
 
+    /// The user that the program runs as.
+    #[must_use]
+    pub fn user(self, user: &str) -> Self {
+        self.argument("--user", user)
+    }
+
     /// A pod outside the mesh.
     #[must_use]
     pub fn outside(mut self) -> Self {

@@ -18,7 +18,7 @@ use std::process::Command;
 
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Gid, Signal, Uid};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags};
 
 /// What surrounds a process from its first instruction on.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Surroundings {
     /// In a mount namespace of its own, each second path shows what the first one holds.
     pub(crate) shown: Vec<(CString, CString)>,
     /// The user and group that it becomes, without any capability and without a way back.
-    pub(crate) confined_to: Option<u32>,
+    pub(crate) confined_to: Option<(u32, u32)>,
     /// Sent to it when its parent is gone.
     pub(crate) when_orphaned: Option<Signal>,
     /// Leads a session of its own: a terminal's signals pass it by.
@@ -125,8 +125,8 @@ fn enter(surroundings: &Surroundings) -> io::Result<()> {
     if *own_session {
         rustix::process::setsid()?;
     }
-    if let Some(id) = confined_to {
-        confine(*id)?;
+    if let Some((user, group)) = confined_to {
+        confine(*user, *group)?;
     }
     // After the change of user, which would reset it.
     if when_orphaned.is_some() {
@@ -145,7 +145,7 @@ fn close_from_three(flags: libc::c_uint) -> io::Result<()> {
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn confine(id: u32) -> io::Result<()> {
+fn confine(user: u32, group: u32) -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     for capability in 0..64_u32 {
         // SAFETY: takes plain numbers only. The kernel answers EINVAL for the first number that it has no capability for.
@@ -153,11 +153,14 @@ fn confine(id: u32) -> io::Result<()> {
             break;
         }
     }
-    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(group, group, group)?;
     // Leaving user 0 clears the permitted and the effective set.
     rustix::thread::set_thread_res_uid(user, user, user)?;
+    // What could be handed on to a program with capabilities of its own stayed.
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ mod pod;
 mod ports;
 mod run;
 mod up;
+mod user;
 mod visit;
 
 use std::ffi::OsString;
@@ -81,7 +82,11 @@ pub(crate) struct DownArgs {
   outrigger run web-1 -n shop --label app=web --port http:8080 -- python3 -m http.server 8080
 
 A local pod reaches the other pods, the services of the mesh and this machine, but not the internet: nothing translates its
-address, and only names of the mesh resolve (docs/operations.md).")]
+address, and only names of the mesh resolve (docs/operations.md).
+
+A pod has a network of its own, and shares processes, files and users with the machine: a program that root runs without
+--user is root on this machine, can enter other pods and read the mesh's keys. Give what you do not trust a user of its own
+(docs/security.md).")]
 pub(crate) struct RunArgs {
     /// The pod's name
     pub(crate) name: String,
@@ -100,6 +105,9 @@ pub(crate) struct RunArgs {
     /// An environment variable of the program
     #[arg(long = "env", value_name = "K=V")]
     pub(crate) env: Vec<String>,
+    /// The user that the program runs as, without any privilege; by default who runs this command
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
     /// A pod outside the mesh
     #[arg(long)]
     pub(crate) no_sidecar: bool,
@@ -119,6 +127,9 @@ pub(crate) struct ExecArgs {
     /// The pod's namespace
     #[arg(short, long, default_value = "default")]
     pub(crate) namespace: String,
+    /// The user that the command runs as, without any privilege; by default who runs this command, whoever the pod's program is
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,

@@ -16,6 +16,7 @@ use super::super::Failure;
 use super::cgroup;
 use super::links::{self, PodLink};
 use super::places::{PodPlaces, UpRecord, folder, runtime, sidecar_id};
+use super::user::User;
 use crate::base::clock::WallClock;
 use crate::base::state;
 use crate::model::address_book::{AddressBook, pod_addresses};
@@ -122,6 +123,7 @@ pub(crate) fn app_command(
     places: &PodPlaces,
     record: &PodRecord,
     command: &[OsString],
+    user: Option<&User>,
     when_orphaned: Option<Signal>,
 ) -> Result<Command, Failure> {
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::invalid(["no command; write it behind `--`"]))?;
@@ -143,9 +145,19 @@ pub(crate) fn app_command(
     }
     let mut child = Command::new(program);
     child.args(arguments).env_remove(super::detach::MARK);
+    if let Some(user) = user {
+        user.tell(&mut child);
+    }
     netns::surround(
         &mut child,
-        Surroundings { netns: netns.into(), cgroup, shown, confined_to: None, when_orphaned, own_session: false },
+        Surroundings {
+            netns: netns.into(),
+            cgroup,
+            shown,
+            confined_to: user.map(|user| (user.id, user.group)),
+            when_orphaned,
+            own_session: false,
+        },
     );
     Ok(child)
 }
@@ -186,7 +198,7 @@ pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command
             netns: netns.into(),
             cgroup,
             shown,
-            confined_to: Some(user),
+            confined_to: Some((user, user)),
             when_orphaned: Some(Signal::TERM),
             own_session: true,
         },

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use super::super::Failure;
 use super::places::{self, PodPlaces, UpRecord, runtime};
 use super::pod::{LocalPod, Wish, cannot};
+use super::user::User;
 use super::{RunArgs, cgroup, detach, dns, pod, visit};
 use crate::base::names::check_name;
 use crate::base::state;
@@ -36,6 +37,7 @@ use crate::telemetry::log::{self, LogFormat};
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let wish = wish(&args)?;
     let env = args.env.iter().map(|pair| split(pair, "--env", "K=V")).collect::<Result<Vec<_>, _>>()?;
+    let user = args.user.as_deref().map(User::find).transpose()?;
     let mesh = places::mesh()?;
     let places = PodPlaces::new(&mesh.state, &args.namespace, &args.name)?;
     let cgroup_root = cgroup_root()?;
@@ -48,7 +50,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     // What the supervisor has to say goes to the pod's log; the terminal is the program's.
     log::start(LogFormat::Text, "off").map_err(|error| Failure::environment(error, "report this"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(supervise(pod, &args, env, &mesh));
+    let outcome = runtime.block_on(supervise(pod, &args, Program { env, user }, &mesh));
     let removed = pod::remove(&places, &mesh.state, &cgroup_root);
     let code = outcome?;
     removed?;
@@ -83,7 +85,13 @@ fn take(places: &PodPlaces, mesh: &UpRecord, cgroup_root: &std::path::Path) -> R
     Ok(held)
 }
 
-async fn supervise(mut pod: LocalPod, args: &RunArgs, env: Vec<(String, String)>, mesh: &UpRecord) -> Result<ExitCode, Failure> {
+/// What was asked for the program beyond its command.
+struct Program {
+    env: Vec<(String, String)>,
+    user: Option<User>,
+}
+
+async fn supervise(mut pod: LocalPod, args: &RunArgs, program: Program, mesh: &UpRecord) -> Result<ExitCode, Failure> {
     // Signals first: from here one of them ends the pod in order.
     let mut signals = Signals::listen().map_err(|error| cannot("listen for signals", &error))?;
     let sockets = dns::Sockets::bind(&pod.netns).map_err(|error| cannot("answer for names inside the pod", &error))?;
@@ -105,7 +113,7 @@ async fn supervise(mut pod: LocalPod, args: &RunArgs, env: Vec<(String, String)>
             }
         }
     }
-    let outcome = run_app(&mut pod, args, env, mesh, &mut sidecar, &mut signals).await;
+    let outcome = run_app(&mut pod, args, program, mesh, &mut sidecar, &mut signals).await;
     // The program has ended; what it left running ends with it.
     if let Err(error) = cgroup::kill(&pod.record.cgroup.join("app")) {
         warn!(%error, "cannot end what the program left running");
@@ -117,13 +125,13 @@ async fn supervise(mut pod: LocalPod, args: &RunArgs, env: Vec<(String, String)>
 async fn run_app(
     pod: &mut LocalPod,
     args: &RunArgs,
-    env: Vec<(String, String)>,
+    program: Program,
     mesh: &UpRecord,
     sidecar: &mut Sidecar,
     signals: &mut Signals,
 ) -> Result<ExitCode, Failure> {
-    let mut command = pod::app_command(&pod.places, &pod.record, &args.command, Some(Signal::KILL))?;
-    command.envs(env);
+    let mut command = pod::app_command(&pod.places, &pod.record, &args.command, program.user.as_ref(), Some(Signal::KILL))?;
+    command.envs(program.env);
     if detach::is_detached() {
         let log = pod.places.log("");
         let out = File::options().create(true).append(true).open(&log).map_err(|error| cannot("open the pod's log", &error))?;
@@ -361,7 +369,8 @@ fn port(text: &str) -> Result<PodPort, Failure> {
         Some(_empty) => return Err(fail()),
         None => (rest, None),
     };
-    let port = number.parse().ok().filter(|port| *port != 0).ok_or_else(fail)?;
+    let not_a_port = || Failure::invalid([format!("--port {text:?}: {number:?} is not a port; write 1 to 65535")]);
+    let port = number.parse().ok().filter(|port| *port != 0).ok_or_else(not_a_port)?;
     check_name(name).map_err(|_not_a_name| fail())?;
     Ok(PodPort { name: name.to_owned(), port, app_protocol })
 }
@@ -426,6 +435,10 @@ mod tests {
         assert_eq!(port("api:9000:kubernetes.io/h2c").unwrap().app_protocol.as_deref(), Some("kubernetes.io/h2c"));
         for bad in ["8080", "http", "http:0", "http:70000", "http:80:", ":80", "HTTP:80"] {
             assert!(port(bad).is_err(), "{bad}");
+        }
+        for bad in ["http:99999", "http:0", "http:x"] {
+            let told = format!("{:?}", port(bad).unwrap_err());
+            assert!(told.contains("write 1 to 65535"), "{told}");
         }
     }
 

@@ -12,17 +12,19 @@ use super::super::{Failure, print};
 use super::places::{self, PodPlaces};
 use super::pod::cannot;
 use super::run::{cgroup_root, tell};
+use super::user::User;
 use super::{ExecArgs, StopArgs, cgroup, pod};
 use crate::base::units::Span;
 use crate::model::pod_record::PodRecord;
 
 /// Becomes the command: its input, outputs, signals and exit code are this process's own.
 pub(crate) fn exec(args: ExecArgs) -> Result<ExitCode, Failure> {
+    let user = args.user.as_deref().map(User::find).transpose()?;
     let (places, record) = find(&args.namespace, &args.name)?;
     if !places.started().exists() {
         return Err(Failure::environment(format!("the pod {} is still being started", places.pod), "try again in a moment"));
     }
-    let mut command = pod::app_command(&places, &record, &args.command, None)?;
+    let mut command = pod::app_command(&places, &record, &args.command, user.as_ref(), None)?;
     let error = command.exec();
     let program = args.command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     let code = match error.kind() {

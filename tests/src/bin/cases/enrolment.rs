@@ -31,6 +31,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "the_app_cannot_take_its_sidecars_place", run: |world, _| the_app(world) },
             Case { name: "another_listener_than_the_inbound_one_is_refused", run: |world, _| another_port(world) },
             Case { name: "the_user_of_one_sidecar_can_do_nothing_to_another_one", run: |world, _| other_users(world) },
+            Case { name: "a_program_with_a_user_of_its_own_has_no_privilege", run: |world, _| without_privilege(world) },
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
         ],
@@ -153,6 +154,45 @@ fn other_users(world: &World) -> Result<()> {
     let now = user_of(again)?;
     ensure!(now == same, "the sidecar was {same}, and is {now} after a restart");
     ensure!(state.join("operator.sock").exists(), "it does not stand in its state");
+    Ok(())
+}
+
+/// What root's programs may, and `--user` takes away: another pod's network and the mesh's token. Root does both, which shows
+/// that the ways are right.
+fn without_privilege(world: &World) -> Result<()> {
+    let token = world.mesh.token_file();
+    let other = format!("/run/netns/{}", world.web.name.network());
+    let ways = format!(
+        "id -u; id -G; echo home $HOME; grep -E '^(CapPrm|CapEff|CapBnd|NoNewPrivs):' /proc/self/status; \
+         cat {} >/dev/null 2>&1; echo token $?; nsenter --net={other} true 2>/dev/null; echo netns $?; sleep 100000",
+        token.display()
+    );
+    let lines = |pod: &Pod| {
+        wait_for("the program's words", PATIENCE, || {
+            let said = pod.log();
+            ensure!(said.contains("netns "), "so far: {said}");
+            Ok(said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>())
+        })
+    };
+    let of_root = world.mesh.pod("enrol/root").run(["sh", "-c", &ways])?;
+    let said = lines(&of_root)?;
+    ensure!(said.iter().any(|line| line == "token 0") && said.iter().any(|line| line == "netns 0"), "root: {said:?}");
+    let of_nobody = world.mesh.pod("enrol/nobody").user("nobody").run(["sh", "-c", &ways])?;
+    let said = lines(&of_nobody)?;
+    let zero = "0000000000000000";
+    for wanted in ["65534", &format!("CapPrm: {zero}"), &format!("CapEff: {zero}"), &format!("CapBnd: {zero}"), "NoNewPrivs: 1"] {
+        ensure!(said.iter().any(|line| line == wanted), "no line {wanted}: {said:?}");
+    }
+    ensure!(!said.iter().any(|line| line == "token 0" || line == "netns 0" || line == "home /root"), "nobody: {said:?}");
+    // It is a pod like any other, and so is a command inside it.
+    world.mesh.apply(&service("enrol", "web", 80, 8080))?;
+    until(&of_nobody, "http://web/", 200)?;
+    let mut inside =
+        e2e::mesh::outrigger(["exec", "nobody", "-n", "enrol", "--user", "12345:54321", "--", "sh", "-c", "id -u; id -G"]);
+    let said = finish(&mut inside, PATIENCE)?.ok()?;
+    ensure!(said == "12345\n54321\n", "{said}");
+    let root = finish(&mut e2e::mesh::outrigger(["run", "x", "--user", "root", "--", "true"]), PATIENCE)?;
+    ensure!(root.code == 2 && root.stderr.contains("--user"), "{}", root.all());
     Ok(())
 }
 
