@@ -16,9 +16,10 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::Failure;
-use super::local::{STATE, read_up_record};
+use super::local::{self, STATE, UpRecord, read_up_record};
 use crate::control::API_TOKEN;
 use crate::control::source::file::read_at_most;
 
@@ -97,31 +98,85 @@ fn objection(status: StatusCode, answer: &Value) -> Failure {
 
 fn call(api: &ApiArgs, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Value), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let credentials = api.credentials();
-    let api = api.address;
-    let answer = runtime.block_on(async {
-        tokio::time::timeout(ANSWER_MAX, async {
-            // Before the token is missed: where nobody listens, that is what to tell.
-            let stream = TcpStream::connect(api).await?;
-            match credentials {
-                Ok(credentials) => exchange(stream, api, credentials, method, path, body).await.map(Ok),
-                Err(failure) => Ok(Err(failure)),
+    // A change may take the control plane a while; what is only read is there.
+    let at_most = if method == Method::GET { READ_MAX } else { CHANGE_MAX } + within(path);
+    runtime.block_on(async {
+        let given_up = Instant::now() + RESTART_MAX;
+        loop {
+            let outcome = match tokio::time::timeout(at_most, ask(api, &method, path, &body)).await {
+                Ok(outcome) => outcome?,
+                Err(_elapsed) => Err(NotAnswered { reason: format!("nothing came for {} s", at_most.as_secs()), again: false }),
+            };
+            let supervisor = local::supervised(api.address);
+            match outcome {
+                Ok(answer) => return Ok(answer),
+                // Its supervisor starts it again in a moment.
+                Err(NotAnswered { again: true, .. }) if supervisor.is_some() && Instant::now() < given_up => {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(NotAnswered { reason, .. }) => return Err(unreachable(api.address, &reason, supervisor.as_ref())),
             }
-        })
-        .await
-    });
-    match answer {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => Err(unreachable(api, &format!("{error:#}"))),
-        Err(_elapsed) => Err(unreachable(api, "it took too long")),
+        }
+    })
+}
+
+/// Why there is no answer, and whether the same may be asked again: nothing was done.
+struct NotAnswered {
+    reason: String,
+    again: bool,
+}
+
+/// Asks once. A failure is one that asking again does not mend.
+async fn ask(
+    api: &ApiArgs,
+    method: &Method,
+    path: &str,
+    body: &[u8],
+) -> Result<Result<(StatusCode, Value), NotAnswered>, Failure> {
+    let stream = match TcpStream::connect(api.address).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            // Reset: it ended while the connection was still waiting to be taken.
+            let again = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset);
+            return Ok(Err(NotAnswered { reason: error.to_string(), again }));
+        }
+    };
+    // After the connection: where nobody listens, that is what to tell. And a control plane that has just been started has
+    // made a token of its own.
+    let credentials = api.credentials()?;
+    let shown = credentials.clone();
+    match exchange(stream, api.address, credentials, method.clone(), path, body.to_vec()).await {
+        Ok((StatusCode::UNAUTHORIZED, _)) if api.credentials().is_ok_and(|now| now != shown) => {
+            Ok(Err(NotAnswered { reason: "it made another token just now".to_owned(), again: true }))
+        }
+        Ok(answer) => Ok(Ok(answer)),
+        // Whether a change was made is not known. Applying the same documents twice does what doing it once does; deleting
+        // them twice fails.
+        Err(error) => {
+            let again = *method == Method::GET || path.starts_with("/api/apply");
+            Ok(Err(NotAnswered { reason: format!("{error:#}"), again }))
+        }
     }
 }
 
-fn unreachable(api: SocketAddr, reason: &str) -> Failure {
-    Failure::environment(
-        format!("the control plane does not answer at {api}: {reason}"),
-        "start the mesh with `outrigger up`, or name the API of a running one with --api",
-    )
+/// How long the control plane itself was asked to wait.
+fn within(path: &str) -> Duration {
+    let millis = path.split(['?', '&']).find_map(|part| part.strip_prefix("within=")?.parse().ok());
+    Duration::from_millis(millis.unwrap_or(0))
+}
+
+fn unreachable(api: SocketAddr, reason: &str, mesh: Option<&UpRecord>) -> Failure {
+    let what = format!("the control plane does not answer at {api}: {reason}");
+    match mesh {
+        Some(mesh) => Failure::environment(
+            what,
+            format!(
+                "the mesh is up, but its control plane hangs or is being started again; look into {}",
+                mesh.state.join("log/control.log").display()
+            ),
+        ),
+        None => Failure::environment(what, "start the mesh with `outrigger up`, or name the API of a running one with --api"),
+    }
 }
 
 async fn exchange(
@@ -159,7 +214,11 @@ async fn exchange(
     }
 }
 
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+const READ_MAX: Duration = Duration::from_secs(10);
+const CHANGE_MAX: Duration = Duration::from_secs(30);
+/// The supervisor starts a control plane that was killed again at once, and it is ready in less than a second.
+const RESTART_MAX: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(50);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 const TOKEN_BYTES_MAX: u64 = 4 << 10;
 /// Where `up` has the API served.
@@ -179,6 +238,22 @@ mod tests {
         assert_eq!(elsewhere.token_path(), None);
         let told = format!("{:?}", elsewhere.credentials().unwrap_err());
         assert!(told.contains("--token-file"), "{told}");
+    }
+
+    #[test]
+    fn what_the_control_plane_was_asked_to_wait_is_waited_for() {
+        assert_eq!(within("/api/proxies?revision=3&within=2500"), Duration::from_millis(2500));
+        assert_eq!(within("/api/status"), Duration::ZERO);
+    }
+
+    #[test]
+    fn where_no_mesh_is_up_nobody_is_waited_for_and_the_remedy_is_to_start_one() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let begun = Instant::now();
+        let told = format!("{:?}", get(&api(address, None), "/api/status").unwrap_err());
+        assert!(told.contains("outrigger up") && begun.elapsed() < Duration::from_secs(2), "{told}");
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub(crate) enum IdentityError {
         #[source]
         source: Box<spiffe::WorkloadApiError>,
     },
+    /// The Workload API answers, and gives nothing to this process.
+    #[error("the workload API at {path} refuses this process: {said}")]
+    Refused { path: String, said: String },
     /// The Workload API sent nothing to use.
     #[error("the workload API sent no certificate")]
     NoCertificate,
@@ -82,6 +85,21 @@ pub(crate) enum IdentityError {
     /// The Workload API vouches for another trust domain.
     #[error("the own identity {0} is not of trust domain {1}")]
     ForeignTrustDomain(SpiffeId, TrustDomain),
+}
+
+impl IdentityError {
+    fn of_workload_api(path: &std::path::Path, source: spiffe::WorkloadApiError) -> Self {
+        let path = path.display().to_string();
+        match source {
+            // The client keeps nothing of the answer but this.
+            spiffe::WorkloadApiError::NoIdentityIssued => {
+                Self::Refused { path, said: "no identity issued; it knows of no pod that this process is in".to_owned() }
+            }
+            spiffe::WorkloadApiError::PermissionDenied(said) => Self::Refused { path, said },
+            source if source.is_invalid_argument() => Self::Refused { path, said: source.to_string() },
+            source => Self::WorkloadApi { path, source: Box::new(source) },
+        }
+    }
 }
 
 impl Identity {
@@ -234,7 +252,7 @@ impl Identity {
     }
 
     async fn follow_once(&self, path: &std::path::Path) -> Result<u64, IdentityError> {
-        let failed = |source| IdentityError::WorkloadApi { path: path.display().to_string(), source: Box::new(source) };
+        let failed = |source| IdentityError::of_workload_api(path, source);
         let client = spiffe::WorkloadApiClient::connect_to(format!("unix:{}", path.display())).await.map_err(failed)?;
         let mut contexts = std::pin::pin!(client.stream_x509_contexts().await.map_err(failed)?);
         let mut updates = 0;
@@ -379,6 +397,14 @@ mod tests {
 
     fn said(error: &std::io::Error) -> String {
         format!("{error:?}")
+    }
+
+    #[test]
+    fn a_refusal_of_the_workload_api_is_told_as_one() {
+        let told = |source| IdentityError::of_workload_api(std::path::Path::new("/run/w.sock"), source).to_string();
+        assert!(told(spiffe::WorkloadApiError::NoIdentityIssued).contains("refuses this process: no identity issued"));
+        assert!(told(spiffe::WorkloadApiError::PermissionDenied("not you".into())).ends_with("refuses this process: not you"));
+        assert!(told(spiffe::WorkloadApiError::EmptyResponse).contains("is the node agent running?"));
     }
 
     #[tokio::test]

@@ -323,7 +323,7 @@ fn plain(word: &str) -> &str {
         "bool" => "true or false",
         "i8" | "i16" | "i32" | "i64" => "a whole number",
         "u8" => "a whole number from 0 to 255",
-        "u16" => "a whole number from 0 to 65535",
+        "u16" => "a whole number from 1 to 65535",
         "u32" => "a whole number from 0 to 4294967295",
         "u64" | "usize" => "a whole number from 0 on",
         "f32" | "f64" | "floating point" => "a number",
@@ -578,7 +578,7 @@ mod tests {
                 8:42 Refuses: 101 is not a percentage; write a number from 0 to 100 [TrafficPolicy/default/t] +body
                 8:42 Refuses: "half" is not a number; write one [TrafficPolicy/default/t] +body
                 8:27 Refuses: the value is empty; write a text, or leave the field out [TrafficPolicy/default/t] +body
-                8:27 Refuses: "65536" is not a whole number from 0 to 65535; write one [TrafficPolicy/default/t] +body
+                8:27 Refuses: "65536" is not a whole number from 1 to 65535; write one [TrafficPolicy/default/t] +body
             "#]],
         );
         check_all(
@@ -597,8 +597,8 @@ mod tests {
                 5:9 Refuses: "STRICT" is not a value of this field; did you mean "Strict"? known here: Strict, Permissive [PeerAuthentication/default/p] +body
                 3:18 Refuses: "Web" is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit, as web-1
                 7:17 Refuses: 70000 is not a port; write 1 to 65535, or a port's name [Service/default/web] +body
-                6:11 Refuses: "-80" is not a whole number from 0 to 65535; write one [Service/default/web] +body
-                6:14 Refuses: "65536" is not a whole number from 0 to 65535; write one [Service/default/web] +body
+                6:11 Refuses: "-80" is not a whole number from 1 to 65535; write one [Service/default/web] +body
+                6:14 Refuses: "65536" is not a whole number from 1 to 65535; write one [Service/default/web] +body
                 4:20 Refuses: "10.64.0.300" is not an IP address; write one as 10.64.0.5 or fd64::5 [Workload/default/w] +body
                 4:45 Refuses: "maybe" is not true or false; write true or false [Workload/default/w] +body
                 7:3 Refuses: "ports" is there twice; keep one of the two

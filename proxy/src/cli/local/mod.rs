@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 pub(crate) use down::down;
-pub(crate) use places::{STATE, read_up_record};
+pub(crate) use places::{STATE, UpRecord, read_up_record, supervised};
 pub(crate) use visit::stop;
 
 use super::Failure;

@@ -197,6 +197,17 @@ pub(crate) fn read_up_record() -> Option<UpRecord> {
     serde_json::from_slice(&std::fs::read(runtime("up.json")).ok()?).ok()
 }
 
+/// The mesh that is up and serves its API at `api`.
+pub(crate) fn supervised(api: SocketAddr) -> Option<UpRecord> {
+    let record = read_up_record().filter(|record| record.api == format!("http://{api}"))?;
+    let alive = match take_mesh_lock() {
+        Ok(free) => free.is_none(),
+        // The lock is root's; others see the process.
+        Err(_not_ours) => Path::new("/proc").join(record.supervisor.to_string()).exists(),
+    };
+    alive.then_some(record)
+}
+
 /// Where the mesh keeps its state: the one that is up, or was last.
 pub(crate) fn known_state() -> PathBuf {
     read_up_record().map_or_else(|| STATE.into(), |record| record.state)
