@@ -147,6 +147,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Lint => lint::run(root, test::LeftOut::IsNamed),
         Command::Ci => {
             lint::run(root, test::LeftOut::Fails)?;
+            fuzz::run(root, &fuzz::Wish::default())?;
             test::run(root, false, test::LeftOut::Fails)
         }
         Command::Setup => setup::run(root, setup::Need::Everything),
