@@ -60,8 +60,9 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     let path = request.uri.path();
     let (path, ambiguous) = if path == "*" { (Cow::Borrowed(path), false) } else { normal_path(path) };
     let path_and_query = match (path, request.uri.path_and_query()) {
-        // As usual nothing changed, and the text is shared with the request.
-        (Cow::Borrowed(_), Some(path_and_query)) => path_and_query.clone(),
+        // As usual nothing changed, and the text is shared with the request. A URL without a path is written with one (RFC
+        // 9110 4.2.3): by itself, its text would be none or begin with the question mark.
+        (Cow::Borrowed(_), Some(written)) if written.as_str().starts_with(['/', '*']) => written.clone(),
         (path, _) => {
             let text = match request.uri.query() {
                 Some(query) => format!("{path}?{query}"),
@@ -429,6 +430,11 @@ mod tests {
                 ambiguous: false
             }
         );
+        for (url, written) in [("http://a", "/"), ("http://a?b", "/?b"), ("http://a#b", "/"), ("http://a/c#b", "/c"), ("*", "*")]
+        {
+            let request = request(http::Request::get(url).header("host", "a"));
+            assert_eq!(target(&request).unwrap().path_and_query.as_str(), written, "{url}");
+        }
         assert_eq!(host("web.shop:8080"), "web.shop");
         assert_eq!(host("[::1]:80"), "[::1]");
         assert_eq!(host("[::1]"), "[::1]");
