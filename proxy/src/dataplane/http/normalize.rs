@@ -60,8 +60,10 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     let path = request.uri.path();
     let (path, ambiguous) = if path == "*" { (Cow::Borrowed(path), false) } else { normal_path(path) };
     let path_and_query = match (path, request.uri.path_and_query()) {
-        // As usual nothing changed, and the text is shared with the request. A URL without a path is written with one (RFC
-        // 9110 4.2.3): by itself, its text would be none or begin with the question mark.
+        // A URL without a path is written with one (RFC 9110 4.2.3). Its own text says `/` too where it is none at all, and
+        // is written as nothing by itself.
+        (Cow::Borrowed(_), Some(written)) if written.as_str() == "/" => PathAndQuery::from_static("/"),
+        // As usual nothing changed, and the text is shared with the request.
         (Cow::Borrowed(_), Some(written)) if written.as_str().starts_with(['/', '*']) => written.clone(),
         (path, _) => {
             let text = match request.uri.query() {
@@ -433,7 +435,7 @@ mod tests {
         for (url, written) in [("http://a", "/"), ("http://a?b", "/?b"), ("http://a#b", "/"), ("http://a/c#b", "/c"), ("*", "*")]
         {
             let request = request(http::Request::get(url).header("host", "a"));
-            assert_eq!(target(&request).unwrap().path_and_query.as_str(), written, "{url}");
+            assert_eq!(http::Uri::from(target(&request).unwrap().path_and_query).to_string(), written, "{url}");
         }
         assert_eq!(host("web.shop:8080"), "web.shop");
         assert_eq!(host("[::1]:80"), "[::1]");
