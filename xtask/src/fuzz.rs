@@ -14,8 +14,8 @@ use crate::{Stop, shell};
 /// What a run of the fuzz targets is asked for.
 #[derive(clap::Args)]
 pub(crate) struct Wish {
-    /// How long each target runs, in seconds
-    #[arg(long, default_value_t = SECONDS, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    /// How long each target runs, in seconds; 0 runs the corpus once
+    #[arg(long, default_value_t = SECONDS, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     seconds: u64,
     /// Where chance begins; 0 begins somewhere else each time
     #[arg(long, default_value_t = SEED)]
@@ -27,10 +27,10 @@ pub(crate) struct Wish {
     target: Vec<String>,
 }
 
-impl Default for Wish {
-    /// What CI runs: all of them.
-    fn default() -> Self {
-        Self { seconds: SECONDS, seed: SEED, keep: false, target: Vec::new() }
+impl Wish {
+    /// What CI runs: all of them, on what is committed and on nothing that chance adds.
+    pub(crate) fn corpus() -> Self {
+        Self { seconds: 0, seed: SEED, keep: false, target: Vec::new() }
     }
 }
 
@@ -123,6 +123,9 @@ fn start(root: &Path, name: &str, wish: &Wish) -> Result<Child> {
     std::fs::create_dir_all(&broken)?;
     let log = std::fs::File::create(root.join(format!("target/fuzz/{name}.log")))?;
     let mut command = program(root, name);
+    if wish.seconds == 0 {
+        command.arg("-runs=0");
+    }
     command.arg(format!("-max_total_time={}", wish.seconds)).arg(format!("-seed={}", wish.seed)).arg("-print_final_stats=1");
     command.arg(format!("-artifact_prefix={}/{name}-", broken.display()));
     command.arg(&work).arg(committed(root, name));

@@ -94,7 +94,7 @@ enum Command {
     Tidy,
     /// Formatting, clippy with warnings as errors, generated code, licences and sources (cargo-deny)
     Lint,
-    /// What CI runs: lint, each fuzz target for a minute, then test
+    /// What CI runs: lint, each fuzz target on its corpus, then test
     Ci,
     /// Install what tests and demo need; third-party programs are unpacked under target/, nothing is started
     Setup,
@@ -147,7 +147,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Lint => lint::run(root, test::LeftOut::IsNamed),
         Command::Ci => {
             lint::run(root, test::LeftOut::Fails)?;
-            fuzz::run(root, &fuzz::Wish::default())?;
+            fuzz::run(root, &fuzz::Wish::corpus())?;
             test::run(root, false, test::LeftOut::Fails)
         }
         Command::Setup => setup::run(root, setup::Need::Everything),

@@ -156,7 +156,8 @@ pub(crate) fn app_command(
             shown,
             confined_to: user.map(|user| (user.id, user.group)),
             when_orphaned,
-            own_session: false,
+            // Without privileges and with root's terminal, a program could type into root's shell (TIOCSTI).
+            own_session: user.is_some(),
         },
     );
     Ok(child)

@@ -398,7 +398,7 @@ pub(crate) fn tell(text: &str) {
     drop(io::Write::write_all(&mut io::stderr().lock(), text.as_bytes()));
 }
 
-fn exit_code(status: ExitStatus) -> u8 {
+pub(super) fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(u8::MAX)
 }

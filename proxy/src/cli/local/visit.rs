@@ -11,21 +11,30 @@ use tokio::time::Instant;
 use super::super::{Failure, print};
 use super::places::{self, PodPlaces};
 use super::pod::cannot;
-use super::run::{cgroup_root, tell};
+use super::run::{cgroup_root, exit_code, tell};
 use super::user::User;
 use super::{ExecArgs, StopArgs, cgroup, pod};
 use crate::base::units::Span;
 use crate::model::pod_record::PodRecord;
 
-/// Becomes the command: its input, outputs, signals and exit code are this process's own.
+/// Becomes the command: its input, outputs, signals and exit code are this process's own. A command of another user has a
+/// session of its own, which a process group's leader cannot begin: it is a child, and ends with this process.
 pub(crate) fn exec(args: ExecArgs) -> Result<ExitCode, Failure> {
     let user = args.user.as_deref().map(User::find).transpose()?;
     let (places, record) = find(&args.namespace, &args.name)?;
     if !places.started().exists() {
         return Err(Failure::environment(format!("the pod {} is still being started", places.pod), "try again in a moment"));
     }
-    let mut command = pod::app_command(&places, &record, &args.command, user.as_ref(), None)?;
-    let error = command.exec();
+    let when_orphaned = user.is_some().then_some(Signal::TERM);
+    let mut command = pod::app_command(&places, &record, &args.command, user.as_ref(), when_orphaned)?;
+    let error = if user.is_some() {
+        match command.status() {
+            Ok(status) => return Ok(ExitCode::from(exit_code(status))),
+            Err(error) => error,
+        }
+    } else {
+        command.exec()
+    };
     let program = args.command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     let code = match error.kind() {
         io::ErrorKind::NotFound => 127,

@@ -51,6 +51,15 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         return Err(Reject::BadRequest("a target that is neither a path nor a URI"));
     }
     let authority = authority(request)?;
+    // The codec of HTTP/2 takes several, and one that is no number; to HTTP/1 behind us it would be a second framing (RFC 9110
+    // 8.6).
+    if request.version == Version::HTTP_2 {
+        let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
+        let valid = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+        if lengths.next().is_some_and(|length| !valid(length)) || lengths.next().is_some() {
+            return Err(Reject::BadRequest("the Content-Length is not valid, or there are several"));
+        }
+    }
     if !decoded(&request.headers) {
         return Err(Reject::TransferCoding);
     }
@@ -233,8 +242,7 @@ fn upper_hex(nibble: u8) -> u8 {
 pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // A body would come before the other protocol, and a tunnel has no place for one. "A server MAY ignore a received Upgrade
     // header field if it wishes to continue using the current protocol" (RFC 9110 7.8).
-    let body = headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-    if body {
+    if headers.contains_key(TRANSFER_ENCODING) || headers.contains_key(CONTENT_LENGTH) {
         return None;
     }
     let asked = headers
@@ -436,6 +444,13 @@ mod tests {
         {
             let request = request(http::Request::get(url).header("host", "a"));
             assert_eq!(http::Uri::from(target(&request).unwrap().path_and_query).to_string(), written, "{url}");
+        }
+        for lengths in [["5", "5"].as_slice(), &["", ""], &[""], &["+1"], &["1, 1"]] {
+            let mut odd = request(http::Request::post("http://a/").version(Version::HTTP_2));
+            for length in lengths {
+                odd.headers.append(CONTENT_LENGTH, HeaderValue::from_str(length).unwrap());
+            }
+            assert!(matches!(target(&odd), Err(Reject::BadRequest(_))), "{lengths:?}");
         }
         assert_eq!(host("web.shop:8080"), "web.shop");
         assert_eq!(host("[::1]:80"), "[::1]");

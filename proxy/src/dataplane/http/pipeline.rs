@@ -422,7 +422,9 @@ fn unread(record: &mut Record, parts: &http::request::Parts, reject: Reject) -> 
 /// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
 fn arrived(connection: &Connection, parts: &http::request::Parts) -> (Version, Option<HeaderValue>) {
     if !connection.link {
-        let upgrade = if parts.version == Version::HTTP_11 { normalize::upgrade_of(&parts.headers) } else { None };
+        // The method of another request would be lost: across a link an upgrade is an extended CONNECT, which stands for GET.
+        let may = parts.version == Version::HTTP_11 && parts.method == Method::GET;
+        let upgrade = if may { normalize::upgrade_of(&parts.headers) } else { None };
         return (parts.version, upgrade);
     }
     let version = match parts.headers.get(HTTP_VERSION).map(HeaderValue::as_bytes) {

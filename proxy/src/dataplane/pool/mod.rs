@@ -326,10 +326,20 @@ impl Pool {
         self.tasks.spawn(async move {
             let _slot = slot;
             let mut connection = std::pin::pin!(connection);
+            // The codec wakes nobody here when the peer's settings come, so they are asked for until then.
+            let mut ask = tokio::time::interval(SETTINGS_ASK);
+            let mut asks = SETTINGS_ASKS;
             let ended = std::future::poll_fn(|cx| {
                 let polled = connection.as_mut().poll(cx);
-                if connection.is_extended_connect_protocol_enabled() {
-                    told.send_if_modified(|is| !std::mem::replace(is, true));
+                while asks > 0 {
+                    if connection.is_extended_connect_protocol_enabled() {
+                        told.send_replace(true);
+                        asks = 0;
+                    } else if ask.poll_tick(cx).is_ready() {
+                        asks -= 1;
+                    } else {
+                        break;
+                    }
                 }
                 polled
             });
@@ -480,3 +490,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(5);
 /// How long a peer's first settings are waited for.
 const SETTINGS_MAX: Duration = Duration::from_secs(1);
+/// How often they are looked for meanwhile.
+const SETTINGS_ASK: Duration = Duration::from_millis(2);
+const SETTINGS_ASKS: u32 = 500;

@@ -394,7 +394,9 @@ async fn an_upgrade_that_the_application_does_not_take_is_answered_in_http() {
     for world in [pair(), hop()] {
         let request = "GET /ws HTTP/1.1\r\nHost: api.shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         let answer = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Kept: 1\r\n\r\nhello";
+        let begun = tokio::time::Instant::now();
         let (seen, heard) = exchange(&world, request, "\r\n\r\n", answer, "hello").await;
+        assert!(begun.elapsed() < Duration::from_millis(100), "a fresh link: {:?}", begun.elapsed());
         assert!(seen.to_lowercase().contains("upgrade: websocket"), "{seen}");
         assert!(heard.starts_with("HTTP/1.1 200 OK\r\n") && heard.ends_with("\r\n\r\nhello"), "{heard}");
         assert!(heard.contains("X-Kept: 1") && !heard.contains("outrigger-"), "{heard}");
@@ -402,13 +404,17 @@ async fn an_upgrade_that_the_application_does_not_take_is_answered_in_http() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_offer_of_tls_or_with_a_body_is_left_aside() {
-    for (head, body) in [("Upgrade: TLS/1.2\r\n", ""), ("Upgrade: websocket\r\nContent-Length: 2\r\n", "ab")] {
-        let request = format!("POST / HTTP/1.1\r\nHost: api.shop\r\nConnection: Upgrade\r\n{head}\r\n{body}");
+async fn an_offer_of_tls_or_with_a_body_or_for_another_method_is_left_aside() {
+    for (method, head, body) in [
+        ("GET", "Upgrade: TLS/1.2\r\n", ""),
+        ("GET", "Upgrade: websocket\r\nContent-Length: 2\r\n", "ab"),
+        ("DELETE", "Upgrade: websocket\r\n", ""),
+    ] {
+        let request = format!("{method} / HTTP/1.1\r\nHost: api.shop\r\nConnection: Upgrade\r\n{head}\r\n{body}");
         let end = if body.is_empty() { "\r\n\r\n" } else { "ab" };
         let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         let (seen, heard) = exchange(&pair(), &request, end, answer, "ok").await;
-        assert!(!seen.to_lowercase().contains("upgrade"), "{seen}");
+        assert!(seen.starts_with(method) && !seen.to_lowercase().contains("upgrade"), "{seen}");
         assert!(heard.starts_with("HTTP/1.1 200 OK\r\n"), "{heard}");
     }
 }

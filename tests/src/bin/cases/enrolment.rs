@@ -191,6 +191,16 @@ fn without_privilege(world: &World) -> Result<()> {
         e2e::mesh::outrigger(["exec", "nobody", "-n", "enrol", "--user", "12345:54321", "--", "sh", "-c", "id -u; id -G"]);
     let said = finish(&mut inside, PATIENCE)?.ok()?;
     ensure!(said == "12345\n54321\n", "{said}");
+    // At a terminal of root's, it has none: on one it could type into root's shell.
+    let mut line = e2e::mesh::outrigger(["exec", "nobody", "-n", "enrol", "--user", "nobody", "--"]);
+    line.args(["sh", "-c", "'(true </dev/tty) 2>/dev/null && echo terminal $? || echo none; exit 7'"]);
+    let words = std::iter::once(line.get_program()).chain(line.get_args()).map(|word| word.to_string_lossy());
+    let words = words.collect::<Vec<_>>().join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words, "/dev/null"]);
+    terminal.envs(line.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let said = finish(&mut terminal, PATIENCE)?;
+    ensure!(said.code == 7 && said.stdout.trim() == "none", "{}", said.all());
     let root = finish(&mut e2e::mesh::outrigger(["run", "x", "--user", "root", "--", "true"]), PATIENCE)?;
     ensure!(root.code == 2 && root.stderr.contains("--user"), "{}", root.all());
     Ok(())

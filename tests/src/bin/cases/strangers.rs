@@ -85,7 +85,9 @@ fn malformed(world: &World) -> Result<()> {
     let large = format!("x-large: {}", "y".repeat(100_000));
     let long = "z".repeat(100_000);
     for (pod, base) in [(&world.client, "http://web".to_owned()), (&world.outsider, format!("http://{address}:8080"))] {
-        let cases: [(&[&str], &str, u16, &str, &str); 3] = [
+        let cases: [(&[&str], &str, u16, &str, &str); 5] = [
+            (&["-H", "Host:"], "/hostless", 400, "bad_request", "no Host"),
+            (&["-H", "outrigger-upgrade: x"], "/reserved", 400, "reserved_header", "outrigger-upgrade"),
             (&["-H", &large], "/", 431, "headers_too_large", "larger than 65536 bytes"),
             (&[], &format!("/{long}"), 414, "uri_too_long", "longer than 65534 bytes"),
             (&["-H", "content-length: 1", "-H", "Content-Length: 2"], "/", 400, "bad_request", "Content-Length"),
@@ -105,10 +107,14 @@ fn malformed(world: &World) -> Result<()> {
     wait_for("the access log", PATIENCE, || {
         let text = std::fs::read_to_string(&log).with_context(|| format!("no {}", log.display()))?;
         let peer = format!("\"peer\":\"{}:", world.outsider.address()?);
-        for reason in ["headers_too_large", "uri_too_long", "bad_request"] {
+        for reason in ["headers_too_large", "uri_too_long", "bad_request", "reserved_header"] {
             let reason = format!("\"reason\":\"{reason}\"");
             let told = |line: &str| line.contains(&reason) && line.contains(&peer) && line.contains("\"door/web\"");
             ensure!(text.lines().any(told), "no line with {reason} and {peer}: {text}");
+        }
+        // What was refused before it was understood is told as it came.
+        for path in ["/hostless", "/reserved"] {
+            ensure!(text.contains(&format!("\"path\":\"{path}\"")), "no line with {path}: {text}");
         }
         Ok(())
     })
