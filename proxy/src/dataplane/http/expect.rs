@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -45,8 +45,8 @@ type Asking<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Expectation {
     body: RequestBody,
-    /// Who is to be told beside the body.
-    asker: Option<Arc<Notify>>,
+    /// Who is to be told beside the body. The codec may keep this longer than the request lives, so it holds no token.
+    asker: Option<Weak<Notify>>,
 }
 
 impl Entry {
@@ -66,7 +66,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut by_token = self.proxy.waiting.by_token.lock();
-        // One is the map's, one is this, and the expectation of the request may have a third.
+        // One is the map's, one is this; a third is the other side's.
         if Arc::strong_count(&self.notify) <= 2 {
             by_token.remove(&self.key);
         }
@@ -81,13 +81,13 @@ impl Expectation {
         let expects = head.version == Version::HTTP_11
             && head.upgrade.is_none()
             && head.headers.get(http::header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        (expects && body.hold()).then(|| Self { body: body.clone(), asker: asker.map(|entry| Arc::clone(&entry.notify)) })
+        (expects && body.hold()).then(|| Self { body: body.clone(), asker: asker.map(|entry| Arc::downgrade(&entry.notify)) })
     }
 
     /// The body is wanted.
     pub(crate) fn met(&self) {
         self.body.release();
-        if let Some(asker) = &self.asker {
+        if let Some(asker) = self.asker.as_ref().and_then(Weak::upgrade) {
             asker.notify_one();
         }
     }

@@ -8,7 +8,9 @@
 //! acknowledged when the end of the stream is read, and its host then answers the request with a reset and still no
 //! acknowledgement, the socket was gone when the request came: nobody read it. It did not happen and is sent again,
 //! whatever its method. A reset without a FIN before it proves nothing, since a process that dies after its work sends
-//! one too; neither does an end that comes after an acknowledgement, nor one of a server that only stopped writing.
+//! one too; neither does an end that comes after an acknowledgement, nor one of a server that only stopped writing. One thing
+//! is assumed: that a server which stopped writing, and so can answer nothing more, does not read another request, carry it
+//! out and reset the connection within the time for which its kernel delays acknowledgements.
 //!
 //! Invariants: a connection whose peer closed, or spoke out of turn, as far as this host knows carries no request; what
 //! a connection proves is decided by the first thing that ended it and never revised.
