@@ -70,6 +70,8 @@ reasons! {
     TooManyResets = "too_many_resets", Caller;
     /// The caller sent too many frames of HTTP/2 that carry nothing.
     TooManyFrames = "too_many_frames", Caller;
+    /// The caller had too many requests under way on one connection of HTTP/2.
+    TooManyStreams = "too_many_streams", Caller;
     /// The caller read nothing of its answer for too long.
     SlowReader = "slow_reader", Caller;
     /// The caller left before the answer was complete.

@@ -1,5 +1,6 @@
 //! Stands between an HTTP/2 client and the codec and counts what the codec does not: frames that carry nothing, heads that
-//! do not end, requests that are taken back, and a client that reads nothing.
+//! do not end, requests that are taken back, and a client that reads nothing. What the codec writes passes here as well, so
+//! that what it refuses by itself is seen ([`Unseen`]).
 //!
 //! Sources: RFC 9113 4.1 (the nine bytes before each frame), 6 (their types) and 10.5; CVE-2023-44487, CVE-2019-9512, -9515.
 //! Invariant: no byte is changed, held back or kept. What comes after a breach is not read any more.
@@ -16,7 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::cut::{
+    CONTINUATION, Cut, Cutter, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM, WINDOW_UPDATE,
+};
 use super::reject::{Flood, Limit, Reject};
+use super::unseen::{Unseen, Written};
 use crate::dataplane::wire::Wire;
 use crate::policy::limits::Limits;
 
@@ -41,6 +46,7 @@ pub(crate) struct Traffic {
     /// All that was written went out: whatever comes next begins a frame.
     between_frames: AtomicBool,
     late: Mutex<Option<Stands>>,
+    unseen: Unseen,
 }
 
 /// Why a client of HTTP/2 is not waited for any longer.
@@ -62,12 +68,13 @@ struct Window(Mutex<(Instant, u32)>);
 pub(crate) struct Framed {
     io: Wire,
     traffic: Arc<Traffic>,
-    /// Bytes of the preface or of a payload that are passed over.
-    skip: usize,
-    head: [u8; 9],
-    have: usize,
-    /// What is passed over ends a head.
+    read: Cutter,
+    /// What is passed over ends a head, or the preface.
     ends_head: bool,
+    /// The head that is being read: its stream, its bytes on the wire.
+    stream: u32,
+    head_bytes: usize,
+    written: Written,
 }
 
 /// A request that is made and not answered yet. Whoever takes it back at once is counted.
@@ -112,6 +119,7 @@ impl Traffic {
             blocked: AtomicBool::new(false),
             between_frames: AtomicBool::new(false),
             late: Mutex::new(None),
+            unseen: Unseen::default(),
         })
     }
 
@@ -127,7 +135,18 @@ impl Traffic {
 
     /// A request begins.
     pub(crate) fn asked(self: &Arc<Self>) -> Unanswered {
+        self.unseen.asked();
         Unanswered { traffic: Arc::clone(self), since: Instant::now(), answered: false }
+    }
+
+    /// A request that the codec refused and nobody else saw. To be asked after the codec was polled, until there is none.
+    pub(crate) fn refused_unseen(&self) -> Option<Reject> {
+        self.unseen.take(&self.limits)
+    }
+
+    /// The codec ended the connection in peace although there is a request that nobody saw.
+    pub(crate) fn left_unseen(&self) -> bool {
+        self.unseen.left()
     }
 
     /// Whom the connection waits for, and a number that changes whenever anything moves.
@@ -250,52 +269,42 @@ impl Drop for Unanswered {
 impl Framed {
     /// Counts the frames of a stream that begins with the preface.
     pub(crate) fn new(io: Wire, traffic: Arc<Traffic>) -> Self {
-        Self { io, traffic, skip: PREFACE_BYTES, head: [0; 9], have: 0, ends_head: true }
+        let read = Cutter::new(PREFACE_BYTES);
+        Self { io, traffic, read, ends_head: true, stream: 0, head_bytes: 0, written: Written::new() }
     }
 
     fn take(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let part = self.skip.min(bytes.len());
-                self.skip -= part;
-                bytes = bytes.get(part..).unwrap_or_default();
-                if self.skip == 0 && self.ends_head {
-                    self.ends_head = false;
-                    self.traffic.head.store(false, Ordering::Relaxed);
-                }
-                continue;
-            }
-            let Some((byte, rest)) = bytes.split_first() else { return };
-            if let Some(place) = self.head.get_mut(self.have) {
-                *place = *byte;
-            }
-            self.have += 1;
-            bytes = rest;
-            if self.have == self.head.len() {
-                self.have = 0;
-                self.frame();
+        while let Some(cut) = self.read.next(&mut bytes) {
+            match cut {
+                Cut::Frame(frame) => self.frame(frame),
+                Cut::End if self.ends_head => self.head_ended(),
+                Cut::End => {}
             }
         }
     }
 
-    /// The nine bytes before a frame are there.
-    fn frame(&mut self) {
-        let [high, middle, low, kind, flags, ..] = self.head;
-        self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+    fn frame(&mut self, frame: Frame) {
+        let Frame { length, kind, flags, stream, code: _ } = frame;
         match kind {
             HEADERS | CONTINUATION => {
                 match kind {
-                    CONTINUATION => one_more(&self.traffic.continuations),
+                    CONTINUATION => {
+                        one_more(&self.traffic.continuations);
+                        self.head_bytes = self.head_bytes.saturating_add(length);
+                    }
                     _headers => {
                         one_more(&self.traffic.heads);
                         self.traffic.continuations.store(0, Ordering::Relaxed);
+                        (self.stream, self.head_bytes) = (stream, length);
                     }
                 }
-                self.ends_head = flags & END_HEADERS != 0 && self.skip > 0;
-                let open = flags & END_HEADERS == 0 || self.skip > 0;
-                self.traffic.head.store(open, Ordering::Relaxed);
+                self.traffic.head.store(true, Ordering::Relaxed);
+                self.ends_head = flags & END_HEADERS != 0;
+                if self.ends_head && length == 0 {
+                    self.head_ended();
+                }
             }
-            DATA if self.skip > 0 || flags & END_STREAM != 0 => {}
+            DATA if length > 0 || flags & END_STREAM != 0 => {}
             // These are answers to what was sent, or say something about a stream.
             RST_STREAM => one_more(&self.traffic.taken_back),
             WINDOW_UPDATE => {}
@@ -309,6 +318,12 @@ impl Framed {
                 }
             }
         }
+    }
+
+    fn head_ended(&mut self) {
+        self.ends_head = false;
+        self.traffic.head.store(false, Ordering::Relaxed);
+        self.traffic.unseen.head(self.stream, self.head_bytes);
     }
 }
 
@@ -329,12 +344,23 @@ impl AsyncRead for Framed {
 }
 
 impl Framed {
-    fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
+    /// So many bytes of these were written, or none yet.
+    fn wrote<'a>(&mut self, written: &Poll<io::Result<usize>>, bytes: impl IntoIterator<Item = &'a [u8]>) {
         let blocked = written.is_pending();
-        if !blocked {
-            self.traffic.moved();
-        }
+        self.traffic.between_frames.store(false, Ordering::Relaxed);
         self.traffic.blocked.store(blocked, Ordering::Relaxed);
+        if blocked {
+            return;
+        }
+        self.traffic.moved();
+        if let Poll::Ready(Ok(count)) = written {
+            let mut left = *count;
+            for part in bytes {
+                let part = part.get(..left.min(part.len())).unwrap_or_default();
+                left -= part.len();
+                self.written.take(part, &self.traffic.unseen);
+            }
+        }
     }
 }
 
@@ -342,16 +368,14 @@ impl AsyncWrite for Framed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let written = Pin::new(&mut this.io).poll_write(cx, buf);
-        this.traffic.between_frames.store(false, Ordering::Relaxed);
-        this.wrote(&written);
+        this.wrote(&written, [buf]);
         written
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
-        this.traffic.between_frames.store(false, Ordering::Relaxed);
-        this.wrote(&written);
+        this.wrote(&written, bufs.iter().map(|buf| &**buf));
         written
     }
 
@@ -396,13 +420,4 @@ const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);
 /// A request that is taken back sooner was hardly meant.
 const AT_ONCE: Duration = Duration::from_secs(1);
-const PREFACE_BYTES: usize = 24;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 const ENHANCE_YOUR_CALM: u8 = 11;

@@ -2,6 +2,7 @@
 
 pub(crate) mod attempt;
 pub(crate) mod body;
+mod cut;
 pub(crate) mod expect;
 pub(crate) mod frames;
 pub(crate) mod guard;
@@ -13,4 +14,5 @@ pub(crate) mod reject;
 pub(crate) mod series;
 pub(crate) mod server;
 pub(crate) mod spelling;
+mod unseen;
 pub(crate) mod upgrade;

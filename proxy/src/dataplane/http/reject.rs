@@ -101,6 +101,8 @@ pub(crate) enum Flood {
     EmptyData,
     /// It spread one head over more frames than the codec takes.
     Continuations,
+    /// It had more requests under way at once.
+    Streams(u32),
 }
 
 /// What is told about a refusal.
@@ -240,6 +242,7 @@ impl Flood {
         match self {
             Self::Resets(_) | Self::PendingResets(_) | Self::ErrorResets(_) => Reason::TooManyResets,
             Self::ControlFrames(_) | Self::EmptyData | Self::Continuations => Reason::TooManyFrames,
+            Self::Streams(_) => Reason::TooManyStreams,
         }
     }
 
@@ -251,6 +254,9 @@ impl Flood {
             Self::ErrorResets(limit) => format!("more than {limit} streams of the client broke the rules (errorResets)"),
             Self::ControlFrames(limit) => {
                 format!("the client sent more than {limit} frames that carry nothing within ten seconds (controlFrames)")
+            }
+            Self::Streams(limit) => {
+                format!("the client has more than {limit} requests under way on one connection (concurrentStreams)")
             }
             Self::EmptyData => return Cow::Borrowed("the client sent too many empty DATA frames"),
             Self::Continuations => return Cow::Borrowed("the client spread one head over too many frames"),

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, StatusCode};
@@ -164,6 +165,7 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let mut served = Box::pin(served);
     let mut clock = frames::Clock::start(&traffic);
     let mut stopping = false;
+    let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
     let driven = async {
         loop {
             tokio::select! {
@@ -171,6 +173,9 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 biased;
                 ended = &mut served => break Some(ended),
                 () = traffic.breached() => break None,
+                reject = poll_fn(|_cx| traffic.refused_unseen().map_or(Poll::Pending, Poll::Ready)) => {
+                    refused(&connection, protocol, &reject);
+                }
                 stands = poll_fn(|cx| clock.poll_late(&traffic, cx)) => match stands {
                     // Requests that are under way may end; nobody else is waited for.
                     Stands::Idle if !stopping => {
@@ -193,7 +198,9 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let ended = wire.clone().drive(driven).await;
     let late = traffic.is_late();
     drop(served);
-    let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
+    while let Some(reject) = traffic.refused_unseen() {
+        refused(&connection, protocol, &reject);
+    }
     if let Some(flood) = traffic.breach() {
         let reject = Reject::Flood(flood);
         refused(&connection, protocol, &reject);
@@ -207,6 +214,10 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
         Some(Stands::Head) => return refused(&connection, protocol, &Reject::RequestTimeout),
         Some(Stands::Reader) => return refused(&connection, protocol, &Reject::SlowReader),
         Some(Stands::Idle) | None => {}
+    }
+    if let (Some(Ok(())), false, true) = (&ended, stopping, traffic.left_unseen()) {
+        // The codec leaves without a word when a CONNECT says how long its body is.
+        return refused(&connection, protocol, &Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let Some(Err(error)) = ended else { return };
     tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");

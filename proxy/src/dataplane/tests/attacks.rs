@@ -26,7 +26,7 @@ const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 /// `:method GET`, `:scheme http`, `:path /`, `:authority api.shop` in HPACK.
-const HEAD: &[u8] = b"\x82\x86\x84\x01\x08api.shop";
+pub(super) const HEAD: &[u8] = b"\x82\x86\x84\x01\x08api.shop";
 /// The same with POST.
 const POST_HEAD: &[u8] = b"\x83\x86\x84\x01\x08api.shop";
 

@@ -9,5 +9,6 @@ mod outbound;
 mod refusals;
 mod smuggling;
 mod trust;
+mod unseen;
 
 use super::world;
