@@ -47,7 +47,7 @@ pub(crate) struct ApplyArgs {
 #[command(after_help = "Example:
   outrigger delete -f route.yaml
 
-A security policy that loses the Service that it is for is told of: what it protected may be open.
+A security policy that loses the Service that it is for is told of; it goes on covering what the Service led to.
 
 Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 3 the control plane does not run, or
 its token may not be read.")]

@@ -37,7 +37,7 @@ use crate::base::state::write_atomic;
 use crate::model::workload::WorkloadTransport;
 use crate::model::yaml::{self, Document};
 use crate::model::{Kind, Resource, ResourceKey, Resources};
-use crate::snapshot::compile;
+use crate::snapshot::{compile, kept};
 
 /// What the API answers from.
 pub(crate) struct Api {
@@ -232,7 +232,12 @@ async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> R
             let body = world.body(key)?;
             let mut document = serde_json::from_str::<Value>(&body.json).ok()?;
             let origin = world.origin(key).map(ToString::to_string);
-            document.as_object_mut()?.insert("status".to_owned(), standing(key, &body.version, origin, &problems, &sidecars));
+            let mut standing = standing(key, &body.version, origin, &problems, &sidecars);
+            // What the control plane added to the document stays with it.
+            if let (Some(standing), Some(kept)) = (standing.as_object_mut(), document.pointer("/status/kept")) {
+                standing.insert("kept".to_owned(), kept.clone());
+            }
+            document.as_object_mut()?.insert("status".to_owned(), standing);
             Some(document)
         })
         .collect();
@@ -358,13 +363,14 @@ impl Api {
             }
         }
         // What the documents would be beside everything that is there.
-        let mut candidate = self.store.world().resources().clone();
+        let mut candidate = self.store.world().clone();
+        candidate.coverage_mut().released();
         for (key, (_, document)) in &written {
-            compile::forget(&mut candidate, key);
-            candidate.by_key.insert(key.clone(), Arc::new(document.resource.clone()));
+            let form = Form::Read(Arc::new(document.resource.clone()));
+            candidate.apply(Change::Put { key: key.clone(), form, origin: Origin::Applied(self.stored(key)) });
         }
         let by_name: BTreeMap<String, _> = written.iter().map(|(key, written)| (key.to_string(), written)).collect();
-        for problem in compile::check(&candidate).iter() {
+        for problem in compile::check(candidate.resources()).iter() {
             let found = match by_name.get(&problem.resource) {
                 Some((name, document)) => wrong(problem, Some(format!("{name}:{}", document.position(&problem.at)))),
                 // Of two that want one address the other may be the one that is told; the change is the cause all the same.
@@ -375,6 +381,21 @@ impl Api {
                 answer.problems.push(found);
             }
         }
+        answer.problems.extend(candidate.coverage_mut().released().iter().flat_map(|(policy, forms)| {
+            let place = by_name
+                .get(&policy.to_string())
+                .map(|(name, document)| format!("{name}:{}", document.position(&FieldPath::root())));
+            let resource = candidate.resources().get(policy);
+            let lost = resource.map(|resource| kept::beyond(candidate.resources(), resource, forms)).unwrap_or_default();
+            lost.into_iter().map(move |(service, covered)| Wrong {
+                resource: Some(policy.to_string()),
+                place: place.clone(),
+                at: String::new(),
+                text: format!("the policy was changed: it lets go of {covered}, to which Service/{service} led before"),
+                remedy: "target those pods (kind: Workload) where it is to go on covering them".to_owned(),
+                refuses: false,
+            })
+        }));
         answer.revision = self.store.world().revision();
         if answer.problems.iter().any(|problem| problem.refuses) {
             return answer;
@@ -461,7 +482,8 @@ impl Api {
         answer.revision = self.store.apply(changes);
         let left = compile::without_target(self.store.world().resources());
         let lost = compile::without_target(&before);
-        answer.problems.extend(left.difference(&lost).map(|(policy, service)| target_lost(&before, policy, service)));
+        let new = left.into_iter().filter(|(policy, _)| !lost.contains_key(policy));
+        answer.problems.extend(new.map(|((policy, service), means)| target_lost(&before, &policy, &service, means)));
         answer
     }
 }
@@ -472,7 +494,7 @@ fn names_one<T>(text: &str, by_name: &BTreeMap<String, T>) -> bool {
 }
 
 /// What is said of a security policy whose Service went.
-fn target_lost(before: &Resources, policy: &ResourceKey, service: &ResourceKey) -> Wrong {
+fn target_lost(before: &Resources, policy: &ResourceKey, service: &ResourceKey, means: &str) -> Wrong {
     let object = before.service(&service.name);
     let pods = object.into_iter().flat_map(|object| {
         let workloads = before.workloads_in(&service.name.namespace);
@@ -484,7 +506,7 @@ fn target_lost(before: &Resources, policy: &ResourceKey, service: &ResourceKey) 
         resource: Some(policy.to_string()),
         place: None,
         at: String::new(),
-        text: format!("{service} does not exist any more: {}{pods}", compile::unprotected(policy.kind)),
+        text: format!("{service} does not exist any more: {means}{pods}"),
         remedy: "bring the Service back, or name the pods as the policy's targets (kind: Workload)".to_owned(),
         refuses: false,
     }
@@ -559,7 +581,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
     let world = api.store.world();
     let without_target: Vec<String> = compile::without_target(world.resources())
         .into_iter()
-        .map(|(policy, service)| format!("{policy}: {service} does not exist; {}", compile::unprotected(policy.kind)))
+        .map(|((policy, service), means)| format!("{policy}: {service} does not exist; {means}"))
         .collect();
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     let mut pods = Vec::new();
@@ -801,10 +823,93 @@ mod tests {
         let answer = api.delete(&texts(&service));
         let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
         assert!(!problem.refuses && problem.resource.as_deref() == Some("AuthorizationPolicy/shop/gate"), "{problem:?}");
-        assert!(problem.text.contains("may be let in; it was for shop/web-1"), "{problem:?}");
+        assert!(problem.text.contains("goes on covering what it led to, and nothing else; it was for shop/web-1"), "{problem:?}");
         // Both at once leave nothing behind.
         api.apply(&texts(&service));
         assert!(api.delete(&texts(&(service + policy))).problems.is_empty());
+    }
+
+    const POD: &str = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec: { addresses: [10.64.0.9] }\n";
+
+    #[test]
+    fn who_changes_a_service_does_not_take_its_policy_off_the_pods() {
+        let state = tempfile::tempdir().unwrap();
+        let policy = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec:\n  targetRefs: [{ kind: Service, name: web }]\n  action: DENY\n  rules: [{}]\n";
+        let service = SERVICE.replace("ports", "selector: { app: web }, ports");
+        let decides = |api: &Api, port: u16| {
+            // What the pod's sidecar is sent, and what it makes of it.
+            let pod = "shop/web-1".parse().unwrap();
+            let world = api.store.world();
+            let mut resources = Resources::default();
+            for key in crate::control::select::select(&world, &pod, &"workload/shop/web-1".parse().unwrap()).keys {
+                let body = world.body(&key).unwrap();
+                let resource = Resource::from_json(key.kind, body.json.as_bytes()).unwrap();
+                assert!(!compile::admit(&mut resources, key, Ok(Arc::new(resource))).refused());
+            }
+            let own = compile::Own { workload: pod, trust_domain: "cluster.local".parse().unwrap() };
+            let (snapshot, _) = compile::compile(&resources, &own, &crate::snapshot::Snapshot::empty());
+            let identity = "spiffe://cluster.local/ns/shop/sa/any".parse().unwrap();
+            let peer = crate::policy::Peer { identity: Some(identity), address: "10.64.0.3:1".parse().unwrap(), port };
+            format!("{:?}", snapshot.inbound.port(port).policies.authorization.as_ref().unwrap().decide_opaque(&peer))
+        };
+        let denied = |api: &Api, port| {
+            let verdict = decides(api, port);
+            assert!(verdict.contains("AuthorizationPolicy/shop/gate"), "{port}: {verdict}");
+        };
+        {
+            let api = api(state.path());
+            let answer = api.apply(&texts(&(service.clone() + policy + POD)));
+            assert!(answer.problems.is_empty(), "{:?}", answer.problems);
+            denied(&api, 80);
+            // Another port, and the policy beside it as it was.
+            let answer = api.apply(&texts(&(service.replace("port: 80", "port: 80, targetPort: 81") + policy)));
+            denied(&api, 80);
+            denied(&api, 81);
+            let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+            assert!(!problem.refuses && problem.resource.as_deref() == Some("AuthorizationPolicy/shop/gate"), "{problem:?}");
+            let text = "the policy goes on covering port 80 of shop/web-1: Service/shop/web led there, and leads there no longer";
+            assert_eq!(problem.text, text);
+            // Other pods.
+            let answer = api.apply(&texts(&service.replace("app: web", "app: nobody")));
+            assert!(
+                answer.problems.iter().any(|problem| problem.text.contains("ports 80, 81 of shop/web-1")),
+                "{:?}",
+                answer.problems
+            );
+            denied(&api, 80);
+            denied(&api, 81);
+        }
+        {
+            // While nobody looks, and without the Service.
+            let api = api(state.path());
+            let stored = yaml::read(&(policy.to_owned() + POD)).into_iter().map(|document| document.unwrap().resource);
+            let put = |resource: Resource| {
+                let origin = Origin::Applied(api.stored(&resource.key()));
+                Change::Put { key: resource.key(), form: Form::Read(Arc::new(resource)), origin }
+            };
+            api.store.apply(stored.map(put).collect());
+            api.store.forget_gone_policies();
+            denied(&api, 80);
+            denied(&api, 81);
+            let told = compile::without_target(api.store.world().resources());
+            assert!(told.values().all(|means| means.contains("goes on covering")) && told.len() == 1, "{told:?}");
+            // Who may change the policy lets go, and is told of what.
+            let answer = api.apply(&texts(&policy.replace("name: gate,", "name: gate, annotations: { reviewed: today },")));
+            let said = |text: &str| answer.problems.iter().any(|problem| problem.text.contains(text));
+            assert!(said("lets go of ports 80, 81 of shop/web-1"), "{:?}", answer.problems);
+            assert!(decides(&api, 80).contains("default_allow"));
+        }
+    }
+
+    #[test]
+    fn what_people_write_of_the_control_planes_own_word_is_dropped() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec: { action: DENY, rules: [{}] }\nstatus: { accepted: true, kept: [{ service: web, ports: [80] }] }\n";
+        assert!(api.apply(&texts(policy)).problems.is_empty());
+        let key: ResourceKey = "AuthorizationPolicy/shop/gate".parse().unwrap();
+        let body = api.store.world().body(&key).unwrap().json.to_string();
+        assert!(!body.contains("status"), "{body}");
     }
 
     #[test]

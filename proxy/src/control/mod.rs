@@ -36,6 +36,7 @@ use crate::model::workload::WorkloadTransport;
 pub(crate) mod api;
 pub(crate) mod authority;
 pub(crate) mod ca;
+pub(crate) mod coverage;
 pub(crate) mod dashboard;
 pub(crate) mod metrics;
 pub(crate) mod select;
@@ -180,7 +181,10 @@ impl Control {
         };
         tasks.spawn(source::file::watch(watched, batches, stop.clone()));
         tokio::select! {
-            first = arrived.recv() => take(&store, first.unwrap_or_default()).await,
+            first = arrived.recv() => {
+                take(&store, first.unwrap_or_default()).await;
+                store.forget_gone_policies();
+            }
             () = stopped.stopped() => {}
         }
         tasks.spawn(follow(Arc::clone(&store), arrived));

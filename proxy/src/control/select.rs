@@ -42,7 +42,8 @@ pub(crate) fn select(world: &World, client: &Named, scope: &Scope) -> Selection 
     Selection { absent, keys }
 }
 
-/// The own pod: its Workload, the services that select it, and the policies for it, for them, its namespace and the mesh.
+/// The own pod: its Workload, the services that select it, and the policies for it, for them, its namespace and the mesh;
+/// policies for services that selected it before, too.
 fn workload(world: &World, name: &Named, keys: &mut BTreeSet<ResourceKey>) -> bool {
     let own = ResourceKey { kind: Kind::Workload, name: name.clone() };
     let Some(Resource::Workload(object)) = world.resources().get(&own).map(AsRef::as_ref) else { return false };
@@ -55,6 +56,8 @@ fn workload(world: &World, name: &Named, keys: &mut BTreeSet<ResourceKey>) -> bo
         }
     }
     keys.extend(world.policies_of(TargetKind::Workload, name).cloned());
+    let kept = world.coverage().kept_in(&name.namespace);
+    keys.extend(kept.filter(|(_, forms)| forms.iter().any(|form| form.selects(object))).map(|(policy, _)| policy.clone()));
     keys.extend(world.policies_in(&name.namespace).cloned());
     keys.extend(world.policies_in(MESH_NAMESPACE).cloned());
     keys.insert(own);

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use super::coverage::Coverage;
 use super::source::Told;
 use super::source::file::place_of;
 use super::world::{Change, Form, World};
@@ -31,6 +32,8 @@ pub(crate) struct Store {
     revision: watch::Sender<u64>,
     addresses: PathBuf,
     names: PathBuf,
+    /// What security policies covered, for the next life.
+    covered: PathBuf,
     /// Held while a batch is applied, so that addresses, world and names change in one order.
     writing: Mutex<NameTable>,
     /// What is wrong, and at which revision that was found.
@@ -58,11 +61,15 @@ impl From<Told> for Wrong {
 impl Store {
     /// Nothing known yet. Addresses and names are kept in `folder`.
     pub(crate) fn new(folder: &Path) -> Self {
+        let covered = folder.join("covered.json");
+        let mut world = World::default();
+        world.remember(read_coverage(&covered));
         Self {
-            world: RwLock::default(),
+            world: RwLock::new(world),
             revision: watch::Sender::new(0),
             addresses: folder.join("addresses.json"),
             names: folder.join("names.json"),
+            covered,
             writing: Mutex::default(),
             problems: Mutex::new((None, Arc::new([]))),
             told: Mutex::default(),
@@ -83,6 +90,7 @@ impl Store {
             for change in changes {
                 changed += world.apply(change).len();
             }
+            self.write_coverage(world.coverage_mut());
             (world.revision(), changed)
         };
         if changed > 0 {
@@ -102,6 +110,14 @@ impl Store {
             self.news.send_modify(|count| *count += 1);
         }
         revision
+    }
+
+    /// Everything that there is was read once.
+    pub(crate) fn forget_gone_policies(&self) {
+        let _turn = self.writing.lock();
+        let mut world = self.world.write();
+        world.forget_gone_policies();
+        self.write_coverage(world.coverage_mut());
     }
 
     /// The world as it is. Hold it shortly: changes wait.
@@ -172,9 +188,32 @@ impl Store {
         })
     }
 
+    /// Keeps what security policies covered, and tells what they let go of.
+    fn write_coverage(&self, coverage: &mut Coverage) {
+        for (policy, forms) in coverage.released() {
+            warn!(%policy, forms = forms.len(), "the policy was changed: it covers what its Services lead to now, and lets go of what it kept");
+        }
+        if let Some(bytes) = coverage.write()
+            && let Err(error) = state::write_atomic(&self.covered, &bytes, 0o600)
+        {
+            error!(%error, path = %self.covered.display(), "what policies covered is not kept over a restart");
+        }
+    }
+
     fn write_names(&self, names: &NameTable) -> io::Result<()> {
         state::write_atomic(&self.names, &serde_json::to_vec(names)?, 0o644)
     }
+}
+
+/// What an earlier life kept. Without it, policies cover what their Services lead to now.
+fn read_coverage(path: &Path) -> Coverage {
+    let read = std::fs::read(path).and_then(|bytes| Ok(Coverage::read(&bytes)?));
+    read.unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            error!(%error, path = %path.display(), "what policies covered before cannot be read: they cover what their Services lead to now");
+        }
+        Coverage::default()
+    })
 }
 
 /// What is said of a document that is named like a pod that runs here, and what to do about it.

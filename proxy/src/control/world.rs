@@ -14,10 +14,11 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::coverage::Coverage;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::model::object::{MESH_NAMESPACE, Object};
-use crate::model::target::{TargetKind, TargetRef};
+use crate::model::target::TargetKind;
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::snapshot::compile;
@@ -63,18 +64,19 @@ pub(crate) struct Body {
 }
 
 /// All of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     written: BTreeMap<ResourceKey, BTreeMap<Origin, Form>>,
     /// The effective forms that could be read, and the refused ones.
     resources: Resources,
     bodies: BTreeMap<ResourceKey, Body>,
     references: References,
+    coverage: Coverage,
     revision: u64,
 }
 
 /// Who refers to whom, by name: kept so that an answer is found without reading everything.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct References {
     /// Routes by the service that they are attached to.
     routes: BTreeMap<Named, BTreeSet<ResourceKey>>,
@@ -104,7 +106,36 @@ impl World {
                 key
             }
         };
-        if self.settle(&key) { BTreeSet::from([key]) } else { BTreeSet::new() }
+        if !self.settle(&key) {
+            return BTreeSet::new();
+        }
+        let mut changed = BTreeSet::from([key.clone()]);
+        if key.kind == Kind::Service {
+            let policies: Vec<ResourceKey> = self.policies_of(TargetKind::Service, &key.name).cloned().collect();
+            changed.extend(policies.into_iter().filter(|policy| policy.kind.is_security() && self.settle(policy)));
+        }
+        changed
+    }
+
+    /// Goes on with what the policies of an earlier life covered.
+    pub(crate) fn remember(&mut self, coverage: Coverage) {
+        self.coverage = coverage;
+    }
+
+    /// What security policies covered.
+    pub(crate) fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// To be written and told.
+    pub(crate) fn coverage_mut(&mut self) -> &mut Coverage {
+        &mut self.coverage
+    }
+
+    /// Everything that there is was read once: what an earlier life covered and is not there is gone.
+    pub(crate) fn forget_gone_policies(&mut self) {
+        let there = &self.written;
+        self.coverage.retain(|policy| there.contains_key(policy));
     }
 
     /// The resources in force.
@@ -220,7 +251,17 @@ impl World {
 
     /// Makes the first place of `key` the one in force. Says whether that changed anything.
     fn settle(&mut self, key: &ResourceKey) -> bool {
-        let form = self.written.get(key).and_then(|places| places.values().next()).cloned();
+        let mut form = self.written.get(key).and_then(|places| places.values().next()).cloned();
+        match &mut form {
+            Some(Form::Read(policy)) if key.kind.is_security() => {
+                let kept = self.coverage.keep(policy, &self.resources);
+                if !kept.is_empty() {
+                    Arc::make_mut(policy).keep(kept);
+                }
+            }
+            Some(_) => {}
+            None => self.coverage.forget(key),
+        }
         let body = form.as_ref().map(Body::of);
         if body.as_ref() == self.bodies.get(key) {
             return false;
@@ -321,13 +362,6 @@ fn closed(key: &ResourceKey) -> Place {
 }
 
 fn places(resource: &Resource) -> Vec<Place> {
-    let targets = |refs: &[TargetRef]| {
-        let namespace = resource.metadata().namespace.as_str();
-        if refs.is_empty() {
-            return vec![Place::Namespace(namespace.to_owned())];
-        }
-        refs.iter().map(|target| Place::Target(target.kind, Named::new(namespace, target.name.as_str()))).collect()
-    };
     match resource {
         Resource::Mesh(_) => vec![Place::Namespace(MESH_NAMESPACE.to_owned())],
         Resource::Service(service) => {
@@ -336,18 +370,17 @@ fn places(resource: &Resource) -> Vec<Place> {
         }
         Resource::Workload(workload) => workload.spec.addresses.iter().map(|ip| Place::Address(ip.to_canonical())).collect(),
         Resource::HttpRoute(route) => route.service_parents().map(Place::Route).collect(),
-        Resource::AuthorizationPolicy(policy) => targets(&policy.spec.target_refs),
-        Resource::RequestAuthentication(policy) => targets(&policy.spec.target_refs),
-        Resource::PeerAuthentication(policy) => targets(&policy.spec.target_refs),
-        Resource::TrafficPolicy(policy) => targets(&policy.spec.target_refs),
-    }
-}
-
-/// Is a document of this kind dangerous to leave out?
-pub(crate) fn is_security(kind: Kind) -> bool {
-    match kind {
-        Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::PeerAuthentication => true,
-        Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => false,
+        Resource::AuthorizationPolicy(_)
+        | Resource::RequestAuthentication(_)
+        | Resource::PeerAuthentication(_)
+        | Resource::TrafficPolicy(_) => {
+            let namespace = resource.metadata().namespace.as_str();
+            let targets = resource.targets();
+            if targets.is_empty() {
+                return vec![Place::Namespace(namespace.to_owned())];
+            }
+            targets.iter().map(|target| Place::Target(target.kind, Named::new(namespace, target.name.as_str()))).collect()
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use self::object::{Metadata, Object};
 use self::peer_authentication::PeerAuthenticationSpec;
 use self::request_authentication::RequestAuthenticationSpec;
 use self::service::ServiceSpec;
+use self::target::{Former, TargetRef};
 use self::traffic_policy::TrafficPolicySpec;
 use self::workload::WorkloadSpec;
 use crate::base::names::Named;
@@ -91,6 +92,16 @@ impl Kind {
             | Self::RequestAuthentication
             | Self::PeerAuthentication
             | Self::TrafficPolicy => "outrigger.dev/v1alpha1",
+        }
+    }
+}
+
+impl Kind {
+    /// Is a document of this kind dangerous to leave out?
+    pub(crate) fn is_security(self) -> bool {
+        match self {
+            Self::AuthorizationPolicy | Self::RequestAuthentication | Self::PeerAuthentication => true,
+            Self::Mesh | Self::Service | Self::Workload | Self::HttpRoute | Self::TrafficPolicy => false,
         }
     }
 }
@@ -225,6 +236,27 @@ impl Resource {
     /// Its metadata.
     pub(crate) fn metadata(&self) -> &Metadata {
         each!(self, object => &object.metadata)
+    }
+
+    /// What a policy is for, as it is written: empty is its namespace. Of anything else: nothing.
+    pub(crate) fn targets(&self) -> &[TargetRef] {
+        match self {
+            Self::AuthorizationPolicy(policy) => &policy.spec.target_refs,
+            Self::RequestAuthentication(policy) => &policy.spec.target_refs,
+            Self::PeerAuthentication(policy) => &policy.spec.target_refs,
+            Self::TrafficPolicy(policy) => &policy.spec.target_refs,
+            Self::Mesh(_) | Self::Service(_) | Self::Workload(_) | Self::HttpRoute(_) => &[],
+        }
+    }
+
+    /// What a security policy goes on covering though its Services lead there no longer.
+    pub(crate) fn kept(&self) -> &[Former] {
+        each!(self, object => &object.status.kept)
+    }
+
+    /// Says what the policy goes on covering.
+    pub(crate) fn keep(&mut self, kept: Vec<Former>) {
+        each!(self, object => object.status.kept = kept);
     }
 
     /// The canonical JSON of the document: what is at its default is left out, and equal documents have equal texts.

@@ -8,6 +8,7 @@ use serde::de::{Error as _, IgnoredAny};
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::target::Former;
 use super::{Kind, ResourceKey};
 use crate::base::names::{Named, check_name};
 
@@ -28,6 +29,17 @@ pub(crate) trait Spec {
 pub(crate) struct Object<S> {
     pub(crate) metadata: Metadata,
     pub(crate) spec: S,
+    pub(crate) status: Status,
+}
+
+/// What the control plane adds to a document on its way to the sidecars. It is not the writer's to say: what stands there in
+/// a document of people's is dropped.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub(crate) struct Status {
+    /// Of a security policy: what its Services led to, and lead to no longer. The policy goes on covering it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) kept: Vec<Former>,
 }
 
 /// A document's `metadata`. Kubernetes' own bookkeeping is read and dropped; a misspelt field is refused.
@@ -53,7 +65,7 @@ impl<S> Object<S> {
     /// A document of these parts.
     pub(crate) fn new(name: &Named, labels: BTreeMap<String, String>, spec: S) -> Self {
         let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
-        Self { metadata: Metadata { name, namespace, labels, ..Metadata::default() }, spec }
+        Self { metadata: Metadata { name, namespace, labels, ..Metadata::default() }, spec, status: Status::default() }
     }
 
     /// Namespace and name.
@@ -81,11 +93,15 @@ impl<S: Spec> Object<S> {
 
 impl<S: Serialize + Spec> Serialize for Object<S> {
     fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
-        let mut object = serializer.serialize_struct("Object", 4)?;
+        let has_status = !self.status.kept.is_empty();
+        let mut object = serializer.serialize_struct("Object", 4 + usize::from(has_status))?;
         object.serialize_field("apiVersion", S::KIND.api_version())?;
         object.serialize_field("kind", S::KIND.as_str())?;
         object.serialize_field("metadata", &self.metadata)?;
         object.serialize_field("spec", &self.spec)?;
+        if has_status {
+            object.serialize_field("status", &self.status)?;
+        }
         object.end()
     }
 }
@@ -96,7 +112,7 @@ impl<'de, S: Deserialize<'de> + Spec> Deserialize<'de> for Object<S> {
         if written.kind != S::KIND.as_str() || written.api_version != S::KIND.api_version() {
             return Err(D::Error::custom(format!("this is not a {} ({})", S::KIND, S::KIND.api_version())));
         }
-        Ok(Self { metadata: written.metadata, spec: written.spec })
+        Ok(Self { metadata: written.metadata, spec: written.spec, status: written.status })
     }
 }
 
@@ -107,8 +123,8 @@ struct Written<S> {
     kind: String,
     metadata: Metadata,
     spec: S,
-    #[serde(default, rename = "status")]
-    _status: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "nullable")]
+    status: Status,
 }
 
 #[derive(Deserialize)]

@@ -51,7 +51,7 @@ pub(crate) struct ServicePortSpec {
 }
 
 /// A workload's port, by number or by name.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum PortRef {
     Number(u16),
     Name(String),
@@ -75,6 +75,11 @@ impl ServiceSpec {
 }
 
 impl ServicePortSpec {
+    /// The workload's port to which it leads.
+    pub(crate) fn target(&self) -> PortRef {
+        self.target_port.clone().unwrap_or(PortRef::Number(self.port))
+    }
+
     /// Is it a TCP port?
     pub(crate) fn is_tcp(&self) -> bool {
         self.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")

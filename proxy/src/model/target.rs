@@ -1,7 +1,13 @@
 //! What a policy applies to (Gateway API GEP-713, LocalPolicyTargetReference): an object in the policy's own namespace.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::object::Object;
+use super::service::{PortRef, ServiceSpec};
+use super::workload::WorkloadSpec;
 
 /// One target of a policy.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
@@ -21,6 +27,45 @@ pub(crate) struct TargetRef {
 pub(crate) enum TargetKind {
     Service,
     Workload,
+}
+
+/// What a Service led to in one of its forms: these ports of the workloads with these labels.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Former {
+    /// The Service's name, in the policy's namespace.
+    pub(crate) service: String,
+    /// Labels that a workload of the namespace must have. Empty: every workload of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) selector: BTreeMap<String, String>,
+    /// Ports of the workload, by number or name.
+    pub(crate) ports: BTreeSet<PortRef>,
+}
+
+impl Former {
+    /// What the Service leads to; none where that is nothing.
+    pub(crate) fn of(service: &Object<ServiceSpec>) -> Option<Self> {
+        let ports: BTreeSet<PortRef> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.target()).collect();
+        let leads_somewhere = !service.spec.selector.is_empty() && !ports.is_empty();
+        let former = Self { service: service.metadata.name.clone(), selector: service.spec.selector.clone(), ports };
+        leads_somewhere.then_some(former)
+    }
+
+    /// Does it lead to every workload to which the other leads?
+    pub(crate) fn is_as_wide_as(&self, other: &Self) -> bool {
+        self.selector.iter().all(|(key, value)| other.selector.get(key) == Some(value))
+    }
+
+    /// Does it select a workload of the same namespace?
+    pub(crate) fn selects(&self, workload: &Object<WorkloadSpec>) -> bool {
+        self.selector.iter().all(|(key, value)| workload.metadata.labels.get(key) == Some(value))
+    }
+
+    /// The ports of a workload of the same namespace to which it leads.
+    pub(crate) fn ports_of(&self, workload: &Object<WorkloadSpec>) -> BTreeSet<u16> {
+        let ports = self.ports.iter().filter(|_| self.selects(workload));
+        ports.filter_map(|port| workload.spec.port(port)).collect()
+    }
 }
 
 impl TargetRef {

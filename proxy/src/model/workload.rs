@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Kind;
 use super::object::{Object, Spec};
 use super::pod_record::PodRecord;
+use super::service::PortRef;
 
 /// The service account of a workload that names none.
 pub(crate) const DEFAULT_SERVICE_ACCOUNT: &str = "default";
@@ -83,6 +84,14 @@ impl WorkloadSpec {
     /// The account of which the workload's identity is made.
     pub(crate) fn account(&self) -> &str {
         self.service_account.as_deref().unwrap_or(DEFAULT_SERVICE_ACCOUNT)
+    }
+
+    /// The number of a port that a Service refers to.
+    pub(crate) fn port(&self, port: &PortRef) -> Option<u16> {
+        match port {
+            PortRef::Number(number) => Some(*number),
+            PortRef::Name(name) => self.port_named(name),
+        }
     }
 
     /// The number of the port `name`.

@@ -209,6 +209,11 @@ impl AuthorizationPolicy {
         Self { name: rule, action: Action::Deny, rules: vec![everything] }
     }
 
+    /// Is it an ALLOW policy?
+    pub(crate) fn allows(&self) -> bool {
+        self.action == Action::Allow
+    }
+
     /// The first rule whose truth is at least `least`.
     fn find(&self, question: Question<'_>, least: Truth) -> Option<&RuleName> {
         self.rules.iter().find(|rule| rule.truth(question) >= least).map(|rule| &rule.name)

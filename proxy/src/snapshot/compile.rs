@@ -107,14 +107,9 @@ pub(crate) fn references(resources: &Resources) -> Problems {
     references::check(resources)
 }
 
-/// The security policies of which a Service that they are for does not exist, each with that Service.
-pub(crate) fn without_target(resources: &Resources) -> BTreeSet<(ResourceKey, ResourceKey)> {
+/// The security policies of which a Service that they are for does not exist, each with that Service and what it means.
+pub(crate) fn without_target(resources: &Resources) -> BTreeMap<(ResourceKey, ResourceKey), &'static str> {
     references::without_target(resources)
-}
-
-/// What it means that the target of such a policy does not exist.
-pub(crate) fn unprotected(policy: Kind) -> &'static str {
-    references::unprotected(policy)
 }
 
 /// The problems of one resource by itself.

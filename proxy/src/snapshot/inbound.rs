@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::compile::Own;
-use super::{Inbound, InboundPort, InboundService, Plaintext, RoutePolicies, live, service};
+use super::{Inbound, InboundPort, InboundService, Plaintext, RoutePolicies, kept, live, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::authorization_policy::AuthorizationPolicySpec;
@@ -91,10 +91,11 @@ pub(super) fn build(resources: &Resources, own: &Own, default: Choice, previous:
             }
         }
     }
-    let policies = Policies::new(resources, own);
+    let policies = Policies::new(resources, own, workload);
     let mut numbers: BTreeSet<u16> = services.keys().copied().collect();
     numbers.extend(workload.spec.ports.iter().map(|port| port.port));
-    numbers.extend(policies.peers.iter().flat_map(|policy| policy.spec.port_level.iter().map(|level| level.port)));
+    numbers.extend(policies.peers.iter().flat_map(|(_, policy)| policy.spec.port_level.iter().map(|level| level.port)));
+    numbers.extend(policies.kept());
 
     let mut limits = BTreeMap::new();
     let mut port = |number: Option<u16>, services: &[(Named, &ServicePortSpec)]| {
@@ -111,8 +112,8 @@ pub(super) fn build(resources: &Resources, own: &Own, default: Choice, previous:
             protocol: protocol_of(number, services, &workload.spec),
             plaintext: policies.plaintext(number, &names),
             policies: RoutePolicies {
-                jwt: policies.jwt(&names).map(Arc::new),
-                authorization: Some(Arc::new(policies.authorization(&names, default))),
+                jwt: policies.jwt(number, &names).map(Arc::new),
+                authorization: Some(Arc::new(policies.authorization(number, &names, default))),
                 rate_limit,
                 ..RoutePolicies::default()
             },
@@ -159,7 +160,7 @@ struct Policies<'a> {
     own: &'a Named,
     authorization: Vec<(Reach, Arc<AuthorizationPolicy>)>,
     tokens: Vec<(Reach, Arc<JwtPolicy>)>,
-    peers: Vec<&'a Object<PeerAuthenticationSpec>>,
+    peers: Vec<(Reach, &'a Object<PeerAuthenticationSpec>)>,
     /// PeerAuthentications that cannot be read.
     strict: Vec<(Reach, RuleName)>,
 }
@@ -169,6 +170,8 @@ struct Policies<'a> {
 struct Reach {
     namespace: String,
     targets: Vec<TargetRef>,
+    /// Ports of the own workload that it goes on covering, though its Services lead there no longer.
+    kept: BTreeSet<u16>,
 }
 
 impl Reach {
@@ -189,28 +192,24 @@ impl Reach {
         services.iter().any(named).then_some(Level::Service)
     }
 
-    fn of(resource: &Resource) -> Self {
-        let targets = match resource {
-            Resource::AuthorizationPolicy(policy) => policy.spec.target_refs.clone(),
-            Resource::RequestAuthentication(policy) => policy.spec.target_refs.clone(),
-            Resource::PeerAuthentication(policy) => policy.spec.target_refs.clone(),
-            Resource::Mesh(_)
-            | Resource::Service(_)
-            | Resource::Workload(_)
-            | Resource::HttpRoute(_)
-            | Resource::TrafficPolicy(_) => Vec::new(),
-        };
-        Self { namespace: resource.metadata().namespace.clone(), targets }
+    /// Does it go on covering a port which it does not reach any more?
+    fn keeps(&self, own: &Named, port: Option<u16>, services: &[&Named]) -> bool {
+        port.is_some_and(|port| self.kept.contains(&port)) && self.level(own, services).is_none()
+    }
+
+    fn of(resource: &Resource, own: &Object<WorkloadSpec>) -> Self {
+        let (namespace, targets) = (resource.metadata().namespace.clone(), resource.targets().to_vec());
+        Self { namespace, targets, kept: kept::ports(resource, own) }
     }
 
     /// Of a policy of which nothing but its name could be read: it may be for everything in its namespace.
     fn unread(key: &ResourceKey) -> Self {
-        Self { namespace: key.name.namespace.to_string(), targets: Vec::new() }
+        Self { namespace: key.name.namespace.to_string(), targets: Vec::new(), kept: BTreeSet::new() }
     }
 }
 
 impl<'a> Policies<'a> {
-    fn new(resources: &'a Resources, own: &'a Own) -> Self {
+    fn new(resources: &'a Resources, own: &'a Own, workload: &Object<WorkloadSpec>) -> Self {
         let mut all =
             Self { own: &own.workload, authorization: Vec::new(), tokens: Vec::new(), peers: Vec::new(), strict: Vec::new() };
         for (key, resource) in &resources.by_key {
@@ -218,21 +217,21 @@ impl<'a> Policies<'a> {
             match resource.as_ref() {
                 Resource::AuthorizationPolicy(policy) => {
                     match compile_authorization(policy, &mut problems) {
-                        Some(policy) => all.authorization.push((Reach::of(resource), Arc::new(policy))),
-                        None => all.close(key, Some(resource)),
+                        Some(policy) => all.authorization.push((Reach::of(resource, workload), Arc::new(policy))),
+                        None => all.close(key, Some(resource), workload),
                     };
                 }
                 Resource::RequestAuthentication(policy) => {
                     match compile_tokens(policy, &mut problems) {
-                        Some(policy) => all.tokens.push((Reach::of(resource), Arc::new(policy))),
-                        None => all.close(key, Some(resource)),
+                        Some(policy) => all.tokens.push((Reach::of(resource, workload), Arc::new(policy))),
+                        None => all.close(key, Some(resource), workload),
                     };
                 }
                 Resource::PeerAuthentication(policy) => {
                     if check_peers(policy, &mut problems) {
-                        all.peers.push(policy);
+                        all.peers.push((Reach::of(resource, workload), policy));
                     } else {
-                        all.close(key, Some(resource));
+                        all.close(key, Some(resource), workload);
                     }
                 }
                 Resource::Mesh(_)
@@ -243,14 +242,14 @@ impl<'a> Policies<'a> {
             }
         }
         for (key, resource) in &resources.refused {
-            all.close(key, resource.as_deref());
+            all.close(key, resource.as_deref(), workload);
         }
         all
     }
 
     /// Closes what a refused policy may have been for.
-    fn close(&mut self, key: &ResourceKey, resource: Option<&Resource>) {
-        let reach = resource.map_or_else(|| Reach::unread(key), Reach::of);
+    fn close(&mut self, key: &ResourceKey, resource: Option<&Resource>, workload: &Object<WorkloadSpec>) {
+        let reach = resource.map_or_else(|| Reach::unread(key), |resource| Reach::of(resource, workload));
         let rule = RuleName::new(format!("{key} (refused)"));
         match key.kind {
             Kind::AuthorizationPolicy => self.authorization.push((reach, Arc::new(AuthorizationPolicy::refuse(rule)))),
@@ -260,41 +259,67 @@ impl<'a> Policies<'a> {
         }
     }
 
-    fn authorization(&self, services: &[&Named], default: Choice) -> Authorization {
+    /// Ports that policies go on covering.
+    fn kept(&self) -> impl Iterator<Item = u16> {
+        let authorization = self.authorization.iter().map(|(reach, _)| reach);
+        let tokens = self.tokens.iter().map(|(reach, _)| reach);
+        let peers = self.peers.iter().map(|(reach, _)| reach);
+        let strict = self.strict.iter().map(|(reach, _)| reach);
+        authorization.chain(tokens).chain(peers).chain(strict).flat_map(|reach| reach.kept.iter().copied())
+    }
+
+    fn authorization(&self, port: Option<u16>, services: &[&Named], default: Choice) -> Authorization {
         let reaching = self.authorization.iter().filter(|(reach, _)| reach.level(self.own, services).is_some());
+        let mut policies: Vec<_> = reaching.map(|(_, policy)| Arc::clone(policy)).collect();
         let default = match default {
             Choice::Allow => DefaultAction::Allow,
             Choice::Deny => DefaultAction::Deny,
         };
-        Authorization::new(reaching.map(|(_, policy)| Arc::clone(policy)), default)
+        // An ALLOW policy that once led here keeps out who would be let in by default; it lets nobody in beside the ALLOW
+        // policies that lead here now, or against a default that refuses.
+        let opens = default == DefaultAction::Allow && !policies.iter().any(|policy| policy.allows());
+        let kept = self.authorization.iter().filter(|(reach, _)| reach.keeps(self.own, port, services));
+        policies.extend(kept.filter(|(_, policy)| opens || !policy.allows()).map(|(_, policy)| Arc::clone(policy)));
+        Authorization::new(policies, default)
     }
 
-    fn jwt(&self, services: &[&Named]) -> Option<Jwt> {
-        let reaching = self.tokens.iter().filter(|(reach, _)| reach.level(self.own, services).is_some());
-        let policies: Vec<_> = reaching.map(|(_, policy)| Arc::clone(policy)).collect();
+    fn jwt(&self, port: Option<u16>, services: &[&Named]) -> Option<Jwt> {
+        let covers = |reach: &Reach| reach.level(self.own, services).is_some() || reach.keeps(self.own, port, services);
+        let policies: Vec<_> =
+            self.tokens.iter().filter(|(reach, _)| covers(reach)).map(|(_, policy)| Arc::clone(policy)).collect();
         (!policies.is_empty()).then(|| Jwt::new(policies))
     }
 
     fn plaintext(&self, port: Option<u16>, services: &[&Named]) -> Plaintext {
-        if let Some((_, rule)) = self.strict.iter().find(|(reach, _)| reach.level(self.own, services).is_some()) {
+        let covers = |reach: &Reach| reach.level(self.own, services).is_some() || reach.keeps(self.own, port, services);
+        if let Some((_, rule)) = self.strict.iter().find(|(reach, _)| covers(reach)) {
             return Plaintext::Refuse(rule.clone());
         }
-        let reaching = self.peers.iter().filter_map(|policy| {
-            let reach = Reach { namespace: policy.metadata.namespace.clone(), targets: policy.spec.target_refs.clone() };
-            reach.level(self.own, services).map(|level| (level, policy))
-        });
-        // `min_by_key` takes the first of two alike, and they stand in the order of their names.
-        let Some((_, policy)) = reaching.min_by_key(|(level, _)| level.clone()) else {
-            return Plaintext::Refuse(RuleName::new("strict_default"));
-        };
-        let mut levels = policy.spec.port_level.iter().enumerate();
-        let (rule, mode) = match levels.find(|(_, level)| Some(level.port) == port) {
-            Some((index, level)) => (format!("{} portLevel[{index}]", policy.key()), level.mode),
-            None => (policy.key().to_string(), policy.spec.mode),
-        };
-        match mode {
-            PeerMode::Strict => Plaintext::Refuse(RuleName::new(rule)),
-            PeerMode::Permissive => Plaintext::Permit(RuleName::new(rule)),
+        // One that once led here refuses, and permits nothing.
+        let kept = self.peers.iter().filter(|(reach, _)| reach.keeps(self.own, port, services));
+        let mut kept = kept.map(|(_, policy)| plaintext_of(policy, port));
+        if let Some(refused) = kept.find(|kept| matches!(kept, Plaintext::Refuse(_))) {
+            return refused;
         }
+        let reaching =
+            self.peers.iter().filter_map(|(reach, policy)| reach.level(self.own, services).map(|level| (level, policy)));
+        // `min_by_key` takes the first of two alike, and they stand in the order of their names.
+        match reaching.min_by_key(|(level, _)| level.clone()) {
+            Some((_, policy)) => plaintext_of(policy, port),
+            None => Plaintext::Refuse(RuleName::new("strict_default")),
+        }
+    }
+}
+
+/// What one policy says of plaintext at a port that it covers.
+fn plaintext_of(policy: &Object<PeerAuthenticationSpec>, port: Option<u16>) -> Plaintext {
+    let mut levels = policy.spec.port_level.iter().enumerate();
+    let (rule, mode) = match levels.find(|(_, level)| Some(level.port) == port) {
+        Some((index, level)) => (format!("{} portLevel[{index}]", policy.key()), level.mode),
+        None => (policy.key().to_string(), policy.spec.mode),
+    };
+    match mode {
+        PeerMode::Strict => Plaintext::Refuse(RuleName::new(rule)),
+        PeerMode::Permissive => Plaintext::Permit(RuleName::new(rule)),
     }
 }

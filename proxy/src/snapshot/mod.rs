@@ -7,6 +7,7 @@ pub(crate) mod compile;
 pub(crate) mod publish;
 
 mod inbound;
+pub(crate) mod kept;
 mod live;
 mod references;
 mod route;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{compile, route};
+use super::{compile, kept, route};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::http_route::HttpRouteSpec;
 use crate::model::object::Object;
 use crate::model::service::{PortRef, ServiceSpec};
-use crate::model::target::{TargetKind, TargetRef};
+use crate::model::target::TargetKind;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 
 /// All of it.
@@ -42,12 +42,13 @@ pub(super) fn check(resources: &Resources) -> Problems {
                 taken(workload.spec.addresses.iter().copied(), "addresses", key, &mut addresses, &mut problems);
             }
             Resource::HttpRoute(route) => check_route(resources, route, &mut problems),
-            Resource::AuthorizationPolicy(policy) => check_targets(resources, key, &policy.spec.target_refs, &mut problems),
-            Resource::RequestAuthentication(policy) => {
-                check_targets(resources, key, &policy.spec.target_refs, &mut problems);
+            Resource::AuthorizationPolicy(_)
+            | Resource::RequestAuthentication(_)
+            | Resource::PeerAuthentication(_)
+            | Resource::TrafficPolicy(_) => {
+                check_targets(resources, resource, &mut problems);
+                check_kept(resources, resource, &mut problems);
             }
-            Resource::PeerAuthentication(policy) => check_targets(resources, key, &policy.spec.target_refs, &mut problems),
-            Resource::TrafficPolicy(policy) => check_targets(resources, key, &policy.spec.target_refs, &mut problems),
         }
         all.append(problems);
     }
@@ -105,8 +106,9 @@ fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &m
     }
 }
 
-fn check_targets(resources: &Resources, key: &ResourceKey, targets: &[TargetRef], problems: &mut Problems) {
-    for (index, target) in targets.iter().enumerate() {
+fn check_targets(resources: &Resources, policy: &Resource, problems: &mut Problems) {
+    let key = policy.key();
+    for (index, target) in policy.targets().iter().enumerate() {
         let name = Named::new(Arc::clone(&key.name.namespace), target.name.as_str());
         let kind = match target.kind {
             TargetKind::Service => Kind::Service,
@@ -119,14 +121,31 @@ fn check_targets(resources: &Resources, key: &ResourceKey, targets: &[TargetRef]
             let at = FieldPath::root().field("spec").field("targetRefs").index(index).field("name");
             let names = resources.of_kind(kind).filter(|(other, _)| other.name.namespace == key.name.namespace);
             let remedy = nearest(&target.name, names.map(|(other, _)| &*other.name.name));
-            problems.warn(&at, format!("{wanted} does not exist; {}", unprotected(key.kind)), remedy);
+            problems.warn(&at, format!("{wanted} does not exist; {}", unprotected(policy, &target.name)), remedy);
         }
     }
 }
 
-/// What it means that the target of such a policy does not exist.
-pub(super) fn unprotected(policy: Kind) -> &'static str {
-    match policy {
+/// What a policy covers beyond where its Services lead.
+fn check_kept(resources: &Resources, policy: &Resource, problems: &mut Problems) {
+    for (service, covered) in kept::beyond(resources, policy, policy.kept()) {
+        let at = FieldPath::root().field("spec").field("targetRefs");
+        let service = ResourceKey { kind: Kind::Service, name: service };
+        let text = format!("the policy goes on covering {covered}: {service} led there, and leads there no longer");
+        problems.warn(
+            &at,
+            text,
+            "bring the Service back to what it was, or let go by changing the policy: an annotation will do",
+        );
+    }
+}
+
+/// What it means that the Service of such a policy does not exist.
+pub(super) fn unprotected(policy: &Resource, service: &str) -> &'static str {
+    if policy.kept().iter().any(|form| form.service == service) {
+        return "the policy goes on covering what it led to, and nothing else";
+    }
+    match policy.key().kind {
         Kind::AuthorizationPolicy => "the policy refuses nothing until it does: whom it kept out may be let in",
         Kind::RequestAuthentication => "the policy demands no token until it does: requests without one may be let in",
         Kind::PeerAuthentication => "the mode of the namespace or the mesh holds until it does",
@@ -134,27 +153,20 @@ pub(super) fn unprotected(policy: Kind) -> &'static str {
     }
 }
 
-/// The security policies of which a Service that they are for does not exist, each with that Service: what they protect is
-/// open, or soon will be. A Workload that is not there leaves nothing open.
-pub(super) fn without_target(resources: &Resources) -> BTreeSet<(ResourceKey, ResourceKey)> {
+/// The security policies of which a Service that they are for does not exist, each with that Service and what it means. A
+/// Workload that is not there leaves nothing open.
+pub(super) fn without_target(resources: &Resources) -> BTreeMap<(ResourceKey, ResourceKey), &'static str> {
     let refused = resources.refused.iter().filter_map(|(key, resource)| Some((key, resource.as_ref()?)));
-    let mut found = BTreeSet::new();
+    let mut found = BTreeMap::new();
     for (key, resource) in resources.by_key.iter().chain(refused) {
-        let targets = match resource.as_ref() {
-            Resource::AuthorizationPolicy(policy) => &policy.spec.target_refs,
-            Resource::RequestAuthentication(policy) => &policy.spec.target_refs,
-            Resource::PeerAuthentication(policy) => &policy.spec.target_refs,
-            Resource::Mesh(_)
-            | Resource::Service(_)
-            | Resource::Workload(_)
-            | Resource::HttpRoute(_)
-            | Resource::TrafficPolicy(_) => continue,
-        };
-        for target in targets.iter().filter(|target| target.kind == TargetKind::Service) {
+        if !key.kind.is_security() {
+            continue;
+        }
+        for target in resource.targets().iter().filter(|target| target.kind == TargetKind::Service) {
             let name = Named::new(Arc::clone(&key.name.namespace), target.name.as_str());
             let wanted = ResourceKey { kind: Kind::Service, name };
             if resources.get(&wanted).is_none() {
-                found.insert((key.clone(), wanted));
+                found.insert((key.clone(), wanted), unprotected(resource, &target.name));
             }
         }
     }

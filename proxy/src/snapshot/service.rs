@@ -11,7 +11,7 @@ use super::{AppProtocol, Backend, Endpoint, Outbound, Transport, live};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
-use crate::model::service::{PortRef, ServicePortSpec, ServiceSpec};
+use crate::model::service::{ServicePortSpec, ServiceSpec};
 use crate::model::target::TargetKind;
 use crate::model::traffic_policy::TrafficPolicySpec;
 use crate::model::workload::{WorkloadSpec, WorkloadTransport};
@@ -109,11 +109,7 @@ pub(super) fn traffic_of(resources: &Resources, service: &Named) -> Traffic {
 
 /// The workload's port to which a service's port leads.
 pub(super) fn target_port(port: &ServicePortSpec, workload: &WorkloadSpec) -> Option<u16> {
-    match &port.target_port {
-        None => Some(port.port),
-        Some(PortRef::Number(number)) => Some(*number),
-        Some(PortRef::Name(name)) => workload.port_named(name),
-    }
+    workload.port(&port.target())
 }
 
 /// What a port speaks: `appProtocol`, else the port's name up to the first dash.

@@ -114,6 +114,24 @@ fn an_unreadable_security_policy_closes_its_target() {
     golden("refused");
 }
 
+#[test]
+fn what_a_policy_goes_on_covering_is_restricted_and_never_opened_by_it() {
+    golden("kept");
+}
+
+#[test]
+fn a_default_that_refuses_is_not_opened_by_an_allow_policy_whose_service_leads_elsewhere() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/compile/kept.yaml")).unwrap();
+    let mesh =
+        "---\napiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {name: mesh}\nspec: {defaultAuthorization: Deny}\n";
+    let mut resources = Resources::default();
+    assert_eq!(admit_all(&(text + mesh), &mut resources), "");
+    let (snapshot, _) = compile(&resources, &own("shop/web-1"), &Snapshot::empty());
+    let mut dump = String::new();
+    show_port("8080", 8080, snapshot.inbound.port(8080), &mut dump);
+    assert!(dump.contains(r#"by shop/sa/front: Deny(RuleName("default_deny"))"#), "{dump}");
+}
+
 fn show(snapshot: &Snapshot, dump: &mut String) {
     let mesh = &snapshot.mesh;
     writeln!(dump, "mesh {:?} egress {:?} log {} trace {}", mesh.ranges, mesh.egress, mesh.access_log, mesh.trace_sample)

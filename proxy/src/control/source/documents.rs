@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Told;
 use crate::base::problems::{FieldPath, Problem, Problems, Severity};
-use crate::control::world::{Form, is_security};
+use crate::control::world::Form;
 use crate::model::object::Object;
 use crate::model::request_authentication::RequestAuthenticationSpec;
 use crate::model::yaml::{self, Document, Fault};
@@ -69,6 +69,8 @@ fn is_key_file(path: &Path, text: &str) -> bool {
 
 fn taken(path: &Path, mut document: Document, keys: &ReadKeys<'_>) -> Found {
     let key = document.resource.key();
+    // What the control plane says of a document is read back by people who copy it, and is not theirs to say.
+    document.resource.keep(Vec::new());
     let mut problems = Problems::of(&key);
     if let Resource::RequestAuthentication(policy) = &mut document.resource {
         take_in_keys(policy, keys, &mut problems);
@@ -83,14 +85,14 @@ fn taken(path: &Path, mut document: Document, keys: &ReadKeys<'_>) -> Found {
         Told { path: path.to_owned(), position, problem }
     };
     let told = problems.into_vec().into_iter().map(told).collect();
-    let form = (good || is_security(key.kind)).then(|| Form::Read(Arc::new(document.resource.clone())));
+    let form = (good || key.kind.is_security()).then(|| Form::Read(Arc::new(document.resource.clone())));
     Found { key: Some(key), form, good, document: Some(document), told }
 }
 
 fn refused(path: &Path, fault: Fault) -> Found {
     let Fault { at, text, remedy, severity, key, body } = fault;
     let form = match (&key, body) {
-        (Some(key), Some(body)) if is_security(key.kind) => Some(Form::Unreadable { body, reason: text.clone() }),
+        (Some(key), Some(body)) if key.kind.is_security() => Some(Form::Unreadable { body, reason: text.clone() }),
         _ => None,
     };
     let resource = key.as_ref().map(ResourceKey::to_string).unwrap_or_default();

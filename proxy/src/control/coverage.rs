@@ -1,0 +1,330 @@
+//! What each security policy has covered: every form of its Services since the policy itself was written. Pure.
+//!
+//! A policy for a Service holds where the Service leads. Who changes or deletes a Service must not take the policy off its
+//! pods by that: what a Service led to stays covered until the policy goes or is written otherwise (the keys of a
+//! RequestAuthentication aside, which change by themselves). The form in force is remembered too, so that a change is known
+//! as one after a restart. Invariant: a policy's forms only grow, and never beyond [`FORMS_MAX`]; what is too much becomes
+//! wider, not less.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::base::names::Named;
+use crate::model::target::{Former, TargetKind};
+use crate::model::{Resource, ResourceKey, Resources};
+
+/// Of every security policy that is for a Service.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Coverage {
+    policies: BTreeMap<ResourceKey, Covered>,
+    /// What policies let go of because they were written otherwise, until it is told.
+    released: Vec<(ResourceKey, Vec<Former>)>,
+    changed: bool,
+}
+
+/// What one policy has covered.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+struct Covered {
+    /// A digest of the policy as it was written.
+    policy: String,
+    /// The oldest first.
+    forms: Vec<Former>,
+    /// What it covers beyond where its Services lead now.
+    #[serde(skip)]
+    kept: Vec<Former>,
+}
+
+impl Coverage {
+    /// What an earlier life wrote; nothing, where that cannot be read.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let policies: BTreeMap<String, Covered> = serde_json::from_slice(bytes)?;
+        let policies = policies.into_iter().filter_map(|(key, covered)| Some((key.parse().ok()?, covered)));
+        Ok(Self { policies: policies.collect(), ..Self::default() })
+    }
+
+    /// For the next life. None: nothing is different since the last time.
+    pub(crate) fn write(&mut self) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let policies: BTreeMap<String, &Covered> =
+            self.policies.iter().map(|(key, covered)| (key.to_string(), covered)).collect();
+        // Texts, numbers and lists of them have a JSON form.
+        Some(serde_json::to_vec(&policies).unwrap_or_default())
+    }
+
+    /// Takes in where the Services of a security policy lead now, and returns what it covers beyond that. `policy` is as it is
+    /// written.
+    pub(crate) fn keep(&mut self, policy: &Resource, resources: &Resources) -> Vec<Former> {
+        let key = policy.key();
+        let namespace = &policy.metadata().namespace;
+        let services = policy.targets().iter().filter(|target| target.kind == TargetKind::Service);
+        let now: Vec<Former> = services
+            .filter_map(|target| Former::of(resources.service(&Named::new(namespace.as_str(), target.name.as_str()))?))
+            .collect();
+        let written = written(policy);
+        let mut covered = match self.policies.remove(&key) {
+            Some(covered) if covered.policy == written => covered,
+            before => {
+                self.changed = true;
+                let kept = before.map(|before| before.beyond(&now)).unwrap_or_default();
+                if !kept.is_empty() {
+                    self.released.push((key.clone(), kept));
+                }
+                Covered { policy: written, ..Covered::default() }
+            }
+        };
+        for form in &now {
+            self.changed |= covered.take(form);
+        }
+        covered.limit(resources, namespace);
+        let kept = covered.beyond(&now);
+        covered.kept.clone_from(&kept);
+        self.policies.insert(key, covered);
+        kept
+    }
+
+    /// The policy is gone.
+    pub(crate) fn forget(&mut self, policy: &ResourceKey) {
+        self.changed |= self.policies.remove(policy).is_some();
+    }
+
+    /// Forgets policies of an earlier life that are not there any more.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&ResourceKey) -> bool) {
+        let before = self.policies.len();
+        self.policies.retain(|policy, _| is_there(policy));
+        self.changed |= self.policies.len() != before;
+    }
+
+    /// Policies of a namespace that cover more than their Services lead to, each with that.
+    pub(crate) fn kept_in(&self, namespace: &str) -> impl Iterator<Item = (&ResourceKey, &[Former])> {
+        let kept =
+            self.policies.iter().filter(move |(key, covered)| *key.name.namespace == *namespace && !covered.kept.is_empty());
+        kept.map(|(key, covered)| (key, covered.kept.as_slice()))
+    }
+
+    /// What policies let go of since this was asked last.
+    pub(crate) fn released(&mut self) -> Vec<(ResourceKey, Vec<Former>)> {
+        std::mem::take(&mut self.released)
+    }
+}
+
+impl Covered {
+    /// Remembers a form. Says whether it is new.
+    fn take(&mut self, form: &Former) -> bool {
+        let same = |known: &&mut Former| known.service == form.service && known.selector == form.selector;
+        match self.forms.iter_mut().find(same) {
+            Some(known) if form.ports.is_subset(&known.ports) => false,
+            Some(known) => {
+                known.ports.extend(form.ports.iter().cloned());
+                true
+            }
+            None => {
+                self.forms.push(form.clone());
+                true
+            }
+        }
+    }
+
+    /// Keeps the forms from growing without end: the oldest one that selects nobody goes first; where all of them select
+    /// somebody, one form that selects everybody takes their place.
+    fn limit(&mut self, resources: &Resources, namespace: &str) {
+        while self.forms.len() > FORMS_MAX {
+            let is_idle = |form: &Former| resources.workloads_in(namespace).all(|workload| !form.selects(workload));
+            match self.forms.iter().position(is_idle) {
+                Some(index) => drop(self.forms.remove(index)),
+                None => {
+                    let service = self.forms.first().map(|form| form.service.clone()).unwrap_or_default();
+                    let ports = self.forms.drain(..).flat_map(|form| form.ports).collect();
+                    self.forms.push(Former { service, selector: BTreeMap::new(), ports });
+                }
+            }
+        }
+    }
+
+    /// What was covered and is not where the Services lead now.
+    fn beyond(&self, now: &[Former]) -> Vec<Former> {
+        let left = self.forms.iter().map(|form| {
+            let is_led_to = |port: &_| now.iter().any(|now| now.is_as_wide_as(form) && now.ports.contains(port));
+            let ports = form.ports.iter().filter(|port| !is_led_to(port)).cloned().collect();
+            Former { ports, ..form.clone() }
+        });
+        left.filter(|form| !form.ports.is_empty()).collect()
+    }
+}
+
+/// A digest of a policy as it is written. Keys are left out: they are rotated by who issues tokens, and nobody decides
+/// anything about the policy by that.
+fn written(policy: &Resource) -> String {
+    let mut policy = policy.clone();
+    policy.keep(Vec::new());
+    if let Resource::RequestAuthentication(policy) = &mut policy {
+        for provider in &mut policy.spec.providers {
+            provider.jwks = None;
+        }
+    }
+    let digest = digest(&SHA256, policy.to_json().as_bytes());
+    digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The most forms of its Services that are remembered of one policy.
+const FORMS_MAX: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::sync::Arc;
+
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::model::yaml;
+
+    /// What the first policy covers beyond its Services, after it saw these documents one after the other.
+    fn check(coverage: &mut Coverage, forms: &[&str], expected: Expect) {
+        let mut said = String::new();
+        for text in forms {
+            let documents: Vec<Arc<Resource>> =
+                yaml::read(text).into_iter().map(|document| Arc::new(document.unwrap().resource)).collect();
+            let resources =
+                Resources { by_key: documents.iter().map(|it| (it.key(), Arc::clone(it))).collect(), ..Resources::default() };
+            let policy = documents.iter().find(|it| it.key().kind.is_security()).unwrap();
+            said.clear();
+            for former in coverage.keep(policy, &resources) {
+                writeln!(said, "{} {:?} {}", former.service, former.selector, serde_json::to_string(&former.ports).unwrap())
+                    .unwrap();
+            }
+        }
+        for (policy, forms) in coverage.released() {
+            writeln!(said, "{policy} lets go of {}", forms.len()).unwrap();
+        }
+        expected.assert_eq(&said);
+    }
+
+    fn service(selector: &str, ports: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{selector: {selector}, ports: [{ports}]}}\n---\n{}",
+            GATE
+        )
+    }
+
+    const GATE: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: gate, namespace: shop}\nspec: {targetRefs: [{kind: Service, name: web}], action: ALLOW}\n";
+
+    #[test]
+    fn a_service_that_leads_elsewhere_leaves_what_it_led_to_covered() {
+        let first = service("{app: web}", "{port: 80, targetPort: http}");
+        let mut coverage = Coverage::default();
+        check(&mut coverage, &[&first], expect![[""]]);
+        check(
+            &mut coverage,
+            &[&service("{app: nobody}", "{port: 80, targetPort: http}")],
+            expect![[r#"
+                web {"app": "web"} ["http"]
+            "#]],
+        );
+        check(
+            &mut coverage,
+            &[&service("{app: web}", "{port: 80, targetPort: 9090}")],
+            expect![[r#"
+                web {"app": "web"} ["http"]
+                web {"app": "nobody"} ["http"]
+            "#]],
+        );
+        // Without the Service, all of it.
+        check(
+            &mut coverage,
+            &[GATE],
+            expect![[r#"
+                web {"app": "web"} [9090,"http"]
+                web {"app": "nobody"} ["http"]
+            "#]],
+        );
+        // One that leads further than before leaves nothing over.
+        check(
+            &mut Coverage::default(),
+            &[&service("{app: web, v: one}", "{port: 80}"), &service("{app: web}", "{port: 80}, {port: 81}")],
+            expect![[""]],
+        );
+    }
+
+    #[test]
+    fn it_is_covered_until_the_policy_goes_or_is_written_otherwise() {
+        let (first, second) = (service("{app: web}", "{port: 80}"), service("{app: nobody}", "{port: 80}"));
+        let mut coverage = Coverage::default();
+        check(
+            &mut coverage,
+            &[&first, &second, &second.replace("name: gate,", "name: gate, annotations: {reviewed: today},")],
+            expect![[r#"
+                AuthorizationPolicy/shop/gate lets go of 1
+            "#]],
+        );
+        let mut coverage = Coverage::default();
+        check(&mut coverage, &[&first], expect![[""]]);
+        coverage.forget(&"AuthorizationPolicy/shop/gate".parse().unwrap());
+        check(&mut coverage, &[&second], expect![[""]]);
+    }
+
+    #[test]
+    fn a_change_is_known_as_one_after_a_restart() {
+        let mut coverage = Coverage::default();
+        check(&mut coverage, &[&service("{app: web}", "{port: 80}")], expect![[""]]);
+        let bytes = coverage.write().unwrap();
+        assert!(coverage.write().is_none());
+        check(
+            &mut Coverage::read(&bytes).unwrap(),
+            &[&service("{app: nobody}", "{port: 80}")],
+            expect![[r#"
+                web {"app": "web"} [80]
+            "#]],
+        );
+        let mut gone = Coverage::read(&bytes).unwrap();
+        gone.retain(|_| false);
+        check(&mut gone, &[&service("{app: nobody}", "{port: 80}")], expect![[""]]);
+    }
+
+    #[test]
+    fn keys_that_change_by_themselves_release_nothing() {
+        let tokens = |key: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {{name: t, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: web}}]\n  providers: [{{issuer: i, audiences: [a], jwks: {{keys: [{{kid: {key}, kty: EC}}]}}}}]\n"
+            )
+        };
+        let with = |selector: &str, key: &str| service(selector, "{port: 80}").replace(GATE, &tokens(key));
+        check(
+            &mut Coverage::default(),
+            &[&with("{app: web}", "one"), &with("{app: nobody}", "one"), &with("{app: nobody}", "two")],
+            expect![[r#"
+                web {"app": "web"} [80]
+            "#]],
+        );
+    }
+
+    #[test]
+    fn too_many_forms_make_the_policy_wider_and_never_narrower() {
+        let pod = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {name: web-1, namespace: shop, labels: {LABELS}}\nspec: {addresses: [10.64.0.9]}\n";
+        let labels = (0..=FORMS_MAX).map(|n| format!("l{n}: x")).collect::<Vec<_>>().join(", ");
+        let forms: Vec<String> =
+            (0..=FORMS_MAX).map(|n| service(&format!("{{l{n}: x}}"), "{port: 80}") + &pod.replace("LABELS", &labels)).collect();
+        check(
+            &mut Coverage::default(),
+            &forms.iter().map(String::as_str).collect::<Vec<_>>(),
+            expect![[r#"
+                web {} [80]
+            "#]],
+        );
+        // Forms that select nobody go, the oldest first.
+        let forms: Vec<String> =
+            (0..100).map(|n| service(&format!("{{l{n}: x}}"), "{port: 80}") + &pod.replace("LABELS", "l0: x")).collect();
+        let mut coverage = Coverage::default();
+        for form in &forms {
+            let documents = yaml::read(form).into_iter().map(|document| Arc::new(document.unwrap().resource));
+            let resources = Resources { by_key: documents.map(|it| (it.key(), it)).collect(), ..Resources::default() };
+            let policy = resources.by_key.values().find(|it| it.key().kind.is_security()).unwrap();
+            coverage.keep(policy, &resources);
+        }
+        let (_, kept) = coverage.kept_in("shop").next().unwrap();
+        assert!(kept.len() < FORMS_MAX + 1 && kept[0].selector.contains_key("l0"), "{kept:?}");
+    }
+}
