@@ -121,6 +121,13 @@ async fn outbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, first: Bytes, peer: So
                 let Some(endpoint) = pick(proxy, backend, &tried).filter(|endpoint| !tried.contains(&endpoint.address)) else {
                     return refused(record, &Reject::NoEndpoint(backend.service.clone()));
                 };
+                if endpoint.is_own_port() {
+                    tried.push(endpoint.address);
+                    if tried.len() < OPAQUE_TRIES.min(backend.endpoints.len()) {
+                        continue;
+                    }
+                    return refused(record, &Reject::OwnPort);
+                }
                 let destination = Destination {
                     address: endpoint.address,
                     peer: peer_of(&endpoint),
@@ -446,10 +453,8 @@ fn own_port(address: SocketAddr) -> bool {
 
 /// Are ports of sidecars all that this port of a service leads to, whatever its rules say?
 fn leads_to_own_ports(port: &ServicePort) -> bool {
-    let own = |backend: &Backend| {
-        let own = |endpoint: &Arc<Endpoint>| own_port(endpoint.address) && matches!(endpoint.transport, Transport::MutualTls(_));
-        !backend.endpoints.is_empty() && backend.endpoints.iter().all(own)
-    };
+    let own =
+        |backend: &Backend| !backend.endpoints.is_empty() && backend.endpoints.iter().all(|endpoint| endpoint.is_own_port());
     own(&port.default_backend)
         && port.rules.iter().all(|rule| rule.backends.iter().all(|backend| backend.backend.as_deref().is_some_and(own)))
 }

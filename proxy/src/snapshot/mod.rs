@@ -117,7 +117,7 @@ pub(crate) enum AppProtocol {
     /// Not declared: the first bytes tell.
     #[default]
     Detect,
-    /// HTTP/1 or HTTP/2, as the client speaks it.
+    /// HTTP, in which a client may speak HTTP/1 or HTTP/2; the application hears HTTP/1, but for gRPC.
     Http,
     /// HTTP/2 without TLS, gRPC among it.
     Http2,
@@ -220,6 +220,13 @@ pub(crate) struct RoutePolicies {
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: Option<Arc<Retry>>,
     pub(crate) response_headers: Option<Arc<HeaderEdit>>,
+}
+
+impl Endpoint {
+    /// Is it a sidecar itself, and not the application behind it? That one takes no connection there.
+    pub(crate) fn is_own_port(&self) -> bool {
+        compile::is_own_port(self.address.port()) && matches!(self.transport, Transport::MutualTls(_))
+    }
 }
 
 impl ServicePort {

@@ -123,6 +123,8 @@ reasons! {
     UpstreamReset = "upstream_reset", Upstream;
     /// The destination's answer is not valid HTTP.
     UpstreamProtocol = "upstream_protocol", Upstream;
+    /// The caller speaks HTTP/2 and the application does not: declare its port as `http`, or have it speak HTTP/2.
+    AppNotHttp2 = "app_not_http2", Upstream;
     /// One attempt took longer than its timeout, and no attempt was left.
     AttemptTimeout = "attempt_timeout", Upstream;
     /// The request's deadline passed.
@@ -153,7 +155,7 @@ mod tests {
         let words: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(words.len(), Reason::ALL.len());
         for reason in Reason::ALL {
-            assert!(reason.as_str().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason:?}");
+            assert!(reason.as_str().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{reason:?}");
             assert!(reason.text().ends_with('.'), "{reason:?}");
         }
     }

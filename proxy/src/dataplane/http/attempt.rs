@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{Body, BodyFault, Replay};
 use super::expect::{self, EXPECT_TOKEN, Expectation};
-use super::reject::Reject;
+use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
 use crate::dataplane::balance;
@@ -25,6 +26,7 @@ use crate::policy::breaker::Slot;
 use crate::policy::outlier::Outcome;
 use crate::policy::retry::WireState;
 use crate::snapshot::{AppProtocol, Backend, Endpoint, Transport};
+use crate::telemetry::reason::Reason;
 
 /// A request's head in the form that attempts are made from.
 #[derive(Clone, Debug)]
@@ -95,6 +97,11 @@ pub(crate) async fn attempt(
     let (endpoint, destination, protocol) = match to {
         Upstream::Service(backend) => {
             let Some(endpoint) = pick(proxy, backend, tried) else { return none(Reject::NoEndpoint(backend.service.clone())) };
+            // Its sidecar would close the door without a word.
+            if endpoint.is_own_port() {
+                let endpoint = Some(endpoint);
+                return Tried { endpoint, ..none(Reject::OwnPort) };
+            }
             let destination = Destination {
                 address: endpoint.address,
                 peer: peer_of(&endpoint),
@@ -129,7 +136,7 @@ pub(crate) async fn attempt(
     };
     let form = if destination.peer.is_some() {
         Form::Link
-    } else if head.upgrade.is_none() && (head.version == Version::HTTP_2 || protocol == AppProtocol::Http2) {
+    } else if head.takes_http2(protocol) {
         Form::Http2
     } else {
         Form::Http1
@@ -242,6 +249,11 @@ pub(crate) fn effective_status(status: StatusCode, headers: &HeaderMap) -> Statu
     if status == StatusCode::OK && unavailable { StatusCode::SERVICE_UNAVAILABLE } else { status }
 }
 
+/// Is it a call of gRPC?
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// An endpoint of a service that is neither ejected nor tried already, where there is such a one.
 pub(crate) fn pick(proxy: &Proxy, backend: &Backend, tried: &[SocketAddr]) -> Option<Arc<Endpoint>> {
     let now = Instant::now();
@@ -284,10 +296,16 @@ fn classify(error: SendError) -> Failed {
         SendError::NotSent(_) | SendError::Unread { source: _ } => {
             Failed { reject: Reject::ConnectFailed, state: WireState::NotSent }
         }
+        SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
         SendError::Refused(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Refused },
         SendError::Broken(error) if error.is_parse() => Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent },
         SendError::Broken(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Sent },
     }
+}
+
+/// Is that the word of a refusal by another sidecar?
+pub(crate) fn said<B>(response: &Response<B>, reason: Reason) -> bool {
+    response.headers().get(&REASON).is_some_and(|word| word.as_bytes() == reason.as_str().as_bytes())
 }
 
 fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Sent, Failed>) {
@@ -295,9 +313,12 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<S
         Ok(sent) if !effective_status(sent.response.status(), sent.response.headers()).is_server_error() => Outcome::Success,
         // A limit of our own is not the endpoint's fault, nor is a caller that stands still, breaks off or sends nonsense.
         Err(Failed {
-            reject: Reject::BreakerRejected(_) | Reject::RequestTimeout | Reject::CallerLeft | Reject::BadRequest(_),
+            reject:
+                Reject::BreakerRejected(_) | Reject::RequestTimeout | Reject::CallerLeft | Reject::BadRequest(_) | Reject::AppNotHttp2,
             ..
         }) => return,
+        // Nor is it that its caller speaks HTTP/2 and it does not.
+        Ok(sent) if said(&sent.response, Reason::AppNotHttp2) => return,
         Ok(_) | Err(_) => Outcome::Failure,
     };
     let now = Instant::now();
@@ -309,7 +330,20 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<S
 }
 
 impl Head {
+    /// Is a destination in clear that was declared so spoken to in HTTP/2? What is not declared is spoken to as the caller
+    /// speaks; `http` means HTTP/1.1 to applications, whatever their callers speak. There is no gRPC but in HTTP/2, and no
+    /// upgrade but in HTTP/1.
+    fn takes_http2(&self, protocol: AppProtocol) -> bool {
+        self.upgrade.is_none()
+            && match protocol {
+                AppProtocol::Http2 => true,
+                AppProtocol::Http => self.version == Version::HTTP_2 && is_grpc(&self.headers),
+                AppProtocol::Detect | AppProtocol::Opaque => self.version == Version::HTTP_2,
+            }
+    }
+
     fn request(&self, form: Form, destination: SocketAddr, body: Body) -> Result<Request<Body>, Reject> {
+        let streams = !body.is_end_stream() && body.size_hint().exact().is_none();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = self.headers.clone();
@@ -322,6 +356,14 @@ impl Head {
                 && !headers.contains_key(HOST)
             {
                 headers.insert(HOST, HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| cannot)?);
+            }
+            if self.version == Version::HTTP_2 {
+                join_cookies(headers);
+            }
+            let bodyless = matches!(self.method, Method::GET | Method::HEAD);
+            if streams && bodyless && self.version != Version::HTTP_10 && !headers.contains_key(CONTENT_LENGTH) {
+                // The codec takes it for granted that there is no body then.
+                headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
             if let Some(protocol) = &self.upgrade {
                 headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -369,6 +411,22 @@ impl Head {
             }
         }
         Ok(request)
+    }
+}
+
+/// "If there are multiple Cookie header fields after decompression, these MUST be concatenated into a single octet string using
+/// the two-octet delimiter of `; ` before being passed into a non-HTTP/2 context" (RFC 9113 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    // Values that are valid one by one are valid together.
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(COOKIE, joined);
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::body::{Body, BodyError};
 use super::reject::{Limit, Reject};
-use super::spelling::{Heads, Spelling};
+use super::spelling::{Heads, Odd, Spelling};
 use crate::base::net::BoxedIo;
 use crate::policy::limits::Limits;
 
@@ -121,9 +121,9 @@ impl Turn {
         })
     }
 
-    /// A whole head was read, of a request with or without a body; says how its names are spelled, and whether it says twice
-    /// how long the body is.
-    pub(crate) fn asked(&self, body: bool) -> (Option<Spelling>, bool) {
+    /// A whole head was read, of a request with or without a body; says how its names are spelled, and what else of it the
+    /// codec does not show.
+    pub(crate) fn asked(&self, body: bool) -> (Option<Spelling>, Odd) {
         self.head_bytes.store(0, Ordering::Relaxed);
         self.line_bytes.store(0, Ordering::Relaxed);
         self.line_ended.store(true, Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl Turn {
         // One task changes it, so nothing is lost between load and store.
         self.requests.store(self.requests.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.set(Phase::Busy);
-        self.heads.lock().next_framed()
+        self.heads.lock().next_odd()
     }
 
     /// The connection is a tunnel from now on.
@@ -356,6 +356,10 @@ fn fault(sentence: &str) -> &'static str {
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        if self.turn.phase() != Phase::Tunnel && self.turn.heads.lock().endless() {
+            // What came before that chunk was passed on, so it is its request that fails.
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
         ready!(Pin::new(io).poll_read(cx, buf))?;
         if let Some(bytes) = buf.filled().get(before..) {

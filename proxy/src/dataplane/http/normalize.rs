@@ -12,13 +12,13 @@ use std::borrow::Cow;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::attempt::{HTTP_VERSION, STATUS, UPGRADE_TOKEN};
 use super::expect::{CONTINUE, EXPECT_TOKEN};
 use super::reject::{Limit, Reject};
-use super::spelling::{HEADER_NAMES, REASON_PHRASE};
+use super::spelling::{HEADER_NAMES, Odd, REASON_PHRASE};
 use crate::policy::limits::Limits;
 
 /// A request's target.
@@ -32,18 +32,21 @@ pub(crate) struct Target {
     pub(crate) ambiguous: bool,
 }
 
-/// Marks a request that had both a Content-Length and a Transfer-Encoding. The codec shows only the one that counts; others on
-/// the way may have taken the other.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FramedTwice;
-
 /// Reads the target of a request.
 ///
 /// # Errors
 /// The request is not valid HTTP, or asks for something that a sidecar does not do.
 pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
-    if request.extensions.get::<FramedTwice>().is_some() {
+    let Odd { framed_twice, fragment } = request.extensions.get().copied().unwrap_or_default();
+    if framed_twice {
         return Err(Reject::BadRequest("both a Content-Length and a Transfer-Encoding"));
+    }
+    // A target has none (RFC 9112 3.2.1), and what was left of it would be another target than the one that was asked for.
+    if fragment {
+        return Err(Reject::BadRequest("a target with a fragment"));
+    }
+    if request.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(Reject::BadRequest("a scheme that is neither http nor https"));
     }
     // Only CONNECT names an authority and nothing else (RFC 9112 3.2.3); to the codec any word is one.
     let bare = request.version != Version::HTTP_2 && request.uri.authority().is_some() && request.uri.scheme().is_none();
@@ -67,6 +70,10 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         return Err(Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let path = request.uri.path();
+    // "The asterisk-form of request-target is only used for a server-wide OPTIONS request" (RFC 9112 3.2.4).
+    if path == "*" && request.method != Method::OPTIONS {
+        return Err(Reject::BadRequest("only OPTIONS has the target *"));
+    }
     let (path, ambiguous) = if path == "*" { (Cow::Borrowed(path), false) } else { normal_path(path) };
     let path_and_query = match (path, request.uri.path_and_query()) {
         // A URL without a path is written with one (RFC 9110 4.2.3). Its own text says `/` too where it is none at all, and
@@ -136,10 +143,11 @@ fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
         (None, None) if request.version == Version::HTTP_11 => {
             return Err(Reject::BadRequest("no Host header"));
         }
-        (None, None) => "",
+        (None, None) => return Ok(None),
     };
-    if authority.is_empty() {
-        return Ok(None);
+    // An http URI has a host (RFC 9110 4.2.1), so a request without one has no target.
+    if self::host(authority).is_empty() {
+        return Err(Reject::BadRequest("a Host that is empty"));
     }
     let none = Reject::BadRequest("a Host that is none");
     if authority.contains('@') {
@@ -440,9 +448,8 @@ mod tests {
                 ambiguous: false
             }
         );
-        for (url, written) in [("http://a", "/"), ("http://a?b", "/?b"), ("http://a#b", "/"), ("http://a/c#b", "/c"), ("*", "*")]
-        {
-            let request = request(http::Request::get(url).header("host", "a"));
+        for (url, written) in [("http://a", "/"), ("https://a?b", "/?b"), ("http://a/c", "/c"), ("*", "*")] {
+            let request = request(http::Request::options(url).header("host", "a"));
             assert_eq!(http::Uri::from(target(&request).unwrap().path_and_query).to_string(), written, "{url}");
         }
         for lengths in [["5", "5"].as_slice(), &["", ""], &[""], &["+1"], &["1, 1"]] {
@@ -460,6 +467,12 @@ mod tests {
             http::Request::get("/").header("host", "a").header("host", "b"),
             http::Request::get("/").header("host", "user@a"),
             http::Request::get("/").header("host", "a b"),
+            http::Request::get("/").header("host", ""),
+            http::Request::get("/").header("host", ":80"),
+            http::Request::get("/").version(Version::HTTP_10).header("host", ""),
+            http::Request::get("*").header("host", "a"),
+            http::Request::get("ftp://a/").header("host", "a"),
+            http::Request::get("/").header("host", "a").extension(Odd { fragment: true, ..Odd::default() }),
             http::Request::connect("a:80").header("host", "a:80"),
             http::Request::get("http://a/").version(Version::HTTP_2).header("host", "b"),
         ] {

@@ -8,7 +8,6 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::CONTENT_TYPE;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Limited};
@@ -17,7 +16,9 @@ use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::attempt::{CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status};
+use super::attempt::{
+    CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status, is_grpc, said,
+};
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
 use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
 use super::normalize::{self, Target};
@@ -96,7 +97,7 @@ pub(crate) async fn handle(
     {
         return expect::answer(&connection.proxy, connection.peer.identity.as_ref(), token).await;
     }
-    let grpc = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let grpc = is_grpc(&parts.headers);
     let protocol = match parts.version {
         Version::HTTP_2 if grpc => Protocol::Grpc,
         Version::HTTP_2 => Protocol::Http2,
@@ -353,7 +354,13 @@ async fn line(
             }
             // What our own limits refuse is not tried again against the same limits.
             Err(Failed {
-                reject: Reject::BreakerRejected(_) | Reject::NoEndpoint(_) | Reject::BadRequest(_) | Reject::RequestTimeout,
+                reject:
+                    Reject::BreakerRejected(_)
+                    | Reject::NoEndpoint(_)
+                    | Reject::BadRequest(_)
+                    | Reject::RequestTimeout
+                    // All endpoints of a service are the same application.
+                    | Reject::AppNotHttp2,
                 state,
             }) => {
                 record.wire(*state);
@@ -438,9 +445,8 @@ fn arrived(connection: &Connection, parts: &http::request::Parts) -> (Version, O
 
 /// Did another sidecar answer in its application's place before the application saw anything of the request?
 fn unprocessed(response: &Response<Incoming>) -> bool {
-    let word = response.headers().get(&REASON).map(HeaderValue::as_bytes);
     let before = [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::NoConfiguration, Reason::Draining, Reason::Overloaded];
-    word.is_some_and(|word| before.iter().any(|reason| reason.as_str().as_bytes() == word))
+    before.into_iter().any(|reason| said(response, reason))
 }
 
 fn route<'a>(

@@ -72,6 +72,8 @@ pub(crate) enum Reject {
     UpstreamReset,
     /// The destination's answer cannot be passed on.
     UpstreamProtocol,
+    /// The application does not speak HTTP/2, as its caller does.
+    AppNotHttp2,
     /// One attempt took too long, and there is no other.
     AttemptTimeout,
     /// The request's time is up.
@@ -168,6 +170,7 @@ impl Reject {
             Self::IdentityMismatch => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::IdentityMismatch, None),
             Self::UpstreamReset => (StatusCode::BAD_GATEWAY, UNAVAILABLE, Reason::UpstreamReset, None),
             Self::UpstreamProtocol => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::UpstreamProtocol, None),
+            Self::AppNotHttp2 => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::AppNotHttp2, None),
             Self::AttemptTimeout => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::AttemptTimeout, None),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::DeadlineExceeded, None),
         };

@@ -16,11 +16,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::frames::{self, Framed, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
-use super::normalize;
 use super::patience::{Noted, Patient};
 use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
 use super::reject::{REASON, Reject};
+use super::spelling::Odd;
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::dataplane::wire::Wire;
@@ -64,15 +64,15 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     let service = {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
         service_fn(move |mut request: Request<Incoming>| {
-            let (spelling, framed_twice) = turn.asked(!request.body().is_end_stream());
+            let (spelling, odd) = turn.asked(!request.body().is_end_stream());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
             async move {
-                if framed_twice {
-                    request.extensions_mut().insert(normalize::FramedTwice);
+                if odd != Odd::default() {
+                    request.extensions_mut().insert(odd);
                 }
                 let mut answer = pipeline::handle(connection, request, spelling).await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
-                if framed_twice || invalid {
+                if odd.framed_twice || invalid {
                     // Nobody knows what else comes from such a client. "The server MUST close the connection after responding to such a request" (RFC 9112 6.1).
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }

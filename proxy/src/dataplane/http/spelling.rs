@@ -56,9 +56,22 @@ pub(crate) struct Heads {
     interim: bool,
     /// The last text, for the next one is usually the same.
     last: Option<Spelling>,
-    done: VecDeque<(Option<Spelling>, bool)>,
+    done: VecDeque<(Option<Spelling>, Odd)>,
     /// A Content-Length was there.
     lengths: bool,
+    fragment: bool,
+    /// A chunk of the body that is being read says that it is larger than any body.
+    endless: bool,
+}
+
+/// What a request's bytes say and the codec does not show.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Odd {
+    /// Both a Content-Length and a Transfer-Encoding. The codec shows only the one that counts; others on the way may have
+    /// taken the other.
+    pub(crate) framed_twice: bool,
+    /// The target has a fragment. The codec cuts it off.
+    pub(crate) fragment: bool,
 }
 
 /// What the next byte belongs to.
@@ -114,17 +127,24 @@ impl Heads {
             last: None,
             done: VecDeque::new(),
             lengths: false,
+            fragment: false,
+            endless: false,
         }
     }
 
     /// The spelling of the next head, in the order in which the codec reads them.
     pub(crate) fn next(&mut self) -> Option<Spelling> {
-        self.next_framed().0
+        self.next_odd().0
     }
 
-    /// The same, and whether the head had both a Content-Length and a Transfer-Encoding, of which the codec shows one.
-    pub(crate) fn next_framed(&mut self) -> (Option<Spelling>, bool) {
+    /// The same, and what else the codec does not show of that head.
+    pub(crate) fn next_odd(&mut self) -> (Option<Spelling>, Odd) {
         self.done.pop_front().unwrap_or_default()
+    }
+
+    /// Does a chunk say that it is larger than any body? Nobody can wait for its end.
+    pub(crate) fn endless(&self) -> bool {
+        self.endless
     }
 
     /// Takes bytes as they pass.
@@ -159,6 +179,7 @@ impl Heads {
             self.length = 0;
             self.chunked = false;
             self.lengths = false;
+            self.fragment = false;
             self.line = 0;
             self.interim = false;
             self.at = At::FirstLine;
@@ -178,6 +199,8 @@ impl Heads {
                 }
                 self.line = self.line.saturating_add(1);
             }
+        } else {
+            self.fragment |= bytes.iter().take(used).any(|byte| *byte == b'#');
         }
         used
     }
@@ -252,7 +275,7 @@ impl Heads {
             return;
         }
         let spelling = if self.spelled && !self.long { self.text() } else { None };
-        self.done.push_back((spelling, self.chunked && self.lengths));
+        self.done.push_back((spelling, Odd { framed_twice: self.chunked && self.lengths, fragment: self.fragment }));
     }
 
     fn text(&mut self) -> Option<Spelling> {
@@ -269,6 +292,7 @@ impl Heads {
             match char::from(*byte).to_digit(16) {
                 Some(digit) => size = size.saturating_mul(16).saturating_add(u64::from(digit)),
                 None => {
+                    self.endless |= size > CHUNK_MAX;
                     self.at = At::ChunkLine(size);
                     return index;
                 }
@@ -455,6 +479,8 @@ pub(crate) const REASON_PHRASE: HeaderName = HeaderName::from_static("outrigger-
 const NAMES_MAX: usize = 4096;
 /// Requests that a client may have sent ahead; of one that sends more, nothing is spelled any more.
 const AHEAD_MAX: usize = 64;
+/// The largest chunk: no system can hold more of a body, or count it (RFC 9112 7.1).
+const CHUNK_MAX: u64 = i64::MAX.unsigned_abs();
 /// Texts that are kept.
 const KNOWN_MAX: usize = 64;
 

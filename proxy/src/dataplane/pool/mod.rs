@@ -22,10 +22,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 pub(crate) mod connect;
+mod first;
 mod http1;
 mod idleness;
 
 use self::connect::{ConnectError, Dial};
+use self::first::First;
 use self::http1::{Single, Singles};
 use super::http::body::Body;
 use super::http::spelling::{Answers, Spelling};
@@ -90,6 +92,8 @@ struct Open {
     sender: http2::SendRequest<Body>,
     /// The peer takes extended CONNECT.
     extended: watch::Receiver<bool>,
+    /// How the peer began to speak, where it is no sidecar.
+    first: First,
     born: Instant,
     /// Drawn for each link, so that links that were opened together are not opened anew together.
     age_max: Duration,
@@ -106,6 +110,9 @@ pub(crate) enum SendError {
     /// The request did not leave.
     #[error("the request did not leave")]
     NotSent(#[source] hyper::Error),
+    /// What answered in clear is no server of HTTP/2.
+    #[error("the destination does not speak HTTP/2")]
+    NotHttp2(#[source] hyper::Error),
     /// The peer said that it did not process the request.
     #[error("the request was refused")]
     Refused(#[source] hyper::Error),
@@ -267,6 +274,7 @@ impl Pool {
             }
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response),
+                Err(failed) if open.first.is_other() => return Err(SendError::NotHttp2(failed.into_error())),
                 Err(mut failed) => match failed.take_message() {
                     Some(message) if reused => {
                         request = message;
@@ -298,6 +306,7 @@ impl Pool {
         let slot = admit(to)?;
         let trust = self.identity.trust_epoch();
         let mut vouched = None;
+        let first = First::default();
         let wire = match &to.peer {
             Some(peer) => {
                 let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?;
@@ -305,7 +314,10 @@ impl Pool {
                 vouched = Some(self.identity.vouch(session.peer_certificates()));
                 Wire::secured(io, session)
             }
-            None => Wire::plain(connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?),
+            None => {
+                let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
+                Wire::plain(first.watch(io))
+            }
         };
         let cut = CancellationToken::new();
         let handshake = http2::Builder::new(Driver { tasks: self.tasks.clone(), cut: cut.clone(), wire: wire.clone() })
@@ -355,7 +367,7 @@ impl Pool {
             }
         });
         let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
-        let opened = Open { sender, extended, born: Instant::now(), age_max, trust };
+        let opened = Open { sender, extended, first, born: Instant::now(), age_max, trust };
         *open = Some(opened.clone());
         Ok((opened, false))
     }

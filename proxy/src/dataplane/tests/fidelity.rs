@@ -157,6 +157,30 @@ async fn trailers_of_chunked_messages_pass_both_ways() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn trailers_of_a_request_need_no_leave() {
+    for world in [pair(), hop()] {
+        let request = "POST /a HTTP/1.1\r\nHost: api\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n";
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 2\r\n\r\n";
+        let (seen, heard) = exchange(&world, request, "x-sum: 1\r\n\r\n", answer, "\r\n0\r\n").await;
+        assert_eq!(seen, request.replace("X-Sum: 1", "x-sum: 1"));
+        // A caller that did not say that it takes trailers gets none (RFC 9110 6.5.1).
+        assert_eq!(heard, "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_may_have_chunks() {
+    for world in [pair(), hop()] {
+        for method in ["GET", "POST", "HEAD", "DELETE"] {
+            let request = format!("{method} /a HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            let (seen, _) = exchange(&world, &request, "\r\n0\r\n\r\n", answer, "\r\n\r\n").await;
+            assert_eq!(seen, request);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_status_without_a_body_keeps_what_is_said_of_one() {
     for (method, status, length) in [
         ("HEAD", "200 OK", "\r\nContent-Length: 7"),
@@ -194,6 +218,27 @@ async fn targets_of_every_form_have_one_meaning() {
             let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
             let (seen, heard) = exchange(&world, request, "\r\n\r\n", answer, "\r\n\r\nok").await;
             assert_eq!(seen, wanted, "{request} {heard}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_is_none_goes_nowhere() {
+    for (request, words) in [
+        ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", "only OPTIONS"),
+        ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", "fragment"),
+        ("GET /a?b#c HTTP/1.1\r\nHost: a\r\n\r\n", "fragment"),
+        ("GET http://a/b#c HTTP/1.1\r\nHost: a\r\n\r\n", "fragment"),
+        ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "neither http nor https"),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "a Host that is empty"),
+        ("GET / HTTP/1.1\r\nHost: :80\r\n\r\n", "a Host that is empty"),
+        ("GET / HTTP/1.0\r\nHost: \r\n\r\n", "a Host that is empty"),
+    ] {
+        for world in [pair(), hop()] {
+            let (seen, heard) = exchange(&world, request, "\r\n\r\n", "", "\0").await;
+            assert_eq!(seen, "", "{request}");
+            let wanted = heard.contains(" 400 ") && heard.contains("outrigger-reason: bad_request") && heard.contains(words);
+            assert!(wanted, "{request} {heard}");
         }
     }
 }

@@ -73,14 +73,82 @@ async fn requests_to_one_endpoint_share_one_link() {
     assert_eq!(world.dialled(), [app_at(3)]);
 }
 
+/// A pod of `api` whose port does not say what it speaks.
+fn undeclared(name: &str, last: u8) -> serde_json::Value {
+    let mut pod = pod("api", name, last);
+    pod["spec"]["ports"][0]["name"] = json!("any");
+    pod
+}
+
 #[tokio::test(start_paused = true)]
-async fn what_the_caller_speaks_is_spoken_to_the_application() {
-    let world = pair();
+async fn what_the_caller_speaks_is_spoken_to_an_application_that_declares_nothing() {
+    let world = World::new(&[pod("web", "web-1", 2), undeclared("api-1", 3), service("api", "api", 1)]);
     let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
     world.app(app_at(3), |request| text(format!("{:?}", request.version())));
     assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.body, "HTTP/1.1");
     let request = Request::get("http://api.shop/").body(Full::default()).unwrap();
     assert_eq!(ask_h2(world.connect(&web, vip(1)), request).await.body, "HTTP/2.0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_is_declared_http_hears_http_1_from_every_caller_and_grpc_in_http_2() {
+    let mut declared = service("api", "api", 1);
+    declared["spec"]["ports"][0]["appProtocol"] = json!("http");
+    let mut plain = pod("api", "api-1", 3);
+    plain["spec"]["transport"] = json!("Plaintext");
+    for api in [pod("api", "api-1", 3), plain] {
+        let bare = api["spec"]["transport"] == "Plaintext";
+        let world = World::new(&[pod("web", "web-1", 2), api, declared.clone()]);
+        let web = world.sidecar("web", "web-1", 2);
+        if !bare {
+            world.sidecar("api", "api-1", 3);
+        }
+        world.app(app_at(3), |request| {
+            let header = |name| request.headers().get(name).map_or("", |value| value.to_str().unwrap());
+            text(format!("{:?} {} {} {}", request.version(), header("host"), header("cookie"), request.body().len()))
+        });
+        let request = || Request::post("http://api.shop/").header("cookie", "a=1").header("cookie", "b=2");
+        let heard = ask_h2(world.connect(&web, vip(1)), request().body(Full::from("abc")).unwrap()).await;
+        assert_eq!(heard.body, "HTTP/1.1 api.shop a=1; b=2 3");
+        let call = request().header("content-type", "application/grpc").body(Full::from("abc")).unwrap();
+        assert!(ask_h2(world.connect(&web, vip(1)), call).await.body.starts_with("HTTP/2.0"));
+    }
+}
+
+/// As servers of HTTP/1 answer the preface of HTTP/2.
+#[tokio::test(start_paused = true)]
+async fn an_application_that_does_not_speak_http_2_is_told_apart_and_not_ejected() {
+    let mut plain = undeclared("api-1", 3);
+    plain["spec"]["transport"] = json!("Plaintext");
+    for api in [undeclared("api-1", 3), plain] {
+        let bare = api["spec"]["transport"] == "Plaintext";
+        let other = undeclared("api-2", 4);
+        let world = World::new(&[pod("web", "web-1", 2), api, other, service("api", "api", 1)]);
+        let web = world.sidecar("web", "web-1", 2);
+        // Whoever dials the application tells.
+        let mut tell = vec![Arc::clone(&web), world.sidecar("api", "api-2", 4)];
+        if !bare {
+            tell.push(world.sidecar("api", "api-1", 3));
+        }
+        for at in [app_at(3), app_at(4)] {
+            world.raw_app(at, |mut stream, _| {
+                tokio::spawn(async move {
+                    let mut line = [0; 64];
+                    drop(stream.read(&mut line).await);
+                    drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await);
+                });
+            });
+        }
+        for _ in 0..12 {
+            let request = Request::get("http://api.shop/").body(Full::default()).unwrap();
+            let heard = ask_h2(world.connect(&web, vip(1)), request).await;
+            assert_eq!((heard.status, heard.reason()), (502, "app_not_http2"), "{heard:?}");
+            assert!(heard.body.contains("declare its port as `http`"), "{heard:?}");
+        }
+        assert!(tell.iter().any(|proxy| proxy.telemetry.metrics.render().contains("reason=\"app_not_http2\"")));
+        let metrics = web.telemetry.metrics.render();
+        assert!(!metrics.lines().any(|line| line.starts_with("outrigger_ejections_total{")), "{metrics}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

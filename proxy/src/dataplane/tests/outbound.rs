@@ -390,6 +390,30 @@ async fn a_service_that_leads_to_a_sidecar_itself_is_refused_as_that() {
     assert!(world.dialled().is_empty());
 }
 
+/// A pod names one of its sidecar's ports as its application's.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_a_sidecar_itself_is_left_for_another_and_refused_as_that() {
+    let both = |port: u16, last: u8, name: &str| {
+        let mut pod = pod("both", name, last);
+        pod["spec"]["ports"][0]["port"] = json!(port);
+        pod
+    };
+    let mut named = service("both", "both", 9);
+    named["spec"]["ports"][0]["targetPort"] = json!("http");
+    let (world, web) = versions(&[both(8080, 5, "both-1"), both(14006, 6, "both-2"), named]);
+    world.sidecar("both", "both-1", 5);
+    world.app(app_at(5), |_| text("both"));
+    for _ in 0..20 {
+        let heard = ask(world.connect(&web, vip(9)), get("/")).await;
+        assert_eq!((heard.status, &*heard.body), (200, "both"));
+    }
+    // Where the one that is an application is gone, the other one is told apart from one that does not answer.
+    world.slow(app_at(5), Duration::from_secs(3_600));
+    let heard = ask(world.connect(&web, vip(9)), get("/")).await;
+    assert!(heard.reason() != "connect_failed", "{heard:?}");
+    assert!(world.dialled().iter().all(|at| at.port() != 14006));
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_dials_another_pods_sidecar_itself_is_told_so_by_the_own_one() {
     let (world, web) = versions(&[]);

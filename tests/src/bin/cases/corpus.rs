@@ -56,7 +56,7 @@ pub(crate) const CORPUS: &[Odd] = &[
     same("a query that is odd", b"GET /a?b=c&d[]=e{f}&%zz;+/?../ HTTP/1.1\r\nHost: app\r\n\r\n"),
     same("an empty query", b"GET /a? HTTP/1.1\r\nHost: app\r\n\r\n"),
     same("UTF-8 in a path", b"GET /caf\xc3\xa9 HTTP/1.1\r\nHost: app\r\n\r\n"),
-    other("a fragment", b"GET /a#b HTTP/1.1\r\nHost: app\r\n\r\n", "- GET /a#b HTTP/1.1\n+ GET /a HTTP/1.1", "RFC 9112 3.2.1: a target has no fragment."),
+    other("a fragment", b"GET /a#b HTTP/1.1\r\nHost: app\r\n\r\n", "- GET /a#b HTTP/1.1\n- host app\n- no body\n+ refused 400", "RFC 9112 3.2.1: a target has no fragment, and without it another one would be asked for."),
     same("a pipe and a quote in a path", b"GET /a|b\"c HTTP/1.1\r\nHost: app\r\n\r\n"),
     same("a backslash in a path", b"GET /a\\b HTTP/1.1\r\nHost: app\r\n\r\n"),
     same("a body with a length", b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 3\r\nX-A: 1\r\n\r\nabc"),
