@@ -4,7 +4,7 @@
 //! Invariant: the token of the mesh that is up is shown at that mesh's own address alone; for any other address somebody
 //! has to name the file.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,8 +18,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::Failure;
 use super::local::{self, STATE, UpRecord, read_up_record};
+use super::{Failure, warn};
 use crate::control::API_TOKEN;
 use crate::control::source::file::read_at_most;
 
@@ -98,32 +98,56 @@ fn objection(status: StatusCode, answer: &Value) -> Failure {
 
 fn call(api: &ApiArgs, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Value), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // A change may take the control plane a while; what is only read is there.
-    let at_most = if method == Method::GET { READ_MAX } else { CHANGE_MAX } + within(path);
-    runtime.block_on(async {
-        let given_up = Instant::now() + RESTART_MAX;
-        loop {
-            let outcome = match tokio::time::timeout(at_most, ask(api, &method, path, &body)).await {
-                Ok(outcome) => outcome?,
-                Err(_elapsed) => Err(NotAnswered { reason: format!("nothing came for {} s", at_most.as_secs()), again: false }),
-            };
-            let supervisor = local::supervised(api.address);
-            match outcome {
-                Ok(answer) => return Ok(answer),
-                // Its supervisor starts it again in a moment.
-                Err(NotAnswered { again: true, .. }) if supervisor.is_some() && Instant::now() < given_up => {
-                    tokio::time::sleep(POLL).await;
-                }
-                Err(NotAnswered { reason, .. }) => return Err(unreachable(api.address, &reason, supervisor.as_ref())),
-            }
-        }
-    })
+    runtime.block_on(insist(api, &method, path, &body, || local::supervised(api.address)))
 }
 
-/// Why there is no answer, and whether the same may be asked again: nothing was done.
+/// Asks until there is an answer, for as long as a supervisor is about to start the control plane again. Says on a terminal
+/// that it waits.
+async fn insist(
+    api: &ApiArgs,
+    method: &Method,
+    path: &str,
+    body: &[u8],
+    supervised: impl Fn() -> Option<UpRecord>,
+) -> Result<(StatusCode, Value), Failure> {
+    // A change may take the control plane a while; what is only read is there.
+    let at_most = if *method == Method::GET { READ_MAX } else { CHANGE_MAX } + within(path);
+    let given_up = Instant::now() + RESTART_MAX;
+    let mut path = path.to_owned();
+    let mut told = false;
+    loop {
+        let outcome = match tokio::time::timeout(at_most, ask(api, method, &path, body)).await {
+            Ok(outcome) => outcome?,
+            Err(_elapsed) => {
+                Err(NotAnswered { reason: format!("nothing came for {} s", at_most.as_secs()), again: false, doubtful: true })
+            }
+        };
+        let supervisor = supervised();
+        match outcome {
+            Ok(answer) => return Ok(answer),
+            // Its supervisor starts it again in a moment.
+            Err(NotAnswered { again: true, doubtful, .. }) if supervisor.is_some() && Instant::now() < given_up => {
+                // What is deleted twice is not there the second time, and that is as it should be.
+                if doubtful && path == DELETE {
+                    path.push_str("?again=true");
+                }
+                if !std::mem::replace(&mut told, true) && io::stderr().is_terminal() {
+                    warn("the control plane is being started again; waiting for it");
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            Err(NotAnswered { reason, .. }) => return Err(unreachable(api.address, &reason, supervisor.as_ref())),
+        }
+    }
+}
+
+/// Why there is no answer.
 struct NotAnswered {
     reason: String,
+    /// May the same be asked again?
     again: bool,
+    /// May what was asked have been done all the same?
+    doubtful: bool,
 }
 
 /// Asks once. A failure is one that asking again does not mend.
@@ -138,7 +162,7 @@ async fn ask(
         Err(error) => {
             // Reset: it ended while the connection was still waiting to be taken.
             let again = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset);
-            return Ok(Err(NotAnswered { reason: error.to_string(), again }));
+            return Ok(Err(NotAnswered { reason: error.to_string(), again, doubtful: false }));
         }
     };
     // After the connection: where nobody listens, that is what to tell. And a control plane that has just been started has
@@ -147,15 +171,11 @@ async fn ask(
     let shown = credentials.clone();
     match exchange(stream, api.address, credentials, method.clone(), path, body.to_vec()).await {
         Ok((StatusCode::UNAUTHORIZED, _)) if api.credentials().is_ok_and(|now| now != shown) => {
-            Ok(Err(NotAnswered { reason: "it made another token just now".to_owned(), again: true }))
+            Ok(Err(NotAnswered { reason: "it made another token just now".to_owned(), again: true, doubtful: false }))
         }
         Ok(answer) => Ok(Ok(answer)),
-        // Whether a change was made is not known. Applying the same documents twice does what doing it once does; deleting
-        // them twice fails.
-        Err(error) => {
-            let again = *method == Method::GET || path.starts_with("/api/apply");
-            Ok(Err(NotAnswered { reason: format!("{error:#}"), again }))
-        }
+        // Whether a change was made is not known. Applying or deleting the same documents twice does what doing it once does.
+        Err(error) => Ok(Err(NotAnswered { reason: format!("{error:#}"), again: true, doubtful: true })),
     }
 }
 
@@ -221,6 +241,8 @@ const RESTART_MAX: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 const TOKEN_BYTES_MAX: u64 = 4 << 10;
+/// The only request of which the answer depends on whether it was made before.
+const DELETE: &str = "/api/delete";
 /// Where `up` has the API served.
 const API: &str = "127.0.0.1:14080";
 
@@ -254,6 +276,40 @@ mod tests {
         let begun = Instant::now();
         let told = format!("{:?}", get(&api(address, None), "/api/status").unwrap_err());
         assert!(told.contains("outrigger up") && begun.elapsed() < Duration::from_secs(2), "{told}");
+    }
+
+    #[test]
+    fn a_control_plane_that_ends_before_it_answers_is_asked_again_and_told_that_it_is() {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("token");
+        std::fs::write(&token, "0123abc").unwrap();
+        let control_plane = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for answers in [false, true] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut bytes = [0; 4096];
+                let read = stream.read(&mut bytes).unwrap();
+                asked.push(String::from_utf8_lossy(&bytes[..read]).lines().next().unwrap().to_owned());
+                if answers {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+                }
+            }
+            asked
+        });
+        let record = || {
+            serde_json::from_value(serde_json::json!({
+                "supervisor": 1, "control": 1, "node": 1, "state": "/", "trustDomain": "t", "stream": "127.0.0.1:1", "api": "", "dashboard": ""
+            }))
+            .ok()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let api = api(address, Some(token));
+        let answer = runtime.block_on(insist(&api, &Method::POST, DELETE, b"[]", record)).unwrap();
+        assert_eq!(answer.0, StatusCode::OK);
+        assert_eq!(control_plane.join().unwrap(), ["POST /api/delete HTTP/1.1", "POST /api/delete?again=true HTTP/1.1"]);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! Exit codes of `status`: 0 all is well, 1 something is not (each is told on a line of its own), 3 the control plane does
 //! not answer. Warnings of documents, and sidecars that are about to acknowledge, leave the mesh well.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
@@ -11,7 +13,7 @@ use serde_json::Value;
 use super::apply::line;
 use super::client::{self, ApiArgs};
 use super::table::{self, Output, day, moment};
-use super::{Failure, print};
+use super::{Failure, print, warn};
 use crate::control::api::Wrong;
 
 #[derive(Args, Debug)]
@@ -20,7 +22,8 @@ use crate::control::api::Wrong;
 
 Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for
 a Service that does not exist, a pod's sidecar or the node agent is not connected, a certificate has ended, or the
-authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.")]
+authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it. Of a control plane that
+was just started it waits up to 6 s for sidecars and the node agent to come back.")]
 pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
@@ -41,7 +44,7 @@ pub(crate) struct ProxiesArgs {
 
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let mut answer = client::get(&args.api, "/api/status")?;
+    let mut answer = settled(&args.api)?;
     let unwell = unwell(&answer);
     let code = if unwell.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if let Some(whole) = answer.as_object_mut() {
@@ -82,10 +85,6 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         let refused = number(pod, "/refused");
         let configuration = match (meshed, connected) {
             (false, _) => "outside the mesh".to_owned(),
-            // Sidecars find a control plane that was away within a moment.
-            (true, false) if now.saturating_sub(number(&answer, "/control/started")) < RECONNECT_SECONDS => {
-                "reconnecting".to_owned()
-            }
             (true, false) => "not connected".to_owned(),
             (true, true) if refused > 0 => format!("{refused} refused"),
             (true, true) if number(pod, "/acknowledged") < number(&answer, "/control/revision") => "behind".to_owned(),
@@ -112,6 +111,32 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         print(&format!("\n{}\n", told.join("\n")))?;
     }
     Ok(code)
+}
+
+/// How the mesh stands. A control plane that was just started knows of nobody yet: those who are on their way back are given
+/// their time, so that nobody is told to be missing who is not.
+fn settled(api: &ApiArgs) -> Result<Value, Failure> {
+    let mut told = false;
+    loop {
+        let answer = client::get(api, "/api/status")?;
+        let left = time_to_return(&answer);
+        if left == 0 {
+            return Ok(answer);
+        }
+        if !std::mem::replace(&mut told, true) && std::io::stderr().is_terminal() {
+            warn(&format!("the control plane was just started; waiting for up to {left} s for who is not connected again yet"));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// For how many seconds more those who are not connected may be on their way back to a control plane that was just started.
+fn time_to_return(answer: &Value) -> u64 {
+    let up_for = number(answer, "/control/now").saturating_sub(number(answer, "/control/started"));
+    let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
+    let mut pods = list(answer, "/pods").iter().filter(|pod| is(pod, "/local") && is(pod, "/meshed") && !is(pod, "/terminating"));
+    let is_missed = list(answer, "/nodes").is_empty() && pods.clone().next().is_some() || pods.any(|pod| !is(pod, "/connected"));
+    if is_missed { RECONNECT_SECONDS.saturating_sub(up_for) } else { 0 }
 }
 
 /// Runs `outrigger proxies`.
@@ -167,6 +192,8 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
 
 /// How long after the control plane's start a sidecar may be on its way back: the longest pause between two attempts.
 const RECONNECT_SECONDS: u64 = 6;
+
+const POLL: Duration = Duration::from_millis(100);
 
 /// What is not well, each on a line.
 fn unwell(answer: &Value) -> Vec<String> {
@@ -258,6 +285,29 @@ mod tests {
     #[test]
     fn warnings_and_what_is_about_to_acknowledge_or_to_end_leave_the_mesh_well() {
         assert_eq!(answer(|_| ()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn who_is_on_the_way_back_to_a_control_plane_that_was_just_started_is_given_time() {
+        let left = |change: &dyn Fn(&mut Value)| {
+            let mut answer = json!({
+                "control": { "now": 1_000_000, "started": 999_998 },
+                "nodes": [{ "name": "vm" }],
+                "pods": [
+                    { "name": "web-1", "local": true, "meshed": true, "connected": true },
+                    { "name": "out-1", "local": true, "meshed": false, "connected": false },
+                    { "name": "old-1", "local": true, "meshed": true, "connected": false, "terminating": true },
+                ],
+            });
+            change(&mut answer);
+            time_to_return(&answer)
+        };
+        assert_eq!(left(&|_| ()), 0);
+        assert_eq!(left(&|all| all["nodes"] = json!([])), 4);
+        assert_eq!(left(&|all| all["pods"][0]["connected"] = false.into()), 4);
+        assert_eq!(left(&|all| (all["nodes"], all["control"]["started"]) = (json!([]), 999_000.into())), 0);
+        // Without a pod of the mesh nobody misses the node agent.
+        assert_eq!(left(&|all| (all["nodes"], all["pods"]) = (json!([]), json!([]))), 0);
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub(crate) struct Text {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Done {
     pub(crate) resource: String,
-    /// `created`, `changed`, `unchanged`, `deleted`.
+    /// `created`, `changed`, `unchanged`, `deleted`, or `gone`: deleted before.
     pub(crate) action: String,
 }
 
@@ -304,14 +304,21 @@ async fn apply(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> 
     }
 }
 
-async fn delete(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
+/// Is it asked once more, because nobody heard the first answer?
+#[derive(Clone, Copy, Default, Deserialize)]
+struct Again {
+    #[serde(default)]
+    again: bool,
+}
+
+async fn delete(State(api): State<Arc<Api>>, Query(again): Query<Again>, headers: HeaderMap, body: Bytes) -> Response {
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
     };
     let _turn = api.changing.lock().await;
     let worker = Arc::clone(&api);
-    match tokio::task::spawn_blocking(move || worker.delete(&texts)).await {
+    match tokio::task::spawn_blocking(move || worker.delete(&texts, again)).await {
         Ok(answer) => Json(answer).into_response(),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
@@ -435,7 +442,7 @@ impl Api {
         Some(place_of(&path, key))
     }
 
-    fn delete(&self, texts: &[Text]) -> Answer {
+    fn delete(&self, texts: &[Text], Again { again }: Again) -> Answer {
         let mut answer = Answer::default();
         let before = self.store.world().resources().clone();
         let mut changes = Vec::new();
@@ -466,6 +473,10 @@ impl Api {
                         let origin = self.store.world().origin(&key).map(ToString::to_string);
                         match origin {
                             Some(origin) => wrong(Some(key.to_string()), format!("it stands in {origin}"), "remove it there"),
+                            // The first time, which ended before its answer, or somebody else.
+                            None if again => {
+                                answer.results.push(Done { resource: key.to_string(), action: "gone".to_owned() });
+                            }
                             None => {
                                 wrong(Some(key.to_string()), "there is no such resource".to_owned(), "see `outrigger get all`")
                             }
@@ -712,11 +723,14 @@ mod tests {
         assert_eq!(actions(&answer), [("Service/shop/web", "changed")]);
         let key: ResourceKey = "Service/shop/web".parse().unwrap();
         assert!(api.store.world().body(&key).unwrap().json.contains(r#""clusterIP":"10.65.0.2""#));
-        assert_eq!(actions(&api.delete(&texts(SERVICE))), [("Service/shop/web", "deleted")]);
+        assert_eq!(actions(&api.delete(&texts(SERVICE), Again::default())), [("Service/shop/web", "deleted")]);
         assert!(api.store.world().body(&key).is_none());
         assert!(std::fs::read_dir(state.path().join(STORED)).unwrap().next().is_none());
-        let again = api.delete(&texts(SERVICE));
+        let again = api.delete(&texts(SERVICE), Again::default());
         assert_eq!(again.problems[0].text, "there is no such resource");
+        let again = api.delete(&texts(SERVICE), Again { again: true });
+        assert!(again.problems.is_empty());
+        assert_eq!(actions(&again), [("Service/shop/web", "gone")]);
     }
 
     #[test]
@@ -752,7 +766,7 @@ mod tests {
         let key = document.resource.key();
         let origin = Origin::File("/etc/mesh/web.yaml".into());
         api.store.apply(vec![Change::Put { key, form: Form::Read(Arc::new(document.resource)), origin }]);
-        let answer = api.delete(&texts(SERVICE));
+        let answer = api.delete(&texts(SERVICE), Again::default());
         assert!(answer.results.is_empty());
         assert_eq!(answer.problems[0].text, "it stands in /etc/mesh/web.yaml");
     }
@@ -820,13 +834,13 @@ mod tests {
         let service = SERVICE.replace("ports", "selector: { app: web }, ports");
         let answer = api.apply(&texts(&(service.clone() + policy + pod)));
         assert!(answer.problems.is_empty(), "{:?}", answer.problems);
-        let answer = api.delete(&texts(&service));
+        let answer = api.delete(&texts(&service), Again::default());
         let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
         assert!(!problem.refuses && problem.resource.as_deref() == Some("AuthorizationPolicy/shop/gate"), "{problem:?}");
         assert!(problem.text.contains("goes on covering what it led to, and nothing else; it was for shop/web-1"), "{problem:?}");
         // Both at once leave nothing behind.
         api.apply(&texts(&service));
-        assert!(api.delete(&texts(&(service + policy))).problems.is_empty());
+        assert!(api.delete(&texts(&(service + policy)), Again::default()).problems.is_empty());
     }
 
     const POD: &str = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec: { addresses: [10.64.0.9] }\n";
@@ -982,7 +996,7 @@ mod tests {
         let origin = api.store.world().origin(&key).map(ToString::to_string);
         assert_eq!(standing(&key, &before.version, origin, &problems, &[])["accepted"], true);
         // Without the stored one, the folder's counts.
-        api.delete(&texts(SERVICE));
+        api.delete(&texts(SERVICE), Again::default());
         assert!(api.store.problems().is_empty() && api.store.world().body(&key) != Some(&before));
     }
 
