@@ -4,7 +4,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, kill, target, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Pod, finish, kill, outrigger, target, wait_for};
 use e2e::programs;
 use e2e::runner::{Case, Runner, Wish};
 use rustix::process::Signal;
@@ -35,6 +35,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "an_idle_sidecar_is_small", run: |world, _| idle(world) },
             Case { name: "a_sidecar_is_ready_soon", run: |world, _| ready(world) },
             Case { name: "killing_the_control_plane_loses_no_request", run: |world, wish| killed(world, wish, "control") },
+            Case { name: "commands_wait_for_a_control_plane_that_is_started_again", run: |world, _| commands(world) },
             Case { name: "killing_the_node_agent_loses_no_request", run: |world, wish| killed(world, wish, "node") },
             Case { name: "a_first_use_without_control_plane_is_refused_by_name", run: |world, _| first_use(world) },
             Case { name: "names_resolve_without_control_plane_and_node_agent", run: |world, _| names(world) },
@@ -86,6 +87,28 @@ fn killed(world: &World, wish: &Wish, role: &str) -> Result<()> {
     no_loss(&verdict(running)?)?;
     // And what comes after is served as before.
     until(&world.client, "http://web/", 200).map(drop)
+}
+
+fn commands(world: &World) -> Result<()> {
+    let document = world.mesh.folder().join("more.yaml");
+    std::fs::write(&document, service("fault", "more", 80, 8080))?;
+    let document = document.to_string_lossy().into_owned();
+    let (status, apply, delete) = (vec!["status"], vec!["apply", "-f", &document], vec!["delete", "-f", &document]);
+    for round in 0..6_u32 {
+        for command in [&status, &apply, &delete] {
+            let process = world.mesh.process("control")?;
+            kill(process, Signal::KILL);
+            // From before its end is noticed to after it is there again.
+            std::thread::sleep(Duration::from_millis(u64::from(round) * 60));
+            let said = finish(&mut outrigger(command), PATIENCE)?;
+            ensure!(said.code == 0, "{command:?}, {} ms after: {}", round * 60, said.all());
+            wait_for("the restart", PATIENCE, || {
+                ensure!(world.mesh.process("control")? != process, "it is not there");
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn alive(process: u32) -> bool {

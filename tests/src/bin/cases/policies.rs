@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, finish, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Pod, finish, kill, outrigger, wait_for};
 use e2e::programs;
 use e2e::runner::{Case, Runner};
 use e2e::wire::Capture;
@@ -25,6 +25,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "the_wire_holds_none_of_the_requests_bytes", run: |world, _| wire(world) },
             Case { name: "strict_mode_refuses_plaintext_and_a_peer_authentication_permits_it", run: |world, _| strict(world) },
             Case { name: "authorization_allows_and_denies_by_rule", run: |world, _| authorization(world) },
+            Case { name: "who_changes_a_service_does_not_take_its_policy_off_the_pods", run: |world, _| kept(world) },
             Case { name: "a_request_after_300_ms_of_silence_is_still_refused", run: |world, _| silence(world) },
             Case { name: "tokens_are_checked_and_their_claims_used", run: |world, _| tokens(world) },
             Case { name: "a_canary_gets_its_share", run: |world, _| canary(world) },
@@ -132,6 +133,39 @@ fn authorization(world: &World) -> Result<()> {
     expect(&caller, &["--path-as-is", "http://web/open/%73ecret"], 403)?;
     drop(web);
     Ok(())
+}
+
+fn kept(world: &World) -> Result<()> {
+    let (caller, web) = pair(world, "kept")?;
+    let gate = |note: &str| {
+        own("AuthorizationPolicy", "kept", "gate", "{ targetRefs: [{ kind: Service, name: web }], action: DENY, rules: [{}] }")
+            .replace("name: gate,", &format!("name: gate, annotations: {{ note: {note} }},"))
+    };
+    let stored = service("kept", "web", 80, 8080);
+    let direct = format!("http://{}:8080/", web.address()?);
+    world.mesh.apply(&gate("first"))?;
+    until(&caller, &direct, 403)?;
+    for changed in [service("kept", "web", 80, 9090), service_of("kept", "web", "nobody", 80, 8080)] {
+        let said = world.mesh.try_apply(&(changed + &gate("first")))?;
+        ensure!(
+            said.code == 0 && said.stderr.contains("goes on covering port") && said.stderr.contains("8080"),
+            "{}",
+            said.all()
+        );
+        expect(&caller, &[&direct], 403)?;
+    }
+    world.mesh.delete(&stored)?;
+    kill(world.mesh.process("control")?, rustix::process::Signal::KILL);
+    let status = finish(&mut outrigger(["status"]), PATIENCE)?;
+    ensure!(status.code == 1 && status.stdout.contains("Service/kept/web does not exist"), "{}", status.all());
+    expect(&caller, &[&direct], 403)?;
+    // Another pod of the old labels, which comes afterwards.
+    let late = echo(&world.mesh, "kept/late", "web")?;
+    expect(&caller, &[&format!("http://{}:8080/", late.address()?)], 403)?;
+    let said = world.mesh.try_apply(&gate("second"))?;
+    ensure!(said.code == 0 && said.stderr.contains("lets go of ports 8080, 9090 of kept/late, kept/web"), "{}", said.all());
+    until(&caller, &direct, 200)?;
+    world.mesh.delete(&gate("second"))
 }
 
 fn silence(world: &World) -> Result<()> {
