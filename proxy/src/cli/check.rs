@@ -260,7 +260,22 @@ mod tests {
                 "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{addresses: [\"{address}\"]}}\n---\n"
             )
         };
-        let bad = ["127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "::1", "::ffff:127.0.0.1", "255.255.255.255"];
+        let bad = [
+            "127.0.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "fe80::1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "255.255.255.255",
+            "0.1.2.3",
+            "240.0.0.1",
+            "ff02::1",
+            "10.64.0.0",
+            "10.64.255.255",
+            "10.65.255.255",
+            "fd64::",
+        ];
         let told = |text: &str| {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("a.yaml"), text).unwrap();
@@ -282,6 +297,43 @@ mod tests {
                 a.yaml:8:5: warning: Service/shop/web: spec.ports[0].targetPort: 14020 is a port of the sidecar's own; a pod that has one is not reached there: 421 own_port
                     write a port of the application
             "#]],
+        );
+    }
+
+    #[test]
+    fn ports_of_a_service_have_names_and_numbers_of_their_own() {
+        let ports = |ports: &str| WEB.replace("  - port: 80", &format!("  {}", ports.replace('\n', "\n  ")));
+        check(
+            &[("a.yaml", &ports("- {name: a, port: 53}\n- {name: b, port: 53, protocol: UDP}"))],
+            expect![[r#"
+            a.yaml:8:25: warning: Service/shop/web: spec.ports[1].protocol: the port is not TCP and means nothing here
+                leave it to others
+        "#]],
+        );
+        check(
+            &[(
+                "a.yaml",
+                &ports(
+                    "- {name: a, port: 80}\n- {name: a, port: 81}\n- {name: b, port: 53, protocol: UDP}\n- {name: c, port: 53, protocol: UDP}",
+                ),
+            )],
+            expect![[r#"
+                a.yaml:8:6: Service/shop/web: spec.ports[1].name: a port is named "a" already
+                    give each port a name of its own
+                a.yaml:9:25: warning: Service/shop/web: spec.ports[2].protocol: the port is not TCP and means nothing here
+                    leave it to others
+                a.yaml:10:15: Service/shop/web: spec.ports[3].port: port 53 is there already
+                    write each port once
+                a.yaml:10:25: warning: Service/shop/web: spec.ports[3].protocol: the port is not TCP and means nothing here
+                    leave it to others
+            "#]],
+        );
+        check(
+            &[("a.yaml", &ports("- {port: 80, targetPort: 14021}"))],
+            expect![[r#"
+            a.yaml:7:16: warning: Service/shop/web: spec.ports[0].targetPort: 14021 is a port of the sidecar's own; a pod that has one is not reached there: 503, the sidecar's metrics are there
+                write a port of the application
+        "#]],
         );
     }
 

@@ -200,6 +200,10 @@ fn no_host(address: IpAddr) -> Option<&'static str> {
     };
     if address.is_unspecified() {
         Some("no address at all")
+    } else if matches!(address, IpAddr::V4(v4) if v4.octets()[0] == 0) {
+        Some("no address of a host: 0.0.0.0/8 means this network (RFC 1122 3.2.1.3)")
+    } else if matches!(address, IpAddr::V4(v4) if v4.octets()[0] >= 240 && v4 != Ipv4Addr::BROADCAST) {
+        Some("reserved: nothing is reached in 240.0.0.0/4 (RFC 1112 4)")
     } else if address.is_loopback() {
         Some("a loopback address: on every machine it is the machine itself")
     } else if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
@@ -216,10 +220,25 @@ pub(crate) fn is_own_port(port: u16) -> bool {
     [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INBOUND, proxy_common::PORT_ADMIN].contains(&port)
 }
 
+/// Is it a port at which a sidecar listens for itself, so that no service leads to an application there? Beside its own ports,
+/// its metrics: whoever wants those dials them at the pod, in plaintext.
+pub(super) fn is_sidecars(port: u16) -> bool {
+    is_own_port(port) || port == proxy_common::PORT_METRICS
+}
+
 /// What is said of a service that leads to one.
 pub(super) fn own_port_text(port: u16) -> String {
-    format!("{port} is a port of the sidecar's own; a pod that has one is not reached there: 421 own_port")
+    let outcome = if is_own_port(port) { "421 own_port" } else { "503, the sidecar's metrics are there" };
+    format!("{port} is a port of the sidecar's own; a pod that has one is not reached there: {outcome}")
 }
+
+/// Does a word say what a port speaks?
+pub(crate) fn is_protocol(word: &str) -> bool {
+    service::protocol_named(word).is_some()
+}
+
+/// What to write instead of a word that does not.
+pub(crate) const PROTOCOLS: &str = "write http, http2, grpc, tcp, or leave it out";
 
 fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
     let at = FieldPath::root().field("spec");
@@ -236,8 +255,18 @@ fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
         }
     }
     let mut seen = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for (index, port) in service.spec.ports.iter().enumerate() {
         let at = at.field("ports").index(index);
+        if let Some(name) = &port.name
+            && !names.insert(name)
+        {
+            problems.refuse(&at.field("name"), format!("a port is named {name:?} already"), "give each port a name of its own");
+        }
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        if !seen.insert((protocol, port.port)) {
+            problems.refuse(&at.field("port"), format!("port {} is there already", port.port), "write each port once");
+        }
         if port.port == 0 {
             problems.refuse(&at.field("port"), "0 is not a port", "write 1 to 65535");
         }
@@ -249,23 +278,17 @@ fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
         if number == Some(0) && port.target_port.is_some() {
             problems.refuse(&at.field("targetPort"), "0 is not a port", "write 1 to 65535, or a port's name");
         }
-        if number.is_some_and(is_own_port) && port.is_tcp() {
+        if number.is_some_and(is_sidecars) && port.is_tcp() {
             let field = at.field(if port.target_port.is_some() { "targetPort" } else { "port" });
             problems.warn(&field, own_port_text(number.unwrap_or_default()), "write a port of the application");
         }
         if !port.is_tcp() {
             problems.warn(&at.field("protocol"), "the port is not TCP and means nothing here", "leave it to others");
-        } else if !seen.insert(port.port) {
-            problems.refuse(&at.field("port"), format!("port {} is there already", port.port), "write each port once");
         }
         if let Some(word) = &port.app_protocol
-            && service::protocol_named(word).is_none()
+            && !is_protocol(word)
         {
-            problems.warn(
-                &at.field("appProtocol"),
-                format!("{word:?} means nothing here; the first bytes tell"),
-                "write http, http2, grpc, tcp, or leave it out",
-            );
+            problems.warn(&at.field("appProtocol"), format!("{word:?} means nothing here; the first bytes tell"), PROTOCOLS);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What resources say about each other and is not so: names that nothing has, two that want the same thing.
 //!
-//! Only who sees all resources can know it: the control plane and `outrigger check`. Everything here warns: what does not
-//! exist yet may come.
+//! Only who sees all resources can know it: the control plane and `outrigger check`. Almost everything here warns: what does
+//! not exist yet may come. An address that no range ever gives to a host is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,9 +36,19 @@ pub(super) fn check(resources: &Resources) -> Problems {
             Resource::Service(service) => {
                 check_ports(resources, service, &mut problems);
                 check_ranges(&ranges, service, &mut problems);
+                check_edges(
+                    &ranges,
+                    compile::addresses(service),
+                    &FieldPath::root().field("spec").field("clusterIP"),
+                    &mut problems,
+                );
                 taken(compile::addresses(service), "clusterIP", key, &mut addresses, &mut problems);
             }
             Resource::Workload(workload) => {
+                for (index, address) in workload.spec.addresses.iter().enumerate() {
+                    let at = FieldPath::root().field("spec").field("addresses").index(index);
+                    check_edges(&ranges, [*address], &at, &mut problems);
+                }
                 taken(workload.spec.addresses.iter().copied(), "addresses", key, &mut addresses, &mut problems);
             }
             Resource::HttpRoute(route) => check_route(resources, route, &mut problems),
@@ -84,6 +94,22 @@ fn check_ranges(ranges: &[IpNet], service: &Object<ServiceSpec>, problems: &mut 
     }
 }
 
+/// The first address of a range is the network's own and the last one of IPv4 goes to all of its hosts (RFC 1122 3.2.1.3, RFC
+/// 4291 2.6.1).
+fn check_edges(ranges: &[IpNet], addresses: impl IntoIterator<Item = IpAddr>, at: &FieldPath, problems: &mut Problems) {
+    for address in addresses {
+        let address = address.to_canonical();
+        let edge = ranges.iter().filter(|range| range.prefix_len() + 1 < range.max_prefix_len()).find_map(|range| match range {
+            range if range.network() == address => Some(("the network's own address", range)),
+            IpNet::V4(v4) if IpAddr::V4(v4.broadcast()) == address => Some(("the broadcast address", range)),
+            IpNet::V4(_) | IpNet::V6(_) => None,
+        });
+        if let Some((what, range)) = edge {
+            problems.refuse(at, format!("{address} is {what} of the mesh's range {range}"), "write the address of a host");
+        }
+    }
+}
+
 fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &mut Problems) {
     for (index, port) in object.spec.ports.iter().enumerate() {
         let Some(PortRef::Name(name)) = &port.target_port else { continue };
@@ -92,7 +118,7 @@ fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &m
         let nobody = selected.peek().is_none();
         let numbers: BTreeSet<u16> = selected.filter_map(|workload| workload.spec.port_named(name)).collect();
         let at = FieldPath::root().field("spec").field("ports").index(index).field("targetPort");
-        if let Some(own) = numbers.iter().find(|port| compile::is_own_port(**port)) {
+        if let Some(own) = numbers.iter().find(|port| compile::is_sidecars(**port)) {
             problems.warn(&at, compile::own_port_text(*own), "name a port of the application");
         }
         let is_there = nobody || !numbers.is_empty();

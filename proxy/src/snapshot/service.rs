@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::compile::Own;
 use super::live::{Carried, Cells};
-use super::{AppProtocol, Backend, Endpoint, Outbound, Transport, live};
+use super::{AppProtocol, Backend, Endpoint, Outbound, Transport, compile, live};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
@@ -186,8 +186,16 @@ impl<'a> Backends<'a> {
     fn endpoints(&self, service: &Object<ServiceSpec>, port: &ServicePortSpec) -> Vec<Arc<Endpoint>> {
         let workloads = self.resources.workloads_in(&service.metadata.namespace);
         let selected = workloads.filter(|workload| service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating);
-        selected.filter_map(|workload| endpoint(workload, target_port(port, &workload.spec)?, self.own)).map(Arc::new).collect()
+        let found = selected.filter_map(|workload| endpoint(workload, target_port(port, &workload.spec)?, self.own));
+        let (theirs, own): (Vec<_>, Vec<_>) = found.map(Arc::new).partition(|endpoint| !is_sidecars(endpoint));
+        // Where some lead to an application, nobody is sent to a sidecar's own port. Where none does, the callers are told.
+        if theirs.is_empty() { own } else { theirs }
     }
+}
+
+/// Is it a port of the endpoint's sidecar?
+fn is_sidecars(endpoint: &Endpoint) -> bool {
+    matches!(endpoint.transport, Transport::MutualTls(_)) && compile::is_sidecars(endpoint.address.port())
 }
 
 /// A workload as somewhere to dial; none where it has no address or no identity.

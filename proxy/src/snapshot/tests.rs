@@ -115,6 +115,29 @@ fn an_unreadable_security_policy_closes_its_target() {
 }
 
 #[test]
+fn nobody_is_sent_to_a_port_of_a_sidecar_where_others_lead_to_an_application() {
+    let workload = |name: &str, last: u8, port: u16| {
+        format!(
+            "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{namespace: shop, name: {name}, labels: {{app: web}}}}\n\
+             spec: {{addresses: [10.64.0.{last}], ports: [{{name: http, port: {port}}}]}}\n"
+        )
+    };
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: web}\nspec: {selector: {app: web}, clusterIP: 10.65.0.2, ports: [{port: 80, targetPort: http}]}\n";
+    let addresses = |text: &str| {
+        let mut resources = Resources::default();
+        assert_eq!(admit_all(text, &mut resources), "");
+        let (snapshot, _) = compile(&resources, &own("shop/client"), &Snapshot::empty());
+        backend(&snapshot).endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+    };
+    let own = [workload("a", 2, 14006), workload("b", 3, 14021)].concat();
+    assert_eq!(addresses(&format!("{service}{own}{}", workload("c", 4, 8080))), ["10.64.0.4:8080"]);
+    assert_eq!(addresses(&format!("{service}{own}")), ["10.64.0.2:14006", "10.64.0.3:14021"]);
+    // Without a sidecar the port is an application's like any other.
+    let plain = workload("d", 5, 14006).replace("spec: {", "spec: {transport: Plaintext, ");
+    assert_eq!(addresses(&format!("{service}{own}{plain}")), ["10.64.0.5:14006"]);
+}
+
+#[test]
 fn what_a_policy_goes_on_covering_is_restricted_and_never_opened_by_it() {
     golden("kept");
 }
