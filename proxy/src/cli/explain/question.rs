@@ -10,6 +10,7 @@ use super::ExplainArgs;
 use crate::base::names::{Named, check_name, nearest};
 use crate::control::source::file::read_at_most;
 use crate::dataplane::http::normalize;
+use crate::dataplane::http::reject::Reject;
 use crate::model::Resources;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
@@ -25,6 +26,8 @@ pub(super) struct Question {
     pub(super) path: String,
     pub(super) query: Option<String>,
     pub(super) headers: HeaderMap,
+    /// Servers differ about what the path means.
+    pub(super) ambiguous: bool,
     /// The connection is not looked into: there is no request.
     pub(super) opaque: bool,
 }
@@ -66,14 +69,29 @@ impl Question {
             headers
                 .insert(header::AUTHORIZATION, value.map_err(|_not_text| invalid(format!("{} holds no token", file.display())))?);
         }
+        let (path, ambiguous) = normalize::normal_path(path);
         Ok(Self {
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
             method: args.method.clone(),
-            path: normalize::normal_path(path).0.into_owned(),
+            path: path.into_owned(),
             query: query.map(str::to_owned),
             headers,
+            ambiguous,
             opaque: false,
+        })
+    }
+
+    /// What the first sidecar takes away before anything is decided; or why it refuses to read the request.
+    pub(super) fn normalize(&mut self) -> Result<(), String> {
+        if self.method == Method::CONNECT {
+            return Err("CONNECT asks for a forward proxy, which a sidecar is not: 400 bad_request".to_owned());
+        }
+        normalize::strip_hop_by_hop(&mut self.headers);
+        normalize::take_reserved(&mut self.headers, false).map_err(|reject| {
+            let told = reject.told();
+            let name = if let Reject::ReservedHeader(name) = &reject { name.as_str() } else { "a header" };
+            format!("{name} is for sidecars alone: {} {}", told.status.as_u16(), told.reason.as_str())
         })
     }
 
@@ -95,6 +113,7 @@ impl Question {
             path: self.path.clone(),
             query: self.query.clone(),
             headers: self.headers.clone(),
+            ambiguous: self.ambiguous,
             opaque: self.opaque,
         }
     }

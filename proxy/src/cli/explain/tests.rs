@@ -208,6 +208,48 @@ fn what_is_asked_wrongly_is_told_with_what_there_is() {
 }
 
 #[test]
+fn what_no_sidecar_reads_is_refused_as_the_sidecar_refuses_it() {
+    let told = |line: &[&str], change: &dyn Fn(&str) -> String| {
+        let args = Line::try_parse_from(["explain"].iter().chain(line)).unwrap().args;
+        let mut resources = Resources::default();
+        for document in yaml::read(&change(SHOP)) {
+            let resource = document.unwrap().resource;
+            resources.by_key.insert(resource.key(), Arc::new(resource));
+        }
+        let mut told = Told::default();
+        let domain = args.trust_domain.parse().unwrap();
+        let question = Question::read(&args).unwrap();
+        prepare(&mut resources, &args.from, &args.service_account, true, &mut told).unwrap();
+        explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told).unwrap();
+        (told.refused, told.text())
+    };
+    let asked = |line: &[&str], refused: bool, cause: &str| {
+        let (was, text) = told(line, &str::to_owned);
+        assert!(was == refused && text.contains(cause), "{text}");
+    };
+    let cart = ["--from", "shop/front-1", "--to", "web", "--path", "/cart", "--method", "POST"];
+    let with = |more: &[&'static str]| [cart.as_slice(), more].concat();
+    asked(&cart, false, "allowed");
+    asked(&with(&["--header", "outrigger-upgrade: x"]), true, "outrigger-upgrade is for sidecars alone: 400 reserved_header");
+    asked(&with(&["--header", "outrigger-anything: x"]), false, "allowed");
+    let connect = ["--from", "shop/front-1", "--method", "CONNECT", "--to"];
+    for to in ["web", "10.64.0.2:8080"] {
+        asked(&[connect.as_slice(), &[to]].concat(), true, "which a sidecar is not: 400 bad_request");
+    }
+    asked(
+        &["--from", "shop/front-1", "--to", "10.64.0.2:8080", "--path", "/cart%2Fa"],
+        true,
+        "servers read this path differently",
+    );
+    // An opaque port's bytes are not looked into.
+    asked(&[connect.as_slice(), &["db"]].concat(), true, "AuthorizationPolicy/shop/db");
+    asked(&["--from", "shop/front-1", "--to", "10.64.0.2:14021"], false, "its sidecar's own metrics");
+    let metrics = |shop: &str| shop.replace("targetPort: 8080", "targetPort: 14021");
+    let (refused, text) = told(&cart, &metrics);
+    assert!(refused && text.contains("10.64.0.2:14021 is where its sidecar serves metrics"), "{text}");
+}
+
+#[test]
 fn a_destination_that_is_written_as_something_else_is_told_with_the_right_form() {
     for to in ["shop/web", "Service/shop/web", "http://web.shop/cart", "web.shop/cart", "web.shop:http"] {
         let args = Line::try_parse_from(["explain", "--from", "shop/front-1", "--to", to]).unwrap().args;

@@ -81,8 +81,12 @@ pub(super) fn explain(
         }
         return Ok(());
     }
-    let view = question.view();
-    let Some(rule) = port.rule(&question.host, view) else {
+    let mut question = question.again();
+    if let Err(reason) = question.normalize() {
+        told.refuse("request", reason, None);
+        return Ok(());
+    }
+    let Some(rule) = port.rule(&question.host, question.view()) else {
         told.refuse("route", "routes are attached, and none of their rules matches: 404 no_route", None);
         return Ok(());
     };
@@ -145,8 +149,21 @@ fn direct(
         told.refuse("to", format!("{address} is the caller's own sidecar: 421 own_port"), None);
     } else if let Some(endpoint) = snapshot.outbound.workloads.get(&address.ip()) {
         told.say("to", format!("Workload/{} itself ({address})", endpoint.workload), None);
+        let meshed = matches!(endpoint.transport, Transport::MutualTls(_));
+        if meshed && address.port() == proxy_common::PORT_METRICS {
+            told.say("endpoint", "its sidecar's own metrics and readiness, read-only and in plaintext: no policy is asked", None);
+            return;
+        }
         let endpoint = Endpoint { address, ..endpoint.as_ref().clone() };
-        arrive(resources, caller, &endpoint, question, told);
+        let mut question = question.again();
+        // What is closed at once is not read.
+        if !(meshed && compile::is_own_port(address.port()))
+            && let Err(reason) = question.normalize()
+        {
+            told.refuse("request", reason, None);
+            return;
+        }
+        arrive(resources, caller, &endpoint, &question, told);
     } else if snapshot.mesh.ranges.iter().any(|range| range.contains(&address.ip())) {
         told.refuse("to", format!("{address} is an address of the mesh that nothing has: 503 no_configuration"), None);
     } else if snapshot.mesh.egress == Egress::Allow {
@@ -221,6 +238,19 @@ fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, quest
             told.about(begin, &name);
             return;
         }
+        (Transport::MutualTls(_), caller) if endpoint.address.port() == proxy_common::PORT_METRICS => {
+            let text = "is where its sidecar serves metrics, in plaintext and without policies";
+            match caller {
+                Some(_) => told.refuse(
+                    "endpoint",
+                    format!("{name} {} {text}: mutual TLS finds nobody there: 503", endpoint.address),
+                    None,
+                ),
+                None => told.say("endpoint", format!("{name} {} {text}", endpoint.address), None),
+            }
+            told.about(begin, &name);
+            return;
+        }
         (Transport::MutualTls(id), Some(_)) => {
             told.say("endpoint", format!("{name} {} by mutual TLS as {id}", endpoint.address), None);
         }
@@ -238,6 +268,16 @@ fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, quest
             }
             Plaintext::Permit(rule) => told.say("plaintext", "permitted", Some(rule.to_string())),
         }
+    }
+    let mut question = question.again();
+    // The first sidecar on the way; a caller's own has done it before.
+    if caller.identity.is_none()
+        && !question.opaque
+        && let Err(reason) = question.normalize()
+    {
+        told.refuse("request", reason, None);
+        told.about(begin, &name);
+        return;
     }
     let view = question.view();
     let peer = Peer { identity: caller.identity.clone(), address: caller.address, port: endpoint.address.port() };
@@ -262,6 +302,12 @@ fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, quest
         }
         None => None,
     };
+    if question.ambiguous && !question.opaque && authorization.as_ref().is_some_and(|authorization| authorization.names_paths()) {
+        let says = "servers read this path differently, and a policy decides on it: 400 bad_request";
+        told.refuse("authorization", says, None);
+        told.about(begin, &name);
+        return;
+    }
     let verdict = authorization.as_ref().map(|authorization| match question.opaque {
         true => authorization.decide_opaque(&peer),
         false => authorization.decide(&peer, view, claims.as_ref()),
