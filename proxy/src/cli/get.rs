@@ -87,7 +87,9 @@ fn list(items: &[Value], kinds: bool, wide: bool) -> Result<(), Failure> {
         titles.extend(["VERSION", "ORIGIN"]);
     }
     let rows = items.iter().map(|item| {
-        let mut row = vec![text(item, "/metadata/namespace"), text(item, "/metadata/name"), what(item), standing(item)];
+        // A Mesh is in none.
+        let namespace = Some(text(item, "/metadata/namespace")).filter(|namespace| !namespace.is_empty());
+        let mut row = vec![namespace.unwrap_or_else(|| "-".to_owned()), text(item, "/metadata/name"), what(item), standing(item)];
         if kinds {
             row.insert(0, text(item, "/kind"));
         }

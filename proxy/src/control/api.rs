@@ -226,7 +226,11 @@ async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> R
     let items: Vec<Value> = known
         .into_iter()
         .filter(|key| kind.is_none_or(|kind| key.kind == kind))
-        .filter(|key| which.namespace.as_deref().is_none_or(|namespace| *key.name.namespace == *namespace))
+        // A Mesh is in no namespace: who asks for it by its kind finds it in any.
+        .filter(|key| {
+            let found = |namespace: &str| *key.name.namespace == *namespace || kind == Some(Kind::Mesh);
+            which.namespace.as_deref().is_none_or(found)
+        })
         .filter(|key| which.name.as_deref().is_none_or(|name| *key.name.name == *name))
         .filter_map(|key| {
             let body = world.body(key)?;
@@ -238,6 +242,9 @@ async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> R
                 standing.insert("kept".to_owned(), kept.clone());
             }
             document.as_object_mut()?.insert("status".to_owned(), standing);
+            if key.kind == Kind::Mesh {
+                document.get_mut("metadata")?.as_object_mut()?.remove("namespace");
+            }
             Some(document)
         })
         .collect();

@@ -32,6 +32,7 @@ use crate::base::state;
 use crate::model::pod_record::{PodPort, PodRecord};
 use crate::node::enrolment::{Answer, Question};
 use crate::node::kernel;
+use crate::snapshot::compile;
 use crate::telemetry::log::{self, LogFormat};
 
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
@@ -372,6 +373,12 @@ fn port(text: &str) -> Result<PodPort, Failure> {
     let not_a_port = || Failure::invalid([format!("--port {text:?}: {number:?} is not a port; write 1 to 65535")]);
     let port = number.parse().ok().filter(|port| *port != 0).ok_or_else(not_a_port)?;
     check_name(name).map_err(|_not_a_name| fail())?;
+    if let Some(word) = app_protocol.as_deref().filter(|word| !compile::is_protocol(word)) {
+        return Err(Failure::invalid([format!(
+            "--port {text:?}: {word:?} is no protocol that means something here; {}",
+            compile::PROTOCOLS
+        )]));
+    }
     Ok(PodPort { name: name.to_owned(), port, app_protocol })
 }
 
@@ -436,6 +443,8 @@ mod tests {
         for bad in ["8080", "http", "http:0", "http:70000", "http:80:", ":80", "HTTP:80"] {
             assert!(port(bad).is_err(), "{bad}");
         }
+        let told = format!("{:?}", port("http:80:x").unwrap_err());
+        assert!(told.contains("is no protocol") && told.contains("write http, http2, grpc, tcp"), "{told}");
         for bad in ["http:99999", "http:0", "http:x"] {
             let told = format!("{:?}", port(bad).unwrap_err());
             assert!(told.contains("write 1 to 65535"), "{told}");
