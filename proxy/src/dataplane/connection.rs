@@ -1,11 +1,12 @@
 //! The line at level 4: one accepted connection, from its first bytes to its end, in both directions.
 //!
 //! Invariants: an address inside the mesh's ranges is never dialled in clear because its configuration is missing; a peer
-//! without mutual TLS reaches the application only where a rule permits it; on an opaque connection, rules about requests
-//! are decided by what such a connection can never bring.
+//! without mutual TLS reaches the application only where a rule permits it; what was learned about a port shortens waits
+//! and decides nothing.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,19 +14,18 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
 use super::Proxy;
-use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
 use super::http::pipeline::Connection;
-use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
+use super::http::record::{ConnectionRecord, Ends};
 use super::http::reject::Reject;
 use super::http::server::{Serves, serve, serve_link};
-use super::pool::{Destination, Opaque, distrusted};
-use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, sniff};
+use super::learned::First;
+use super::race::{Met, QUIET, Reaching, meet};
+use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, Sniffer};
 use super::wire::Wire;
-use super::{tcp, tls};
+use super::{opaque, tls};
 use crate::base::drain::DrainGuard;
 use crate::base::net::BoxedIo;
-use crate::policy::authorization::Verdict;
-use crate::policy::{Peer, RuleName};
+use crate::policy::Peer;
 use crate::snapshot::compile::is_own_port;
 use crate::snapshot::{AppProtocol, Backend, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport};
 use crate::telemetry::metrics::EgressVerdict;
@@ -44,7 +44,7 @@ pub(crate) struct Accepted {
 }
 
 /// Where a connection of the own application leads.
-enum Leads {
+pub(super) enum Leads {
     Service(Arc<ServicePort>),
     Workload(Arc<Endpoint>),
     /// Out of the mesh, untouched.
@@ -60,7 +60,7 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         Leads::Service(port) => (port.protocol, None),
         // A sidecar's metrics are served in plaintext, to scrapers in the mesh as to those outside of it.
         Leads::Workload(_) if original.port() == proxy_common::PORT_METRICS => {
-            return passthrough(&proxy, io, peer, original).await;
+            return opaque::passthrough(&proxy, io, peer, original).await;
         }
         Leads::Workload(_) => (AppProtocol::Detect, None),
         Leads::Refused(reject) => {
@@ -71,13 +71,20 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         }
         Leads::Outside => {
             proxy.telemetry.metrics.egress(EgressVerdict::Allowed);
-            return passthrough(&proxy, io, peer, original).await;
+            return opaque::passthrough(&proxy, io, peer, original).await;
         }
     };
     let limits = proxy.published.current().mesh.limits;
     let begun = Instant::now();
-    let (sniffed, first) = match read_first(&mut io, declared, limits.header_timeout).await {
-        Ok(Some(read)) => read,
+    let quiet = quiet(&proxy, &leads, original);
+    let reach = || -> Reaching<'_> { Box::pin(opaque::reach_endpoint(&proxy, &leads, original)) };
+    let (sniffed, first, ahead) = match read_first(&mut io, declared, limits.header_timeout, quiet, &reach).await {
+        Ok(Some(Met { sniffed, first, ahead, server_first })) => {
+            if server_first {
+                proxy.learned.learn(original, First::Server);
+            }
+            (sniffed, first, ahead)
+        }
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Outbound, peer);
             record.protocol = Protocol::Unknown;
@@ -95,6 +102,7 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
             original,
             link: false,
             refuse,
+            teaches: (declared == AppProtocol::Detect).then(AtomicBool::default),
             limits,
             drain: drain.clone(),
         })
@@ -103,79 +111,10 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         Sniffed::Http1 => serve(Prefixed::join(first, io), Serves::Http1, connection(refuse)).await,
         Sniffed::Http2 => serve(Prefixed::join(first, io), Serves::Http2, connection(refuse)).await,
         // The application's own TLS is opaque to us.
-        Sniffed::Tls | Sniffed::Opaque => outbound_opaque(&proxy, io, first, peer, original, leads).await,
-    }
-}
-
-async fn outbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, first: Bytes, peer: SocketAddr, original: SocketAddr, leads: Leads) {
-    let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
-    record.ends = Ends::of(proxy, Direction::Outbound, None, original);
-    let refused = |mut record: ConnectionRecord, reject: &Reject| record.refused(reject);
-    // An endpoint that cannot be connected to is left for another one; nothing was sent yet, so that is always safe.
-    let mut tried = Vec::new();
-    loop {
-        let (endpoint, destination) = match &leads {
-            Leads::Service(port) => {
-                let backend = &port.default_backend;
-                record.ends.service = Some(backend.service.clone());
-                let Some(endpoint) = pick(proxy, backend, &tried).filter(|endpoint| !tried.contains(&endpoint.address)) else {
-                    return refused(record, &Reject::NoEndpoint(backend.service.clone()));
-                };
-                if endpoint.is_own_port() {
-                    tried.push(endpoint.address);
-                    if tried.len() < OPAQUE_TRIES.min(backend.endpoints.len()) {
-                        continue;
-                    }
-                    return refused(record, &Reject::OwnPort);
-                }
-                let destination = Destination {
-                    address: endpoint.address,
-                    peer: peer_of(&endpoint),
-                    client: None,
-                    connect_timeout: backend.connect_timeout,
-                    breaker: Some(Arc::clone(&backend.breaker)),
-                };
-                (endpoint, destination)
-            }
-            Leads::Workload(endpoint) => {
-                let destination = Destination {
-                    address: SocketAddr::new(endpoint.address.ip(), original.port()),
-                    peer: peer_of(endpoint),
-                    client: None,
-                    connect_timeout: CONNECT_MAX,
-                    breaker: None,
-                };
-                (Arc::clone(endpoint), destination)
-            }
-            Leads::Refused(reject) => return refused(record, reject),
-            Leads::Outside => return,
-        };
-        record.ends.endpoint = Some(endpoint.workload.clone());
-        record.ends.destination.clone_from(&destination.peer);
-        record.ends.mtls = destination.peer.is_some();
-        match proxy.pool.opaque(&destination).await {
-            Ok(upstream) => return carry(proxy, Direction::Outbound, record, Prefixed::join(first, io), upstream).await,
-            Err(error) => {
-                debug!(error = &error as &dyn std::error::Error, "an endpoint was not reached");
-                let reject = refusal_of(error);
-                tried.push(destination.address);
-                let more = matches!(leads, Leads::Service(_)) && tried.len() < OPAQUE_TRIES;
-                if !more || matches!(reject, Reject::BreakerRejected(_)) {
-                    return refused(record, &reject);
-                }
-            }
+        Sniffed::Tls | Sniffed::Opaque => {
+            let reaching = ahead.map_or_else(reach, |ahead| Box::pin(ahead.reached()));
+            Box::pin(opaque::outbound(&proxy, Prefixed::join(first, io), peer, begun, reaching)).await;
         }
-    }
-}
-
-/// Joins the application with an address outside of the mesh.
-async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, original: SocketAddr) {
-    let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
-    record.ends.source = proxy.identity.own().map(|own| own.id.clone());
-    let destination = Destination { address: original, peer: None, client: None, connect_timeout: CONNECT_MAX, breaker: None };
-    match proxy.pool.opaque(&destination).await {
-        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
-        Err(error) => record.refused(&refusal_of(error)),
     }
 }
 
@@ -190,8 +129,12 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
     }
     let limits = proxy.published.current().mesh.limits;
     let begun = Instant::now();
-    let (sniffed, first) = match read_first(&mut io, declared_inbound(&proxy, original), limits.header_timeout).await {
-        Ok(Some(read)) => read,
+    let declared = declared_inbound(&proxy, original);
+    let stranger = Peer { identity: None, address: peer, port: original.port() };
+    let quiet = opaque::permits_stranger(&proxy, original, &stranger).then_some(QUIET);
+    let reach = || -> Reaching<'_> { Box::pin(opaque::reach_app(&proxy, peer, original)) };
+    let (sniffed, first, ahead) = match read_first(&mut io, declared, limits.header_timeout, quiet, &reach).await {
+        Ok(Some(Met { sniffed, first, ahead, server_first: _ })) => (sniffed, first, ahead),
         Ok(None) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
             record.protocol = Protocol::Unknown;
@@ -217,6 +160,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
             original,
             link,
             refuse,
+            teaches: None,
             limits: if link { limits.on_link() } else { limits },
             drain: drain.clone(),
         })
@@ -236,7 +180,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
                 let vouched = proxy.identity.vouch(stream.get_ref().1.peer_certificates());
                 let peer = Peer { identity: Some(id), address: peer, port: original.port() };
                 tokio::select! {
-                    () = inbound_opaque(&proxy, Box::new(stream), &peer, original) => {}
+                    () = Box::pin(opaque::inbound(&proxy, Box::new(stream), &peer, original, None)) => {}
                     () = proxy.identity.distrusted(&vouched) => info!(peer = %peer.address, "a link is cut: nobody who is believed vouches for its peer"),
                 }
             }
@@ -266,89 +210,13 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         }
         (Sniffed::Tls | Sniffed::Opaque, None) => {
             drop(snapshot);
-            let peer = Peer { identity: None, address: peer, port: original.port() };
-            inbound_opaque(&proxy, Prefixed::join(first, io), &peer, original).await;
+            Box::pin(opaque::inbound(&proxy, Prefixed::join(first, io), &stranger, original, ahead)).await;
         }
     }
 }
 
-async fn inbound_opaque(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, original: SocketAddr) {
-    let mut record = ConnectionRecord::start(proxy, Direction::Inbound, peer.address);
-    record.ends.source.clone_from(&peer.identity);
-    record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
-    record.ends.mtls = peer.identity.is_some();
-    let decided = {
-        let snapshot = proxy.published.current();
-        let port = inbound_port(&snapshot, original);
-        record.ends.service.clone_from(&port.service);
-        decide_opaque(&snapshot, port, peer)
-    };
-    match decided {
-        Ok(rule) => record.ends.rule = rule,
-        Err(reject) => return record.refused(&reject),
-    }
-    let destination =
-        Destination { address: original, peer: None, client: Some(peer.address), connect_timeout: CONNECT_MAX, breaker: None };
-    match proxy.pool.opaque(&destination).await {
-        Ok(upstream) => carry(proxy, Direction::Inbound, record, io, upstream).await,
-        Err(error) => record.refused(&refusal_of(error)),
-    }
-}
-
-fn decide_opaque(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result<Option<RuleName>, Reject> {
-    if snapshot.generation == 0 {
-        return Err(Reject::NoConfiguration);
-    }
-    if let Some(jwt) = &port.policies.jwt {
-        jwt.decide_opaque().map_err(Reject::TokenRefused)?;
-    }
-    let rule = match &port.policies.authorization {
-        Some(authorization) => match authorization.decide_opaque(peer) {
-            Verdict::Allow(rule) => Some(rule),
-            Verdict::Deny(rule) => return Err(Reject::Denied(rule)),
-        },
-        None => peer.identity.is_some().then(default_allow),
-    };
-    // A connection takes one token, as a request does.
-    if let Some(limit) = &port.policies.rate_limit {
-        limit.admit(Instant::now()).map_err(|after| Reject::RateLimited(limit.rule.clone(), after))?;
-    }
-    Ok(rule)
-}
-
-fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
+pub(super) fn inbound_port(snapshot: &Snapshot, original: SocketAddr) -> &InboundPort {
     snapshot.inbound.ports.get(&original.port()).unwrap_or(&snapshot.inbound.other)
-}
-
-/// Copies until the end, counted and recorded.
-async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: BoxedIo, up: Opaque) {
-    let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
-    let _open_there = record.open();
-    let counts = Arc::clone(&record.counts);
-    let Opaque { io: up, vouched, slot: _slot } = up;
-    let ended = tokio::select! {
-        ended = tcp::copy(down, up, &counts, tcp::IDLE_MAX) => ended,
-        () = distrusted(&proxy.identity, vouched.as_ref()) => {
-            record.reason = Reason::IdentityMismatch;
-            return;
-        }
-    };
-    match ended {
-        tcp::Ended::Both => {
-            if record.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW) {
-                record.reason = Reason::DefaultAllow;
-            }
-        }
-        tcp::Ended::Idle => record.reason = Reason::IdleTimeout,
-        tcp::Ended::Downstream(error) => {
-            debug!(%error, "the client broke off");
-            record.reason = Reason::CallerLeft;
-        }
-        tcp::Ended::Upstream(error) => {
-            debug!(%error, "the destination broke off");
-            record.reason = Reason::UpstreamReset;
-        }
-    }
 }
 
 /// What was declared of a port to which plaintext is permitted. On every other one only a handshake is of use, and a port
@@ -362,17 +230,46 @@ fn declared_inbound(proxy: &Proxy, original: SocketAddr) -> AppProtocol {
     }
 }
 
-/// First bytes, where what is spoken was not declared; none where a request was declared and nothing came in time.
-async fn read_first(io: &mut BoxedIo, declared: AppProtocol, patience: Duration) -> std::io::Result<Option<(Sniffed, Bytes)>> {
-    match declared {
-        AppProtocol::Opaque => Ok(Some((Sniffed::Opaque, Bytes::new()))),
-        AppProtocol::Detect => sniff(io, SILENCE_MAX).await.map(Some),
-        AppProtocol::Http | AppProtocol::Http2 => Ok(match sniff(io, patience).await? {
-            (Sniffed::Opaque, first) if first.is_empty() => None,
-            // It was declared: whatever else it is, it is HTTP that is not valid, and is answered so.
-            (Sniffed::Opaque, first) => Some((Sniffed::Http1, first)),
-            known => Some(known),
-        }),
+/// First bytes, where what is spoken was not declared; none where a request was declared and nothing came in time. A client
+/// that was silent for `quiet` is not waited for alone any more.
+async fn read_first<'a>(
+    io: &mut BoxedIo,
+    declared: AppProtocol,
+    patience: Duration,
+    quiet: Option<Duration>,
+    reach: impl FnOnce() -> Reaching<'a>,
+) -> std::io::Result<Option<Met<'a>>> {
+    let patience = match declared {
+        AppProtocol::Opaque => return Ok(Some(Met::client(Sniffed::Opaque, Bytes::new()))),
+        AppProtocol::Detect => match quiet {
+            // It is over before the connection is served, and need not take its room for long.
+            Some(quiet) => return Box::pin(meet(io, quiet, reach)).await.map(Some),
+            None => SILENCE_MAX,
+        },
+        AppProtocol::Http | AppProtocol::Http2 => patience,
+    };
+    let mut sniffer = Sniffer::new(patience);
+    let sniffed = sniffer.sniff(io).await?;
+    let first = sniffer.into_bytes();
+    Ok(match (declared, sniffed) {
+        (AppProtocol::Http | AppProtocol::Http2, Sniffed::Opaque) if first.is_empty() => None,
+        // It was declared: whatever else it is, it is HTTP that is not valid, and is answered so.
+        (AppProtocol::Http | AppProtocol::Http2, Sniffed::Opaque) => Some(Met::client(Sniffed::Http1, first)),
+        (_, known) => Some(Met::client(known, first)),
+    })
+}
+
+/// How long a silent client of the own application is waited for alone; none: until detection ends.
+fn quiet(proxy: &Proxy, leads: &Leads, original: SocketAddr) -> Option<Duration> {
+    match leads {
+        // To what is refused there is no way to go ahead on.
+        Leads::Refused(_) | Leads::Outside => None,
+        Leads::Service(_) | Leads::Workload(_) => match proxy.learned.of(original) {
+            None => Some(QUIET),
+            Some(First::Server) => Some(Duration::ZERO),
+            // Its clients will speak, and it is spared connections that come to nothing.
+            Some(First::Client) => None,
+        },
     }
 }
 
@@ -461,5 +358,3 @@ fn leads_to_own_ports(port: &ServicePort) -> bool {
 
 /// How long the first use of a destination waits for the control plane's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// Endpoints that an opaque connection tries to reach.
-const OPAQUE_TRIES: usize = 3;

@@ -1,8 +1,8 @@
 //! Bytes in, bytes out: the proxy beside one pod.
 //!
-//! A connection's way: `listener` accepts it and learns where its client wanted to go, `sniff` tells what it speaks,
-//! `connection` is the line at level 4, `http/pipeline` the line at level 7, `pool` has the connections upstream. `config`
-//! follows the control plane, `enrolment` hands the inbound listener to the node agent.
+//! A connection's way: `listener` accepts it and learns where its client wanted to go, `sniff` and `race` tell what it
+//! speaks, `connection` and `opaque` are the line at level 4, `http/pipeline` the line at level 7, `pool` has the
+//! connections upstream. `config` follows the control plane, `enrolment` hands the inbound listener to the node agent.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,9 +19,13 @@ mod balance;
 mod config;
 mod connection;
 mod enrolment;
+mod hello;
 pub(crate) mod http;
+mod learned;
 mod listener;
+mod opaque;
 mod pool;
+mod race;
 mod sniff;
 mod tasks;
 mod tcp;
@@ -74,6 +78,7 @@ pub(crate) struct Proxy {
     /// Requests of peers that wait to be told to send their bodies.
     waiting: http::expect::Waiting,
     demand: Demand,
+    learned: learned::Learned,
     /// Configurations of links, made once.
     server_tls: Arc<rustls::ServerConfig>,
 }
@@ -218,6 +223,7 @@ impl Proxy {
             waiting: http::expect::Waiting::default(),
             shadows: Arc::new(Semaphore::new(http::pipeline::SHADOWS_MAX)),
             demand,
+            learned: learned::Learned::default(),
             server_tls,
         })
     }

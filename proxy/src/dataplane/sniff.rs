@@ -1,4 +1,4 @@
-//! First bytes tell what a client speaks. Sans-IO at heart; the one function that reads is bounded in bytes and time.
+//! First bytes tell what a client speaks. Sans-IO at heart; the one reader is bounded in bytes and time.
 //!
 //! Sources: RFC 8446 5.1 (record header), RFC 9112 3 (request line), RFC 9113 3.4 (connection preface). What is not
 //! surely one of them is opaque: a protocol in which the server speaks first must not wait for long.
@@ -51,31 +51,45 @@ pub(crate) fn settle(bytes: &[u8]) -> Sniffed {
     }
 }
 
-/// Reads until it is clear what the client speaks: at most `wait` for the first byte, and [`SILENCE_MAX`] from there. The
-/// bytes are given back for whoever serves the connection. Not cancel-safe: a cancelled call loses what it read.
-///
-/// # Errors
-/// The connection broke.
-pub(crate) async fn sniff(io: &mut BoxedIo, wait: Duration) -> io::Result<(Sniffed, Bytes)> {
-    let mut deadline = Instant::now() + wait;
-    let mut bytes = BytesMut::with_capacity(FIRST_READ);
-    loop {
-        if bytes.len() >= BYTES_MAX {
-            return Ok((settle(&bytes), bytes.freeze()));
-        }
-        match timeout_at(deadline, io.read_buf(&mut bytes)).await {
-            // The end of what the client sends, or of the time: what is there has to do.
-            Err(_) | Ok(Ok(0)) => return Ok((settle(&bytes), bytes.freeze())),
-            Ok(Ok(read)) => {
-                if read == bytes.len() {
-                    deadline = Instant::now() + SILENCE_MAX;
-                }
-                if let Some(answer) = classify(&bytes) {
-                    return Ok((answer, bytes.freeze()));
-                }
+/// Reads the first bytes of a client, and keeps them for whoever serves its connection.
+#[derive(Debug)]
+pub(crate) struct Sniffer {
+    bytes: BytesMut,
+    until: Instant,
+}
+
+impl Sniffer {
+    /// Waits at most `wait` for the first byte, and [`SILENCE_MAX`] from there.
+    pub(crate) fn new(wait: Duration) -> Self {
+        Self { bytes: BytesMut::with_capacity(FIRST_READ), until: Instant::now() + wait }
+    }
+
+    /// Reads until it is clear what the client speaks, or the time is up. Cancel-safe: what was read stays here.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(crate) async fn sniff(&mut self, io: &mut BoxedIo) -> io::Result<Sniffed> {
+        loop {
+            if let Some(answer) = classify(&self.bytes) {
+                return Ok(answer);
             }
-            Ok(Err(error)) => return Err(error),
+            if self.bytes.len() >= BYTES_MAX {
+                return Ok(settle(&self.bytes));
+            }
+            let silent = self.bytes.is_empty();
+            match timeout_at(self.until, io.read_buf(&mut self.bytes)).await {
+                // The end of what the client sends, or of the time: what is there has to do.
+                Err(_) | Ok(Ok(0)) => return Ok(settle(&self.bytes)),
+                Ok(Ok(_)) if silent => self.until = Instant::now() + SILENCE_MAX,
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
+            }
         }
+    }
+
+    /// What was read.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        self.bytes.freeze()
     }
 }
 
@@ -214,6 +228,8 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     fn check(bytes: &[u8], now: Option<Sniffed>, at_the_end: Sniffed) {
@@ -286,7 +302,23 @@ mod tests {
         let (near, _far) = tokio::io::duplex(64);
         let mut near: BoxedIo = Box::new(near);
         let begin = Instant::now();
-        let (answer, bytes) = sniff(&mut near, SILENCE_MAX).await.unwrap();
-        assert_eq!((answer, bytes.len(), begin.elapsed()), (Sniffed::Opaque, 0, SILENCE_MAX));
+        let mut sniffer = Sniffer::new(SILENCE_MAX);
+        let answer = sniffer.sniff(&mut near).await.unwrap();
+        assert_eq!((answer, sniffer.into_bytes().len(), begin.elapsed()), (Sniffed::Opaque, 0, SILENCE_MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_lost_of_what_a_reader_read_that_was_cancelled() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut near: BoxedIo = Box::new(near);
+        let mut sniffer = Sniffer::new(SILENCE_MAX);
+        for part in [b"GET".as_slice(), b" / HT"] {
+            far.write_all(part).await.unwrap();
+            let early = tokio::time::timeout(Duration::from_millis(1), sniffer.sniff(&mut near)).await;
+            assert!(early.is_err(), "{early:?}");
+        }
+        far.write_all(b"TP/1.1\r\n").await.unwrap();
+        assert_eq!(sniffer.sniff(&mut near).await.unwrap(), Sniffed::Http1);
+        assert_eq!(sniffer.into_bytes(), b"GET / HTTP/1.1\r\n".as_slice());
     }
 }

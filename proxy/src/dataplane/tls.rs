@@ -123,15 +123,23 @@ pub(crate) async fn accept(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn hello(alpn: &[&[u8]]) -> Vec<u8> {
+        hello_for("example.org", alpn)
+    }
+
+    /// A ClientHello that asks for a name.
+    pub(in crate::dataplane) fn hello_for(name: &'static str, alpn: &[&[u8]]) -> Vec<u8> {
         let identity =
             crate::identity::source::Identity::new("cluster.local".parse().unwrap(), crate::identity::testing::clock());
         let config = identity.client_config(&"spiffe://cluster.local/ns/a/sa/b".parse().unwrap(), alpn).unwrap();
-        let name = rustls_pki_types::ServerName::try_from("example.org").unwrap();
-        let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+        let mut config = Arc::unwrap_or_clone(config);
+        // Links do not name their peers; applications do.
+        config.enable_sni = true;
+        let name = rustls_pki_types::ServerName::try_from(name).unwrap();
+        let mut connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
         let mut bytes = Vec::new();
         connection.write_tls(&mut bytes).unwrap();
         bytes

@@ -259,16 +259,22 @@ impl InboundService {
     /// Is it meant by this host: `NAME`, `NAME.NAMESPACE`, that with `.svc` and the cluster's domain, or an address?
     fn is_called(&self, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host);
-        if let Some(rest) = host.strip_prefix(&*self.name.name) {
-            if rest.is_empty() {
-                return true;
-            }
-            let rest = rest.strip_prefix('.').and_then(|rest| rest.strip_prefix(&*self.name.namespace));
-            return rest.is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."));
+        if names(host, &self.name) {
+            return true;
         }
         let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse::<IpAddr>();
         address.is_ok_and(|address| self.addresses.contains(&address))
     }
+}
+
+/// Is this host a name of the service: its own, that with its namespace, or with `.svc` and the cluster's domain?
+fn names(host: &str, service: &Named) -> bool {
+    let Some(rest) = host.strip_prefix(&*service.name) else { return false };
+    if rest.is_empty() {
+        return true;
+    }
+    let rest = rest.strip_prefix('.').and_then(|rest| rest.strip_prefix(&*service.namespace));
+    rest.is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."))
 }
 
 /// Is the rule for this host? A pattern that begins with `*.` is for every host below it (Gateway API Hostname).
@@ -281,6 +287,15 @@ pub(crate) fn host_matches(hosts: &[Box<str>], host: &str) -> bool {
 }
 
 impl Snapshot {
+    /// The service that is known here by this name, lower case: one that the own application calls, or its own.
+    pub(crate) fn service_called(&self, host: &str) -> Option<&Named> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let called = self.outbound.services.values().map(|port| &port.service);
+        let ports = self.inbound.ports.values().chain(std::iter::once(&self.inbound.other));
+        let own = ports.flat_map(|port| port.services.iter().map(|service| &service.name));
+        called.chain(own).find(|service| names(host, service))
+    }
+
     /// What a sidecar starts with: nothing is allowed in, and nothing is known outside.
     pub(crate) fn empty() -> Self {
         let refuse = RuleName::new("no_configuration");

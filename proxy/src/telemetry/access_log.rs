@@ -71,6 +71,8 @@ struct Line<'a> {
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_server_name: Option<&'a str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     destination_service: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -139,6 +141,7 @@ impl AccessLog {
             reason: end.reason.as_str(),
             rule: end.rule,
             detail: end.detail,
+            tls_server_name: None,
             destination_service,
             destination_identity,
             route,
@@ -174,6 +177,7 @@ impl AccessLog {
             reason: end.reason.as_str(),
             rule: end.rule,
             detail: end.detail,
+            tls_server_name: end.tls_server_name,
             destination_service,
             destination_identity,
             route,

@@ -4,7 +4,7 @@
 //! from closed enums, resource names and identities, never from paths, addresses or end users. The full list is the
 //! golden file `testdata/metrics.txt`; docs/observability.md explains it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use super::process::ProcessCollector;
 use super::reason::Reason;
 use super::series::{DURATION_BUCKETS, Families, OTHER, Traffic, TrafficLabels, TrafficTable, mtls_label};
 use super::{Direction, Protocol, TelemetryError};
+use crate::base::names::Named;
 
 /// The metrics of a sidecar.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct Metrics {
     ejected: Arc<Ejected>,
     shadows: IntCounterVec,
     egress: IntCounterVec,
+    tls_passed: IntCounterVec,
+    foreign_hosts: Mutex<BTreeSet<Box<str>>>,
     certificate_expiry: Gauge,
     config_generation: IntGauge,
     config_info: IntGaugeVec,
@@ -193,6 +196,13 @@ impl Metrics {
                 "Connections to addresses outside of the mesh.",
                 &["verdict"],
             )?,
+            tls_passed: counters(
+                r,
+                "outrigger_tls_passed_connections_total",
+                "Connections of applications that speak TLS themselves, by the name that they asked for.",
+                &["direction", "server_name"],
+            )?,
+            foreign_hosts: Mutex::default(),
             certificate_expiry,
             clients_undeclared: counter(
                 r,
@@ -313,6 +323,23 @@ impl Metrics {
             EgressVerdict::Denied => "denied",
         };
         self.egress.with_label_values(&[verdict]).inc();
+    }
+
+    /// An application's own TLS passed, asking for `name`, which is that of `service` if it is one of the mesh. Names of
+    /// other hosts are told apart where the own application asked for them, and only so many.
+    pub(crate) fn tls_passed(&self, direction: Direction, name: Option<&str>, service: Option<&Named>) {
+        let service = service.map(|service| format!("{}.{}", service.name, service.namespace));
+        let label = match (name, &service) {
+            (None, _) => "",
+            (Some(_), Some(service)) => service,
+            (Some(name), None) => {
+                let mut hosts = self.foreign_hosts.lock();
+                let told = direction == Direction::Outbound
+                    && (hosts.contains(name) || (hosts.len() < FOREIGN_HOSTS_MAX && hosts.insert(name.into())));
+                if told { name } else { OTHER }
+            }
+        };
+        self.tls_passed.with_label_values(&[direction.as_str(), label]).inc();
     }
 
     /// The workload has a certificate that expires at this time since the epoch.
@@ -447,6 +474,8 @@ pub(crate) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str
 
 /// Refusals told apart by caller, destination and rule.
 const REFUSALS_MAX: usize = 1_000;
+/// Hosts outside of the mesh that are told apart.
+const FOREIGN_HOSTS_MAX: usize = 100;
 /// Endpoints that are named as left out.
 const EJECTED_MAX: usize = 1_000;
 
@@ -515,6 +544,7 @@ pub(crate) mod tests {
             reason: Reason::Answered,
             rule: None,
             detail: None,
+            tls_server_name: None,
             endpoint: None,
             bytes_received: 7,
             bytes_sent: 9,
@@ -526,6 +556,7 @@ pub(crate) mod tests {
         metrics.ejected("shop/cart", "shop/cart-2", Instant::now() + Duration::from_secs(3_600));
         metrics.shadow("shop/cart-v2", ShadowOutcome::Answered);
         metrics.egress(EgressVerdict::Allowed);
+        metrics.tls_passed(Direction::Outbound, Some("example.org"), None);
         metrics.certificate_expires(Duration::from_secs(1_700_003_600));
         metrics.config_published(3, "17", 0);
         metrics.control_connected(true);
@@ -615,6 +646,30 @@ pub(crate) mod tests {
         let text = metrics.render();
         let told: Vec<_> = text.lines().filter(|line| line.starts_with("outrigger_endpoint_ejected{")).collect();
         assert_eq!(told, [r#"outrigger_endpoint_ejected{destination_service="shop/cart",destination_workload="shop/cart-2"} 1"#]);
+    }
+
+    #[test]
+    fn names_of_hosts_are_bounded_and_strangers_add_none() {
+        let metrics = Metrics::new().unwrap();
+        let service = Named::new("shop", "cart");
+        for i in 0..=FOREIGN_HOSTS_MAX {
+            metrics.tls_passed(Direction::Outbound, Some(&format!("host-{i}.example")), None);
+        }
+        metrics.tls_passed(Direction::Outbound, Some("host-1.example"), None);
+        metrics.tls_passed(Direction::Inbound, Some("host-1.example"), None);
+        metrics.tls_passed(Direction::Inbound, Some("cart.shop.svc.cluster.local"), Some(&service));
+        metrics.tls_passed(Direction::Inbound, None, None);
+        let text = metrics.render();
+        for (labels, count) in [
+            (r#"direction="outbound",server_name="host-1.example""#, 2),
+            (r#"direction="outbound",server_name="other""#, 1),
+            (r#"direction="inbound",server_name="other""#, 1),
+            (r#"direction="inbound",server_name="cart.shop""#, 1),
+            (r#"direction="inbound",server_name="""#, 1),
+        ] {
+            let line = format!("outrigger_tls_passed_connections_total{{{labels}}} {count}");
+            assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
+        }
     }
 
     #[test]

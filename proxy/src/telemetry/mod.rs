@@ -111,6 +111,8 @@ pub(crate) struct ConnectionEnd<'a> {
     pub(crate) reason: Reason,
     pub(crate) rule: Option<&'a str>,
     pub(crate) detail: Option<&'a str>,
+    /// The name that the application's own TLS asked for.
+    pub(crate) tls_server_name: Option<&'a str>,
     pub(crate) endpoint: Option<&'a str>,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -28,6 +29,7 @@ use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
 use super::upgrade;
 use crate::base::drain::DrainGuard;
 use crate::dataplane::Proxy;
+use crate::dataplane::learned::First;
 use crate::policy::authorization::Verdict;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::limits::Limits;
@@ -70,10 +72,24 @@ pub(crate) struct Connection {
     pub(crate) link: bool,
     /// Every request is refused, for this reason.
     pub(crate) refuse: Option<Reject>,
+    /// It leads to a port that nobody declared, about which its server's first answer teaches something: was that said?
+    pub(crate) teaches: Option<AtomicBool>,
     /// Those with which it began.
     pub(crate) limits: Limits,
     /// Says when the sidecar stops; held while the connection lives.
     pub(crate) drain: DrainGuard,
+}
+
+impl Connection {
+    /// Its server answered a request.
+    fn answered(&self) {
+        if let Some(told) = &self.teaches
+            && !told.load(Ordering::Relaxed)
+        {
+            told.store(true, Ordering::Relaxed);
+            self.proxy.learned.learn(self.original, First::Client);
+        }
+    }
 }
 
 /// Where a request goes by its route.
@@ -561,6 +577,10 @@ fn respond(
         let reject = Reject::UpstreamProtocol;
         record.refused(&reject, &reject.told());
         return reject.render(false);
+    }
+    // An answer of the mesh, in the server's place, says nothing about the server.
+    if !parts.headers.contains_key(&REASON) {
+        connection.answered();
     }
     let accepted = upgrade.as_ref().filter(|_| {
         parts.status == StatusCode::SWITCHING_PROTOCOLS

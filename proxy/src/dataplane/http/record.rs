@@ -16,6 +16,7 @@ use super::attempt::GRPC_STATUS;
 use super::reject::{Reject, Told};
 use crate::base::names::Named;
 use crate::dataplane::Proxy;
+use crate::dataplane::hello::{Hello, ServerName};
 use crate::dataplane::tcp::Counts;
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
@@ -302,6 +303,8 @@ pub(crate) struct ConnectionRecord {
     pub(crate) reason: Reason,
     pub(crate) detail: Option<&'static str>,
     pub(crate) counts: Arc<Counts>,
+    /// What the application's own TLS asked for.
+    pub(crate) hello: Arc<Hello>,
     pub(crate) ends: Ends,
 }
 
@@ -320,6 +323,7 @@ impl ConnectionRecord {
             reason: Reason::Answered,
             detail: None,
             counts: Arc::default(),
+            hello: Arc::default(),
             ends: Ends::default(),
         }
     }
@@ -357,6 +361,11 @@ impl Drop for ConnectionRecord {
         let texts = self.ends.texts();
         let metrics: &Metrics = &self.proxy.telemetry.metrics;
         let traffic = metrics.traffic(&self.ends.labels(self.direction, &texts));
+        let server_name = self.hello.get().map(|ServerName(name)| name.as_deref());
+        if let Some(name) = server_name {
+            let snapshot = self.proxy.published.current();
+            metrics.tls_passed(self.direction, name, name.and_then(|name| snapshot.service_called(name)));
+        }
         self.proxy.telemetry.connection(&ConnectionEnd {
             traffic: &traffic,
             logged: self.logged,
@@ -366,6 +375,7 @@ impl Drop for ConnectionRecord {
             reason: self.reason,
             rule: self.ends.rule.as_ref().map(RuleName::as_str),
             detail: self.detail,
+            tls_server_name: server_name.flatten(),
             endpoint: texts.endpoint.as_deref(),
             bytes_received: self.counts.received.load(Ordering::Relaxed),
             bytes_sent: self.counts.sent.load(Ordering::Relaxed),

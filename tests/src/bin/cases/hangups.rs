@@ -1,5 +1,5 @@
 //! Servers that hang up: no order is carried out twice, and where it can be known that nobody read it, none is lost.
-//! Servers that speak first: their clients wait for no longer than the silence that detection allows.
+//! Servers that speak first: their clients hear them at once.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -33,10 +33,7 @@ pub(crate) fn run(runner: &mut Runner) {
         &[
             Case { name: "no_order_is_lost_or_doubled_by_a_server_that_closes_when_idle", run: |world, wish| idle(world, wish) },
             Case { name: "no_order_is_doubled_by_a_server_that_closes_at_any_moment", run: |world, wish| anytime(world, wish) },
-            Case {
-                name: "a_server_that_speaks_first_is_heard_within_the_bound_of_detection",
-                run: |world, _| first_words(world),
-            },
+            Case { name: "a_server_that_speaks_first_is_heard_at_once", run: |world, _| first_words(world) },
         ],
     );
 }
@@ -137,7 +134,8 @@ fn first_words(world: &World) -> Result<()> {
         took.remove(0);
         took.sort_unstable();
         let median = took.get(took.len() / 2).copied().context("nothing measured")?;
-        ensure!(median < 350_000, "{name}: the server's first words took {median} microseconds");
+        // A handshake takes its time in an unoptimised build; the silence that detection waits for would take ten times that.
+        ensure!(median < 25_000, "{name}: the server's first words took {median} microseconds");
     }
     Ok(())
 }

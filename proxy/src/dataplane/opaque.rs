@@ -1,0 +1,210 @@
+//! Connections that carry no request, in both directions: reached, decided on, joined, and told at their end.
+//!
+//! Invariant: on such a connection, rules about requests are decided by what it can never bring.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Proxy;
+use super::connection::{Leads, inbound_port};
+use super::hello::Overheard;
+use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
+use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
+use super::http::reject::Reject;
+use super::pool::{Destination, Opaque, distrusted};
+use super::race::{Ahead, Reached, Reaching};
+use super::tcp;
+use crate::base::net::BoxedIo;
+use crate::policy::authorization::Verdict;
+use crate::policy::{Peer, RuleName};
+use crate::snapshot::{InboundPort, Plaintext, Snapshot};
+use crate::telemetry::reason::Reason;
+use crate::telemetry::{Direction, Protocol};
+
+/// Carries a connection of the own application to what is reached for it.
+pub(super) async fn outbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, begun: Instant, reaching: Reaching<'_>) {
+    let reached = reaching.await;
+    let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
+    record.begun(begun);
+    record.ends = reached.ends;
+    match reached.upstream {
+        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
+        Err(reject) => record.refused(&reject),
+    }
+}
+
+/// Joins the application with an address outside of the mesh.
+pub(super) async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, original: SocketAddr) {
+    let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
+    record.ends.source = proxy.identity.own().map(|own| own.id.clone());
+    let destination = Destination { address: original, peer: None, client: None, connect_timeout: CONNECT_MAX, breaker: None };
+    match proxy.pool.opaque(&destination).await {
+        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
+        Err(error) => record.refused(&refusal_of(error)),
+    }
+}
+
+/// Decides on a connection to the own application, and carries it. `ahead` is the way there, where it was begun.
+pub(super) async fn inbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, original: SocketAddr, ahead: Option<Ahead<'_>>) {
+    let mut record = ConnectionRecord::start(proxy, Direction::Inbound, peer.address);
+    record.ends.source.clone_from(&peer.identity);
+    record.ends.destination = proxy.identity.own().map(|own| own.id.clone());
+    record.ends.mtls = peer.identity.is_some();
+    let decided = {
+        let snapshot = proxy.published.current();
+        let port = inbound_port(&snapshot, original);
+        record.ends.service.clone_from(&port.service);
+        decide(&snapshot, port, peer)
+    };
+    match decided {
+        Ok(rule) => record.ends.rule = rule,
+        Err(reject) => return record.refused(&reject),
+    }
+    let reached = match ahead {
+        Some(ahead) => ahead.reached().await,
+        None => reach_app(proxy, peer.address, original).await,
+    };
+    match reached.upstream {
+        Ok(upstream) => carry(proxy, Direction::Inbound, record, io, upstream).await,
+        Err(reject) => record.refused(&reject),
+    }
+}
+
+/// Would a client without mutual TLS be let through to the application, if its connection carried no request?
+pub(super) fn permits_stranger(proxy: &Proxy, original: SocketAddr, stranger: &Peer) -> bool {
+    let snapshot = proxy.published.current();
+    let port = inbound_port(&snapshot, original);
+    matches!(port.plaintext, Plaintext::Permit(_)) && permit(&snapshot, port, stranger).is_ok()
+}
+
+/// Connects to an endpoint. One that cannot be connected to is left for another one: nothing was sent yet, so that is
+/// always safe.
+pub(super) async fn reach_endpoint(proxy: &Proxy, leads: &Leads, original: SocketAddr) -> Reached {
+    let mut ends = Ends::of(proxy, Direction::Outbound, None, original);
+    let mut tried = Vec::new();
+    loop {
+        let (endpoint, destination) = match leads {
+            Leads::Service(port) => {
+                let backend = &port.default_backend;
+                ends.service = Some(backend.service.clone());
+                let Some(endpoint) = pick(proxy, backend, &tried).filter(|endpoint| !tried.contains(&endpoint.address)) else {
+                    return Reached { ends, upstream: Err(Reject::NoEndpoint(backend.service.clone())) };
+                };
+                if endpoint.is_own_port() {
+                    tried.push(endpoint.address);
+                    if tried.len() < TRIES.min(backend.endpoints.len()) {
+                        continue;
+                    }
+                    return Reached { ends, upstream: Err(Reject::OwnPort) };
+                }
+                let destination = Destination {
+                    address: endpoint.address,
+                    peer: peer_of(&endpoint),
+                    client: None,
+                    connect_timeout: backend.connect_timeout,
+                    breaker: Some(Arc::clone(&backend.breaker)),
+                };
+                (endpoint, destination)
+            }
+            Leads::Workload(endpoint) => {
+                let destination = Destination {
+                    address: SocketAddr::new(endpoint.address.ip(), original.port()),
+                    peer: peer_of(endpoint),
+                    client: None,
+                    connect_timeout: CONNECT_MAX,
+                    breaker: None,
+                };
+                (Arc::clone(endpoint), destination)
+            }
+            Leads::Refused(reject) => return Reached { ends, upstream: Err(reject.clone()) },
+            // Untouched, and never asked for here.
+            Leads::Outside => return Reached { ends, upstream: Err(Reject::EgressDenied) },
+        };
+        ends.endpoint = Some(endpoint.workload.clone());
+        ends.destination.clone_from(&destination.peer);
+        ends.mtls = destination.peer.is_some();
+        match proxy.pool.opaque(&destination).await {
+            Ok(upstream) => return Reached { ends, upstream: Ok(upstream) },
+            Err(error) => {
+                debug!(error = &error as &dyn std::error::Error, "an endpoint was not reached");
+                let reject = refusal_of(error);
+                tried.push(destination.address);
+                let more = matches!(leads, Leads::Service(_)) && tried.len() < TRIES;
+                if !more || matches!(reject, Reject::BreakerRejected(_)) {
+                    return Reached { ends, upstream: Err(reject) };
+                }
+            }
+        }
+    }
+}
+
+/// Connects to the own application, which is shown its true client.
+pub(super) async fn reach_app(proxy: &Proxy, client: SocketAddr, original: SocketAddr) -> Reached {
+    let destination =
+        Destination { address: original, peer: None, client: Some(client), connect_timeout: CONNECT_MAX, breaker: None };
+    Reached { ends: Ends::default(), upstream: proxy.pool.opaque(&destination).await.map_err(refusal_of) }
+}
+
+/// May this peer send bytes that are no request? Costs a token, as a request does.
+fn decide(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result<Option<RuleName>, Reject> {
+    let rule = permit(snapshot, port, peer)?;
+    if let Some(limit) = &port.policies.rate_limit {
+        limit.admit(Instant::now()).map_err(|after| Reject::RateLimited(limit.rule.clone(), after))?;
+    }
+    Ok(rule)
+}
+
+/// May it, by the rules about who it is?
+fn permit(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result<Option<RuleName>, Reject> {
+    if snapshot.generation == 0 {
+        return Err(Reject::NoConfiguration);
+    }
+    if let Some(jwt) = &port.policies.jwt {
+        jwt.decide_opaque().map_err(Reject::TokenRefused)?;
+    }
+    match &port.policies.authorization {
+        Some(authorization) => match authorization.decide_opaque(peer) {
+            Verdict::Allow(rule) => Ok(Some(rule)),
+            Verdict::Deny(rule) => Err(Reject::Denied(rule)),
+        },
+        None => Ok(peer.identity.is_some().then(default_allow)),
+    }
+}
+
+/// Copies until the end, counted and recorded.
+async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: BoxedIo, up: Opaque) {
+    let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
+    let _open_there = record.open();
+    let counts = Arc::clone(&record.counts);
+    let down = Overheard::new(down, Arc::clone(&record.hello));
+    let Opaque { io: up, vouched, slot: _slot } = up;
+    let ended = tokio::select! {
+        ended = tcp::copy(down, up, &counts, tcp::IDLE_MAX) => ended,
+        () = distrusted(&proxy.identity, vouched.as_ref()) => {
+            record.reason = Reason::IdentityMismatch;
+            return;
+        }
+    };
+    match ended {
+        tcp::Ended::Both => {
+            if record.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW) {
+                record.reason = Reason::DefaultAllow;
+            }
+        }
+        tcp::Ended::Idle => record.reason = Reason::IdleTimeout,
+        tcp::Ended::Downstream(error) => {
+            debug!(%error, "the client broke off");
+            record.reason = Reason::CallerLeft;
+        }
+        tcp::Ended::Upstream(error) => {
+            debug!(%error, "the destination broke off");
+            record.reason = Reason::UpstreamReset;
+        }
+    }
+}
+
+/// Endpoints that a connection tries to reach.
+const TRIES: usize = 3;
