@@ -36,6 +36,8 @@ struct Conn {
     sent: usize,
     ended: bool,
     closing: bool,
+    /// Counts what was read, so that silence is noticed.
+    heard: u32,
     /// Sending failed; whoever writes next is told.
     failed: Option<io::ErrorKind>,
 }
@@ -56,8 +58,13 @@ impl Wire {
 
     fn new(io: BoxedIo, tls: Option<Box<rustls::Connection>>) -> Self {
         let out = Vec::new();
-        let conn = Conn { io, tls, left: Bytes::new(), out, sent: 0, ended: false, closing: false, failed: None };
+        let conn = Conn { io, tls, left: Bytes::new(), out, sent: 0, ended: false, closing: false, heard: 0, failed: None };
         Self(Arc::new(Mutex::new(conn)))
+    }
+
+    /// A number that changes with whatever the peer says.
+    pub(crate) fn heard(&self) -> u32 {
+        self.0.lock().heard
     }
 
     /// Drives a codec on this stream: after each turn, what it wrote is sent.
@@ -138,7 +145,7 @@ impl Conn {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         loop {
-            let Self { io, tls, left, ended, .. } = self;
+            let Self { io, tls, left, ended, heard, .. } = self;
             let (took, over) = match tls {
                 None => (take(left, buf), *ended),
                 Some(session) => {
@@ -159,6 +166,7 @@ impl Conn {
                 ready!(Pin::new(io).poll_read(cx, &mut read))?;
                 let bytes = read.filled();
                 *ended = bytes.is_empty();
+                *heard = heard.wrapping_add(1);
                 let took = match tls {
                     None => take(bytes, buf),
                     Some(session) if *ended => session.read_tls(&mut io::empty())?,

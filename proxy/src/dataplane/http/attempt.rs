@@ -21,7 +21,7 @@ use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
 use crate::dataplane::balance;
 use crate::dataplane::pool::connect::ConnectError;
-use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks};
+use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks, WireError};
 use crate::policy::breaker::Slot;
 use crate::policy::outlier::Outcome;
 use crate::policy::retry::WireState;
@@ -298,7 +298,9 @@ fn classify(error: SendError) -> Failed {
         }
         SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
         SendError::Refused(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Refused },
-        SendError::Broken(error) if error.is_parse() => Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent },
+        SendError::Broken(WireError::Single(error)) if error.is_parse() => {
+            Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent }
+        }
         SendError::Broken(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Sent },
     }
 }
@@ -431,8 +433,8 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// The `:protocol` of an extended CONNECT. The usual one is spelled out; every other one travels in our own header.
-fn protocol_of(token: &str) -> hyper::ext::Protocol {
-    hyper::ext::Protocol::from_static(if token.eq_ignore_ascii_case("websocket") { "websocket" } else { "outrigger" })
+fn protocol_of(token: &str) -> h2::ext::Protocol {
+    h2::ext::Protocol::from_static(if token.eq_ignore_ascii_case("websocket") { "websocket" } else { "outrigger" })
 }
 
 /// What the caller spoke at the beginning of the chain, so that the last sidecar speaks the same.

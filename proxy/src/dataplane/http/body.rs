@@ -10,11 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::inflow::Inflow;
 use super::record::Record;
 use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp::Counts;
@@ -39,6 +39,9 @@ pub(crate) enum BodyError {
     /// The side that sends it broke.
     #[error("the body's sender broke off")]
     Sender(#[from] hyper::Error),
+    /// The side that sends it took its stream back, or broke.
+    #[error("the body's stream broke off")]
+    Stream(#[from] h2::Error),
     /// Its sender sent nothing for too long.
     #[error("the body's sender sent nothing for too long")]
     Stalled,
@@ -67,7 +70,7 @@ pub(crate) struct RequestBody {
 
 #[derive(Debug)]
 struct Shared {
-    source: Incoming,
+    source: Inflow,
     /// What was read so far, while all of it fits.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -103,7 +106,7 @@ pub(crate) struct Cursor {
 /// The destination's answer, watched.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    inner: Incoming,
+    inner: Inflow,
     counts: Arc<Counts>,
     record: Option<Record>,
     lease: Option<Lease>,
@@ -124,7 +127,7 @@ impl Drop for Unread {
 impl RequestBody {
     /// Takes the caller's body; up to `keep_max` bytes of it are kept so that they can be sent again.
     /// Its sender is waited for no longer than `patience` at a time.
-    pub(crate) fn new(source: Incoming, keep_max: usize, patience: Duration, counts: Arc<Counts>) -> Self {
+    pub(crate) fn new(source: Inflow, keep_max: usize, patience: Duration, counts: Arc<Counts>) -> Self {
         if source.is_end_stream() {
             return Self { shared: None };
         }
@@ -258,7 +261,7 @@ impl Shared {
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.source).poll_frame(cx) {
             self.since = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Sender)));
+            return Poll::Ready(frame);
         }
         let end = *self.since.get_or_insert_with(Instant::now) + self.patience;
         // The timer is moved only when it rings too soon.
@@ -334,8 +337,13 @@ impl http_body::Body for Cursor {
                     }
                 },
                 Some(Err(error)) => {
-                    if let BodyError::Sender(error) = &error {
-                        shared.fault = Some(if malformed(error) { BodyFault::Malformed } else { BodyFault::Left });
+                    let malformed = match &error {
+                        BodyError::Sender(error) => Some(malformed(error)),
+                        BodyError::Stream(error) => Some(error.is_library()),
+                        BodyError::Stalled | BodyError::GivenUp => None,
+                    };
+                    if let Some(malformed) = malformed {
+                        shared.fault = Some(if malformed { BodyFault::Malformed } else { BodyFault::Left });
                     }
                     shared.lost = true;
                     shared.copies.clear();
@@ -375,7 +383,7 @@ impl http_body::Body for Cursor {
 
 impl Answer {
     /// Passes `inner` on and completes `record` when it ends or is dropped; until then it holds its place upstream.
-    pub(crate) fn new(inner: Incoming, record: Record, lease: Lease, slot: Option<Slot>, request: Option<Unread>) -> Self {
+    pub(crate) fn new(inner: Inflow, record: Record, lease: Lease, slot: Option<Slot>, request: Option<Unread>) -> Self {
         let counts = record.counts();
         let mut answer = Self { inner, counts, record: Some(record), lease: Some(lease), _slot: slot, _request: request };
         if answer.inner.is_end_stream() {
@@ -400,24 +408,9 @@ fn malformed(error: &hyper::Error) -> bool {
     if error.is_incomplete_message() || error.is_canceled() || error.is_closed() || error.is_timeout() {
         return false;
     }
-    let source = std::error::Error::source(error);
-    if let Some(h2) = source.and_then(|source| source.downcast_ref::<h2::Error>()) {
-        return h2.is_library();
-    }
-    source
+    std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<std::io::Error>())
         .is_some_and(|error| matches!(error.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        // It is dropped unread with the stream or connection whose client was given up.
-        if super::patience::given_up()
-            && let Some(record) = &mut self.record
-        {
-            record.slow_reader();
-        }
-    }
 }
 
 impl Body {
@@ -463,7 +456,7 @@ impl http_body::Body for Answer {
                     record.body_broke();
                 }
                 self.lease = None;
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             None => {
                 self.ended();

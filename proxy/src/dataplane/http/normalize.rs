@@ -66,7 +66,7 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     if !decoded(&request.headers) {
         return Err(Reject::TransferCoding);
     }
-    if request.method == Method::CONNECT && request.extensions.get::<hyper::ext::Protocol>().is_none() {
+    if request.method == Method::CONNECT && request.extensions.get::<h2::ext::Protocol>().is_none() {
         return Err(Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let path = request.uri.path();

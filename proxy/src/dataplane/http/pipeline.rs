@@ -12,9 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
-use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{
@@ -22,10 +20,12 @@ use super::attempt::{
 };
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
 use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
+use super::inflow::Inflow;
 use super::normalize::{self, Target};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
+use super::tunnel::Upgrading;
 use super::upgrade;
 use crate::base::drain::DrainGuard;
 use crate::dataplane::Proxy;
@@ -101,13 +101,14 @@ enum Chosen<'a> {
 }
 
 /// Answers a request. Infallible: what cannot be answered by the destination is answered by us.
-/// `spelling` is how a caller in HTTP/1 spelled its headers.
+/// `spelling` is how a caller in HTTP/1 spelled its headers, `upgrading` the connection that it asks to have for itself.
 pub(crate) async fn handle(
     connection: Arc<Connection>,
-    request: Request<Incoming>,
+    request: Request<Inflow>,
     spelling: Option<Spelling>,
+    upgrading: Option<Upgrading>,
 ) -> Response<Body> {
-    let (mut parts, incoming) = request.into_parts();
+    let (parts, incoming) = request.into_parts();
     if connection.link
         && let Some(token) = parts.headers.get(CONTINUE)
     {
@@ -121,11 +122,10 @@ pub(crate) async fn handle(
     };
     let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address);
     record.ends.mtls = connection.link;
-    let upgraded = parts.extensions.remove::<OnUpgrade>();
     let http1 = protocol == Protocol::Http1;
     // The line is a large future and most of it waits: one allocation keeps connections small.
     match Box::pin(line(&connection, &mut record, parts, incoming, spelling)).await {
-        Ok(answered) => respond(&connection, record, answered, upgraded, http1),
+        Ok(answered) => respond(&connection, record, answered, upgrading, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
             let told = reject.told();
@@ -151,7 +151,7 @@ async fn line(
     connection: &Arc<Connection>,
     record: &mut Record,
     mut parts: http::request::Parts,
-    incoming: Incoming,
+    incoming: Inflow,
     spelling: Option<Spelling>,
 ) -> Result<Answered, Reject> {
     let proxy = &connection.proxy;
@@ -460,7 +460,7 @@ fn arrived(connection: &Connection, parts: &http::request::Parts) -> (Version, O
 }
 
 /// Did another sidecar answer in its application's place before the application saw anything of the request?
-fn unprocessed(response: &Response<Incoming>) -> bool {
+fn unprocessed(response: &Response<Inflow>) -> bool {
     let before = [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::NoConfiguration, Reason::Draining, Reason::Overloaded];
     before.into_iter().any(|reason| said(response, reason))
 }
@@ -563,7 +563,7 @@ fn respond(
     connection: &Arc<Connection>,
     mut record: Record,
     answered: Answered,
-    upgraded: Option<OnUpgrade>,
+    ours: Option<Upgrading>,
     http1: bool,
 ) -> Response<Body> {
     let Answered { tried, response_edits, weighted_edit, from_link, upgrade, request } = answered;
@@ -606,11 +606,9 @@ fn respond(
         parts.status = CARRIER;
     }
     if let Some(asked) = accepted {
-        let theirs = parts.extensions.remove::<OnUpgrade>();
         let token = chosen.unwrap_or(asked);
-        return upgrade::establish(connection, record, parts, token, upgraded, theirs, slot);
+        return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, slot);
     }
-    parts.extensions.remove::<OnUpgrade>();
     let body = Answer::new(incoming, record, sent.lease, slot, request);
     Response::from_parts(parts, Body::Answer(Box::new(body)))
 }

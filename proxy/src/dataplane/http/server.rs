@@ -10,17 +10,20 @@ use std::task::Poll;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, StatusCode};
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 
 use super::frames::{self, Framed, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
-use super::patience::{Noted, Patient};
+use super::inflow::Inflow;
 use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
 use super::reject::{REASON, Reject};
 use super::spelling::Odd;
+use super::streams::Streams;
+use super::tunnel::Upgrading;
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::dataplane::wire::Wire;
@@ -70,7 +73,8 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
                 if odd != Odd::default() {
                     request.extensions_mut().insert(odd);
                 }
-                let mut answer = pipeline::handle(connection, request, spelling).await;
+                let upgrading = request.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
+                let mut answer = pipeline::handle(connection, request.map(Inflow::Codec), spelling, upgrading).await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
                 if odd.framed_twice || invalid {
                     // Nobody knows what else comes from such a client. "The server MUST close the connection after responding to such a request" (RFC 9112 6.1).
@@ -132,37 +136,23 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
 async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let limits = connection.limits;
     let traffic = Traffic::new(limits);
-    let service = {
-        let (traffic, connection) = (Arc::clone(&traffic), Arc::clone(&connection));
-        service_fn(move |request| {
-            let unanswered = traffic.asked();
-            let connection = Arc::clone(&connection);
-            async move {
-                let answer = pipeline::handle(connection, request, None).await;
-                unanswered.answered();
-                Ok::<_, Infallible>(answer.map(Noted))
-            }
-        })
-    };
     let mut drain = connection.drain.clone();
-    let mut builder = http2::Builder::new(Patient::new(connection.proxy.tasks.clone(), limits.stream_timeout));
-    builder
-        .auto_date_header(false)
-        .initial_stream_window_size(STREAM_WINDOW)
+    let mut codec = h2::server::Builder::new();
+    codec
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         // A head over the limit is refused in our words, one over this limit in those of the codec.
         .max_header_list_size(limits.header_bytes.saturating_mul(HEADERS_READ))
         .max_concurrent_streams(limits.concurrent_streams)
         .max_pending_accept_reset_streams(size(limits.pending_resets))
-        .max_local_error_reset_streams(size(limits.error_resets))
-        .max_send_buf_size(SEND_BUFFER)
-        .timer(TokioTimer::new());
+        .max_local_error_reset_streams(Some(size(limits.error_resets)))
+        .max_send_buffer_size(SEND_BUFFER);
     if connection.link {
-        builder.enable_connect_protocol();
+        codec.enable_connect_protocol();
     }
-    let served = builder.serve_connection(TokioIo::new(Framed::new(wire.clone(), Arc::clone(&traffic))), service);
+    let framed = Framed::new(wire.clone(), Arc::clone(&traffic));
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
-    let mut served = Box::pin(served);
+    let mut served = Box::pin(Streams::new(&codec, framed, Arc::clone(&traffic), Arc::clone(&connection)));
     let mut clock = frames::Clock::start(&traffic);
     let mut stopping = false;
     let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
@@ -180,7 +170,7 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                     // Requests that are under way may end; nobody else is waited for.
                     Stands::Idle if !stopping => {
                         stopping = true;
-                        served.as_mut().graceful_shutdown();
+                        served.graceful_shutdown();
                     }
                     Stands::Idle => break None,
                     Stands::Head | Stands::Reader => {
@@ -190,7 +180,7 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 },
                 () = drain.stopped(), if !stopping => {
                     stopping = true;
-                    served.as_mut().graceful_shutdown();
+                    served.graceful_shutdown();
                 }
             }
         }
@@ -220,17 +210,12 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
         return refused(&connection, protocol, &Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let Some(Err(error)) = ended else { return };
-    tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
+    tracing::debug!(%error, "a connection ended early");
     // The client is told by a GOAWAY, which has no place for our words.
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<h2::Error>().filter(|error| error.is_library() && error.is_go_away()) {
-            let broke = || Reject::BadRequest("the connection broke the rules of HTTP/2");
-            let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-            let reject = if calm { traffic.likely() } else { broke() };
-            return refused(&connection, protocol, &reject);
-        }
-        source = cause.source();
+    if error.is_library() && error.is_go_away() {
+        let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        let reject = if calm { traffic.likely() } else { Reject::BadRequest("the connection broke the rules of HTTP/2") };
+        refused(&connection, protocol, &reject);
     }
 }
 

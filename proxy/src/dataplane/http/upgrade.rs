@@ -8,14 +8,13 @@ use std::sync::atomic::Ordering;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Response, StatusCode};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use super::attempt::UPGRADE_TOKEN;
 use super::body::Body;
 use super::pipeline::Connection;
 use super::record::Record;
 use super::reject::Reject;
+use super::tunnel::Upgrading;
 use crate::dataplane::tcp;
 use crate::policy::breaker::Slot;
 
@@ -25,8 +24,8 @@ pub(crate) fn establish(
     mut record: Record,
     mut answer: http::response::Parts,
     token: HeaderValue,
-    ours: Option<OnUpgrade>,
-    theirs: Option<OnUpgrade>,
+    ours: Option<Upgrading>,
+    theirs: Option<Upgrading>,
     slot: Option<Slot>,
 ) -> Response<Body> {
     let (Some(ours), Some(theirs)) = (ours, theirs) else {
@@ -44,7 +43,7 @@ pub(crate) fn establish(
                 return;
             }
         };
-        match tcp::copy(TokioIo::new(ours), TokioIo::new(theirs), &counts, tcp::IDLE_MAX).await {
+        match tcp::copy(ours, theirs, &counts, tcp::IDLE_MAX).await {
             tcp::Ended::Both | tcp::Ended::Idle => record.body_ended(),
             tcp::Ended::Downstream(_) => {}
             tcp::Ended::Upstream(_) => record.body_broke(),

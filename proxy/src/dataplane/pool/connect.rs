@@ -60,7 +60,7 @@ pub(crate) enum ConnectError {
     Http {
         to: SocketAddr,
         #[source]
-        source: hyper::Error,
+        source: super::WireError,
     },
     /// Our TLS configuration could not be made.
     #[error("no TLS of our own")]

@@ -13,27 +13,28 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1 as codec, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1 as codec;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::debug;
 
 pub(crate) mod connect;
 mod first;
 mod http1;
 mod idleness;
+mod link;
 
 use self::connect::{ConnectError, Dial};
-use self::first::First;
 use self::http1::{Single, Singles};
+use self::link::{Answered, Link, Place};
+pub(crate) use self::link::{CONNECTION_WINDOW, STREAM_WINDOW};
 use super::http::body::Body;
+use super::http::inflow::Inflow;
 use super::http::spelling::{Answers, Spelling};
+use super::http::tunnel::Upgrading;
 use super::tasks::Tasks;
 use super::tls::Alpn;
-use super::wire::Wire;
 use crate::base::net::BoxedIo;
 use crate::base::random::Dice;
 use crate::identity::source::{Identity, Vouched};
@@ -81,26 +82,6 @@ struct Key {
     client: Option<IpAddr>,
 }
 
-/// A shared connection; its lock is a turn to dial, held while one caller opens what all of them will use.
-#[derive(Debug, Default)]
-struct Link {
-    open: tokio::sync::Mutex<Option<Open>>,
-}
-
-#[derive(Clone, Debug)]
-struct Open {
-    sender: http2::SendRequest<Body>,
-    /// The peer takes extended CONNECT.
-    extended: watch::Receiver<bool>,
-    /// How the peer began to speak, where it is no sidecar.
-    first: First,
-    born: Instant,
-    /// Drawn for each link, so that links that were opened together are not opened anew together.
-    age_max: Duration,
-    /// The own name and the authorities under which it was opened.
-    trust: u64,
-}
-
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
@@ -109,19 +90,28 @@ pub(crate) enum SendError {
     Connect(#[from] ConnectError),
     /// The request did not leave.
     #[error("the request did not leave")]
-    NotSent(#[source] hyper::Error),
+    NotSent(#[source] WireError),
     /// What answered in clear is no server of HTTP/2.
     #[error("the destination does not speak HTTP/2")]
-    NotHttp2(#[source] hyper::Error),
+    NotHttp2(#[source] h2::Error),
     /// The peer said that it did not process the request.
     #[error("the request was refused")]
-    Refused(#[source] hyper::Error),
+    Refused(#[source] WireError),
     /// The peer had closed before anything of the request reached it.
     #[error("the connection was closed before the request reached the other side")]
     Unread { source: hyper::Error },
     /// The request left and may have been processed.
     #[error("the connection broke before an answer came")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] WireError),
+}
+
+/// What the codecs say.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error(transparent)]
+    Single(#[from] hyper::Error),
+    #[error(transparent)]
+    Stream(#[from] h2::Error),
 }
 
 /// May a connection be used that carried a request before?
@@ -134,7 +124,9 @@ pub(crate) enum Reuse {
 /// An answer, and what it holds until its body is through.
 #[derive(Debug)]
 pub(crate) struct Sent {
-    pub(crate) response: Response<Incoming>,
+    pub(crate) response: Response<Inflow>,
+    /// The connection or stream as a tunnel, where the answer makes one of it.
+    pub(crate) upgrading: Option<Upgrading>,
     /// How an answer in HTTP/1 spelled its headers.
     pub(crate) spelling: Option<Spelling>,
     pub(crate) lease: Lease,
@@ -160,6 +152,7 @@ pub(crate) async fn distrusted(identity: &Identity, vouched: Option<&Vouched>) {
 #[derive(Debug)]
 pub(crate) struct Lease {
     one: Option<(Arc<Pool>, Key, Single)>,
+    _place: Option<Place>,
     _load: Load,
 }
 
@@ -213,10 +206,7 @@ impl Pool {
     /// Closes what is idle for too long. To be called now and then.
     pub(crate) fn sweep(&self) {
         self.singles.sweep();
-        self.links.lock().retain(|_, link| match link.open.try_lock() {
-            Ok(open) => open.as_ref().is_some_and(|open| !open.sender.is_closed()) || Arc::strong_count(link) > 1,
-            Err(_dialling) => true,
-        });
+        self.links.lock().retain(|_, link| !link.is_idle());
     }
 
     /// Sends a request. A connection that turns out dead before the request left is replaced once.
@@ -232,13 +222,15 @@ impl Pool {
     ) -> Result<Sent, SendError> {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
-            let response = self.send_shared(to, request).await?;
-            Ok(Sent { response, spelling: None, lease: Lease { one: None, _load: load } })
+            let Answered { response, upgrading, place } = self.send_shared(to, request).await?;
+            let lease = Lease { one: None, _place: Some(place), _load: load };
+            Ok(Sent { response, upgrading, spelling: None, lease })
         } else {
-            let (response, single) = self.send_single(to, request, reuse).await?;
+            let (mut response, single) = self.send_single(to, request, reuse).await?;
             let spelling = single.answers.answered();
-            let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _load: load };
-            Ok(Sent { response, spelling, lease })
+            let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _place: None, _load: load };
+            let upgrading = response.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
+            Ok(Sent { response: response.map(Inflow::Codec), upgrading, spelling, lease })
         }
     }
 
@@ -255,121 +247,6 @@ impl Pool {
         let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout).await?;
         let vouched = Some(self.identity.vouch(link.get_ref().1.peer_certificates()));
         Ok(Opaque { io: Box::new(link), vouched, slot })
-    }
-
-    async fn send_shared(&self, to: &Destination, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let extended = request.extensions().get::<hyper::ext::Protocol>().is_some();
-        let mut fresh = false;
-        loop {
-            let link = Arc::clone(self.links.lock().entry(key_of(to)).or_default());
-            let waiting = wait(to)?;
-            let (open, reused) = self.shared(&link, to, fresh).await?;
-            drop(waiting);
-            let mut sender = open.sender;
-            if extended {
-                let mut extended = open.extended;
-                // "A client MUST NOT use the extended CONNECT before it received SETTINGS_ENABLE_CONNECT_PROTOCOL" (RFC 8441
-                // 3): on a fresh connection that frame may still be on its way. Without it, sending says what is wrong.
-                drop(timeout(SETTINGS_MAX, extended.wait_for(|is| *is)).await);
-            }
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
-                Err(failed) if open.first.is_other() => return Err(SendError::NotHttp2(failed.into_error())),
-                Err(mut failed) => match failed.take_message() {
-                    Some(message) if reused => {
-                        request = message;
-                        fresh = true;
-                    }
-                    Some(_message) => return Err(SendError::NotSent(failed.into_error())),
-                    None => {
-                        let error = failed.into_error();
-                        return Err(if unprocessed(&error) { SendError::Refused(error) } else { SendError::Broken(error) });
-                    }
-                },
-            }
-        }
-    }
-
-    /// The shared connection, opened if there is none. The flag says that it was there before.
-    async fn shared(&self, link: &Link, to: &Destination, fresh: bool) -> Result<(Open, bool), ConnectError> {
-        let mut open = link.open.lock().await;
-        if !fresh
-            && let Some(open) = open.as_ref()
-            && !open.sender.is_closed()
-            && open.born.elapsed() < open.age_max
-            && open.trust == self.identity.trust_epoch()
-        {
-            return Ok((open.clone(), true));
-        }
-        // What is under way on an old connection goes on; it closes when its last request ended.
-        *open = None;
-        let slot = admit(to)?;
-        let trust = self.identity.trust_epoch();
-        let mut vouched = None;
-        let first = First::default();
-        let wire = match &to.peer {
-            Some(peer) => {
-                let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?;
-                let (io, session) = link.into_inner();
-                vouched = Some(self.identity.vouch(session.peer_certificates()));
-                Wire::secured(io, session)
-            }
-            None => {
-                let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
-                Wire::plain(first.watch(io))
-            }
-        };
-        let cut = CancellationToken::new();
-        let handshake = http2::Builder::new(Driver { tasks: self.tasks.clone(), cut: cut.clone(), wire: wire.clone() })
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(super::http::server::HEADER_BYTES_MAX)
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE_MAX)
-            .handshake(TokioIo::new(wire));
-        let (sender, connection) = match timeout(to.connect_timeout, handshake).await {
-            Ok(pair) => pair.map_err(|source| ConnectError::Http { to: to.address, source })?,
-            Err(_elapsed) => return Err(ConnectError::Timeout(to.address)),
-        };
-        let address = to.address;
-        let (told, extended) = watch::channel(false);
-        let identity = self.identity.clone();
-        self.tasks.spawn(async move {
-            let _slot = slot;
-            let mut connection = std::pin::pin!(connection);
-            // The codec wakes nobody here when the peer's settings come, so they are asked for until then.
-            let mut ask = tokio::time::interval(SETTINGS_ASK);
-            let mut asks = SETTINGS_ASKS;
-            let ended = std::future::poll_fn(|cx| {
-                let polled = connection.as_mut().poll(cx);
-                while asks > 0 {
-                    if connection.is_extended_connect_protocol_enabled() {
-                        told.send_replace(true);
-                        asks = 0;
-                    } else if ask.poll_tick(cx).is_ready() {
-                        asks -= 1;
-                    } else {
-                        break;
-                    }
-                }
-                polled
-            });
-            // Both arms are cancel-safe.
-            tokio::select! {
-                ended = ended => if let Err(error) = ended {
-                    debug!(%address, error = &error as &dyn std::error::Error, "a link ended");
-                },
-                () = distrusted(&identity, vouched.as_ref()) => {
-                    cut.cancel();
-                    info!(%address, "a link is cut: nobody who is believed vouches for its peer");
-                }
-            }
-        });
-        let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
-        let opened = Open { sender, extended, first, born: Instant::now(), age_max, trust };
-        *open = Some(opened.clone());
-        Ok((opened, false))
     }
 
     async fn send_single(
@@ -395,9 +272,9 @@ impl Pool {
                 }
                 Err(mut failed) => match failed.take_message() {
                     Some(message) if single.reused() => request = message,
-                    Some(_message) => return Err(SendError::NotSent(failed.into_error())),
+                    Some(_message) => return Err(SendError::NotSent(failed.into_error().into())),
                     None if single.unread() => return Err(SendError::Unread { source: failed.into_error() }),
-                    None => return Err(SendError::Broken(failed.into_error())),
+                    None => return Err(SendError::Broken(failed.into_error().into())),
                 },
             }
         }
@@ -411,7 +288,7 @@ impl Pool {
         let (sender, connection) = codec::Builder::new()
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|source| ConnectError::Http { to: to.address, source })?;
+            .map_err(|source| ConnectError::Http { to: to.address, source: source.into() })?;
         let address = to.address;
         self.tasks.spawn(async move {
             let _slot = slot;
@@ -422,37 +299,14 @@ impl Pool {
         Ok(Single::new(sender, watch, answers))
     }
 
+    fn link_to(&self, to: &Destination) -> Arc<Link> {
+        Arc::clone(self.links.lock().entry(key_of(to)).or_default())
+    }
+
     fn count(&self, address: SocketAddr) -> Load {
         let load = Arc::clone(self.loads.lock().entry(address).or_default());
         load.fetch_add(1, Ordering::Relaxed);
         Load(load)
-    }
-}
-
-/// Runs the tasks that the codec makes of a connection, so that what they write is sent.
-#[derive(Clone)]
-struct Driver {
-    tasks: Tasks,
-    /// Ends them, whatever is under way.
-    cut: CancellationToken,
-    wire: Wire,
-}
-
-impl<F> hyper::rt::Executor<F> for Driver
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, task: F) {
-        let (wire, cut) = (self.wire.clone(), self.cut.clone());
-        self.tasks.execute(async move {
-            let driven = wire.drive(task);
-            // Both arms are cancel-safe: one of them is the end.
-            tokio::select! {
-                _ended = driven => {}
-                () = cut.cancelled() => {}
-            }
-        });
     }
 }
 
@@ -475,33 +329,3 @@ fn admit(to: &Destination) -> Result<Option<Slot>, ConnectError> {
         None => Ok(None),
     }
 }
-
-/// Did the peer say that it did not process the request (RFC 9113 8.7)?
-fn unprocessed(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-            return h2.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR));
-        }
-        source = inner.source();
-    }
-    false
-}
-
-/// After this time a link is opened anew, so that certificates and trust are looked at again.
-const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
-/// By how much of it the age of a link may be shorter.
-const LINK_AGE_JITTER: f64 = 0.2;
-/// What may be on its way in one stream, and on one connection: as much as 256 streams together, so that a few whose readers
-/// stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
-pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
-pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
-/// A link on which a request waits and nothing comes is asked whether it is alive: a pod that vanished says no goodbye.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_MAX: Duration = Duration::from_secs(5);
-/// How long a peer's first settings are waited for.
-const SETTINGS_MAX: Duration = Duration::from_secs(1);
-/// How often they are looked for meanwhile.
-const SETTINGS_ASK: Duration = Duration::from_millis(2);
-const SETTINGS_ASKS: u32 = 500;

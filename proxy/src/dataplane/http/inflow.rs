@@ -1,0 +1,105 @@
+//! Bodies that come in: from the codec of HTTP/1, or from a stream of HTTP/2.
+//!
+//! Sources: RFC 9113 5.2 (what was read is granted anew), 8.1 (a server that answered in full may stop a request without an
+//! error), 8.7. Invariant: a stream that was taken back before its end is an error, never an end.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::body::BodyError;
+
+/// A body that comes in.
+#[derive(Debug)]
+pub(crate) enum Inflow {
+    /// There is none, or it is without a byte.
+    Empty,
+    Codec(Incoming),
+    Stream(Stream),
+}
+
+/// The body on a stream of HTTP/2.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    from: RecvStream,
+    /// Trailers may come, and nothing else.
+    data_done: bool,
+    /// The last frame was handed on.
+    ended: bool,
+}
+
+impl Inflow {
+    /// What a stream carries behind its head.
+    pub(crate) fn stream(from: RecvStream) -> Self {
+        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream { from, data_done: false, ended: false }) }
+    }
+}
+
+impl From<Incoming> for Inflow {
+    fn from(body: Incoming) -> Self {
+        Self::Codec(body)
+    }
+}
+
+impl Stream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_done {
+            match ready!(self.from.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // A stream that is over takes no grant any more, and needs none.
+                    drop(self.from.flow_control().release_capacity(data.len()));
+                    self.ended = self.from.is_end_stream();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(broke(error)),
+                None => self.data_done = true,
+            }
+        }
+        let trailers = ready!(self.from.poll_trailers(cx));
+        self.ended = true;
+        Poll::Ready(match trailers {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => broke(error),
+        })
+    }
+}
+
+/// What comes of an error. One that is none was sent behind the end.
+fn broke<T>(error: h2::Error) -> Option<Result<T, h2::Error>> {
+    let ended = error.is_reset() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
+    (!ended).then_some(Err(error))
+}
+
+impl http_body::Body for Inflow {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Codec(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Sender),
+            Self::Stream(stream) => stream.poll_frame(cx).map_err(BodyError::Stream),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Codec(body) => body.is_end_stream(),
+            Self::Stream(stream) => stream.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Codec(body) => body.size_hint(),
+            // Where the length is known, a header says it.
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Serves HTTP/2: each stream is a request in a task of its own, and a task ends with its stream.
+//!
+//! Sources: RFC 9113 8.1, 8.5 and 8.7, RFC 8441.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection as Codec, Handshake, SendResponse};
+use h2::{Reason, RecvStream};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use tokio::sync::oneshot;
+
+use super::frames::{Framed, Traffic, Unanswered};
+use super::inflow::Inflow;
+use super::outflow::Outflow;
+use super::pipeline::{self, Connection};
+use super::tunnel::{Tunnel, Upgrading};
+use crate::base::net::BoxedIo;
+
+/// One connection. It is over when its client left or was told to, and no stream is left.
+pub(super) struct Streams {
+    state: State,
+    traffic: Arc<Traffic>,
+    connection: Arc<Connection>,
+    /// It is to end, as soon as it has begun.
+    closing: bool,
+}
+
+enum State {
+    Begins(Handshake<Framed, Bytes>),
+    Serves(Codec<Framed, Bytes>),
+}
+
+impl Streams {
+    pub(super) fn new(codec: &Builder, io: Framed, traffic: Arc<Traffic>, connection: Arc<Connection>) -> Self {
+        Self { state: State::Begins(codec.handshake(io)), traffic, connection, closing: false }
+    }
+
+    /// No new stream is taken; what is under way ends.
+    pub(super) fn graceful_shutdown(&mut self) {
+        match &mut self.state {
+            State::Begins(_) => self.closing = true,
+            State::Serves(codec) => codec.graceful_shutdown(),
+        }
+    }
+}
+
+impl Future for Streams {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            match &mut this.state {
+                State::Begins(handshake) => {
+                    let mut codec = ready!(Pin::new(handshake).poll(cx))?;
+                    if this.closing {
+                        codec.graceful_shutdown();
+                    }
+                    this.state = State::Serves(codec);
+                }
+                State::Serves(codec) => match ready!(codec.poll_accept(cx)) {
+                    Some(accepted) => {
+                        let (request, respond) = accepted?;
+                        let (connection, unanswered) = (Arc::clone(&this.connection), this.traffic.asked());
+                        // Boxed where it is made, it is not moved again.
+                        let stream = Box::pin(serve(connection, unanswered, request, respond));
+                        this.connection.proxy.tasks.spawn(stream);
+                    }
+                    None => return Poll::Ready(Ok(())),
+                },
+            }
+        }
+    }
+}
+
+/// Answers one request. Dropping it takes the stream back.
+async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let mut respond = respond;
+    let patience = connection.limits.stream_timeout;
+    let (mut parts, from) = request.into_parts();
+    let (incoming, tunnel, upgrading) = if parts.method == Method::CONNECT {
+        // A tunnel has no length, whatever its head says.
+        parts.headers.remove(CONTENT_LENGTH);
+        let (promise, kept) = oneshot::channel::<BoxedIo>();
+        let upgrading = Upgrading::new(async { kept.await.map_err(std::io::Error::other) });
+        (Inflow::Empty, Some((from, promise)), Some(upgrading))
+    } else {
+        (Inflow::stream(from), None, None)
+    };
+    let answer = {
+        let mut handling = pin!(pipeline::handle(connection, Request::from_parts(parts, incoming), None, upgrading));
+        poll_fn(|cx| match handling.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            // Nobody waits for the answer any more.
+            Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+        })
+        .await
+    };
+    let Some(answer) = answer else { return };
+    unanswered.answered();
+    let (mut head, body) = answer.into_parts();
+    let tunnel = tunnel.filter(|_| head.status == StatusCode::OK);
+    let end = tunnel.is_none() && body.is_end_stream();
+    if !end
+        && tunnel.is_none()
+        && let Some(length) = body.size_hint().exact()
+        && !head.headers.contains_key(CONTENT_LENGTH)
+    {
+        head.headers.insert(CONTENT_LENGTH, length.into());
+    }
+    let to = match respond.send_response(Response::from_parts(head, ()), end) {
+        Ok(to) => to,
+        Err(error) => {
+            tracing::debug!(%error, "an answer was not sent");
+            return respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    };
+    if let Some((from, promise)) = tunnel {
+        // Whoever wanted the tunnel may be gone; then the stream is taken back.
+        drop(promise.send(Box::new(Tunnel::new(from, to))));
+    } else if !end {
+        Outflow::patient(body, to, patience).await;
+    }
+}

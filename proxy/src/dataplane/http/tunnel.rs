@@ -1,0 +1,118 @@
+//! A stream of HTTP/2 as a stream of bytes: what an extended CONNECT becomes when it is accepted.
+//!
+//! Sources: RFC 8441 5 (END_STREAM is the end of one direction, a reset that of both), RFC 9113 5.2.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::base::net::BoxedIo;
+
+/// The bytes of a connection that speaks another protocol from now on, once it does.
+pub(crate) struct Upgrading(Pin<Box<dyn Future<Output = io::Result<BoxedIo>> + Send>>);
+
+/// Both directions of a stream.
+pub(crate) struct Tunnel {
+    from: RecvStream,
+    to: SendStream<Bytes>,
+    left: Bytes,
+}
+
+impl Upgrading {
+    pub(crate) fn new(bytes: impl Future<Output = io::Result<BoxedIo>> + Send + 'static) -> Self {
+        Self(Box::pin(bytes))
+    }
+
+    /// What the codec of HTTP/1 gives up.
+    pub(crate) fn codec(codec: OnUpgrade) -> Self {
+        Self::new(async {
+            let upgraded = codec.await.map_err(io::Error::other)?;
+            Ok(Box::new(TokioIo::new(upgraded)) as BoxedIo)
+        })
+    }
+}
+
+impl Future for Upgrading {
+    type Output = io::Result<BoxedIo>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Upgrading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Upgrading")
+    }
+}
+
+impl Tunnel {
+    pub(crate) fn new(from: RecvStream, to: SendStream<Bytes>) -> Self {
+        Self { from, to, left: Bytes::new() }
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        while this.left.is_empty() {
+            match ready!(this.from.poll_data(cx)) {
+                Some(Ok(data)) => this.left = data,
+                Some(Err(error)) if error.is_reset() && error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(Ok(())),
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = this.left.len().min(buf.remaining());
+        buf.put_slice(this.left.get(..count).unwrap_or_default());
+        this.left.advance(count);
+        // What was taken is granted anew; a stream that is over needs no grant.
+        drop(this.from.flow_control().release_capacity(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.to.reserve_capacity(buf.len());
+        let room = loop {
+            match self.to.capacity() {
+                0 => match ready!(self.to.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                },
+                room => break room.min(buf.len()),
+            }
+        };
+        let piece = Bytes::copy_from_slice(buf.get(..room).unwrap_or_default());
+        Poll::Ready(self.to.send_data(piece, false).map(|()| room).map_err(broken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection sends what it was given at the end of its turn.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.to.send_data(Bytes::new(), true).map_err(broken))
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    match error.reason() {
+        Some(Reason::CANCEL | Reason::STREAM_CLOSED) => io::ErrorKind::BrokenPipe.into(),
+        _other if error.is_io() => error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+        _other => io::Error::other(error),
+    }
+}

@@ -1,0 +1,463 @@
+//! Shared connections of HTTP/2: to other sidecars, and to applications that speak it.
+//!
+//! One connection per destination carries everything, for frames of many requests in one piece are cheaper than pieces of
+//! many connections. Another is opened only when the first has no stream left, up to a few; who finds no place on any of
+//! them waits, and there is room for so many that wait and no more. A connection that grew old, or was opened under trust
+//! that holds no more, takes no new request; it says goodbye when its last one ended.
+//!
+//! Sources: RFC 9113 5.1.2 (streams at once), 6.8 (GOAWAY), 8.7 (what was not processed), RFC 8441. Invariant: a request is
+//! on a connection only as long as the peer lets it have that many, so that none waits in the codec, where it could not be
+//! moved to another connection.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong, Reason};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tracing::{debug, info};
+
+use super::connect::{self, ConnectError};
+use super::first::First;
+use super::{Destination, Pool, SendError, WireError, admit, distrusted, wait};
+use crate::base::net::BoxedIo;
+use crate::dataplane::http::body::Body;
+use crate::dataplane::http::inflow::Inflow;
+use crate::dataplane::http::outflow::Outflow;
+use crate::dataplane::http::server::HEADER_BYTES_MAX;
+use crate::dataplane::http::tunnel::{Tunnel, Upgrading};
+use crate::dataplane::tls::Alpn;
+use crate::dataplane::wire::Wire;
+use crate::policy::RuleName;
+
+/// The connections to one destination.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    open: Mutex<Vec<Arc<Open>>>,
+    /// A turn to dial, held while one caller opens what all of them will use.
+    dialling: tokio::sync::Mutex<()>,
+    /// Rung when a place is free and somebody waits for one.
+    freed: Notify,
+    waiting: AtomicUsize,
+}
+
+/// A connection.
+struct Open {
+    sender: SendRequest<Bytes>,
+    used: Arc<Use>,
+    /// How the peer began to speak, where it is no sidecar.
+    first: First,
+    /// Requests that it may still carry before its stream numbers are used up.
+    left: AtomicUsize,
+    born: Instant,
+    /// Drawn for each connection, so that those that were opened together are not opened anew together.
+    age_max: Duration,
+    /// The own name and the authorities under which it was opened.
+    trust: u64,
+}
+
+/// What those who use a connection and the one that drives it tell each other.
+#[derive(Debug, Default)]
+struct Use {
+    /// Requests on it.
+    streams: AtomicUsize,
+    closed: AtomicBool,
+}
+
+/// A request's place on a connection.
+pub(super) struct Place {
+    link: Arc<Link>,
+    open: Arc<Open>,
+    /// It carried requests before.
+    reused: bool,
+}
+
+/// A request's answer, and the place that it takes until its body is through.
+pub(super) struct Answered {
+    pub(super) response: Response<Inflow>,
+    pub(super) upgrading: Option<Upgrading>,
+    pub(super) place: Place,
+}
+
+impl fmt::Debug for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Open({:?})", self.used)
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Place({:?})", self.open)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.used.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.link.waiting.load(Ordering::Relaxed) > 0 {
+            self.link.freed.notify_one();
+        }
+    }
+}
+
+impl Link {
+    /// Is there nothing worth keeping?
+    pub(super) fn is_idle(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && self.open.lock().iter().all(|open| open.is_closed())
+    }
+
+    /// A place on a connection that is open, if there is one.
+    fn place(self: &Arc<Self>, trust: u64) -> Option<Place> {
+        let mut all = self.open.lock();
+        // What is under way on an old one goes on; it closes when its last request ended.
+        all.retain(|open| open.takes_requests(trust));
+        let open = all.iter().find(|open| open.has_room())?;
+        Some(self.taken(open, true))
+    }
+
+    fn taken(self: &Arc<Self>, open: &Arc<Open>, reused: bool) -> Place {
+        open.used.streams.fetch_add(1, Ordering::Relaxed);
+        open.left.fetch_sub(1, Ordering::Relaxed);
+        Place { link: Arc::clone(self), open: Arc::clone(open), reused }
+    }
+
+    /// One more that waits for a place.
+    fn wait(&self) -> Result<Waiting<'_>, ConnectError> {
+        let waiting = Waiting(&self.waiting);
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            return Err(ConnectError::Limit(RuleName::new("waiting_for_streams")));
+        }
+        Ok(waiting)
+    }
+}
+
+/// Counts while it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Open {
+    fn takes_requests(&self, trust: u64) -> bool {
+        !self.is_closed() && self.trust == trust && self.left.load(Ordering::Relaxed) > 0 && self.born.elapsed() < self.age_max
+    }
+
+    fn is_closed(&self) -> bool {
+        self.used.closed.load(Ordering::Relaxed)
+    }
+
+    fn has_room(&self) -> bool {
+        let streams = self.used.streams.load(Ordering::Relaxed);
+        streams < STREAMS_MAX && streams < self.sender.current_max_send_streams()
+    }
+
+    /// How far a request came that has no answer (RFC 9113 8.7).
+    fn failed(&self, error: h2::Error) -> SendError {
+        let unprocessed = error.reason() == Some(Reason::REFUSED_STREAM)
+            || (error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR));
+        if self.first.is_other() {
+            SendError::NotHttp2(error)
+        } else if unprocessed {
+            SendError::Refused(WireError::Stream(error))
+        } else {
+            SendError::Broken(WireError::Stream(error))
+        }
+    }
+
+    /// Waits until the peer says that it takes extended CONNECT: "A client MUST NOT use the extended CONNECT before it
+    /// received SETTINGS_ENABLE_CONNECT_PROTOCOL" (RFC 8441 3), and on a fresh connection that frame may still be on its way.
+    /// Without it, sending says what is wrong.
+    async fn extended(&self) {
+        let settings = async {
+            while !self.sender.is_extended_connect_protocol_enabled() && !self.is_closed() {
+                sleep(SETTINGS_ASK).await;
+            }
+        };
+        // Whether it came is asked again by the codec.
+        drop(timeout(SETTINGS_MAX, settings).await);
+    }
+}
+
+impl Pool {
+    /// Sends a request on a shared connection. One that turns out dead before the request left is replaced.
+    pub(super) async fn send_shared(&self, to: &Destination, request: Request<Body>) -> Result<Answered, SendError> {
+        let link = self.link_to(to);
+        let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
+        let (place, mut sender) = loop {
+            let place = match link.place(self.identity.trust_epoch()) {
+                Some(place) => place,
+                None => {
+                    let _waiting = wait(to)?;
+                    self.another(&link, to).await?
+                }
+            };
+            let mut sender = place.open.sender.clone();
+            if extended {
+                place.open.extended().await;
+            }
+            match poll_fn(|cx| sender.poll_ready(cx)).await {
+                Ok(()) => break (place, sender),
+                Err(error) => {
+                    place.open.used.closed.store(true, Ordering::Relaxed);
+                    if place.open.first.is_other() {
+                        return Err(SendError::NotHttp2(error));
+                    }
+                    if !place.reused {
+                        return Err(SendError::NotSent(WireError::Stream(error)));
+                    }
+                }
+            }
+        };
+        let (mut head, body) = request.into_parts();
+        let end = !extended && body.is_end_stream();
+        if !end {
+            say_length(&mut head, &body);
+        }
+        let (mut answer, stream) = sender
+            .send_request(Request::from_parts(head, ()), end)
+            .map_err(|error| SendError::NotSent(WireError::Stream(error)))?;
+        drop(sender);
+        if extended {
+            let response = answer.await.map_err(|error| place.open.failed(error))?;
+            return Ok(if response.status() == StatusCode::OK {
+                let (head, from) = response.into_parts();
+                let tunnel = Tunnel::new(from, stream);
+                let upgrading = Upgrading::new(std::future::ready(Ok(Box::new(tunnel) as BoxedIo)));
+                Answered { response: Response::from_parts(head, Inflow::Empty), upgrading: Some(upgrading), place }
+            } else {
+                Answered { response: response.map(Inflow::stream), upgrading: None, place }
+            });
+        }
+        let mut outflow = if end { None } else { Some(Outflow::new(body, stream)) };
+        let answered = poll_fn(|cx| {
+            if outflow.as_mut().is_some_and(|outflow| Pin::new(outflow).poll(cx).is_ready()) {
+                outflow = None;
+            }
+            Pin::new(&mut answer).poll(cx)
+        });
+        let response = answered.await.map_err(|error| place.open.failed(error))?;
+        if let Some(outflow) = outflow {
+            // The answer began before the request ended: from here on they go their ways by themselves.
+            self.tasks.spawn(outflow);
+        }
+        Ok(Answered { response: response.map(Inflow::stream), upgrading: None, place })
+    }
+
+    /// A place where none was free: on another connection, or when somebody else leaves.
+    async fn another(&self, link: &Arc<Link>, to: &Destination) -> Result<Place, ConnectError> {
+        let _waiting = link.wait()?;
+        loop {
+            // From here on no bell is missed.
+            let mut freed = pin!(link.freed.notified());
+            freed.as_mut().enable();
+            {
+                let _turn = link.dialling.lock().await;
+                let trust = self.identity.trust_epoch();
+                // Somebody else had the turn before.
+                if let Some(place) = link.place(trust) {
+                    return Ok(place);
+                }
+                let others = link.open.lock().len();
+                if others < CONNECTIONS_MAX {
+                    match self.open(link, to, trust).await {
+                        Ok(open) => {
+                            let open = Arc::new(open);
+                            let place = link.taken(&open, false);
+                            link.open.lock().push(open);
+                            return Ok(place);
+                        }
+                        // The service may have no more connections, but those it has will do.
+                        Err(ConnectError::Limit(_)) if others > 0 => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            freed.await;
+        }
+    }
+
+    async fn open(&self, link: &Arc<Link>, to: &Destination, trust: u64) -> Result<Open, ConnectError> {
+        let slot = admit(to)?;
+        let mut vouched = None;
+        let first = First::default();
+        let wire = match &to.peer {
+            Some(peer) => {
+                let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::H2, to.connect_timeout).await?;
+                let (io, session) = link.into_inner();
+                vouched = Some(self.identity.vouch(session.peer_certificates()));
+                Wire::secured(io, session)
+            }
+            None => {
+                let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
+                Wire::plain(first.watch(io))
+            }
+        };
+        let mut codec = Builder::new();
+        codec
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEADER_BYTES_MAX);
+        let (sender, connection) = match timeout(to.connect_timeout, codec.handshake(wire.clone())).await {
+            Ok(pair) => pair.map_err(|source| ConnectError::Http { to: to.address, source: WireError::Stream(source) })?,
+            Err(_elapsed) => return Err(ConnectError::Timeout(to.address)),
+        };
+        let (address, identity) = (to.address, self.identity.clone());
+        let used = Arc::<Use>::default();
+        let alive = Alive::new(wire.clone(), Arc::clone(&used));
+        let (link, ours) = (Arc::downgrade(link), Arc::clone(&used));
+        self.tasks.spawn(Box::pin(async move {
+            let _slot = slot;
+            // Both arms are cancel-safe.
+            tokio::select! {
+                biased;
+                ended = wire.drive(Driven { connection, alive, address }) => if let Err(error) = ended {
+                    debug!(%address, %error, "a link ended");
+                },
+                () = distrusted(&identity, vouched.as_ref()) => {
+                    info!(%address, "a link is cut: nobody who is believed vouches for its peer");
+                }
+            }
+            ours.closed.store(true, Ordering::Relaxed);
+            // Whoever waits for a place there looks elsewhere.
+            if let Some(link) = link.upgrade() {
+                link.freed.notify_waiters();
+            }
+        }));
+        let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
+        Ok(Open { sender, used, first, left: AtomicUsize::new(REQUESTS_MAX), born: Instant::now(), age_max, trust })
+    }
+}
+
+/// What the codec does, and whether the peer is still there.
+struct Driven {
+    connection: Connection<Wire, Bytes>,
+    alive: Alive,
+    address: SocketAddr,
+}
+
+impl Future for Driven {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Poll::Ready(ended) = Pin::new(&mut this.connection).poll(cx) {
+            return Poll::Ready(ended);
+        }
+        let Alive { pings, .. } = &mut this.alive;
+        if pings.is_none() {
+            *pings = this.connection.ping_pong();
+        }
+        if this.alive.poll_gone(cx).is_ready() {
+            info!(address = %this.address, "a link is given up: its peer does not answer");
+            return Poll::Ready(Err(Reason::NO_ERROR.into()));
+        }
+        Poll::Pending
+    }
+}
+
+/// Asks a peer from which nothing comes whether it is alive: a pod that vanished says no goodbye.
+struct Alive {
+    wire: Wire,
+    used: Arc<Use>,
+    pings: Option<PingPong>,
+    tick: Pin<Box<Sleep>>,
+    /// No request waits for anything, so nothing is looked at.
+    rests: bool,
+    /// What had come by the last tick, and for how many ticks it was nothing new.
+    heard: u32,
+    quiet: u32,
+}
+
+impl Alive {
+    fn new(wire: Wire, used: Arc<Use>) -> Self {
+        Self { wire, used, pings: None, tick: Box::pin(sleep(TICK)), rests: false, heard: 0, quiet: 0 }
+    }
+
+    /// Is ready when the peer was asked and did not answer.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let used = self.used.streams.load(Ordering::Relaxed) > 0;
+        if self.rests {
+            // Whoever begins a request wakes the codec, and so this.
+            if !used {
+                return Poll::Pending;
+            }
+            self.rests = false;
+            self.tick.as_mut().reset(Instant::now() + TICK);
+        }
+        while self.tick.as_mut().poll(cx).is_ready() {
+            if !used {
+                (self.rests, self.quiet) = (true, 0);
+                return Poll::Pending;
+            }
+            self.tick.as_mut().reset(Instant::now() + TICK);
+            let heard = self.wire.heard();
+            self.quiet = if heard == self.heard { self.quiet.saturating_add(1) } else { 0 };
+            self.heard = heard;
+            if self.quiet >= QUIET_MAX {
+                return Poll::Ready(());
+            }
+            if self.quiet >= QUIET_ASK
+                && let Some(pings) = &mut self.pings
+            {
+                // One that is on its way already is enough. Its answer is heard, and nobody else looks at it.
+                drop(pings.send_ping(Ping::opaque()));
+            }
+        }
+        if self.quiet >= QUIET_ASK
+            && let Some(pings) = &mut self.pings
+        {
+            drop(pings.poll_pong(cx));
+        }
+        Poll::Pending
+    }
+}
+
+/// Says how long a body is, where its sender did not and it is known.
+fn say_length(head: &mut http::request::Parts, body: &Body) {
+    let Some(length) = body.size_hint().exact() else { return };
+    let usual = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+    if (length > 0 || usual) && !head.headers.contains_key(CONTENT_LENGTH) {
+        head.headers.insert(CONTENT_LENGTH, length.into());
+    }
+}
+
+/// After this time a connection is opened anew, so that certificates and trust are looked at again.
+const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// By how much of it the age of a connection may be shorter.
+const LINK_AGE_JITTER: f64 = 0.2;
+/// What may be on its way in one stream, and on one connection: as much as 256 streams together, so that a few whose readers
+/// stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
+pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
+/// Requests at once on one connection, if its peer takes as many.
+const STREAMS_MAX: usize = 1_000;
+/// Requests of one connection from its beginning to its end; stream numbers are odd and have 31 bits.
+const REQUESTS_MAX: usize = 1 << 29;
+/// Connections to one destination.
+const CONNECTIONS_MAX: usize = 8;
+/// Requests that wait for a place on one of them.
+const WAITING_MAX: usize = 1_024;
+/// How often a connection is looked at whose peer says nothing, after how many such looks it is asked, and after how many it is
+/// given up.
+const TICK: Duration = Duration::from_millis(2_500);
+const QUIET_ASK: u32 = 2;
+const QUIET_MAX: u32 = 4;
+/// How long a peer's first settings are waited for, and how often they are looked for meanwhile.
+const SETTINGS_MAX: Duration = Duration::from_secs(1);
+const SETTINGS_ASK: Duration = Duration::from_millis(2);
