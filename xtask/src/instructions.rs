@@ -37,6 +37,7 @@ pub(crate) fn run(bed: &Bed, works: &[&Work], wish: &Wish) -> Result<()> {
     // Names are told by the runner, which will stand still.
     let plain = resolved(bed, "plain")?;
     let meshed = resolved(bed, "meshed")?;
+    let opaque = meshed.replace(":80", ":81");
     let counted = step("starting the sidecars under callgrind", || {
         let client = Counted::take_over(&bed.client, &bed.binary, &profiles)?;
         let server = Counted::take_over(&bed.server, &bed.binary, &profiles)?;
@@ -50,6 +51,7 @@ pub(crate) fn run(bed: &Bed, works: &[&Work], wish: &Wish) -> Result<()> {
             let (sidecars, service): (Vec<&Counted>, &str) = match candidate {
                 Candidate::OutriggerHop => (vec![client], plain.as_str()),
                 Candidate::OutriggerPair => (vec![client, server], meshed.as_str()),
+                Candidate::OutriggerOpaque => (vec![client, server], opaque.as_str()),
                 _peer => continue,
             };
             wait_for("answers", PATIENCE, || {

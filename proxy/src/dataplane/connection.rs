@@ -166,10 +166,11 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         })
     };
     if link {
+        let trust = proxy.identity.trust_epoch();
         match tls::accept(Arc::clone(&proxy.server_tls), Prefixed::join(first, io), limits.handshake_timeout).await {
             Ok((stream, id, tls::Alpn::H2)) => {
                 let (io, session) = stream.into_inner();
-                let vouched = proxy.identity.vouch(session.peer_certificates());
+                let vouched = proxy.identity.vouch(session.peer_certificates(), trust);
                 let served = serve_link(Wire::secured(io, session), connection(Some(id), true, None));
                 tokio::select! {
                     () = served => {}
@@ -177,7 +178,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
                 }
             }
             Ok((stream, id, tls::Alpn::Tcp)) => {
-                let vouched = proxy.identity.vouch(stream.get_ref().1.peer_certificates());
+                let vouched = proxy.identity.vouch(stream.get_ref().1.peer_certificates(), trust);
                 let peer = Peer { identity: Some(id), address: peer, port: original.port() };
                 tokio::select! {
                     () = Box::pin(opaque::inbound(&proxy, Box::new(stream), &peer, original, None)) => {}

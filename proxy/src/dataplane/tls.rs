@@ -19,7 +19,7 @@ use crate::identity::spiffe::SpiffeId;
 use crate::identity::verify::{PeerError, identity_of};
 
 /// What a link carries.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Alpn {
     /// Requests over one shared HTTP/2 connection.
     H2,

@@ -55,6 +55,8 @@ pub(crate) struct Own {
 pub(crate) struct Vouched {
     chain: Vec<CertificateDer<'static>>,
     at: UnixTime,
+    /// The [trust](Identity::trust_epoch) that they were looked at with, or an older one.
+    epoch: u64,
 }
 
 /// Why an identity cannot be taken, or a TLS configuration not be made.
@@ -132,20 +134,21 @@ impl Identity {
         self.trust.load(Ordering::Acquire)
     }
 
-    /// What a peer showed in a handshake that succeeded just now.
-    pub(crate) fn vouch(&self, chain: Option<&[CertificateDer<'static>]>) -> Vouched {
-        Vouched { chain: chain.unwrap_or_default().to_vec(), at: UnixTime::since_unix_epoch(self.clock.since_epoch()) }
+    /// What a peer showed in a handshake that succeeded just now, and had not begun under a trust before `epoch`.
+    pub(crate) fn vouch(&self, chain: Option<&[CertificateDer<'static>]>, epoch: u64) -> Vouched {
+        Vouched { chain: chain.unwrap_or_default().to_vec(), at: UnixTime::since_unix_epoch(self.clock.since_epoch()), epoch }
     }
 
     /// Returns when no authority that is believed stands behind a peer any more. That its certificate ends while a
     /// connection stands is another matter: it was good when it was shown. Cancel-safe.
     pub(crate) async fn distrusted(&self, vouched: &Vouched) {
         let mut changes = self.changes();
-        let mut epoch = None;
+        // The handshake verified them; to do it once more is a quarter of what a handshake costs.
+        let mut epoch = vouched.epoch;
         loop {
             changes.mark_unchanged();
             let now = self.trust_epoch();
-            if epoch.replace(now) != Some(now) && !self.believes(vouched) {
+            if std::mem::replace(&mut epoch, now) != now && !self.believes(vouched) {
                 return;
             }
             if changes.changed().await.is_err() {
@@ -179,20 +182,22 @@ impl Identity {
         }
         let expires = expiry(leaf)?;
         let key = CertifiedKey::from_der(chain, PrivateKeyDer::Pkcs8(key), &self.provider)?;
-        if *self.bundles.load_full() != bundles || self.own().is_none_or(|own| own.id != id) {
-            self.trust.fetch_add(1, Ordering::Release);
-        }
+        let differs = *self.bundles.load_full() != bundles || self.own().is_none_or(|own| own.id != id);
         // Bundles first: a peer must never meet the new certificate while its issuer is still unknown here.
         self.bundles.store(Arc::new(bundles));
         self.own.store(Some(Arc::new(Own { id, expires, key: Arc::new(key) })));
+        // Who read the new count has seen what it counts.
+        if differs {
+            self.trust.fetch_add(1, Ordering::Release);
+        }
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
         Ok(())
     }
 
     /// Trusts `bundles` from now on and shows no certificate: for a process that has none yet.
     pub(crate) fn trust(&self, bundles: Bundles) {
-        self.trust.fetch_add(1, Ordering::Release);
         self.bundles.store(Arc::new(bundles));
+        self.trust.fetch_add(1, Ordering::Release);
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 

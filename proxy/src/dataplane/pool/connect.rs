@@ -1,5 +1,6 @@
 //! Dials: TCP with the true client declared, TLS that holds the peer to its identity, all within one timeout.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -8,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::IntCounter;
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
@@ -111,19 +114,40 @@ impl Dial for TcpDial {
     }
 }
 
+/// Configurations of links, made once for each peer: they follow certificates and authorities by themselves.
+#[derive(Debug, Default)]
+pub(super) struct Configs(Mutex<BTreeMap<(SpiffeId, Alpn), Arc<ClientConfig>>>);
+
+impl Configs {
+    fn of(&self, identity: &Identity, expected: &SpiffeId, alpn: Alpn) -> Result<Arc<ClientConfig>, ConnectError> {
+        let key = (expected.clone(), alpn);
+        if let Some(config) = self.0.lock().get(&key) {
+            return Ok(Arc::clone(config));
+        }
+        let config = identity.client_config(expected, &[alpn.as_bytes()])?;
+        let mut known = self.0.lock();
+        if known.len() >= CONFIGS_MAX {
+            known.clear();
+        }
+        known.insert(key, Arc::clone(&config));
+        Ok(config)
+    }
+}
+
 /// Connects to a peer's sidecar and holds it to `expected`.
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub(crate) async fn link(
+pub(super) async fn link(
     dial: &dyn Dial,
     identity: &Identity,
+    configs: &Configs,
     to: SocketAddr,
     expected: &SpiffeId,
     alpn: Alpn,
     at_most: Duration,
 ) -> Result<TlsStream<BoxedIo>, ConnectError> {
-    let config = identity.client_config(expected, &[alpn.as_bytes()])?;
+    let config = configs.of(identity, expected, alpn)?;
     let connecting = async {
         let io = dial.dial(to, None).await.map_err(|source| ConnectError::Failed { to, source })?;
         // The name is not sent and not looked at; rustls wants one.
@@ -156,6 +180,9 @@ pub(crate) async fn plain(
         Err(_elapsed) => Err(ConnectError::Timeout(to)),
     }
 }
+
+/// Peers of which a configuration is kept.
+const CONFIGS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -66,6 +66,7 @@ pub(crate) enum Speaks {
 pub(crate) struct Pool {
     dial: Arc<dyn Dial>,
     identity: Identity,
+    configs: connect::Configs,
     tasks: Tasks,
     links: Mutex<BTreeMap<Key, Arc<Link>>>,
     singles: Singles,
@@ -181,6 +182,7 @@ impl Pool {
         Self {
             dial,
             identity,
+            configs: connect::Configs::default(),
             tasks,
             links: Mutex::default(),
             singles: Singles::default(),
@@ -244,8 +246,9 @@ impl Pool {
             let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
             return Ok(Opaque { io, vouched: None, slot });
         };
-        let link = connect::link(&*self.dial, &self.identity, to.address, peer, Alpn::Tcp, to.connect_timeout).await?;
-        let vouched = Some(self.identity.vouch(link.get_ref().1.peer_certificates()));
+        let trust = self.identity.trust_epoch();
+        let link = connect::link(&*self.dial, &self.identity, &self.configs, to.address, peer, Alpn::Tcp, to.connect_timeout).await?;
+        let vouched = Some(self.identity.vouch(link.get_ref().1.peer_certificates(), trust));
         Ok(Opaque { io: Box::new(link), vouched, slot })
     }
 
