@@ -353,7 +353,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let sink = Sink::default();
         let log = AccessLog::to(Box::new(sink.clone()), metrics.access_log_dropped.clone()).unwrap();
-        let trace = TraceContext::continue_or_begin(&http::HeaderMap::new(), &mut Dice::from_seed(3), |_| true);
+        let trace = TraceContext::continue_or_begin(None, &mut Dice::from_seed(3), |_| true);
         let traffic = traffic(&metrics);
         log.request(&request(&traffic, &trace));
         drop(log);
@@ -379,7 +379,7 @@ mod tests {
         }
         let metrics = Metrics::new().unwrap();
         let log = AccessLog::to(Box::new(Hangs), metrics.access_log_dropped.clone()).unwrap();
-        let trace = TraceContext::continue_or_begin(&http::HeaderMap::new(), &mut Dice::from_seed(3), |_| true);
+        let trace = TraceContext::continue_or_begin(None, &mut Dice::from_seed(3), |_| true);
         let traffic = traffic(&metrics);
         let lines = 3 * BUFFER_MAX / 500;
         for _ in 0..lines {

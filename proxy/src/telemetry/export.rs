@@ -264,7 +264,7 @@ mod tests {
             route: "",
             mtls: true,
         });
-        let trace = TraceContext::continue_or_begin(&http::HeaderMap::new(), &mut Dice::from_seed(1), |_| true);
+        let trace = TraceContext::continue_or_begin(None, &mut Dice::from_seed(1), |_| true);
         let end = RequestEnd {
             traffic: &traffic,
             logged: false,

@@ -29,9 +29,14 @@ pub(crate) struct SpanId([u8; 8]);
 
 impl TraceContext {
     /// The context of this hop's own span: it continues what the headers carry, or begins a trace. `sample` says whether
-    /// a trace that begins here is exported; one that a caller began is carried on as the caller says.
-    pub(crate) fn continue_or_begin(headers: &HeaderMap, dice: &mut Dice, sample: impl FnOnce(&mut Dice) -> bool) -> Self {
-        match Self::read(headers) {
+    /// a trace that begins here is exported; one that a caller began is carried on as the caller says. No headers: none of
+    /// them is about traces.
+    pub(crate) fn continue_or_begin(
+        headers: Option<&HeaderMap>,
+        dice: &mut Dice,
+        sample: impl FnOnce(&mut Dice) -> bool,
+    ) -> Self {
+        match headers.and_then(Self::read) {
             Some(caller) => caller.child(dice),
             None => {
                 let flags = u8::from(sample(dice)) * SAMPLED;
@@ -74,9 +79,9 @@ impl TraceContext {
     }
 
     /// Writes the context into a request that goes out. `tracestate` stays as the caller sent it when the trace is the
-    /// caller's, and goes when the trace begins here.
-    pub(crate) fn write(&self, headers: &mut HeaderMap) {
-        if self.parent.is_none() {
+    /// caller's, and goes when the trace begins here. `carried`: some of the headers are about traces.
+    pub(crate) fn write(&self, headers: &mut HeaderMap, carried: bool) {
+        if carried && self.parent.is_none() {
             headers.remove(TRACESTATE);
         }
         if let Ok(mut value) = HeaderValue::from_bytes(&self.traceparent()) {
@@ -213,11 +218,11 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", HeaderValue::from_static(GOOD));
         headers.insert("tracestate", HeaderValue::from_static("congo=t61rcWkgMzE"));
-        let context = TraceContext::continue_or_begin(&headers, &mut Dice::from_seed(1), |_| unreachable!());
+        let context = TraceContext::continue_or_begin(Some(&headers), &mut Dice::from_seed(1), |_| unreachable!());
         assert_eq!(context.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(context.parent_id().unwrap().to_string(), "00f067aa0ba902b7");
         assert!(context.sampled());
-        context.write(&mut headers);
+        context.write(&mut headers, true);
         let sent = read(headers["traceparent"].to_str().unwrap()).unwrap();
         assert_eq!((sent.trace_id(), sent.span_id()), (context.trace_id(), context.span_id()));
         assert_eq!(headers["tracestate"], "congo=t61rcWkgMzE");
@@ -227,9 +232,9 @@ mod tests {
     fn a_trace_that_begins_here_drops_a_state_that_belongs_to_none() {
         let mut headers = HeaderMap::new();
         headers.insert("tracestate", HeaderValue::from_static("congo=t61rcWkgMzE"));
-        let context = TraceContext::continue_or_begin(&headers, &mut Dice::from_seed(1), |_| false);
+        let context = TraceContext::continue_or_begin(Some(&headers), &mut Dice::from_seed(1), |_| false);
         assert!(!context.sampled() && context.parent_id().is_none());
-        context.write(&mut headers);
+        context.write(&mut headers, true);
         assert!(headers["traceparent"].to_str().unwrap().ends_with("-00"));
         assert!(!headers.contains_key("tracestate"));
     }
@@ -265,7 +270,7 @@ mod tests {
 
         #[test]
         fn what_is_written_is_read_back(seed: u64, sampled: bool) {
-            let context = TraceContext::continue_or_begin(&HeaderMap::new(), &mut Dice::from_seed(seed), |_| sampled);
+            let context = TraceContext::continue_or_begin(None, &mut Dice::from_seed(seed), |_| sampled);
             prop_assert_eq!(TraceContext::parse(&context.traceparent()), Some(context));
         }
     }

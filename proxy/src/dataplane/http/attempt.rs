@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body::{Body, BodyFault, Replay};
 use super::expect::{self, EXPECT_TOKEN, Expectation};
+use super::marks::Mark;
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
@@ -244,9 +245,11 @@ fn declined<B>(response: &mut Response<B>) {
 }
 
 /// The status by which a retry policy judges an answer: gRPC says in the head what HTTP says by 503.
-pub(crate) fn effective_status(status: StatusCode, headers: &HeaderMap) -> StatusCode {
-    let unavailable = headers.get(&GRPC_STATUS).is_some_and(|grpc| grpc.as_bytes() == b"14");
-    if status == StatusCode::OK && unavailable { StatusCode::SERVICE_UNAVAILABLE } else { status }
+pub(crate) fn effective_status(sent: &Sent) -> StatusCode {
+    let status = sent.response.status();
+    let unavailable = || sent.response.headers().get(&GRPC_STATUS).is_some_and(|grpc| grpc.as_bytes() == b"14");
+    let grpc = status == StatusCode::OK && sent.marks.has(Mark::GRPC_STATUS);
+    if grpc && unavailable() { StatusCode::SERVICE_UNAVAILABLE } else { status }
 }
 
 /// Is it a call of gRPC?
@@ -312,7 +315,7 @@ pub(crate) fn said<B>(response: &Response<B>, reason: Reason) -> bool {
 
 fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Sent, Failed>) {
     let outcome = match sent {
-        Ok(sent) if !effective_status(sent.response.status(), sent.response.headers()).is_server_error() => Outcome::Success,
+        Ok(sent) if !effective_status(sent).is_server_error() => Outcome::Success,
         // A limit of our own is not the endpoint's fault, nor is a caller that stands still, breaks off or sends nonsense.
         Err(Failed {
             reject:

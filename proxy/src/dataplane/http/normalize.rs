@@ -351,7 +351,7 @@ pub(crate) fn strip_reserved(headers: &mut HeaderMap, except: Option<&HeaderName
 /// What crosses a link.
 const CROSSING: [HeaderName; 7] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
 /// Headers of this prefix are for sidecars alone.
-const RESERVED: &str = "outrigger-";
+pub(crate) const RESERVED: &str = "outrigger-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");

@@ -21,6 +21,7 @@ use super::attempt::{
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
 use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
 use super::inflow::Inflow;
+use super::marks::{Mark, Marks};
 use super::normalize::{self, Target};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
@@ -109,12 +110,14 @@ pub(crate) async fn handle(
     upgrading: Option<Upgrading>,
 ) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
+    let marks = Marks::of(&parts.headers);
     if connection.link
+        && marks.has(Mark::RESERVED)
         && let Some(token) = parts.headers.get(CONTINUE)
     {
         return expect::answer(&connection.proxy, connection.peer.identity.as_ref(), token).await;
     }
-    let grpc = is_grpc(&parts.headers);
+    let grpc = marks.has(Mark::CONTENT_TYPE) && is_grpc(&parts.headers);
     let protocol = match parts.version {
         Version::HTTP_2 if grpc => Protocol::Grpc,
         Version::HTTP_2 => Protocol::Http2,
@@ -124,7 +127,7 @@ pub(crate) async fn handle(
     record.ends.mtls = connection.link;
     let http1 = protocol == Protocol::Http1;
     // The line is a large future and most of it waits: one allocation keeps connections small.
-    match Box::pin(line(&connection, &mut record, parts, incoming, spelling)).await {
+    match Box::pin(line(&connection, &mut record, parts, marks, incoming, spelling)).await {
         Ok(answered) => respond(&connection, record, answered, upgrading, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
@@ -151,6 +154,7 @@ async fn line(
     connection: &Arc<Connection>,
     record: &mut Record,
     mut parts: http::request::Parts,
+    marks: Marks,
     incoming: Inflow,
     spelling: Option<Spelling>,
 ) -> Result<Answered, Reject> {
@@ -163,7 +167,8 @@ async fn line(
     }
     let target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
     let Target { mut authority, path_and_query, ambiguous } = target;
-    if connection.link && !parts.headers.contains_key(http::header::HOST) && arrived(connection, &parts).0 == Version::HTTP_10 {
+    let (version, upgrade) = arrived(connection, &parts, marks);
+    if connection.link && !marks.has(Mark::HOST) && version == Version::HTTP_10 {
         // HTTP/2 needs a name; the caller gave none, and the application hears of none.
         authority = None;
     }
@@ -177,11 +182,15 @@ async fn line(
         let host = HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| Reject::BadRequest("a Host that is none"))?;
         parts.headers.insert(http::header::HOST, host);
     }
-    let (version, upgrade) = arrived(connection, &parts);
     normalize::strip_hop_by_hop(&mut parts.headers);
-    let token = if connection.link { parts.headers.get(EXPECT_TOKEN).cloned() } else { None };
-    let spelling = if connection.link { Spelling::take(&parts.headers) } else { spelling };
-    normalize::take_reserved(&mut parts.headers, connection.link).map_err(|reject| unread(record, &parts, reject))?;
+    let (mut token, mut spelling) = (None, spelling);
+    if marks.has(Mark::RESERVED) {
+        if connection.link {
+            token = parts.headers.get(EXPECT_TOKEN).cloned();
+            spelling = Spelling::take(&parts.headers);
+        }
+        normalize::take_reserved(&mut parts.headers, connection.link).map_err(|reject| unread(record, &parts, reject))?;
+    }
 
     // snapshot
     let snapshot = proxy.published.current();
@@ -189,9 +198,10 @@ async fn line(
     let trace = {
         let share = snapshot.mesh.trace_sample.fraction();
         let mut dice = proxy.dice.lock();
-        TraceContext::continue_or_begin(&parts.headers, &mut dice, |dice| dice.fraction() < share)
+        let carried = marks.has(Mark::TRACE).then_some(&parts.headers);
+        TraceContext::continue_or_begin(carried, &mut dice, |dice| dice.fraction() < share)
     };
-    trace.write(&mut parts.headers);
+    trace.write(&mut parts.headers, marks.has(Mark::TRACE));
     record.drawn(trace, logged, &parts.method, named, path);
     let own = proxy.identity.own().map(|own| own.id.clone());
     match connection.direction {
@@ -288,15 +298,18 @@ async fn line(
     if let Some(edit) = request_headers {
         edit.apply(&mut headers);
     }
+    let mut edited = request_headers.is_some();
     let weighted_edit = match weighted {
         Some(weighted) => {
             if let Some(edit) = &weighted.request_headers {
                 edit.apply(&mut headers);
+                edited = true;
             }
             weighted.response_headers.clone()
         }
         None => None,
     };
+    let marks = if edited { Marks::of(&headers) } else { marks };
 
     // rewrite
     let rewritten = rewrite.as_ref().and_then(|rewrite| rewrite.path(path, query));
@@ -335,11 +348,11 @@ async fn line(
     }
 
     let entry = token.and_then(|token| Entry::new(proxy, peer.identity.as_ref(), &token));
-    head.expectation = Expectation::hold(&head, &body, entry.as_ref());
+    head.expectation = if marks.has(Mark::EXPECT) { Expectation::hold(&head, &body, entry.as_ref()) } else { None };
     let request = head.expectation.is_some().then(|| Unread(body.clone()));
 
     // deadline
-    let deadline = timeouts.deadline(&head.headers, record.started());
+    let deadline = timeouts.deadline(marks.has(Mark::GRPC_TIMEOUT).then_some(&head.headers), record.started());
 
     // attempts
     if let Upstream::Service(backend) = upstream {
@@ -360,7 +373,7 @@ async fn line(
         }
         let state = match &tried.outcome {
             Ok(sent) => {
-                let status = effective_status(sent.response.status(), sent.response.headers());
+                let status = effective_status(sent);
                 if status.as_u16() < 400 {
                     record.wire(WireState::Answered(status));
                     break tried;
@@ -443,14 +456,14 @@ fn unread(record: &mut Record, parts: &http::request::Parts, reject: Reject) -> 
 }
 
 /// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
-fn arrived(connection: &Connection, parts: &http::request::Parts) -> (Version, Option<HeaderValue>) {
+fn arrived(connection: &Connection, parts: &http::request::Parts, marks: Marks) -> (Version, Option<HeaderValue>) {
     if !connection.link {
         // The method of another request would be lost: across a link an upgrade is an extended CONNECT, which stands for GET.
-        let may = parts.version == Version::HTTP_11 && parts.method == Method::GET;
+        let may = marks.has(Mark::UPGRADE) && parts.version == Version::HTTP_11 && parts.method == Method::GET;
         let upgrade = if may { normalize::upgrade_of(&parts.headers) } else { None };
         return (parts.version, upgrade);
     }
-    let version = match parts.headers.get(HTTP_VERSION).map(HeaderValue::as_bytes) {
+    let version = match parts.headers.get(HTTP_VERSION).filter(|_| marks.has(Mark::RESERVED)).map(HeaderValue::as_bytes) {
         Some(b"1.0") => Version::HTTP_10,
         Some(b"2") => Version::HTTP_2,
         _other_sidecars_say_1_1 => Version::HTTP_11,
@@ -572,8 +585,9 @@ fn respond(
         debug_assert!(false, "the line returned an answer");
         return Reject::UpstreamReset.render(false);
     };
+    let marks = sent.marks;
     let (mut parts, incoming) = sent.response.into_parts();
-    if !normalize::decoded(&parts.headers) {
+    if marks.has(Mark::TRANSFER_ENCODING) && !normalize::decoded(&parts.headers) {
         let reject = Reject::UpstreamProtocol;
         record.refused(&reject, &reject.told());
         return reject.render(false);
@@ -587,11 +601,20 @@ fn respond(
             || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN))
     });
     let accepted = accepted.cloned();
-    let chosen = parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned();
-    let spelling = if from_link { Spelling::take(&parts.headers) } else { sent.spelling };
-    let phrase = if from_link { parts.headers.get(REASON_PHRASE).cloned() } else { None };
+    let chosen = match accepted {
+        Some(_) => parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned(),
+        None => None,
+    };
+    let (mut spelling, mut phrase) = (sent.spelling, None);
+    if marks.has(Mark::RESERVED) {
+        if from_link {
+            spelling = Spelling::take(&parts.headers);
+            phrase = parts.headers.get(REASON_PHRASE).cloned();
+        }
+        normalize::strip_reserved(&mut parts.headers, from_link.then_some(&REASON));
+    }
     normalize::strip_hop_by_hop(&mut parts.headers);
-    normalize::strip_reserved(&mut parts.headers, from_link.then_some(&REASON));
+    let edited = !response_edits.is_empty() || weighted_edit.is_some();
     for edit in response_edits {
         edit.apply(&mut parts.headers);
     }
@@ -599,7 +622,10 @@ fn respond(
         edit.apply(&mut parts.headers);
     }
     parts.version = Version::HTTP_11;
-    record.answered(parts.status, &parts.headers);
+    record.answered(parts.status);
+    if edited || marks.has(Mark::GRPC_STATUS) {
+        record.grpc_status(&parts.headers);
+    }
     dress(&mut parts, spelling, phrase, connection.link, http1);
     if connection.link && upgrade.is_some() && parts.status.is_success() {
         parts.headers.insert(STATUS, HeaderValue::from(parts.status.as_u16()));

@@ -140,9 +140,8 @@ impl Record {
     }
 
     /// The destination's answer arrived.
-    pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+    pub(crate) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
-        self.grpc_status(headers);
         // Until its body is through, leaving is the caller's doing.
         self.reason = Reason::CallerLeft;
     }

@@ -297,7 +297,9 @@ impl Pool {
         let first = First::default();
         let wire = match &to.peer {
             Some(peer) => {
-                let link = connect::link(&*self.dial, &self.identity, &self.configs, to.address, peer, Alpn::H2, to.connect_timeout).await?;
+                let link =
+                    connect::link(&*self.dial, &self.identity, &self.configs, to.address, peer, Alpn::H2, to.connect_timeout)
+                        .await?;
                 let (io, session) = link.into_inner();
                 vouched = Some(self.identity.vouch(session.peer_certificates(), trust));
                 Wire::secured(io, session)

@@ -31,6 +31,7 @@ use self::link::{Answered, Link, Place};
 pub(crate) use self::link::{CONNECTION_WINDOW, STREAM_WINDOW};
 use super::http::body::Body;
 use super::http::inflow::Inflow;
+use super::http::marks::{Mark, Marks};
 use super::http::spelling::{Answers, Spelling};
 use super::http::tunnel::Upgrading;
 use super::tasks::Tasks;
@@ -126,6 +127,8 @@ pub(crate) enum Reuse {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) response: Response<Inflow>,
+    /// Of its headers, as they came.
+    pub(crate) marks: Marks,
     /// The connection or stream as a tunnel, where the answer makes one of it.
     pub(crate) upgrading: Option<Upgrading>,
     /// How an answer in HTTP/1 spelled its headers.
@@ -226,13 +229,18 @@ impl Pool {
         if to.peer.is_some() || speaks == Speaks::Http2 {
             let Answered { response, upgrading, place } = self.send_shared(to, request).await?;
             let lease = Lease { one: None, _place: Some(place), _load: load };
-            Ok(Sent { response, upgrading, spelling: None, lease })
+            let marks = Marks::of(response.headers());
+            Ok(Sent { response, marks, upgrading, spelling: None, lease })
         } else {
             let (mut response, single) = self.send_single(to, request, reuse).await?;
+            let marks = Marks::of(response.headers());
+            if marks.has(Mark::KEEP_ALIVE) {
+                single.answered(response.headers());
+            }
             let spelling = single.answers.answered();
             let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _place: None, _load: load };
             let upgrading = response.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
-            Ok(Sent { response: response.map(Inflow::Codec), upgrading, spelling, lease })
+            Ok(Sent { response: response.map(Inflow::Codec), marks, upgrading, spelling, lease })
         }
     }
 
@@ -247,7 +255,8 @@ impl Pool {
             return Ok(Opaque { io, vouched: None, slot });
         };
         let trust = self.identity.trust_epoch();
-        let link = connect::link(&*self.dial, &self.identity, &self.configs, to.address, peer, Alpn::Tcp, to.connect_timeout).await?;
+        let link =
+            connect::link(&*self.dial, &self.identity, &self.configs, to.address, peer, Alpn::Tcp, to.connect_timeout).await?;
         let vouched = Some(self.identity.vouch(link.get_ref().1.peer_certificates(), trust));
         Ok(Opaque { io: Box::new(link), vouched, slot })
     }
@@ -269,10 +278,7 @@ impl Pool {
             };
             single.answers.asked();
             match single.sender.try_send_request(request).await {
-                Ok(response) => {
-                    single.answered(response.headers());
-                    return Ok((response, single));
-                }
+                Ok(response) => return Ok((response, single)),
                 Err(mut failed) => match failed.take_message() {
                     Some(message) if single.reused() => request = message,
                     Some(_message) => return Err(SendError::NotSent(failed.into_error().into())),
