@@ -1,9 +1,10 @@
 //! Whoever stands at the door and should not be let in: silent, slow, malformed, or with papers that are no good.
 
+use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Pod, finish, wait_for};
 use e2e::runner::{Case, Runner};
 
@@ -36,6 +37,7 @@ pub(crate) fn run(runner: &mut Runner) {
         &[
             Case { name: "a_silent_or_slow_client_of_a_declared_port_is_let_go_of_in_time", run: |world, _| slow(world) },
             Case { name: "a_malformed_request_is_told_which_limit_it_broke", run: |world, _| malformed(world) },
+            Case { name: "floods_of_http_2_are_ended_in_bounded_memory_while_others_are_served", run: |world, _| floods(world) },
             Case { name: "an_expired_or_foreign_certificate_opens_no_link", run: |world, _| papers(world) },
         ],
     );
@@ -118,6 +120,52 @@ fn malformed(world: &World) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// All attacks at once at the door of one sidecar, from outside of the mesh, while another pod calls.
+fn floods(world: &World) -> Result<()> {
+    let address = world.web.address()?;
+    let sidecar = world.web.sidecar()?;
+    let memory = |field: &str| -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{sidecar}/status"))?;
+        let line = status.lines().find(|line| line.starts_with(field)).with_context(|| format!("no {field}"))?;
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).with_context(|| format!("no number: {line}"))
+    };
+    // From here on VmHWM is the most that there was since now.
+    std::fs::write(format!("/proc/{sidecar}/clear_refs"), "5")?;
+    let before = memory("VmRSS")?;
+    let program = e2e::mesh::root().join("tests/floods.py").to_string_lossy().into_owned();
+    let (seconds, connections) = (FLOOD.as_secs().to_string(), FLOOD_CONNECTIONS.to_string());
+    let (said, served, slowest) = std::thread::scope(|scope| -> Result<_> {
+        let mut command = world.outsider.name.exec(["python3", &program, &address, "8080", &seconds, &connections]);
+        let flood = scope.spawn(move || finish(&mut command, FLOOD + PATIENCE));
+        let (mut served, mut slowest) = (0_u32, Duration::ZERO);
+        while !flood.is_finished() {
+            let begin = Instant::now();
+            expect(&world.client, &["http://web/"], 200)?;
+            slowest = slowest.max(begin.elapsed());
+            served += 1;
+        }
+        Ok((flood.join().map_err(|_panic| anyhow!("the flood broke off"))??.ok()?, served, slowest))
+    })?;
+    ensure!(world.web.sidecar()? == sidecar, "the sidecar is another one");
+    let most = memory("VmHWM")?;
+    println!(
+        "    {served} others served, the slowest in {slowest:?}; {before} KiB before, {most} KiB at most; ended: {}",
+        said.trim()
+    );
+    let ended: BTreeMap<String, u32> = serde_json::from_str(&said)?;
+    for (attack, times) in &ended {
+        ensure!(attack == "shut" || *times >= FLOOD_CONNECTIONS, "{attack} was ended {times} times only: {said}");
+    }
+    ensure!(served >= 5 && slowest < FLOOD, "only {served} requests of others were served, the slowest in {slowest:?}");
+    ensure!(most <= before + FLOOD_KIB_MAX, "{before} KiB became {most} KiB");
+    for reason in ["too_many_resets", "too_many_frames", "headers_too_large"] {
+        let told = metric(&world.web, "outrigger_refusals_total", &[reason, "door/web", "inbound"])?;
+        ensure!(told >= f64::from(FLOOD_CONNECTIONS), "{reason}: {told} refusals were told");
+    }
+    // And afterwards it is as before.
+    expect(&world.client, &["http://web/"], 200).map(drop)
 }
 
 /// Leaves signed by the mesh's own root: one that is good, to know that the door opens at all; one that is over; one of
@@ -212,3 +260,8 @@ fn papers(world: &World) -> Result<()> {
     ensure!(lines.count() >= 6, "the access log: {log}");
     expect(&world.client, &["http://web/"], 200).map(drop)
 }
+
+/// How long the floods last, how many connections each of them has, and what they may cost a sidecar.
+const FLOOD: Duration = Duration::from_secs(10);
+const FLOOD_CONNECTIONS: u32 = 4;
+const FLOOD_KIB_MAX: u64 = 16 << 10;
