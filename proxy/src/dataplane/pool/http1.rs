@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::Method;
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
 use rustix::net::RecvFlags;
@@ -102,14 +103,14 @@ enum Ended {
 }
 
 impl Singles {
-    /// A connection that can carry a request now.
-    pub(super) fn take(&self, key: &Key) -> Option<Single> {
+    /// A connection that can carry a request of this method now.
+    pub(super) fn take(&self, key: &Key, method: &Method) -> Option<Single> {
         let mut idle = self.idle.lock();
         let list = idle.get_mut(key)?;
         // The one that was used last is on top; what lies below it is older.
         while let Some(ready) = list.iter().rposition(|single| single.sender.is_ready()) {
             let single = list.remove(ready);
-            if single.watch.begin_again() {
+            if single.watch.begin_again(method) {
                 return Some(single);
             }
         }
@@ -193,12 +194,14 @@ impl Watch {
     }
 
     /// Another request begins; `false` if this connection must not carry it.
-    fn begin_again(&self) -> bool {
+    fn begin_again(&self, method: &Method) -> bool {
         let now = Instant::now();
         let mut conn = self.conn.lock();
         let Turn::Idle(since) = conn.turn else { return false };
         let idle = now.saturating_duration_since(since);
-        if conn.ended.is_some() || idle >= self.endpoint.lock().bound(now) {
+        let bound = self.endpoint.lock().bound(now);
+        // What may be done once only takes no risk with a server that closes as soon as a busy machine schedules.
+        if conn.ended.is_some() || idle >= bound || (bound < HASTY && !method.is_idempotent()) {
             return false;
         }
         // The codec is told of a FIN by the next round of the event loop; the kernel knows it now. Within a moment after the
@@ -388,6 +391,10 @@ const SETTLE_MAX: Duration = Duration::from_millis(60);
 const SETTLE_STEP: Duration = Duration::from_millis(1);
 /// From this idleness on, the kernel is asked before a connection is used again.
 const PEEK_AFTER: Duration = Duration::from_millis(1);
+/// Where connections must be used again sooner than this, a request that waits for its turn on the processor crosses their
+/// end: it was asked for in time and is sent too late. The server's kernel may take it before the server closes, unread,
+/// and then nothing tells that nobody read it (RFC 9110 9.2.2).
+const HASTY: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
@@ -428,7 +435,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_crosses_the_servers_end_was_read_by_nobody() {
         let (mut near, watch, far) = used().await;
-        assert!(watch.begin_again());
+        assert!(watch.begin_again(&Method::GET));
         drop(far);
         fails(&mut near).await;
         assert_eq!(ended(&watch), Some(Ended::Unread));
@@ -437,7 +444,7 @@ mod tests {
     #[tokio::test]
     async fn so_it_is_if_the_reset_is_there_before_the_end_is_read() {
         let (mut near, watch, far) = used().await;
-        assert!(watch.begin_again());
+        assert!(watch.begin_again(&Method::GET));
         drop(far);
         near.write_all(b"head").await.unwrap();
         // Written after the server's reset, which answers the first part.
@@ -449,7 +456,7 @@ mod tests {
     async fn a_request_that_was_read_proves_nothing() {
         for reset in [false, true] {
             let (mut near, watch, mut far) = used().await;
-            assert!(watch.begin_again());
+            assert!(watch.begin_again(&Method::GET));
             near.write_all(b"second").await.unwrap();
             far.read_exact(&mut [0; 6]).await.unwrap();
             if reset {
@@ -468,7 +475,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_reached_the_servers_kernel_proves_nothing() {
         let (mut near, watch, far) = used().await;
-        assert!(watch.begin_again());
+        assert!(watch.begin_again(&Method::GET));
         near.write_all(b"second").await.unwrap();
         far.readable().await.unwrap();
         drop(far);
@@ -479,7 +486,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_began_proves_nothing() {
         let (mut near, watch, mut far) = used().await;
-        assert!(watch.begin_again());
+        assert!(watch.begin_again(&Method::GET));
         far.write_all(b"HTTP/1.1 4").await.unwrap();
         drop(far);
         fails(&mut near).await;
@@ -489,7 +496,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_only_stops_writing_may_read_on() {
         let (mut near, watch, mut far) = used().await;
-        assert!(watch.begin_again());
+        assert!(watch.begin_again(&Method::GET));
         far.shutdown().await.unwrap();
         near.write_all(b"second").await.unwrap();
         far.readable().await.unwrap();
@@ -507,7 +514,7 @@ mod tests {
             drop(far);
             // Nothing polls the stream in between.
             watch.conn.lock().turn = Turn::Idle(Instant::now().checked_sub(PEEK_AFTER).unwrap());
-            assert!(!watch.begin_again(), "speaks: {speaks}");
+            assert!(!watch.begin_again(&Method::GET), "speaks: {speaks}");
             let bound = watch.endpoint.lock().bound(Instant::now());
             assert!(bound < PEEK_AFTER, "that it closes so soon was learned: {bound:?}");
         }
@@ -523,7 +530,25 @@ mod tests {
             watch.endpoint.lock().told(field.as_bytes());
             assert!(watch.rest());
             tokio::time::advance(Duration::from_millis(idle)).await;
-            assert_eq!((watch.fresh(), watch.begin_again()), (expected, expected), "{field}, {idle} ms");
+            assert_eq!((watch.fresh(), watch.begin_again(&Method::GET)), (expected, expected), "{field}, {idle} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_be_done_once_only_is_not_sent_where_connections_end_at_once() {
+        for (closed_after, method, expected) in [
+            (1, Method::GET, true),
+            (1, Method::PUT, true),
+            (1, Method::POST, false),
+            (1, Method::PATCH, false),
+            (19, Method::POST, false),
+            (20, Method::POST, true),
+        ] {
+            let (near, _far) = tokio::io::duplex(64);
+            let (_near, watch) = Singles::default().watch("192.0.2.1:80".parse().unwrap(), Box::new(near));
+            watch.endpoint.lock().closed(Duration::from_millis(closed_after), Instant::now());
+            assert!(watch.rest());
+            assert_eq!(watch.begin_again(&method), expected, "{method}, closed after {closed_after} ms");
         }
     }
 

@@ -268,7 +268,7 @@ impl Pool {
         reuse: Reuse,
     ) -> Result<(Response<Incoming>, Single), SendError> {
         loop {
-            let kept = if reuse == Reuse::Allowed { self.singles.take(&key_of(to)) } else { None };
+            let kept = if reuse == Reuse::Allowed { self.singles.take(&key_of(to), request.method()) } else { None };
             let mut single = match kept {
                 Some(single) => single,
                 None => {
