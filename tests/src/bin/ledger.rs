@@ -1,7 +1,7 @@
 //! A server that hangs up, and a client that counts: which orders were carried out, how often, and what their senders heard.
 //!
 //! `ledger serve PORT MIN MAX` carries out every `POST /ID` and closes a connection after an idleness between so many
-//! milliseconds, drawn anew each time; from then on it reads nothing of it. With `--anytime` it also closes before it reads,
+//! milliseconds, drawn anew each time and as often short as long; from then on it reads nothing of it. With `--anytime` it also closes before it reads,
 //! after it carried an order out, and within its answer. `GET /` on the port after it tells what was carried out.
 //! `ledger post HOST:PORT COUNT CONNECTIONS PAUSE` sends so many orders and prints what it heard, as one line of JSON.
 //! `ledger banner PORT` is a server that speaks first; `ledger greet HOST:PORT TIMES` prints how long its words took, in
@@ -88,6 +88,12 @@ impl Dice {
     fn between(&self, min: Duration, max: Duration) -> Duration {
         min + max.saturating_sub(min).mul_f64(self.draw())
     }
+
+    /// The same, with every magnitude as likely as any other: of 1 ms to 5 s, as often below 70 ms as above.
+    fn magnitude(&self, min: Duration, max: Duration) -> Duration {
+        let min = min.max(Duration::from_micros(1));
+        min.mul_f64((max.as_secs_f64() / min.as_secs_f64()).max(1.0).powf(self.draw()))
+    }
 }
 
 /// When a server closes.
@@ -128,10 +134,11 @@ async fn serve(port: u16, habits: Habits) -> Result<()> {
 
 /// Serves one connection until it is closed.
 async fn customer(mut socket: TcpStream, habits: Habits, dice: Dice, book: Book) {
-    let mut bytes = Vec::new();
+    let (mut bytes, mut fresh) = (Vec::new(), true);
     loop {
-        // Dropped, a socket is closed: what comes then is read by nobody.
-        let idle = dice.between(habits.min, habits.max);
+        // Dropped, a socket is closed: what comes then is read by nobody. Who has just connected is waited for: a server
+        // that hangs up on its first caller within a millisecond is no server.
+        let idle = if std::mem::take(&mut fresh) { habits.max } else { dice.magnitude(habits.min, habits.max) };
         if habits.anytime && dice.draw() < 0.05 {
             return sleep(dice.between(Duration::from_micros(1), habits.min)).await;
         }

@@ -1,10 +1,13 @@
 //! Servers that hang up: no order is carried out twice, and where it can be known that nobody read it, none is lost.
 //! Servers that speak first: their clients hear them at once.
 
+#![expect(clippy::print_stdout, reason = "the counts of a long run are worth reading where nothing failed")]
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::mesh::{Mesh, Pod, finish};
 use e2e::programs;
 use e2e::runner::{Case, Runner, Wish};
@@ -76,22 +79,65 @@ fn make() -> Result<World> {
     Ok(world)
 }
 
-/// Sends orders to a service, and tells what their sender heard and what its server did.
-fn send(world: &World, wish: &Wish, name: &str, server: &Pod) -> Result<(u64, Value, Value)> {
-    let (count, pause) = if wish.long { (100_000_u64, "2000") } else { (5_000, "60") };
+/// What came of orders to one service.
+struct Outcome {
+    name: &'static str,
+    count: u64,
+    /// What their sender heard.
+    heard: Value,
+    /// What the server did.
+    did: Value,
+    /// The first lines that the sender's sidecar wrote about orders that were not carried out.
+    failed: Vec<Value>,
+    /// How many there are, by the state of their last attempt.
+    states: BTreeMap<String, u64>,
+}
+
+/// Sends orders to both services at once.
+fn send(world: &World, wish: &Wish, to: [(&'static str, &Pod); 2]) -> Result<[Outcome; 2]> {
+    let [one, two] = to.map(|(name, server)| move || orders(world, wish, name, server));
+    let (one, two) = std::thread::scope(|scope| {
+        let running = scope.spawn(two);
+        (one(), running.join())
+    });
+    Ok([one?, two.map_err(|_panic| anyhow!("the thread that sends orders panicked"))??])
+}
+
+fn orders(world: &World, wish: &Wish, name: &'static str, server: &Pod) -> Result<Outcome> {
+    // Some two hundred orders a second to each, so that connections are used again at any age; many more, and the ports of
+    // connections that are closed at once would not last for the minute in which TCP keeps them.
+    let (count, senders, pause) = if wish.long { (100_000_u64, "224", "2000") } else { (5_000, "32", "60") };
     let target = format!("{name}:80");
-    let mut command = world.client.name.exec(program(&["post", &target, &count.to_string(), "32", pause]));
-    let time = Duration::from_secs(if wish.long { 1800 } else { 60 });
+    let mut command = world.client.name.exec(program(&["post", &target, &count.to_string(), senders, pause]));
+    let time = Duration::from_secs(if wish.long { 900 } else { 60 });
     let heard: Value = serde_json::from_str(&finish(&mut command, time)?.ok()?)?;
     let did = server.curl(["http://127.0.0.1:8081/"])?;
     let did: Value = serde_json::from_str(&did.body).with_context(|| format!("the server said {:?}", did.body))?;
-    Ok((count, heard, did))
+    let path = world.mesh.folder().join("state/log/hang.client.access.log");
+    let log = std::fs::read_to_string(&path).with_context(|| format!("no {}", path.display()))?;
+    let service = format!("hang/{name}");
+    let (mut failed, mut states) = (Vec::new(), BTreeMap::<String, u64>::new());
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line)?;
+        if line["destination_service"] == service.as_str() && line["status"] != 200 {
+            let state = line["wire"].as_str().context("a failed order without the state of its attempt")?;
+            *states.entry(state.to_owned()).or_default() += 1;
+            if failed.len() < 5 {
+                failed.push(line);
+            }
+        }
+    }
+    println!("    {name}: {heard}, {did}, by the state of their attempts: {states:?}");
+    Ok(Outcome { name, count, heard, did, failed, states })
 }
 
 fn idle(world: &World, wish: &Wish) -> Result<()> {
-    for (name, server) in [("alone", &world.alone), ("paired", &world.paired)] {
-        let (count, heard, did) = send(world, wish, name, server)?;
-        ensure!(heard["answers"]["200"] == count && did["orders"] == count, "{name}: orders were lost: {heard}, {did}");
+    for outcome in send(world, wish, [("alone", &world.alone), ("paired", &world.paired)])? {
+        let Outcome { name, count, heard, did, failed, states: _ } = outcome;
+        ensure!(
+            heard["answers"]["200"] == count && did["orders"] == count,
+            "{name}: orders were lost: {heard}, {did}, {failed:?}"
+        );
         ensure!(did["twice"].as_array().is_some_and(Vec::is_empty), "{name}: orders were carried out twice: {did}");
         ensure!(did["connections"].as_u64() > Some(count / 100), "{name}: the server hardly ever hung up: {did}");
     }
@@ -99,29 +145,15 @@ fn idle(world: &World, wish: &Wish) -> Result<()> {
 }
 
 fn anytime(world: &World, wish: &Wish) -> Result<()> {
-    for (name, server) in [("rude-alone", &world.rude_alone), ("rude", &world.rude)] {
-        let (count, heard, did) = send(world, wish, name, server)?;
+    for outcome in send(world, wish, [("rude-alone", &world.rude_alone), ("rude", &world.rude)])? {
+        let Outcome { name, count, heard, did, failed: _, states } = outcome;
         ensure!(did["twice"].as_array().is_some_and(Vec::is_empty), "{name}: orders were carried out twice: {did}");
         let good = heard["answers"]["200"].as_u64().unwrap_or(0);
         ensure!(good > count / 2 && good < count, "{name}: this server breaks off some orders, and not most: {heard}, {did}");
         ensure!(did["orders"].as_u64() >= Some(good), "{name}: an order was answered that nobody carried out: {heard}, {did}");
         // Whatever went wrong is told, and how far the order came.
-        let path = world.mesh.folder().join("state/log/hang.client.access.log");
-        let log = std::fs::read_to_string(&path).with_context(|| format!("no {}", path.display()))?;
-        let service = format!("hang/{name}");
-        let mut by_state = std::collections::BTreeMap::<String, u64>::new();
-        for line in log.lines() {
-            let line: Value = serde_json::from_str(line)?;
-            if line["destination_service"] == service.as_str() && line["status"] != 200 {
-                let state = line["wire"].as_str().context("a failed order without the state of its attempt")?;
-                *by_state.entry(state.to_owned()).or_default() += 1;
-            }
-        }
-        ensure!(
-            by_state.keys().all(|state| ["not_sent", "refused", "sent", "answered"].contains(&state.as_str())),
-            "{by_state:?}"
-        );
-        ensure!(by_state.get("sent").or(by_state.get("answered")).is_some(), "{name}: no state was told: {by_state:?}, {heard}");
+        ensure!(states.keys().all(|state| ["not_sent", "refused", "sent", "answered"].contains(&state.as_str())), "{states:?}");
+        ensure!(states.get("sent").or(states.get("answered")).is_some(), "{name}: no state was told: {states:?}, {heard}");
     }
     Ok(())
 }
