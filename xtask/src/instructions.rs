@@ -17,9 +17,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{PATIENCE, Pod, cgroup_root, finish, kill, target, wait_for};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::bench::{Bed, Candidate, Wish, Work};
+use crate::bench::Wish;
+use crate::bench::bed::{Bed, good, target as service_of};
+use crate::bench::works::Work;
 use crate::setup::step;
 use crate::{Stop, shell};
 
@@ -37,7 +39,6 @@ pub(crate) fn run(bed: &Bed, works: &[&Work], wish: &Wish) -> Result<()> {
     // Names are told by the runner, which will stand still.
     let plain = resolved(bed, "plain")?;
     let meshed = resolved(bed, "meshed")?;
-    let opaque = meshed.replace(":80", ":81");
     let counted = step("starting the sidecars under callgrind", || {
         let client = Counted::take_over(&bed.client, &bed.binary, &profiles)?;
         let server = Counted::take_over(&bed.server, &bed.binary, &profiles)?;
@@ -47,22 +48,22 @@ pub(crate) fn run(bed: &Bed, works: &[&Work], wish: &Wish) -> Result<()> {
     let mut results = Vec::new();
     println!("\n{:<15} {:>12} {:>12} {:>12}", "work", "outbound", "inbound", "sum");
     for work in works {
-        for candidate in work.candidates {
-            let (sidecars, service): (Vec<&Counted>, &str) = match candidate {
-                Candidate::OutriggerHop => (vec![client], plain.as_str()),
-                Candidate::OutriggerPair => (vec![client, server], meshed.as_str()),
-                Candidate::OutriggerOpaque => (vec![client, server], opaque.as_str()),
-                _peer => continue,
+        if let Some(traffic) = work.traffic() {
+            let (sidecars, address): (Vec<&Counted>, &str) = match bed.sidecars(traffic.way).len() {
+                1 => (vec![client], plain.as_str()),
+                _ => (vec![client, server], meshed.as_str()),
             };
+            let port = service_of(traffic.way).rsplit(':').next().unwrap_or_default();
+            let service = format!("{address}:{port}");
             wait_for("answers", PATIENCE, || {
-                let seen = bed.drive(&bed.client, service, work, 1.0)?;
+                let seen = bed.drive(&bed.client, &service, traffic, 1.0)?;
                 ensure!(good(&seen) > 0.0, "{service} does not answer: {seen}");
                 Ok(())
             })?;
             for sidecar in &sidecars {
                 sidecar.zero()?;
             }
-            let seen = bed.drive(&bed.client, service, work, wish.seconds)?;
+            let seen = bed.drive(&bed.client, &service, traffic, wish.seconds)?;
             let requests = good(&seen);
             ensure!(requests > 0.0, "no request was answered: {seen}");
             let mut counts = Vec::new();
@@ -84,11 +85,7 @@ pub(crate) fn run(bed: &Bed, works: &[&Work], wish: &Wish) -> Result<()> {
 fn resolved(bed: &Bed, service: &str) -> Result<String> {
     let said = bed.client.exec(["getent", "ahostsv4", service])?.ok()?;
     let address = said.split_whitespace().next().with_context(|| format!("{service} has no address"))?;
-    Ok(format!("{address}:80"))
-}
-
-fn good(seen: &Value) -> f64 {
-    seen.get("statuses").and_then(|statuses| statuses.get("200")).and_then(Value::as_f64).unwrap_or(0.0)
+    Ok(address.to_owned())
 }
 
 /// A sidecar under callgrind in the place of a pod's own one, which comes back when this is dropped.

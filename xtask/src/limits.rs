@@ -43,7 +43,12 @@ const SETTLED: Duration = Duration::from_secs(8);
 
 /// Are these the works of this file?
 pub(crate) fn are_wanted(works: &[String]) -> bool {
-    !works.is_empty() && works.iter().all(|work| [IDLE.work, START.work].contains(&work.as_str()))
+    !works.is_empty() && works.iter().all(|work| is_one(work))
+}
+
+/// Is this a work of this file?
+pub(crate) fn is_one(work: &str) -> bool {
+    [IDLE.work, START.work].contains(&work)
 }
 
 /// Measures, prints, judges; returns the results as bench writes them.

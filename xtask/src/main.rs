@@ -19,7 +19,6 @@ mod generate;
 mod instructions;
 mod limits;
 mod lint;
-mod peers;
 mod setup;
 mod shell;
 mod show;
@@ -46,8 +45,15 @@ enum Command {
     },
     /// The measurements of the performance table, side by side with the peers
     ///
-    /// A missing peer ends the run with exit code 3, a result beyond its limit (idle, start) with 1.
-    /// Example: cargo xtask bench --only pair-h1-64 --rounds 5
+    /// A missing peer ends the run with exit code 3; a result beyond its limit (idle, start) and a turn that came to nothing
+    /// end it with 1. A ratio to a peer that is missed is told, and ends nothing.
+    #[command(after_help = "Examples:
+  cargo xtask bench                                    all works, three rounds
+  cargo xtask bench --only pair-h1-64,pair-grpc --rounds 5 --json results.json
+  cargo xtask bench --only hop-h1-64 --peer mine.toml --beside mine,nginx
+  cargo xtask bench --only idle,start --rounds 10      the limits of a release build, without peers
+  cargo xtask bench --instructions --only pair-h1-64   instructions of its own, without a clock
+  cargo xtask bench --list                             the works")]
     Bench(bench::Wish),
     /// Every test that this machine can run: tidy, unit, kernel, end to end
     ///
