@@ -33,7 +33,7 @@ const CHANGES_ENVOY: u16 = 2;
 /// No change takes longer to arrive.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
 /// A process that used no time for so long has done with a change.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The pods of one number of services.
 pub(crate) struct Scale {
@@ -42,6 +42,8 @@ pub(crate) struct Scale {
     load: PathBuf,
     server: String,
     plain: Pod,
+    /// The control plane watches it.
+    _resources: tempfile::TempDir,
 }
 
 impl Scale {
@@ -58,6 +60,8 @@ impl Scale {
         server.wait_listening(8080)?;
         let plain = mesh.pod("bench/plain-client").outside().detach(["sleep", "1000000"])?;
         let address = server.address()?;
+        // The one that changes is applied, so that it stands in no file.
+        mesh.apply(&service(USED, 8080))?;
         // The control plane has read all of it when it knows the last one.
         wait_for("the documents", PATIENCE * 4, || {
             let all = mesh.api("/api/resources?kind=Service&namespace=bench")?;
@@ -65,7 +69,7 @@ impl Scale {
             ensure!(count >= services, "the control plane knows {count} services");
             Ok(())
         })?;
-        Ok(Self { mesh, services, load, server: address, plain })
+        Ok(Self { mesh, services, load, server: address, plain, _resources: resources })
     }
 
     /// A fresh sidecar among them.
@@ -219,7 +223,9 @@ fn listens(process: u32, port: u16) -> Result<()> {
 fn documents(services: usize) -> Result<String> {
     let mut text = String::new();
     for number in 0..services {
-        text += &service(number, 8080);
+        if number != USED {
+            text += &service(number, 8080);
+        }
         if number >= USED {
             let address = std::net::Ipv4Addr::from(0xAC10_0000_u32 + u32::try_from(number)?);
             write!(
