@@ -13,7 +13,7 @@ use crate::admin::{Admin, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
-use crate::dataplane::{Settings, Sidecar, Window};
+use crate::dataplane::{Settings, Sidecar, Window, Workers};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
 use crate::telemetry::Telemetry;
@@ -63,6 +63,9 @@ pub(crate) struct SidecarArgs {
     /// How long connections may go on when the sidecar stops
     #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s")]
     pub(crate) drain_timeout: Span,
+    /// Threads that carry traffic; `auto`: as many as the processors that the CPU limit has room for
+    #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "NUMBER|auto", default_value = "1")]
+    pub(crate) workers: Workers,
     /// Repeats the random choices of another run; drawn and logged when absent
     #[arg(long, env = "OUTRIGGER_SEED", value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,
@@ -117,6 +120,7 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
         node: args.node,
         state: args.state,
         drain: args.drain_timeout.0,
+        workers: args.workers,
         seed,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -5,8 +5,7 @@
 //! told by `SO_ORIGINAL_DST`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as Listener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use crate::base::drain::DrainGuard;
 ///
 /// # Errors
 /// A port is taken.
-pub(crate) fn outbound() -> Result<Vec<TcpListener>, StartError> {
+pub(crate) fn outbound() -> Result<Vec<Listener>, StartError> {
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT_OUTBOUND));
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, PORT_OUTBOUND));
     let mut listeners = vec![listen(v4)?];
@@ -39,7 +38,7 @@ pub(crate) fn outbound() -> Result<Vec<TcpListener>, StartError> {
 ///
 /// # Errors
 /// The port is taken.
-pub(crate) fn inbound() -> Result<TcpListener, StartError> {
+pub(crate) fn inbound() -> Result<Listener, StartError> {
     listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)))
         .or_else(|_no_ipv6| listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_INBOUND))))
 }
@@ -48,10 +47,19 @@ pub(crate) fn inbound() -> Result<TcpListener, StartError> {
 ///
 /// # Errors
 /// There are no descriptors left.
-pub(crate) fn duplicate(listener: &TcpListener) -> Result<OwnedFd, StartError> {
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND));
-    let copy = SockRef::from(listener).try_clone().map_err(|source| StartError::Listen { address, source })?;
-    Ok(OwnedFd::from(copy))
+pub(crate) fn duplicate(listener: &Listener) -> Result<Listener, StartError> {
+    let address = listener.local_addr().unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)));
+    listener.try_clone().map_err(|source| StartError::Listen { address, source })
+}
+
+/// A worker's own handle on a listener; the kernel wakes whoever is there. To be called on the worker's runtime.
+///
+/// # Errors
+/// There are no descriptors left.
+pub(crate) fn share(listener: &Listener) -> Result<TcpListener, StartError> {
+    let copy = duplicate(listener)?;
+    let address = copy.local_addr().unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)));
+    TcpListener::from_std(copy).map_err(|source| StartError::Listen { address, source })
 }
 
 /// Serves the own application's connections until the sidecar stops.
@@ -144,8 +152,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let open = || {
+fn listen(address: SocketAddr) -> Result<Listener, StartError> {
+    let open = || -> io::Result<Listener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
@@ -154,12 +162,12 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
+        Ok(socket.into())
     };
     open().map_err(|source| StartError::Listen { address, source })
 }
 
 const BACKLOG: i32 = 4096;
-/// Connections at once per listener.
+/// Connections at once per listener and worker.
 const CONNECTIONS_MAX: usize = 32_768;
 const PAUSE: Duration = Duration::from_millis(50);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -29,8 +30,10 @@ mod race;
 mod sniff;
 mod tasks;
 mod tcp;
+mod thread;
 mod tls;
 mod wire;
+mod workers;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
@@ -45,6 +48,8 @@ use self::config::Follower;
 use self::pool::Pool;
 use self::pool::connect::{Dial, TcpDial};
 use self::tasks::Tasks;
+use self::thread::Thread;
+pub(crate) use self::workers::Workers;
 use crate::admin::routes::Inspect;
 use crate::base::clock::WallClock;
 use crate::base::drain::{Drain, DrainGuard};
@@ -108,6 +113,7 @@ pub(crate) struct Settings {
     pub(crate) state: PathBuf,
     /// How long connections may go on when the sidecar stops.
     pub(crate) drain: Duration,
+    pub(crate) workers: Workers,
     pub(crate) seed: u64,
 }
 
@@ -120,6 +126,8 @@ pub(crate) enum StartError {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
     #[error("cannot make TLS configurations")]
     Tls(#[from] crate::identity::source::IdentityError),
     #[error("the trust domain cannot name the control plane")]
@@ -131,6 +139,8 @@ pub(crate) enum StartError {
 pub(crate) struct Sidecar {
     proxy: Arc<Proxy>,
     owned: JoinSet<()>,
+    /// They end after the tasks that run on them.
+    _threads: Vec<Thread>,
     drain: Drain,
     drain_at_most: Duration,
 }
@@ -262,67 +272,92 @@ impl Proxy {
 }
 
 impl Sidecar {
-    /// Starts: identity, then configuration, then the listeners and their hand-over. Returns when connections are taken;
-    /// [`Window::ready`] says when traffic may come. `window` was made of the same `identity` and `telemetry`.
+    /// Starts: hand-over and identity on a thread of their own, then configuration, then the doors. Returns when connections
+    /// are taken; [`Window::ready`] says when traffic may come. `window` was made of the same `identity` and `telemetry`.
+    ///
+    /// Before there is an identity, the pod's door stays shut: connections to it wait in its backlog. The application's own
+    /// connections are taken as soon as there is a configuration that says where they may go, which one that was kept does.
     ///
     /// # Errors
-    /// A port is taken, or TLS cannot be set up.
+    /// A port is taken, or a thread or TLS cannot be had.
     pub(crate) async fn start(
         settings: Settings,
         identity: Identity,
         telemetry: Telemetry,
         window: &Arc<Window>,
     ) -> Result<Self, StartError> {
-        let clock = WallClock::system();
         let mut owned = JoinSet::new();
         let outbound = listener::outbound()?;
         let inbound = listener::inbound()?;
-
+        let aside = Thread::start("aside").map_err(StartError::Thread)?;
+        let enrolment =
+            enrolment::keep(settings.node, settings.name.clone(), listener::duplicate(&inbound)?.into(), Arc::clone(window));
+        owned.spawn_on(enrolment, aside.handle());
         let follow = identity.clone();
-        owned.spawn(async move { follow.follow(settings.workload_api).await });
-        let mut changes = identity.changes();
-        if identity.own().is_none() {
-            info!("waiting for an identity");
-            // The follower says every few seconds why there is none; without one, nothing may be served.
-            if changes.wait_for(|count| *count > 0).await.is_err() {
-                warn!("the identity's source is gone");
-            }
-        }
+        owned.spawn_on(async move { follow.follow(settings.workload_api).await }, aside.handle());
 
         let kept = config::load(&settings.state);
-        let (client, updates) = DeltaClient::start(
-            ClientConfig {
-                control: settings.control,
-                node: settings.name.clone(),
-                held: kept.versions.clone(),
-                dial: tls_dial(identity.clone(), control_identity(&settings.trust_domain)?),
-                seed: settings.seed,
-            },
-            &mut owned,
-        );
+        let is_configured = !kept.resources.by_key.is_empty();
+        let (client, updates, driver) = DeltaClient::prepare(ClientConfig {
+            control: settings.control,
+            node: settings.name.clone(),
+            held: kept.versions.clone(),
+            dial: tls_dial(identity.clone(), control_identity(&settings.trust_domain)?),
+            seed: settings.seed,
+        });
         let dial = TcpDial::new(telemetry.metrics.clients_undeclared.clone());
         let proxy = Arc::new(Proxy::new(
-            identity,
+            identity.clone(),
             window.published.clone(),
             telemetry,
             Arc::new(dial),
-            clock,
+            WallClock::system(),
             settings.seed,
             Demand::Control(client.clone()),
         )?);
-        let own = crate::snapshot::compile::Own { workload: settings.name.clone(), trust_domain: settings.trust_domain };
+        let own = crate::snapshot::compile::Own { workload: settings.name, trust_domain: settings.trust_domain };
         let follower = Follower::new(Arc::clone(&proxy), Arc::clone(window), own, kept, settings.state);
         follower.subscribe(&client);
-        owned.spawn(follower.run(client, updates));
+        owned.spawn_on(follower.run(client, updates), aside.handle());
+        let shows = identity.clone();
+        owned.spawn_on(
+            async move {
+                // The control plane talks to nobody without an identity.
+                shows.arrived().await;
+                driver.await;
+            },
+            aside.handle(),
+        );
 
-        let (drain, guard) = Drain::new();
-        owned.spawn(enrolment::keep(settings.node, settings.name, listener::duplicate(&inbound)?, Arc::clone(window)));
-        for listener in outbound {
-            owned.spawn(listener::serve_outbound(Arc::clone(&proxy), listener, guard.clone()));
+        // The first worker is the thread that this runs on.
+        let mut threads = Vec::new();
+        for _further in 1..settings.workers.count() {
+            threads.push(Thread::start("worker").map_err(StartError::Thread)?);
         }
-        owned.spawn(listener::serve_inbound(Arc::clone(&proxy), inbound, guard));
+        let workers: Vec<_> =
+            std::iter::once(Handle::current()).chain(threads.iter().map(|thread| thread.handle().clone())).collect();
+        threads.push(aside);
+        let (drain, guard) = Drain::new();
+        if !is_configured && identity.own().is_none() {
+            info!("waiting for an identity");
+            identity.arrived().await;
+        }
+        for worker in &workers {
+            let _there = worker.enter();
+            for listener in &outbound {
+                let listener = listener::share(listener)?;
+                owned.spawn_on(listener::serve_outbound(Arc::clone(&proxy), listener, guard.clone()), worker);
+            }
+        }
+        // The follower says every few seconds why there is none; without one, nobody may come in.
+        identity.arrived().await;
+        for worker in &workers {
+            let _there = worker.enter();
+            let listener = listener::share(&inbound)?;
+            owned.spawn_on(listener::serve_inbound(Arc::clone(&proxy), listener, guard.clone()), worker);
+        }
         owned.spawn(sweep(Arc::clone(&proxy), Arc::clone(window)));
-        Ok(Self { proxy, owned, drain, drain_at_most: settings.drain })
+        Ok(Self { proxy, owned, _threads: threads, drain, drain_at_most: settings.drain })
     }
 
     /// Takes no new connection, lets what is under way end, and gives up what has not ended in time.

@@ -60,6 +60,9 @@ pub(crate) struct DeltaClient {
 /// Updates, in order. The next one comes only after the last one was acknowledged.
 pub(crate) type UpdateStream = mpsc::Receiver<Update>;
 
+/// What drives a stream, as long as it is polled.
+pub(crate) type Driving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 #[derive(Debug)]
 struct Shared {
     wanted: Mutex<BTreeSet<Scope>>,
@@ -68,7 +71,15 @@ struct Shared {
 
 impl DeltaClient {
     /// Starts the stream as a task of `owner`.
+    #[cfg(test)]
     pub(crate) fn start(config: ClientConfig, owner: &mut tokio::task::JoinSet<()>) -> (Self, UpdateStream) {
+        let (client, updates, driver) = Self::prepare(config);
+        owner.spawn(driver);
+        (client, updates)
+    }
+
+    /// The stream, and what drives it, which is to be run as a task.
+    pub(crate) fn prepare(config: ClientConfig) -> (Self, UpdateStream, Driving) {
         let shared = Arc::new(Shared { wanted: Mutex::new(BTreeSet::new()), changed: Notify::new() });
         let (is_connected, connected) = watch::channel(false);
         let (updates, stream) = mpsc::channel(1);
@@ -79,8 +90,8 @@ impl DeltaClient {
             updates,
             answer: None,
         };
-        owner.spawn(driver.run(config.control, config.dial, Dice::from_seed(config.seed)));
-        (Self { shared, connected }, stream)
+        let driving = driver.run(config.control, config.dial, Dice::from_seed(config.seed));
+        (Self { shared, connected }, stream, Box::pin(driving))
     }
 
     /// Asks for a scope. Idempotent, never blocks; the answer is an update that names the scope.

@@ -128,6 +128,14 @@ impl Identity {
         self.changed.subscribe()
     }
 
+    /// Returns when there is a certificate. Cancel-safe.
+    pub(crate) async fn arrived(&self) {
+        if self.own.load().is_none() {
+            // The sender is this one's own, so it is never gone.
+            drop(self.changes().wait_for(|_count| self.own.load().is_some()).await);
+        }
+    }
+
     /// Counts changes of the own name and of the authorities that are believed. A certificate that is only renewed is none:
     /// what was opened under one count serves as long as the count stays.
     pub(crate) fn trust_epoch(&self) -> u64 {

@@ -306,7 +306,8 @@ pub(crate) fn cannot(what: &str, error: &io::Error) -> Failure {
 
 /// Where the C library reads who answers for names.
 const NSSWITCH: &str = "/etc/nsswitch.conf";
-const SIDECAR_VARIABLES: [&str; 4] = ["OUTRIGGER_OTLP", "OUTRIGGER_LOG", "OUTRIGGER_LOG_LEVEL", "RUST_BACKTRACE"];
+const SIDECAR_VARIABLES: [&str; 5] =
+    ["OUTRIGGER_OTLP", "OUTRIGGER_LOG", "OUTRIGGER_LOG_LEVEL", "OUTRIGGER_WORKERS", "RUST_BACKTRACE"];
 
 #[cfg(test)]
 mod tests {

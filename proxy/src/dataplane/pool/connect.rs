@@ -149,6 +149,8 @@ pub(super) async fn link(
 ) -> Result<TlsStream<BoxedIo>, ConnectError> {
     let config = configs.of(identity, expected, alpn)?;
     let connecting = async {
+        // At the start, the application may be faster than the identity.
+        identity.arrived().await;
         let io = dial.dial(to, None).await.map_err(|source| ConnectError::Failed { to, source })?;
         // The name is not sent and not looked at; rustls wants one.
         let name = ServerName::from(std::net::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED));
