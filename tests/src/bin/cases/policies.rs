@@ -37,6 +37,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_shadow_that_is_slow_or_silent_costs_the_caller_no_time", run: |world, _| slow_shadow(world) },
             Case { name: "a_rate_limit_refuses_what_is_too_much", run: |world, _| rate_limit(world) },
             Case { name: "a_fault_meets_callers", run: |world, _| fault(world) },
+            Case { name: "a_service_that_leads_to_a_sidecars_own_port_is_answered_by_name", run: |world, _| own_ports(world) },
             Case { name: "what_listens_on_loopback_only_stays_unreachable", run: |world, _| loopback(world) },
         ],
     );
@@ -495,6 +496,28 @@ fn fault(world: &World) -> Result<()> {
         ensure!(start.elapsed() >= Duration::from_millis(700), "it took {:?} only", start.elapsed());
         Ok(())
     })
+}
+
+fn own_ports(world: &World) -> Result<()> {
+    let (caller, web) = pair(world, "own")?;
+    let other = world.mesh.pod("own/other").label("app", "web").port("http:14006").idle()?;
+    let named = service_of("own", "named", "web", 80, 8080).replace("targetPort: 8080", "targetPort: http");
+    let first = world.mesh.pod("own/first").label("app", "web").port("http:8080");
+    let first = first.run([programs::shop().into_os_string(), "echo".into()])?;
+    first.wait_listening(8080)?;
+    let services = service_of("own", "inbound", "web", 80, 14006) + &service_of("own", "metrics", "web", 80, 14021) + &named;
+    world.mesh.apply(&services)?;
+    for (name, status) in [("inbound", 421), ("metrics", 503), ("named", 200)] {
+        until(&caller, &format!("http://{name}/"), status)?;
+        let told = finish(&mut outrigger(["explain", "--from", "own/client", "--to", name]), PATIENCE)?;
+        ensure!(told.code == i32::from(status != 200), "{name}: {}", told.all());
+    }
+    // A pod whose port of this name is its sidecar's is no endpoint beside one whose port is an application's.
+    for _ in 0..20 {
+        expect(&caller, &["http://named/"], 200)?;
+    }
+    drop((web, other, first));
+    world.mesh.delete(&services)
 }
 
 fn loopback(world: &World) -> Result<()> {
