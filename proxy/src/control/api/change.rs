@@ -1,76 +1,27 @@
-//! The API for people and their tools, on a loopback address only: what is desired, what is refused, who has acknowledged.
-//!
-//! Whoever is listened to here rules the mesh, so every request must show the API's token, but for looking at the
-//! dashboard (RFC 6750, `Authorization: Bearer`). A browser must not be made to ask for others: a request must name a
-//! loopback host (a page of another origin cannot, whatever its name resolves to) and a change must carry a content type
-//! that pages cannot send unasked. A change is taken as a whole or not at all.
+//! Changes: what `apply` stores and `delete` takes away, as a whole or not at all, with what it does to other documents.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokio::sync::Mutex;
-use tokio::time::{Duration, timeout};
 
-use super::authority::Nodes;
-use super::ca::Authority;
-use super::sessions::{Sessions, SidecarReport};
-use super::source::documents::documents;
-use super::source::file::place_of;
-use super::store::{self, Store};
-use super::token::Token;
-use super::world::{Change, Form, Origin};
-use super::{API_TOKEN, Config, STORED};
-use crate::base::clock::WallClock;
-use crate::base::problems::{FieldPath, Problem, Severity};
+use super::{Api, Wrong, refusal, wrong};
+use crate::base::problems::{FieldPath, Severity};
 use crate::base::state::write_atomic;
-use crate::model::workload::WorkloadTransport;
+use crate::control::STORED;
+use crate::control::source::documents::documents;
+use crate::control::source::file::place_of;
+use crate::control::store;
+use crate::control::world::{Change, Form, Origin};
 use crate::model::yaml::{self, Document};
-use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::model::{ResourceKey, Resources};
 use crate::snapshot::{compile, kept};
-
-/// What the API answers from.
-pub(crate) struct Api {
-    store: Arc<Store>,
-    sessions: Arc<Sessions>,
-    nodes: Arc<Nodes>,
-    ca: Arc<Authority>,
-    clock: WallClock,
-    config: Config,
-    started: u64,
-    /// Held while a change is checked and stored: two changes at once would each be checked without the other.
-    changing: Mutex<()>,
-}
-
-impl Api {
-    /// Answers from these parts of the control plane.
-    pub(crate) fn new(
-        config: &Config,
-        store: Arc<Store>,
-        sessions: Arc<Sessions>,
-        nodes: Arc<Nodes>,
-        ca: Arc<Authority>,
-        clock: WallClock,
-    ) -> Arc<Self> {
-        let started = clock.since_epoch().as_secs();
-        Arc::new(Self { store, sessions, nodes, ca, clock, config: config.clone(), started, changing: Mutex::new(()) })
-    }
-
-    /// The file of a stored document.
-    fn stored(&self, key: &ResourceKey) -> PathBuf {
-        self.config.state.join(STORED).join(format!("{}.{}.{}.yaml", key.kind, key.name.namespace, key.name.name))
-    }
-}
 
 /// One text of documents, as `apply` and `delete` send it.
 #[derive(Deserialize, Serialize)]
@@ -92,30 +43,6 @@ pub(crate) struct Done {
     pub(crate) action: String,
 }
 
-/// What is wrong with one document.
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Wrong {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) resource: Option<String>,
-    /// `FILE:LINE:COLUMN`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) place: Option<String>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) at: String,
-    pub(crate) text: String,
-    #[serde(default)]
-    pub(crate) remedy: String,
-    /// Is the document refused for it?
-    pub(crate) refuses: bool,
-}
-
-impl Wrong {
-    fn refusing(resource: Option<String>, place: Option<String>, text: String, remedy: &str) -> Self {
-        Self { resource, place, at: String::new(), text, remedy: remedy.to_owned(), refuses: true }
-    }
-}
-
 /// The answer to a change.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -126,175 +53,7 @@ pub(crate) struct Answer {
     pub(crate) problems: Vec<Wrong>,
 }
 
-/// All paths of the API.
-pub(crate) fn routes(api: Arc<Api>) -> Router {
-    Router::new()
-        .route("/api/resources", get(resources))
-        .route("/api/apply", post(apply))
-        .route("/api/delete", post(delete))
-        .route("/api/proxies", get(proxies))
-        .route("/api/status", get(status))
-        .route("/ready", get(ready))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(api)
-}
-
-/// Wraps everything that is served beside the API too.
-pub(crate) fn guarded(routes: Router, token: Token) -> Router {
-    routes.layer(middleware::from_fn_with_state(Arc::new(token), guard))
-}
-
-async fn guard(State(token): State<Arc<Token>>, request: Request, next: Next) -> Response {
-    match objection(&request, &token) {
-        Some((StatusCode::UNAUTHORIZED, text)) => {
-            let remedy =
-                format!("send `Authorization: Bearer TOKEN`; TOKEN stands in {API_TOKEN} in the state folder, for root alone");
-            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-            (StatusCode::UNAUTHORIZED, challenge, Json(json!({ "error": text, "remedy": remedy }))).into_response()
-        }
-        Some((status, text)) => refusal(status, text),
-        None => next.run(request).await,
-    }
-}
-
-fn objection(request: &Request, token: &Token) -> Option<(StatusCode, String)> {
-    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let host = text(header::HOST).unwrap_or_default();
-    if !is_loopback(host) {
-        return Some((StatusCode::FORBIDDEN, format!("{host:?} is not this machine; call 127.0.0.1 or localhost")));
-    }
-    let is_safe = request.method().is_safe();
-    if is_safe && OPEN.contains(&request.uri().path()) {
-        return None;
-    }
-    match text(header::AUTHORIZATION).map(|credentials| credentials.split_once(' ').unwrap_or((credentials, ""))) {
-        Some((scheme, guess)) if scheme.eq_ignore_ascii_case("bearer") && token.fits(guess) => {}
-        Some(_) => return Some((StatusCode::UNAUTHORIZED, "this is not the token of the API, or no longer".to_owned())),
-        None => return Some((StatusCode::UNAUTHORIZED, "the API answers whoever shows its token alone".to_owned())),
-    }
-    if is_safe {
-        return None;
-    }
-    if text(header::ORIGIN).is_some_and(|origin| origin != format!("http://{host}")) {
-        return Some((StatusCode::FORBIDDEN, "a page of another origin may not change the mesh".to_owned()));
-    }
-    let kind = text(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
-    if matches!(kind, "application/yaml" | "application/json") {
-        return None;
-    }
-    Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/yaml or application/json".to_owned()))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-}
-
-fn refusal(status: StatusCode, text: String) -> Response {
-    (status, Json(json!({ "error": text }))).into_response()
-}
-
-/// For `up`, which has to know when the mesh is there before it knows anything else.
-async fn ready() -> &'static str {
-    "ready\n"
-}
-
-#[derive(Deserialize)]
-struct Which {
-    kind: Option<String>,
-    namespace: Option<String>,
-    name: Option<String>,
-}
-
-async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> Response {
-    let kind = match which.kind.as_deref().map(kind_named) {
-        Some(None) => {
-            let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-            return refusal(StatusCode::BAD_REQUEST, format!("no such kind; there are {}", known.join(", ")));
-        }
-        Some(Some(kind)) => Some(kind),
-        None => None,
-    };
-    let problems = api.store.problems();
-    let sidecars = api.sessions.sidecars();
-    let world = api.store.world();
-    let known: BTreeSet<&ResourceKey> = world.resources().by_key.keys().chain(world.resources().refused.keys()).collect();
-    let items: Vec<Value> = known
-        .into_iter()
-        .filter(|key| kind.is_none_or(|kind| key.kind == kind))
-        // A Mesh is in no namespace: who asks for it by its kind finds it in any.
-        .filter(|key| {
-            let found = |namespace: &str| *key.name.namespace == *namespace || kind == Some(Kind::Mesh);
-            which.namespace.as_deref().is_none_or(found)
-        })
-        .filter(|key| which.name.as_deref().is_none_or(|name| *key.name.name == *name))
-        .filter_map(|key| {
-            let body = world.body(key)?;
-            let mut document = serde_json::from_str::<Value>(&body.json).ok()?;
-            let origin = world.origin(key).map(ToString::to_string);
-            let mut standing = standing(key, &body.version, origin, &problems, &sidecars);
-            // What the control plane added to the document stays with it.
-            if let (Some(standing), Some(kept)) = (standing.as_object_mut(), document.pointer("/status/kept")) {
-                standing.insert("kept".to_owned(), kept.clone());
-            }
-            document.as_object_mut()?.insert("status".to_owned(), standing);
-            if key.kind == Kind::Mesh {
-                document.get_mut("metadata")?.as_object_mut()?.remove("namespace");
-            }
-            Some(document)
-        })
-        .collect();
-    Json(json!({ "revision": world.revision(), "items": items })).into_response()
-}
-
-/// How one resource stands: where it is written, what is wrong with it, and which sidecars refuse it.
-fn standing(
-    key: &ResourceKey,
-    version: &str,
-    origin: Option<String>,
-    problems: &[store::Wrong],
-    sidecars: &[SidecarReport],
-) -> Value {
-    let name = key.to_string();
-    let problems: Vec<_> = problems.iter().filter(|wrong| wrong.problem.resource == name).collect();
-    // What is wrong with a form of it that is written elsewhere does not touch the one in force.
-    let refuses_this = |wrong: &&store::Wrong| {
-        let elsewhere = wrong.place.as_ref().zip(origin.as_ref()).is_some_and(|(place, origin)| !place.starts_with(origin));
-        wrong.problem.severity == Severity::Refuses && !elsewhere
-    };
-    let refused_by: Vec<Value> = sidecars
-        .iter()
-        .flat_map(|sidecar| sidecar.refused.iter().map(move |refused| (sidecar, refused)))
-        .filter(|(_, refused)| refused.resource == name)
-        .map(|(sidecar, refused)| {
-            json!({ "sidecar": format!("{}/{}", sidecar.namespace, sidecar.name), "reason": refused.reason })
-        })
-        .collect();
-    json!({
-        "accepted": !problems.iter().any(refuses_this) && refused_by.is_empty(),
-        "origin": origin,
-        "version": version,
-        "problems": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
-        "refusedBy": refused_by,
-    })
-}
-
-fn wrong(problem: &Problem, place: Option<String>) -> Wrong {
-    Wrong {
-        resource: Some(problem.resource.clone()),
-        place,
-        at: problem.at.to_string(),
-        text: problem.text.clone(),
-        remedy: problem.remedy.clone(),
-        refuses: problem.severity == Severity::Refuses,
-    }
-}
-
-async fn apply(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(super) async fn apply(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
@@ -313,12 +72,12 @@ async fn apply(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> 
 
 /// Is it asked once more, because nobody heard the first answer?
 #[derive(Clone, Copy, Default, Deserialize)]
-struct Again {
+pub(super) struct Again {
     #[serde(default)]
     again: bool,
 }
 
-async fn delete(State(api): State<Arc<Api>>, Query(again): Query<Again>, headers: HeaderMap, body: Bytes) -> Response {
+pub(super) async fn delete(State(api): State<Arc<Api>>, Query(again): Query<Again>, headers: HeaderMap, body: Bytes) -> Response {
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
@@ -345,6 +104,11 @@ fn texts(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Text>, String> {
 }
 
 impl Api {
+    /// The file of a stored document.
+    fn stored(&self, key: &ResourceKey) -> PathBuf {
+        self.config.state.join(STORED).join(format!("{}.{}.{}.yaml", key.kind, key.name.namespace, key.name.name))
+    }
+
     fn apply(&self, texts: &[Text]) -> Answer {
         let mut answer = Answer::default();
         let mut written: BTreeMap<ResourceKey, (&str, Document)> = BTreeMap::new();
@@ -530,163 +294,22 @@ fn target_lost(before: &Resources, policy: &ResourceKey, service: &ResourceKey, 
     }
 }
 
-#[derive(Deserialize)]
-struct Until {
-    /// Answer when every sidecar stands at this revision, and every local pod's sidecar is connected,
-    revision: Option<u64>,
-    /// or after so many milliseconds.
-    #[serde(default)]
-    within: u64,
-}
-
-/// A local pod that should have a sidecar connected, and has none.
-#[derive(Debug, Eq, PartialEq, Serialize)]
-struct NotConnected {
-    namespace: String,
-    name: String,
-}
-
-async fn proxies(State(api): State<Arc<Api>>, Query(until): Query<Until>) -> Response {
-    let (mut sessions, mut world) = (api.sessions.changes(), api.store.changes());
-    let settled = async {
-        loop {
-            sessions.mark_unchanged();
-            world.mark_unchanged();
-            let (sidecars, missing) = api.sidecars();
-            let stands = missing.is_empty() && sidecars.iter().all(|sidecar| Some(sidecar.acknowledged) >= until.revision);
-            // Cancel-safe: both only wait for a number to change.
-            let ended = stands
-                || tokio::select! {
-                    changed = sessions.changed() => changed.is_err(),
-                    changed = world.changed() => changed.is_err(),
-                };
-            if ended {
-                return;
-            }
-        }
-    };
-    // Whether they are or not, the answer tells how they stand.
-    drop(timeout(Duration::from_millis(until.within).min(WAIT_MAX), settled).await);
-    let (sidecars, missing) = api.sidecars();
-    Json(json!({ "revision": api.store.world().revision(), "items": sidecars, "notConnected": missing })).into_response()
-}
-
-impl Api {
-    /// The connected sidecars, and the local pods whose sidecar is not among them. A pod that is about to end is not
-    /// missed.
-    fn sidecars(&self) -> (Vec<SidecarReport>, Vec<NotConnected>) {
-        let sidecars = self.sessions.sidecars();
-        let connected: BTreeSet<(&str, &str)> =
-            sidecars.iter().map(|sidecar| (sidecar.namespace.as_str(), sidecar.name.as_str())).collect();
-        let world = self.store.world();
-        let missing = world.local_pods().filter_map(|pod| {
-            let (namespace, name) = (pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
-            let expected = pod.spec.transport == WorkloadTransport::MutualTls
-                && !pod.spec.terminating
-                && !connected.contains(&(namespace, name));
-            expected.then(|| NotConnected { namespace: namespace.to_owned(), name: name.to_owned() })
-        });
-        let missing = missing.collect();
-        (sidecars, missing)
-    }
-}
-
-async fn status(State(api): State<Arc<Api>>) -> Response {
-    let problems = api.store.problems();
-    let count = |severity| problems.iter().filter(|wrong| wrong.problem.severity == severity).count();
-    let sidecars: BTreeMap<(String, String), SidecarReport> =
-        api.sessions.sidecars().into_iter().map(|sidecar| ((sidecar.namespace.clone(), sidecar.name.clone()), sidecar)).collect();
-    let world = api.store.world();
-    let without_target: Vec<String> = compile::without_target(world.resources())
-        .into_iter()
-        .map(|((policy, service), means)| format!("{policy}: {service} does not exist; {means}"))
-        .collect();
-    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut pods = Vec::new();
-    for (key, resource) in &world.resources().by_key {
-        *kinds.entry(key.kind.as_str()).or_default() += 1;
-        let Resource::Workload(workload) = resource.as_ref() else { continue };
-        let sidecar = sidecars.get(&(key.name.namespace.to_string(), key.name.name.to_string()));
-        pods.push(json!({
-            "namespace": &*key.name.namespace,
-            "name": &*key.name.name,
-            "serviceAccount": workload.spec.account(),
-            "addresses": workload.spec.addresses,
-            "meshed": workload.spec.transport == WorkloadTransport::MutualTls,
-            "terminating": workload.spec.terminating,
-            "local": world.is_local_pod(key),
-            "connected": sidecar.is_some(),
-            "acknowledged": sidecar.map(|sidecar| sidecar.acknowledged),
-            "refused": sidecar.map_or(0, |sidecar| sidecar.refused.len()),
-            "certificateExpires": sidecar.and_then(|sidecar| sidecar.certificate_expires),
-        }));
-    }
-    Json(json!({
-        "control": {
-            "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
-            "started": api.started,
-            "now": api.clock.since_epoch().as_secs(),
-            "trustDomain": api.config.trust_domain.as_str(),
-            "revision": world.revision(),
-            "rootExpires": api.ca.root_expires().as_secs(),
-            "listen": api.config.listen,
-        },
-        "nodes": api.nodes.reports(),
-        "resources": kinds,
-        "problems": {
-            "refuses": count(Severity::Refuses),
-            "warns": count(Severity::Warns),
-            "list": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
-        },
-        "withoutTarget": without_target,
-        "pods": pods,
-    }))
-    .into_response()
-}
-
-/// A kind by its name, its plural or its short form.
-pub(crate) fn kind_named(text: &str) -> Option<Kind> {
-    let text = text.to_ascii_lowercase();
-    Kind::ALL.into_iter().find(|kind| {
-        let name = kind.as_str().to_ascii_lowercase();
-        let (plural, short) = match kind {
-            Kind::Mesh => ("meshes", "mesh"),
-            Kind::Service => ("services", "svc"),
-            Kind::Workload => ("workloads", "wl"),
-            Kind::HttpRoute => ("httproutes", "route"),
-            Kind::AuthorizationPolicy => ("authorizationpolicies", "authz"),
-            Kind::RequestAuthentication => ("requestauthentications", "authn"),
-            Kind::PeerAuthentication => ("peerauthentications", "peer"),
-            Kind::TrafficPolicy => ("trafficpolicies", "tp"),
-        };
-        text == name || text == plural || text == short
-    })
-}
-
-/// What anybody on this machine may look at, so that a browser shows the dashboard.
-const OPEN: [&str; 3] = ["/", "/api/graph", "/ready"];
-
 /// How many pods a warning names.
 const PODS_TOLD: usize = 8;
 
-/// The longest that an answer is waited for.
-const WAIT_MAX: Duration = Duration::from_secs(20);
-
-/// The largest change: a folder of some thousand documents.
-const BODY_BYTES_MAX: usize = 16 << 20;
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::{Value, json};
+    use tokio::time::{Duration, timeout};
 
-    #[test]
-    fn a_kind_goes_by_name_plural_and_short_form() {
-        for text in ["AuthorizationPolicy", "authorizationpolicies", "authz"] {
-            assert_eq!(kind_named(text), Some(Kind::AuthorizationPolicy), "{text}");
-        }
-        assert_eq!(kind_named("pods"), None);
-    }
+    use super::super::{NotConnected, Until, proxies, standing};
+    use super::*;
+    use crate::base::problems::Severity;
+    use crate::control::Config;
+    use crate::control::ca::Authority;
+    use crate::control::sessions::Sessions;
+    use crate::control::store::Store;
+    use crate::model::Resource;
 
     const SERVICE: &str =
         "apiVersion: v1\nkind: Service\nmetadata: { name: web, namespace: shop }\nspec: { ports: [{ port: 80 }] }\n";
@@ -1005,15 +628,5 @@ mod tests {
         // Without the stored one, the folder's counts.
         api.delete(&texts(SERVICE), Again::default());
         assert!(api.store.problems().is_empty() && api.store.world().body(&key) != Some(&before));
-    }
-
-    #[test]
-    fn only_this_machine_is_a_loopback_host() {
-        for host in ["127.0.0.1:14080", "localhost:14080", "localhost", "[::1]:14080", "127.0.0.1"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["", "mesh.example:14080", "127.0.0.1.example", "localhost.example", "10.0.0.1:14080", "[::2]:80"] {
-            assert!(!is_loopback(host), "{host}");
-        }
     }
 }
