@@ -1,4 +1,4 @@
-//! `RequestAuthentication`: which tokens a workload accepts. What its fields mean stands in `policy/jwt.rs`.
+//! `RequestAuthentication`: which tokens a workload accepts. What its fields mean stands in `policy/jwt`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
