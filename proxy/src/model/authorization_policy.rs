@@ -1,4 +1,4 @@
-//! `AuthorizationPolicy`: who may ask what of a workload. What its rules mean stands in `policy/authorization.rs`.
+//! `AuthorizationPolicy`: who may ask what of a workload. What its rules mean stands in `policy/authorization`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
