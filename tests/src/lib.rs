@@ -8,5 +8,7 @@
 pub mod mesh;
 pub mod metrics;
 pub mod programs;
+#[cfg(feature = "programs")]
+pub mod role;
 pub mod runner;
 pub mod wire;

@@ -27,33 +27,23 @@ const USAGE: &str = "usage: ledger serve PORT MIN MAX [--anytime]
        ledger greet HOST:PORT TIMES";
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ledger: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    e2e::role::main("ledger", run)
 }
 
-fn run() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = tokio::task::LocalSet::new();
-    match words.as_slice() {
+async fn run(words: &[&str]) -> Result<()> {
+    match words {
         ["serve", port, min, max, rest @ ..] => {
             let habits = Habits { min: milliseconds(min)?, max: milliseconds(max)?, anytime: *rest == ["--anytime"] };
-            local.block_on(&runtime, serve(port.parse().context("PORT")?, habits))
+            serve(port.parse().context("PORT")?, habits).await
         }
         ["post", target, count, connections, pause] => {
             let plan = Plan { target: (*target).to_owned(), count: count.parse()?, pause: milliseconds(pause)? };
-            println!("{}", local.block_on(&runtime, post(plan, connections.parse()?))?);
+            println!("{}", post(plan, connections.parse()?).await?);
             Ok(())
         }
-        ["banner", port] => local.block_on(&runtime, banner(port.parse().context("PORT")?)),
+        ["banner", port] => banner(port.parse().context("PORT")?).await,
         ["greet", target, times] => {
-            println!("{}", local.block_on(&runtime, greet(target, times.parse()?))?);
+            println!("{}", greet(target, times.parse()?).await?);
             Ok(())
         }
         _ => bail!("{USAGE}"),

@@ -5,7 +5,7 @@
 //! `load drive HOST:PORT` keeps a fixed number of connections busy, each stream of them with one request at a time (a closed
 //! loop), or sends at a fixed rate whatever comes back (an open loop), and prints what it saw as one line of JSON.
 //! `load hold HOST:PORT COUNT` opens connections, sends one request on each and keeps them.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "its answer is its output")]
+#![expect(clippy::print_stdout, reason = "its answer is its output")]
 #![expect(clippy::disallowed_types, reason = "it measures real time")]
 
 use std::process::ExitCode;
@@ -32,30 +32,18 @@ const USAGE: &str = "usage: load serve PORT BYTES
 const ANSWER_MAX: usize = 1 << 24;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("load: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    e2e::role::main("load", run)
 }
 
-fn run() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = tokio::task::LocalSet::new();
-    match words.as_slice() {
-        ["serve", port, bytes] => local.block_on(&runtime, serve(port.parse().context("PORT")?, bytes.parse().context("BYTES")?)),
+async fn run(words: &[&str]) -> Result<()> {
+    match words {
+        ["serve", port, bytes] => serve(port.parse().context("PORT")?, bytes.parse().context("BYTES")?).await,
         ["drive", target, rest @ ..] => {
             let plan = Plan::parse(target, rest)?;
-            println!("{}", local.block_on(&runtime, drive::run(plan))?);
+            println!("{}", drive::run(plan).await?);
             Ok(())
         }
-        ["hold", target, count] => {
-            local.block_on(&runtime, hold::run(Plan::parse(target, &[])?, count.parse().context("COUNT")?))
-        }
+        ["hold", target, count] => hold::run(Plan::parse(target, &[])?, count.parse().context("COUNT")?).await,
         _ => bail!("{USAGE}"),
     }
 }
