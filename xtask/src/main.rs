@@ -111,6 +111,8 @@ enum Command {
 enum Stop {
     /// The check says no.
     No(String),
+    /// Nothing can be meant by what was asked for.
+    Usage(String),
     /// The environment cannot: what is missing, and what to do.
     Missing(String),
 }
@@ -118,7 +120,7 @@ enum Stop {
 impl std::fmt::Display for Stop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::No(text) | Self::Missing(text) => f.write_str(text),
+            Self::No(text) | Self::Usage(text) | Self::Missing(text) => f.write_str(text),
         }
     }
 }
@@ -132,6 +134,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             match error.downcast_ref() {
+                Some(Stop::Usage(_)) => ExitCode::from(2),
                 Some(Stop::Missing(_)) => ExitCode::from(3),
                 Some(Stop::No(_)) | None => ExitCode::from(1),
             }

@@ -90,7 +90,7 @@ fn part(name: &'static str, work: impl FnOnce() -> Result<(Counts, Option<String
     let start = Instant::now();
     let (counts, left_out) = work().unwrap_or_else(|error| match error.downcast_ref() {
         Some(Stop::Missing(reason)) => (Counts::default(), Some(reason.clone())),
-        Some(Stop::No(_)) | None => {
+        Some(Stop::No(_) | Stop::Usage(_)) | None => {
             eprintln!("error: {error:#}");
             (Counts { failed: 1, ..Counts::default() }, None)
         }

@@ -66,7 +66,7 @@ pub(crate) struct Wish {
 
 /// Measures and prints.
 pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
-    let works = works::chosen(&wish.only).map_err(anyhow::Error::msg)?;
+    let works = works::chosen(&wish.only).map_err(Stop::Usage)?;
     if wish.list {
         println!("{}", list());
         return Ok(());
@@ -79,6 +79,7 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     let alone: Vec<String> = works.iter().map(|work| work.name.to_owned()).filter(|name| limits::is_one(name)).collect();
     if !wish.only.is_empty() && limits::are_wanted(&wish.only) {
         let (results, verdict) = limits::run(root, &alone, wish.rounds)?;
+        print_judged(&results);
         wish.write(&results)?;
         return verdict;
     }
@@ -109,6 +110,7 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     let limited: Vec<String> = alone.into_iter().filter(|name| name != "idle").collect();
     if !limited.is_empty() && wish.binary.is_none() {
         let (more, kept) = limits::run(root, &limited, wish.rounds)?;
+        print_judged(&more);
         results.extend(more);
         wish.write(&results)?;
         verdict = kept;
@@ -196,6 +198,19 @@ fn turns(works: &[&Work], peers: &[Description]) -> usize {
     works.iter().map(|work| names(work, peers).len()).sum()
 }
 
+/// Says of what has a limit of its own whether it also reached what it shall.
+fn print_judged(results: &[Value]) {
+    let mut samples = Samples::default();
+    for result in results {
+        let word = |field: &str| result.get(field).and_then(Value::as_str).unwrap_or_default();
+        let metric = works::METRICS.iter().find(|(metric, _)| *metric == word("metric"));
+        if let (Some((metric, _)), Some(median)) = (metric, result.get("median").and_then(Value::as_f64)) {
+            samples.add(word("work"), word("candidate"), 0, vec![(metric, median)]);
+        }
+    }
+    report::verdicts(&samples).iter().for_each(|verdict| println!("{}", verdict.line()));
+}
+
 /// The works, for people.
 fn list() -> String {
     works::WORKS.iter().map(|work| format!("{:<16} {}", work.name, work.text)).collect::<Vec<_>>().join("\n")
@@ -213,10 +228,10 @@ impl Wish {
 
     /// The peers that are measured beside it.
     fn peers(&self) -> Result<Vec<Description>> {
-        let mut all = peer::all(&self.peer)?;
+        let mut all = peer::all(&self.peer).map_err(|error| Stop::Usage(format!("{error:#}")))?;
         if let Some(unknown) = self.beside.iter().find(|name| !all.iter().any(|peer| peer.name == **name)) {
             let known: Vec<&str> = all.iter().map(|peer| peer.name.as_str()).collect();
-            return Err(Stop::Missing(format!("no peer is called {unknown}; there are {}", known.join(", "))).into());
+            return Err(Stop::Usage(format!("no peer is called {unknown}; there are {}", known.join(", "))).into());
         }
         all.retain(|peer| self.beside.is_empty() || self.beside.contains(&peer.name));
         Ok(all)
