@@ -144,11 +144,6 @@ impl Traffic {
         self.unseen.take(&self.limits)
     }
 
-    /// The codec ended the connection in peace although there is a request that nobody saw.
-    pub(crate) fn left_unseen(&self) -> bool {
-        self.unseen.left()
-    }
-
     /// Whom the connection waits for, and a number that changes whenever anything moves.
     pub(crate) fn stands(&self) -> (Stands, u32) {
         let stands = if self.blocked.load(Ordering::Relaxed) {

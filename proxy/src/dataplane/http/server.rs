@@ -205,10 +205,6 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
         Some(Stands::Reader) => return refused(&connection, protocol, &Reject::SlowReader),
         Some(Stands::Idle) | None => {}
     }
-    if let (Some(Ok(())), false, true) = (&ended, stopping, traffic.left_unseen()) {
-        // The codec leaves without a word when a CONNECT says how long its body is.
-        return refused(&connection, protocol, &Reject::BadRequest("a sidecar is no forward proxy"));
-    }
     let Some(Err(error)) = ended else { return };
     tracing::debug!(%error, "a connection ended early");
     // The client is told by a GOAWAY, which has no place for our words.

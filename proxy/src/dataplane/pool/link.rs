@@ -443,16 +443,17 @@ fn say_length(head: &mut http::request::Parts, body: &Body) {
 const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// By how much of it the age of a connection may be shorter.
 const LINK_AGE_JITTER: f64 = 0.2;
-/// What may be on its way in one stream, and on one connection: as much as 256 streams together, so that a few whose readers
-/// stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
+/// What may be on its way in one stream, and on one connection: as much as all of its streams together, so that those whose
+/// readers stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
 pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Requests at once on one connection, if its peer takes as many.
-const STREAMS_MAX: usize = 1_000;
+const STREAMS_MAX: usize = 256;
+const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW == 256, "each stream has its share of the connection");
 /// Requests of one connection from its beginning to its end; stream numbers are odd and have 31 bits.
 const REQUESTS_MAX: usize = 1 << 29;
 /// Connections to one destination.
-const CONNECTIONS_MAX: usize = 8;
+const CONNECTIONS_MAX: usize = 16;
 /// Requests that wait for a place on one of them.
 const WAITING_MAX: usize = 1_024;
 /// How often a connection is looked at whose peer says nothing, after how many such looks it is asked, and after how many it is

@@ -72,11 +72,15 @@ fn bench(limits: &serde_json::Value) -> Bench {
         document("Mesh", "mesh", json!({ "limits": limits })),
     ]);
     let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
-    world.slow_app(app_at(3), |request: Request<Bytes>| async move {
-        match request.uri().path() {
-            "/never" => std::future::pending().await,
-            "/large" => text(vec![b'a'; 1 << 20]),
-            _ => text(request.body().len().to_string()),
+    let large = Bytes::from(vec![b'a'; 1 << 20]);
+    world.slow_app(app_at(3), move |request: Request<Bytes>| {
+        let large = large.clone();
+        async move {
+            match request.uri().path() {
+                "/never" => std::future::pending().await,
+                "/large" => text(large),
+                _ => text(request.body().len().to_string()),
+            }
         }
     });
     Bench { world, web, api }
@@ -428,4 +432,30 @@ async fn readers_that_stand_still_stall_nobody_on_their_connection_and_on_the_li
     for answer in stalled {
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), 1 << 20);
     }
+}
+
+/// More than have room on one link.
+#[tokio::test(start_paused = true)]
+async fn many_readers_that_stand_still_stall_nobody_on_the_links() {
+    let bench = bench(&json!({}));
+    let connection = bench.world.connect(&bench.web, vip(1));
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(64 << 10)
+        .initial_connection_window_size(1 << 30)
+        .handshake(TokioIo::new(connection))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let mut stalled = Vec::new();
+    for _ in 0..400 {
+        let (mut sender, request) =
+            (sender.clone(), Request::get("http://api.shop/large").body(Full::<Bytes>::default()).unwrap());
+        let sent = async move { sender.send_request(request).await };
+        stalled.push(timeout(Duration::from_secs(10), sent).await.expect("an answer").unwrap());
+    }
+    // As much of them as may be on its way is on its way.
+    sleep(Duration::from_secs(1)).await;
+    bench.others_are_served().await;
+    assert_eq!(bench.world.dialled().iter().filter(|to| **to == app_at(3)).count(), 2, "two links");
+    drop(stalled);
 }
