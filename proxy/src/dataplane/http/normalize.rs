@@ -70,6 +70,11 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         return Err(Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let path = request.uri.path();
+    // "All HTTP/2 requests MUST include exactly one valid value for ... `:path`" (RFC 9113 8.3.1); the codec asks for it only where
+    // there is an authority.
+    if path.is_empty() && request.version == Version::HTTP_2 {
+        return Err(Reject::BadRequest("no :path"));
+    }
     // "The asterisk-form of request-target is only used for a server-wide OPTIONS request" (RFC 9112 3.2.4).
     if path == "*" && request.method != Method::OPTIONS {
         return Err(Reject::BadRequest("only OPTIONS has the target *"));
@@ -142,6 +147,10 @@ fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
         (None, Some(host)) => host,
         (None, None) if request.version == Version::HTTP_11 => {
             return Err(Reject::BadRequest("no Host header"));
+        }
+        // An http URI has an authority, so one of them must be there (RFC 9113 8.3.1); to HTTP/1.1 behind us nothing else would do.
+        (None, None) if request.version == Version::HTTP_2 => {
+            return Err(Reject::BadRequest("neither :authority nor Host"));
         }
         (None, None) => return Ok(None),
     };
@@ -467,6 +476,11 @@ mod tests {
             http::Request::get("/").header("host", "a").header("host", "b"),
             http::Request::get("/").header("host", "user@a"),
             http::Request::get("/").header("host", "a b"),
+            http::Request::get("/").version(Version::HTTP_2),
+            http::Request::builder()
+                .uri(http::Uri::from_parts(http::uri::Parts::default()).unwrap())
+                .version(Version::HTTP_2)
+                .header("host", "a"),
             http::Request::get("/").header("host", ""),
             http::Request::get("/").header("host", ":80"),
             http::Request::get("/").version(Version::HTTP_10).header("host", ""),
