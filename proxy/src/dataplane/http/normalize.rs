@@ -63,6 +63,10 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
             return Err(Reject::BadRequest("the Content-Length is not valid, or there are several"));
         }
     }
+    // The codecs' type for names takes a quote, which no name has (RFC 9110 5.6.2); that of HTTP/1 looks itself.
+    if request.version == Version::HTTP_2 && request.headers.keys().any(|name| name.as_str().contains('"')) {
+        return Err(Reject::BadRequest("the name of a header is none"));
+    }
     if !decoded(&request.headers) {
         return Err(Reject::TransferCoding);
     }
@@ -477,6 +481,7 @@ mod tests {
             http::Request::get("/").header("host", "user@a"),
             http::Request::get("/").header("host", "a b"),
             http::Request::get("/").version(Version::HTTP_2),
+            http::Request::get("http://a/").version(Version::HTTP_2).header(HeaderName::from_lowercase(b"a\"b").unwrap(), "a"),
             http::Request::builder()
                 .uri(http::Uri::from_parts(http::uri::Parts::default()).unwrap())
                 .version(Version::HTTP_2)
