@@ -1,10 +1,11 @@
-//! `cargo xtask bench --only idle,start`: what a release build must keep to, alone on the machine and without peers.
+//! `cargo xtask bench --only idle,start,first-answer`: what a release build must keep to, alone on the machine and without
+//! peers.
 //!
 //! `idle` is the resident memory of a sidecar that carries nothing, `start` the time of `outrigger run --detach` from the
-//! command to the ready pod. Both have a limit; beyond it the command ends with exit code 1, so that CI can hold a build
-//! to them. The end-to-end cases hold debug builds to wider ones.
+//! command to the ready pod, `first-answer` that of a sidecar that is started again, from its process to its first answer
+//! over a plain hop. Each has a limit; beyond it the command ends with exit code 1, so that CI can hold a build to them. The end-to-end cases hold debug builds to wider ones.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +13,7 @@ use e2e::mesh::{Mesh, Pod};
 use serde_json::{Value, json};
 
 use crate::setup::{self, step};
-use crate::{Stop, shell};
+use crate::{Stop, first_answer};
 
 /// One measurement and its limit.
 struct Limit {
@@ -37,6 +38,7 @@ enum Judged {
 const IDLE: Limit =
     Limit { work: "idle", metric: "rss_mib", unit: "MiB", most: 15_000_000.0 / 1_048_576.0, judged: Judged::Largest };
 const START: Limit = Limit { work: "start", metric: "ready_ms", unit: "ms", most: 300.0, judged: Judged::Median };
+const FIRST: Limit = Limit { work: "first-answer", metric: "ready_ms", unit: "ms", most: 30.0, judged: Judged::Median };
 
 /// What a sidecar's start needed is given back by then, and the control plane has read the metrics a few times.
 const SETTLED: Duration = Duration::from_secs(8);
@@ -48,17 +50,17 @@ pub(crate) fn are_wanted(works: &[String]) -> bool {
 
 /// Is this a work of this file?
 pub(crate) fn is_one(work: &str) -> bool {
-    [IDLE.work, START.work].contains(&work)
+    [IDLE.work, START.work, FIRST.work].contains(&work)
 }
 
 /// Measures, prints, judges; returns the results as bench writes them.
-pub(crate) fn run(root: &Path, works: &[String], rounds: usize) -> Result<(Vec<Value>, Result<()>)> {
+pub(crate) fn run(root: &Path, binary: PathBuf, works: &[String], rounds: usize) -> Result<(Vec<Value>, Result<()>)> {
     setup::run(root, setup::Need::Mesh)?;
-    shell::run(shell::cargo(root, &["build", "--locked", "--release", "--package", "outrigger"]))?;
-    let mesh = step("bringing up the mesh", || Mesh::up_binary(root.join("target/release/outrigger"), &[]))?;
+    let mesh = step("bringing up the mesh", || Mesh::up_binary(binary, &[]))?;
     let wanted = |limit: &Limit| works.iter().any(|work| work == limit.work);
     let (mut pods, mut times) = (Vec::new(), Vec::new());
-    for round in 0..rounds.max(1) {
+    let idle_rounds = if wanted(&IDLE) || wanted(&START) { rounds.max(1) } else { 0 };
+    for round in 0..idle_rounds {
         let pod = mesh.pod(&format!("bench/idle-{round}"));
         let begun = Instant::now();
         pods.push(step(&format!("round {} of {rounds}: start", round + 1), || pod.detach(["sleep", "1000000"]))?);
@@ -75,9 +77,12 @@ pub(crate) fn run(root: &Path, works: &[String], rounds: usize) -> Result<(Vec<V
     if wanted(&START) {
         measured.push((START, times));
     }
+    if wanted(&FIRST) {
+        measured.push((FIRST, first_answer::measure(root, &mesh, rounds.max(1))?));
+    }
     mesh.down()?;
     println!(
-        "\n{:<11} {:<10} {:<19} {:>10} {:>10} {:>10} {:>10}",
+        "\n{:<12} {:<10} {:<19} {:>10} {:>10} {:>10} {:>10}",
         "work", "candidate", "metric", "median", "min", "max", "limit"
     );
     let (mut results, mut broken) = (Vec::new(), Vec::new());
@@ -85,7 +90,7 @@ pub(crate) fn run(root: &Path, works: &[String], rounds: usize) -> Result<(Vec<V
         values.sort_by(f64::total_cmp);
         let (least, median, most) = spread(&values).context("nothing was measured")?;
         let Limit { work, metric, unit, most: allowed, judged } = limit;
-        println!("{work:<11} {:<10} {metric:<19} {median:>10.1} {least:>10.1} {most:>10.1} {allowed:>10.1}", "outrigger");
+        println!("{work:<12} {:<10} {metric:<19} {median:>10.1} {least:>10.1} {most:>10.1} {allowed:>10.1}", "outrigger");
         results.push(json!({
             "work": work, "candidate": "outrigger", "metric": metric, "unit": unit,
             "min": least, "median": median, "max": most, "rounds": values.len(), "limit": allowed,
@@ -123,7 +128,7 @@ mod tests {
     #[test]
     fn the_works_with_limits_are_measured_by_themselves() {
         let wanted = |works: &[&str]| are_wanted(&works.iter().map(|work| (*work).to_owned()).collect::<Vec<_>>());
-        assert!(wanted(&["idle"]) && wanted(&["start", "idle"]));
+        assert!(wanted(&["idle"]) && wanted(&["start", "idle"]) && wanted(&["first-answer"]));
         assert!(!wanted(&[]) && !wanted(&["idle", "pair-h1-64"]));
     }
 

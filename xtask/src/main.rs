@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod demo;
 mod ebpf;
+mod first_answer;
 mod fuzz;
 mod generate;
 mod instructions;
@@ -45,7 +46,7 @@ enum Command {
     },
     /// The measurements of the performance table, side by side with the peers
     ///
-    /// A missing peer ends the run with exit code 3; a result beyond its limit (idle, start) and a turn that came to nothing
+    /// A missing peer ends the run with exit code 3; a result beyond its limit (idle, start, first-answer) and a turn that came to nothing
     /// end it with 1. A ratio to a peer that is missed is told, and ends nothing.
     #[command(after_help = "Examples:
   cargo xtask bench                                    all works, three rounds

@@ -4,6 +4,7 @@
 //! milliseconds, drawn anew each time and as often short as long; from then on it reads nothing of it. With `--anytime` it also closes before it reads,
 //! after it carried an order out, and within its answer. `GET /` on the port after it tells what was carried out.
 //! `ledger post HOST:PORT COUNT CONNECTIONS PAUSE` sends so many orders and prints what it heard, as one line of JSON.
+//! `ledger first HOST:PORT` asks until it is answered, and prints when that was, in microseconds since the epoch.
 //! `ledger banner PORT` is a server that speaks first; `ledger greet HOST:PORT TIMES` prints how long its words took, in
 //! microseconds.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its answer is its output")]
@@ -23,6 +24,7 @@ use tokio::time::{sleep, timeout};
 
 const USAGE: &str = "usage: ledger serve PORT MIN MAX [--anytime]
        ledger post HOST:PORT COUNT CONNECTIONS PAUSE
+       ledger first HOST:PORT
        ledger banner PORT
        ledger greet HOST:PORT TIMES";
 
@@ -39,6 +41,10 @@ async fn run(words: &[&str]) -> Result<()> {
         ["post", target, count, connections, pause] => {
             let plan = Plan { target: (*target).to_owned(), count: count.parse()?, pause: milliseconds(pause)? };
             println!("{}", post(plan, connections.parse()?).await?);
+            Ok(())
+        }
+        ["first", target] => {
+            println!("{}", first(target).await?);
             Ok(())
         }
         ["banner", port] => banner(port.parse().context("PORT")?).await,
@@ -243,6 +249,25 @@ async fn one(plan: &Plan, id: u64, open: &mut Option<(TcpStream, Vec<u8>)>) -> R
         }
         ensure!(socket.read_buf(bytes).await.context("cannot read")? > 0, "the connection was closed without an answer");
     }
+}
+
+async fn first(target: &str) -> Result<u128> {
+    let address = tokio::net::lookup_host(target).await?.next().context("no address")?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < deadline {
+        let asked = async {
+            let mut socket = TcpStream::connect(address).await?;
+            socket.write_all(b"GET / HTTP/1.1\r\nhost: first\r\nconnection: close\r\n\r\n").await?;
+            let mut heard = Vec::new();
+            while !heard.ends_with(b"\r\n") && socket.read_buf(&mut heard).await? > 0 {}
+            anyhow::Ok(heard.starts_with(b"HTTP/1.1 200 "))
+        };
+        if matches!(timeout(Duration::from_secs(1), asked).await, Ok(Ok(true))) {
+            return Ok(UNIX_EPOCH.elapsed()?.as_micros());
+        }
+        sleep(Duration::from_micros(200)).await;
+    }
+    bail!("no answer within 30 s")
 }
 
 async fn banner(port: u16) -> Result<()> {

@@ -78,7 +78,7 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     }
     let alone: Vec<String> = works.iter().map(|work| work.name.to_owned()).filter(|name| limits::is_one(name)).collect();
     if !wish.only.is_empty() && limits::are_wanted(&wish.only) {
-        let (results, verdict) = limits::run(root, &alone, wish.rounds)?;
+        let (results, verdict) = limits::run(root, wish.built(root)?, &alone, wish.rounds)?;
         print_judged(&results);
         wish.write(&results)?;
         return verdict;
@@ -108,8 +108,8 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     let mut verdict = Ok(());
     // What has a limit of its own is measured alone on the machine, also where it stands in the table beside the peers.
     let limited: Vec<String> = alone.into_iter().filter(|name| name != "idle").collect();
-    if !limited.is_empty() && wish.binary.is_none() {
-        let (more, kept) = limits::run(root, &limited, wish.rounds)?;
+    if !limited.is_empty() {
+        let (more, kept) = limits::run(root, binary, &limited, wish.rounds)?;
         print_judged(&more);
         results.extend(more);
         wish.write(&results)?;

@@ -59,6 +59,7 @@ pub(crate) const WORKS: &[Work] = &[
     Work { name: "config-1000", also: None, text: "1,000 services known, 5 used", kind: Kind::Scale { services: 1_000 } },
     Work { name: "config-10000", also: None, text: "10,000 services known, 5 used", kind: Kind::Scale { services: 10_000 } },
     Work { name: "start", also: None, text: "start of a pod until it is ready", kind: Kind::Alone },
+    Work { name: "first-answer", also: None, text: "first answer of a sidecar started again", kind: Kind::Alone },
 ];
 
 /// The metrics with their units, in the order of the table.
