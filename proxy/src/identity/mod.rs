@@ -5,4 +5,5 @@ pub(crate) mod source;
 pub(crate) mod spiffe;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
+mod verified;
 pub(crate) mod verify;

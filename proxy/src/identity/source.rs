@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::StreamExt as _;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
@@ -114,7 +115,7 @@ impl Identity {
             changed: watch::Sender::new(0),
             trust: Arc::default(),
             clock,
-            provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+            provider: Arc::new(provider()),
         }
     }
 
@@ -349,6 +350,16 @@ fn expiry(leaf: &CertificateDer<'_>) -> Result<Duration, IdentityError> {
 /// Between two tries to reach the Workload API.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What is offered, the cheapest first: a handshake hashes a few kilobytes, and processors do that for SHA-256 by themselves.
+fn provider() -> CryptoProvider {
+    let suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    CryptoProvider { cipher_suites: suites, ..rustls::crypto::aws_lc_rs::default_provider() }
+}
 
 #[cfg(test)]
 mod tests {

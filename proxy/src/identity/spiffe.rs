@@ -16,7 +16,14 @@ pub(crate) struct TrustDomain(spiffe::TrustDomain);
 
 /// `spiffe://TRUST-DOMAIN/PATH`. Cheap to clone.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) struct SpiffeId(Arc<spiffe::SpiffeId>);
+pub(crate) struct SpiffeId(Arc<Known>);
+
+/// An ID and its text, which rules compare with every request.
+#[derive(Eq, Hash, Ord, PartialEq, PartialOrd)]
+struct Known {
+    text: Box<str>,
+    id: spiffe::SpiffeId,
+}
 
 /// Why a text is not a SPIFFE ID or a trust domain.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +60,17 @@ impl TrustDomain {
 impl SpiffeId {
     /// The trust domain that vouches for it.
     pub(crate) fn trust_domain(&self) -> TrustDomain {
-        TrustDomain(self.0.trust_domain().clone())
+        TrustDomain(self.0.id.trust_domain().clone())
+    }
+
+    /// The whole text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0.text
     }
 
     /// The path, with its leading slash.
     pub(crate) fn path(&self) -> &str {
-        self.0.path()
+        self.0.id.path()
     }
 
     /// The service account, where the path is `/ns/NAMESPACE/sa/NAME`.
@@ -97,7 +109,7 @@ impl FromStr for SpiffeId {
         if id.to_string() != text {
             return Err(fail("its trust domain is not in lower case".to_owned()));
         }
-        Ok(Self(Arc::new(id)))
+        Ok(Self(Arc::new(Known { text: text.into(), id })))
     }
 }
 
@@ -107,9 +119,15 @@ impl fmt::Display for TrustDomain {
     }
 }
 
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.id, f)
+    }
+}
+
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(self.as_str())
     }
 }
 

@@ -18,6 +18,7 @@ use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyUsage};
 use x509_parser::extensions::GeneralName;
 
 use super::spiffe::{SpiffeId, TrustDomain};
+use super::verified::Verified;
 
 /// Authorities of each trust domain. Replaced as a whole when one of them changes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -50,6 +51,7 @@ pub(crate) struct ServerVerifier {
     bundles: Arc<ArcSwap<Bundles>>,
     expected: SpiffeId,
     algorithms: WebPkiSupportedAlgorithms,
+    verified: Verified,
 }
 
 /// Verifies a client: it must be of the own trust domain.
@@ -58,6 +60,7 @@ pub(crate) struct ClientVerifier {
     domain: TrustDomain,
     demand: ClientDemand,
     algorithms: WebPkiSupportedAlgorithms,
+    verified: Verified,
 }
 
 /// Must a client show a certificate?
@@ -129,7 +132,7 @@ pub(crate) fn identity_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerErr
 impl ServerVerifier {
     /// Verifies that a server is `expected`.
     pub(crate) fn new(bundles: Arc<ArcSwap<Bundles>>, expected: SpiffeId, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { bundles, expected, algorithms }
+        Self { bundles, expected, algorithms, verified: Verified::default() }
     }
 }
 
@@ -141,7 +144,7 @@ impl ClientVerifier {
         demand: ClientDemand,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Self {
-        Self { bundles, domain, demand, algorithms }
+        Self { bundles, domain, demand, algorithms, verified: Verified::default() }
     }
 }
 
@@ -154,8 +157,9 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let bundles = self.bundles.load();
-        let actual = bundles.verify(end_entity, intermediates, KeyUsage::server_auth(), &self.algorithms, now)?;
+        let verify =
+            |bundles: &Bundles| bundles.verify(end_entity, intermediates, KeyUsage::server_auth(), &self.algorithms, now);
+        let actual = once(&self.verified, &self.bundles, end_entity, intermediates, now, verify)?;
         if actual == self.expected {
             Ok(ServerCertVerified::assertion())
         } else {
@@ -202,8 +206,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let bundles = self.bundles.load();
-        let actual = bundles.verify(end_entity, intermediates, KeyUsage::client_auth(), &self.algorithms, now)?;
+        let verify =
+            |bundles: &Bundles| bundles.verify(end_entity, intermediates, KeyUsage::client_auth(), &self.algorithms, now);
+        let actual = once(&self.verified, &self.bundles, end_entity, intermediates, now, verify)?;
         let domain = actual.trust_domain();
         if domain == self.domain {
             Ok(ClientCertVerified::assertion())
@@ -245,6 +250,24 @@ impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClientVerifier({})", self.domain)
     }
+}
+
+/// Verifies a chain, unless it is known to be good.
+fn once(
+    verified: &Verified,
+    bundles: &ArcSwap<Bundles>,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+    verify: impl FnOnce(&Bundles) -> Result<SpiffeId, rustls::Error>,
+) -> Result<SpiffeId, rustls::Error> {
+    let bundles = bundles.load_full();
+    if let Some(id) = verified.find(leaf, intermediates, &bundles, now) {
+        return Ok(id);
+    }
+    let id = verify(&bundles)?;
+    verified.keep(leaf, intermediates, &bundles, &id);
+    Ok(id)
 }
 
 fn only_tls13() -> rustls::Error {

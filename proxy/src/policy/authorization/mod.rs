@@ -262,8 +262,7 @@ impl Authorization {
         if self.deny.is_empty() && self.allow.is_empty() {
             return self.otherwise.clone();
         }
-        let principal = peer.identity.as_ref().map(ToString::to_string);
-        let question = Question { peer, principal: principal.as_deref(), request, claims };
+        let question = Question { peer, principal: peer.identity.as_ref().map(SpiffeId::as_str), request, claims };
         let find = |policies: &[Arc<AuthorizationPolicy>], least| {
             policies.iter().find_map(|policy| policy.find(question, least).cloned())
         };
@@ -288,8 +287,11 @@ impl Rule {
 
 impl Caller {
     fn truth(&self, question: Question<'_>) -> Truth {
-        let namespace = question.peer.identity.as_ref().and_then(SpiffeId::account).map(|(namespace, _)| namespace);
-        text_truth(self.principals.as_deref(), question.principal).min(text_truth(self.namespaces.as_deref(), namespace))
+        let namespaces = self.namespaces.as_deref().map_or(Truth::True, |namespaces| {
+            let namespace = question.peer.identity.as_ref().and_then(SpiffeId::account).map(|(namespace, _)| namespace);
+            text_truth(Some(namespaces), namespace)
+        });
+        text_truth(self.principals.as_deref(), question.principal).min(namespaces)
     }
 }
 
