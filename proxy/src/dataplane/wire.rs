@@ -32,6 +32,8 @@ struct Conn {
     left: Bytes,
     /// Was written and has not been sent yet, in clear.
     out: Vec<u8>,
+    /// How much was collected in the last turn, as the next one will hardly need less.
+    usual: usize,
     /// How much of `out` was sent already. Always 0 with TLS.
     sent: usize,
     ended: bool,
@@ -58,7 +60,8 @@ impl Wire {
 
     fn new(io: BoxedIo, tls: Option<Box<rustls::Connection>>) -> Self {
         let out = Vec::new();
-        let conn = Conn { io, tls, left: Bytes::new(), out, sent: 0, ended: false, closing: false, heard: 0, failed: None };
+        let conn =
+            Conn { io, tls, left: Bytes::new(), out, usual: 0, sent: 0, ended: false, closing: false, heard: 0, failed: None };
         Self(Arc::new(Mutex::new(conn)))
     }
 
@@ -81,6 +84,9 @@ impl Wire {
 
 impl Conn {
     fn turn(&mut self, cx: &mut Context<'_>) {
+        if !self.out.is_empty() {
+            self.usual = self.out.len();
+        }
         if self.failed.is_none()
             && let Poll::Ready(Err(error)) = self.poll_send(cx)
         {
@@ -129,6 +135,9 @@ impl Conn {
         }
         if self.out.len() >= OUT_MAX {
             ready!(self.poll_send(cx))?;
+        }
+        if self.out.capacity() == 0 {
+            self.out.reserve(self.usual);
         }
         let mut taken = 0;
         for piece in pieces {

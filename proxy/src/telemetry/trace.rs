@@ -114,10 +114,10 @@ impl TraceContext {
 
     fn traceparent(&self) -> [u8; TRACEPARENT_LENGTH] {
         let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        let digits = self.trace.0.iter().chain(&self.span.0).chain(std::iter::once(&self.flags)).flat_map(hex_digits);
-        // The template's dashes stay; everything after the version is filled in order.
-        for (place, digit) in out.iter_mut().skip(3).filter(|place| **place != b'-').zip(digits) {
-            *place = digit;
+        // The template's dashes stay.
+        let parts: [(_, &[u8]); 3] = [(3..35, &self.trace.0), (36..52, &self.span.0), (53..55, &[self.flags])];
+        for (place, bytes) in parts {
+            write_hex(out.get_mut(place).unwrap_or_default(), bytes);
         }
         out
     }
@@ -173,10 +173,12 @@ impl fmt::Debug for SpanId {
 
 /// "Vendors MUST ignore the traceparent when ... not lowercase hex" (section 3.2.2): capitals are refused.
 fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
-    let nibble = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+    let mut good = true;
+    // Without a branch for each digit: this runs for every request.
+    let mut nibble = |digit: u8| {
+        let (number, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
+        good &= number < 10 || letter < 6;
+        if number < 10 { number } else { letter.wrapping_add(10) }
     };
     if text.len() != N * 2 {
         return None;
@@ -184,14 +186,18 @@ fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let mut out = [0; N];
     for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
         let [high, low] = pair else { return None };
-        *byte = nibble(*high)? << 4 | nibble(*low)?;
+        *byte = nibble(*high) << 4 | nibble(*low) & 0x0f;
     }
-    Some(out)
+    good.then_some(out)
 }
 
-fn hex_digits(byte: &u8) -> [u8; 2] {
+fn write_hex(place: &mut [u8], bytes: &[u8]) {
     let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
-    [digit(byte >> 4), digit(byte & 0x0f)]
+    for (pair, byte) in place.chunks_exact_mut(2).zip(bytes) {
+        if let [high, low] = pair {
+            (*high, *low) = (digit(byte >> 4), digit(byte & 0x0f));
+        }
+    }
 }
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

@@ -62,7 +62,7 @@ pub(crate) enum Upstream<'a> {
 #[derive(Debug)]
 pub(crate) struct Tried {
     pub(crate) endpoint: Option<Arc<Endpoint>>,
-    pub(crate) outcome: Result<Sent, Failed>,
+    pub(crate) outcome: Result<Box<Sent>, Failed>,
     /// Held while the answer's body is on its way.
     pub(crate) slot: Option<Slot>,
 }
@@ -224,7 +224,7 @@ async fn repeat(
     destination: &Destination,
     replay: Replay,
     mut unread: hyper::Error,
-) -> Result<Sent, SendError> {
+) -> Result<Box<Sent>, SendError> {
     let speaks = if form == Form::Http1 { Speaks::Http1 } else { Speaks::Http2 };
     for _ in 0..REPEATS_MAX {
         let Some(Ok(request)) = replay.body().map(|body| head.request(form, destination.address, body)) else { break };
@@ -313,7 +313,7 @@ pub(crate) fn said<B>(response: &Response<B>, reason: Reason) -> bool {
     response.headers().get(&REASON).is_some_and(|word| word.as_bytes() == reason.as_str().as_bytes())
 }
 
-fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Sent, Failed>) {
+fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Box<Sent>, Failed>) {
     let outcome = match sent {
         Ok(sent) if !effective_status(sent).is_server_error() => Outcome::Success,
         // A limit of our own is not the endpoint's fault, nor is a caller that stands still, breaks off or sends nonsense.

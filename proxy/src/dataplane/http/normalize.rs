@@ -9,6 +9,7 @@
 //! path the application will see. So it is with a `%` that begins no escape, and of such a path nothing at all is changed.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -158,6 +159,10 @@ fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
         }
         (None, None) => return Ok(None),
     };
+    // Most requests of a thread name what the last one did, which is good as it stands.
+    if let Some(known) = LAST.with_borrow(|last| last.as_ref().filter(|last| last.as_str() == authority).cloned()) {
+        return Ok(Some(known));
+    }
     // An http URI has a host (RFC 9110 4.2.1), so a request without one has no target.
     if self::host(authority).is_empty() {
         return Err(Reject::BadRequest("a Host that is empty"));
@@ -171,7 +176,13 @@ fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
     } else {
         Authority::try_from(authority)
     };
-    parsed.map(Some).map_err(|_not_one| none)
+    let parsed = parsed.map_err(|_not_one| none)?;
+    LAST.set(Some(parsed.clone()));
+    Ok(Some(parsed))
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Authority>> = const { RefCell::new(None) };
 }
 
 /// The host of an authority, without port.

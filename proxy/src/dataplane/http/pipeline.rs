@@ -140,7 +140,7 @@ pub(crate) async fn handle(
 
 /// A destination's answer, and what it takes to pass it on.
 struct Answered {
-    tried: Box<Tried>,
+    tried: Tried,
     response_edits: Vec<Arc<HeaderEdit>>,
     weighted_edit: Option<HeaderEdit>,
     /// The answer comes from another sidecar.
@@ -435,7 +435,7 @@ async fn line(
     // response
     Ok(Answered {
         from_link: tried.endpoint.as_ref().is_some_and(|endpoint| super::attempt::peer_of(endpoint).is_some()),
-        tried: Box::new(tried),
+        tried,
         response_edits: response_headers.iter().cloned().collect(),
         weighted_edit,
         upgrade: head.upgrade,
@@ -580,11 +580,12 @@ fn respond(
     http1: bool,
 ) -> Response<Body> {
     let Answered { tried, response_edits, weighted_edit, from_link, upgrade, request } = answered;
-    let Tried { outcome, slot, .. } = *tried;
+    let Tried { outcome, slot, .. } = tried;
     let Ok(sent) = outcome else {
         debug_assert!(false, "the line returned an answer");
         return Reject::UpstreamReset.render(false);
     };
+    let sent = *sent;
     let marks = sent.marks;
     let (mut parts, incoming) = sent.response.into_parts();
     if marks.has(Mark::TRANSFER_ENCODING) && !normalize::decoded(&parts.headers) {
@@ -593,7 +594,7 @@ fn respond(
         return reject.render(false);
     }
     // An answer of the mesh, in the server's place, says nothing about the server.
-    if !parts.headers.contains_key(&REASON) {
+    if !(marks.has(Mark::RESERVED) && parts.headers.contains_key(&REASON)) {
         connection.answered();
     }
     let accepted = upgrade.as_ref().filter(|_| {

@@ -191,14 +191,15 @@ impl Heads {
         let used = self.until_line_end(bytes, At::Name);
         if self.answers {
             // `HTTP/1.1 100 Continue`, but 101 is the answer.
-            for byte in bytes.iter().take(used) {
-                match (self.line, byte) {
-                    (9, byte) => self.interim = *byte == b'1',
-                    (11, b'1') => self.interim = false,
-                    _other => {}
-                }
-                self.line = self.line.saturating_add(1);
+            let line = self.line;
+            let at = |place: usize| bytes.iter().take(used).nth(place.checked_sub(line)?);
+            if let Some(byte) = at(9) {
+                self.interim = *byte == b'1';
             }
+            if at(11) == Some(&b'1') {
+                self.interim = false;
+            }
+            self.line = line.saturating_add(used);
         } else {
             self.fragment |= bytes.iter().take(used).any(|byte| *byte == b'#');
         }

@@ -123,7 +123,7 @@ pub(crate) enum Reuse {
     Fresh,
 }
 
-/// An answer, and what it holds until its body is through.
+/// An answer, and what it holds until its body is through. It is large, and boxed where it is made: it is handed on a few times.
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) response: Response<Inflow>,
@@ -224,13 +224,13 @@ impl Pool {
         speaks: Speaks,
         request: Request<Body>,
         reuse: Reuse,
-    ) -> Result<Sent, SendError> {
+    ) -> Result<Box<Sent>, SendError> {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
             let Answered { response, upgrading, place } = self.send_shared(to, request).await?;
             let lease = Lease { one: None, _place: Some(place), _load: load };
             let marks = Marks::of(response.headers());
-            Ok(Sent { response, marks, upgrading, spelling: None, lease })
+            Ok(Box::new(Sent { response, marks, upgrading, spelling: None, lease }))
         } else {
             let (mut response, single) = self.send_single(to, request, reuse).await?;
             let marks = Marks::of(response.headers());
@@ -240,7 +240,7 @@ impl Pool {
             let spelling = single.answers.answered();
             let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _place: None, _load: load };
             let upgrading = response.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
-            Ok(Sent { response: response.map(Inflow::Codec), marks, upgrading, spelling, lease })
+            Ok(Box::new(Sent { response: response.map(Inflow::Codec), marks, upgrading, spelling, lease }))
         }
     }
 
