@@ -2,8 +2,10 @@
 
 mod attacks;
 mod config;
+mod cost;
 mod fidelity;
 mod http;
+mod link;
 mod opaque;
 mod outbound;
 mod refusals;

@@ -1,0 +1,79 @@
+//! What a request costs in memory: allocations while it passes, and the size of what is kept for it.
+#![expect(unsafe_code, reason = "an allocator is unsafe to write; this one only counts")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
+
+use super::world::{World, app_at, get, pod, service, text, vip};
+use crate::dataplane::http::pipeline;
+
+/// The system's allocator, counted for each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+// SAFETY: everything is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        // SAFETY: as our caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: as our caller promises.
+        unsafe { System.dealloc(place, layout) }
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        // SAFETY: as our caller promises.
+        unsafe { System.realloc(place, layout, size) }
+    }
+}
+
+/// What an asynchronous function keeps while it runs.
+fn kept<A, B, C, D, F: Future>(_function: impl Fn(A, B, C, D) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_through_the_pair_allocates_no_more_than_it_did() {
+    let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1)]);
+    let web = world.sidecar("web", "web-1", 2);
+    world.sidecar("api", "api-1", 3);
+    world.app(app_at(3), |_| text("api"));
+    let io = TokioIo::new(world.connect(&web, vip(1)));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async |count: u64| {
+        let before = ALLOCATIONS.get();
+        for _ in 0..count {
+            sender.ready().await.unwrap();
+            let answer = sender.send_request(get("/")).await.unwrap();
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "api");
+        }
+        (ALLOCATIONS.get() - before) / count
+    };
+    ask(200).await;
+    let each = ask(200).await;
+    assert!(each <= ALLOCATIONS_MAX, "{each} allocations, client and application among them");
+}
+
+#[test]
+fn what_is_kept_for_a_request_is_small() {
+    let kept = kept(pipeline::handle);
+    assert!(kept <= KEPT_MAX, "{kept} bytes beside the line itself, which is boxed");
+}
+
+/// A few more than were measured.
+const ALLOCATIONS_MAX: u64 = 70;
+const KEPT_MAX: usize = 1_400;

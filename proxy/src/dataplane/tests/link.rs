@@ -1,0 +1,98 @@
+//! Shared connections: how many there are and when, what becomes of old ones, and of peers that say nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, advance, sleep};
+
+use super::world::{Heard, World, app_at, ask, ask_h2, document, get, pod, service, text, vip};
+use crate::dataplane::Proxy;
+
+/// `web` calls `api`, which takes its time when it is asked for `/slow`, and that many requests at once on a connection.
+fn pair(streams: u32) -> (World, Arc<Proxy>) {
+    let world = World::new(&[
+        pod("web", "web-1", 2),
+        pod("api", "api-1", 3),
+        service("api", "api", 1),
+        document("Mesh", "mesh", json!({ "limits": { "concurrentStreams": streams } })),
+    ]);
+    let web = world.sidecar("web", "web-1", 2);
+    world.sidecar("api", "api-1", 3);
+    world.slow_app(app_at(3), |request| async move {
+        if request.uri().path() == "/slow" {
+            sleep(Duration::from_secs(1)).await;
+        }
+        text("api")
+    });
+    (world, web)
+}
+
+/// That many slow requests at once, behind one that made the peer's limits known.
+async fn at_once(world: &World, web: &Arc<Proxy>, count: usize) -> Vec<Heard> {
+    assert_eq!(ask(world.connect(web, vip(1)), get("/")).await.status, 200);
+    join_all((0..count).map(|_| ask(world.connect(web, vip(1)), get("/slow")))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_connection_is_opened_when_no_stream_is_left_and_no_sooner() {
+    let (world, web) = pair(2);
+    for (count, connections) in [(2, 1), (5, 3), (6, 3)] {
+        assert!(at_once(&world, &web, count).await.iter().all(|heard| heard.status == 200), "{count}");
+        assert_eq!(world.dialled().len(), connections, "{count}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_on_any_connection_waits_for_one() {
+    let (world, web) = pair(1);
+    let begun = Instant::now();
+    assert!(at_once(&world, &web, 40).await.iter().all(|heard| heard.status == 200));
+    assert_eq!(world.dialled().len(), 16);
+    let long = begun.elapsed();
+    assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&long), "16, 16 and 8 at a time took {long:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_connection_ends_what_it_carries_and_takes_nothing_new() {
+    let (world, web) = pair(100);
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    for _ in 0..2 {
+        // Shorter than the time after which an idle connection is closed.
+        advance(Duration::from_secs(11 * 60)).await;
+        assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    }
+    assert_eq!(world.dialled().len(), 1, "no connection is old before four fifths of half an hour");
+    let slow = ask(world.connect(&web, vip(1)), get("/slow"));
+    let (slow, ()) = tokio::join!(slow, async {
+        sleep(Duration::from_millis(10)).await;
+        advance(Duration::from_secs(9 * 60)).await;
+        assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    });
+    assert_eq!(slow.status, 200);
+    assert_eq!(world.dialled().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_any_more_is_given_up() {
+    let mut silent = pod("api", "api-1", 3);
+    // Not declared: the application is spoken to as its caller speaks.
+    silent["spec"]["ports"][0]["name"] = json!("main");
+    let world = World::new(&[pod("web", "web-1", 2), silent, service("api", "api", 1)]);
+    let web = world.sidecar("web", "web-1", 2);
+    world.sidecar("api", "api-1", 3);
+    world.raw_app(app_at(3), |mut stream, _| {
+        tokio::spawn(async move {
+            // The empty settings of a server, and then silence.
+            stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
+        });
+    });
+    let begun = Instant::now();
+    let heard = ask_h2(world.connect(&web, vip(1)), get("/")).await;
+    assert_eq!((heard.status, heard.reason()), (502, "upstream_reset"), "{}", heard.body);
+    let long = begun.elapsed();
+    assert!((Duration::from_secs(7)..Duration::from_secs(15)).contains(&long), "{long:?}");
+}
