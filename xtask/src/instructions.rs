@@ -123,6 +123,10 @@ impl Counted {
         }
         let place = cgroup_root()?.join(format!("outrigger/pods/{}.{}/sidecar", pod.name.namespace, pod.name.name));
         let out = profiles.join(format!("{}.out", pod.name.name));
+        // The sidecar of an earlier run left it to a user of its own.
+        if out.exists() {
+            std::fs::remove_file(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+        }
         // A shell waits in the new place until the own sidecar has left its ports.
         let script = "read go; exec setpriv --reuid \"$0\" --regid \"$0\" --clear-groups --no-new-privs --inh-caps=-all \"$@\"";
         let mut command = Command::new("nsenter");
