@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
@@ -66,7 +67,12 @@ enum Words {
 /// The client's connection broke.
 pub(crate) async fn meet<'a>(io: &mut BoxedIo, quiet: Duration, reach: impl FnOnce() -> Reaching<'a>) -> io::Result<Met<'a>> {
     let mut sniffer = Sniffer::new(SILENCE_MAX);
-    if let Ok(sniffed) = timeout(quiet, sniffer.sniff(io)).await {
+    // A timer of no time rings with the next millisecond.
+    let early = match quiet {
+        Duration::ZERO => sniffer.sniff(io).now_or_never(),
+        quiet => timeout(quiet, sniffer.sniff(io)).await.ok(),
+    };
+    if let Some(sniffed) = early {
         return Ok(Met::client(sniffed?, sniffer.into_bytes()));
     }
     let mut ahead = Some(Ahead { way: Way::Reaching(reach()), said: BytesMut::new() });
