@@ -1,13 +1,21 @@
-//! Memory that only the start needed is given back.
+//! Memory that is not needed any more is given back.
 //!
 //! Starting walks through much of the program once: arguments, TLS set-up, the first handshakes. The pages of code that
 //! this touched stay mapped for good, some ten megabytes of them, although an idle sidecar runs through one or two. They
 //! are unmapped once, when the start is over; what is run again comes back from the page cache by a minor fault
 //! (`madvise(2)`, `MADV_DONTNEED` on a private file mapping that nobody wrote to).
-#![expect(unsafe_code, reason = "madvise has no safe wrapper")]
+#![expect(unsafe_code, reason = "neither madvise nor the allocator has a safe wrapper")]
 
 use std::io;
 use std::path::Path;
+
+// The program's allocator; named so that it is linked wherever this is called.
+use mimalloc as _;
+
+unsafe extern "C" {
+    /// Frees what the calling thread freed and kept, and purges it.
+    fn mi_collect(force: bool);
+}
 
 /// Unmaps the code pages of this program. Returns the size of the mappings in bytes, not what was resident of them.
 ///
@@ -27,6 +35,12 @@ pub(crate) fn release_start_code() -> io::Result<usize> {
         released += length;
     }
     Ok(released)
+}
+
+/// Gives what the calling thread freed back to the system, which the allocator would do at some later allocation.
+pub(crate) fn release_freed() {
+    // SAFETY: the function has no precondition; it may be called in any thread, whether that ever allocated or not.
+    unsafe { mi_collect(true) }
 }
 
 /// Start and length of the mappings of `program` in a `/proc/PID/maps` that hold code and are not writable. Data that is

@@ -52,15 +52,39 @@ pub(super) enum Leads {
     Refused(Reject),
 }
 
+/// A client that speaks HTTP.
+struct Caller {
+    first: Bytes,
+    io: BoxedIo,
+    serves: Serves,
+    connection: Arc<Connection>,
+}
+
 /// Serves a connection that the own application opened.
 pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
+    // Learning what is spoken takes more room than serving it does, and is over soon.
+    if let Some(Caller { first, io, serves, connection }) = Box::pin(meet_outbound(proxy, accepted)).await {
+        serve(first, io, serves, connection).await;
+    }
+}
+
+/// Serves a connection that came to the pod.
+pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
+    if let Some(Caller { first, io, serves, connection }) = Box::pin(meet_inbound(proxy, accepted)).await {
+        serve(first, io, serves, connection).await;
+    }
+}
+
+/// Learns what the own application speaks, and carries it to its end if it is no HTTP.
+async fn meet_outbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
     let Accepted { mut io, peer, original, drain } = accepted;
     let leads = lookup(&proxy, original).await;
     let (declared, refuse) = match &leads {
         Leads::Service(port) => (port.protocol, None),
         // A sidecar's metrics are served in plaintext, to scrapers in the mesh as to those outside of it.
         Leads::Workload(_) if original.port() == proxy_common::PORT_METRICS => {
-            return opaque::passthrough(&proxy, io, peer, original).await;
+            opaque::passthrough(&proxy, io, peer, original).await;
+            return None;
         }
         Leads::Workload(_) => (AppProtocol::Detect, None),
         Leads::Refused(reject) => {
@@ -71,7 +95,8 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         }
         Leads::Outside => {
             proxy.telemetry.metrics.egress(EgressVerdict::Allowed);
-            return opaque::passthrough(&proxy, io, peer, original).await;
+            opaque::passthrough(&proxy, io, peer, original).await;
+            return None;
         }
     };
     let limits = proxy.published.current().mesh.limits;
@@ -90,9 +115,13 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
             record.protocol = Protocol::Unknown;
             record.begun(begun);
             record.ends = Ends::of(&proxy, Direction::Outbound, None, original);
-            return record.refused(&Reject::RequestTimeout);
+            record.refused(&Reject::RequestTimeout);
+            return None;
         }
-        Err(error) => return debug!(%error, "a client left before it said anything"),
+        Err(error) => {
+            debug!(%error, "a client left before it said anything");
+            return None;
+        }
     };
     let connection = |refuse| {
         Arc::new(Connection {
@@ -108,24 +137,26 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
         })
     };
     match sniffed {
-        Sniffed::Http1 => serve(Prefixed::join(first, io), Serves::Http1, connection(refuse)).await,
-        Sniffed::Http2 => serve(Prefixed::join(first, io), Serves::Http2, connection(refuse)).await,
+        Sniffed::Http1 => Some(Caller { first, io, serves: Serves::Http1, connection: connection(refuse) }),
+        Sniffed::Http2 => Some(Caller { first, io, serves: Serves::Http2, connection: connection(refuse) }),
         // The application's own TLS is opaque to us.
         Sniffed::Tls | Sniffed::Opaque => {
             let reaching = ahead.map_or_else(reach, |ahead| Box::pin(ahead.reached()));
             Box::pin(opaque::outbound(&proxy, Prefixed::join(first, io), peer, begun, reaching)).await;
+            None
         }
     }
 }
 
-/// Serves a connection that came to the pod.
-pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
+/// Learns what a client of the pod speaks, and carries it to its end if it is no HTTP, or a link.
+async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
     let Accepted { mut io, peer, original, drain } = accepted;
     let refuse = own_port(original).then_some(Reject::OwnPort);
     if refuse.is_some() {
         let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
         record.protocol = Protocol::Unknown;
-        return record.refused(&Reject::OwnPort);
+        record.refused(&Reject::OwnPort);
+        return None;
     }
     let limits = proxy.published.current().mesh.limits;
     let begun = Instant::now();
@@ -140,14 +171,21 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
             record.protocol = Protocol::Unknown;
             record.begun(begun);
             record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
-            return record.refused(&Reject::RequestTimeout);
+            record.refused(&Reject::RequestTimeout);
+            return None;
         }
-        Err(error) => return debug!(%error, "a client left before it said anything"),
+        Err(error) => {
+            debug!(%error, "a client left before it said anything");
+            return None;
+        }
     };
     let (link, first) = if sniffed == Sniffed::Tls {
         match tls::offers_link(&mut io, first, limits.handshake_timeout).await {
             Ok(answer) => answer,
-            Err(error) => return debug!(%error, "a client left in its handshake"),
+            Err(error) => {
+                debug!(%error, "a client left in its handshake");
+                return None;
+            }
         }
     } else {
         (false, first)
@@ -194,7 +232,7 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
                 record.logged();
             }
         }
-        return;
+        return None;
     }
     let snapshot = proxy.published.current();
     let refuse = match &inbound_port(&snapshot, original).plaintext {
@@ -202,16 +240,22 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
         Plaintext::Permit(_) => None,
     };
     match (sniffed, refuse) {
-        (Sniffed::Http1, refuse) => serve(Prefixed::join(first, io), Serves::Http1, connection(None, false, refuse)).await,
-        (Sniffed::Http2, refuse) => serve(Prefixed::join(first, io), Serves::Http2, connection(None, false, refuse)).await,
+        (Sniffed::Http1, refuse) => {
+            Some(Caller { first, io, serves: Serves::Http1, connection: connection(None, false, refuse) })
+        }
+        (Sniffed::Http2, refuse) => {
+            Some(Caller { first, io, serves: Serves::Http2, connection: connection(None, false, refuse) })
+        }
         (Sniffed::Tls | Sniffed::Opaque, Some(reject)) => {
             let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
             record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
             record.refused(&reject);
+            None
         }
         (Sniffed::Tls | Sniffed::Opaque, None) => {
             drop(snapshot);
             Box::pin(opaque::inbound(&proxy, Prefixed::join(first, io), &stranger, original, ahead)).await;
+            None
         }
     }
 }

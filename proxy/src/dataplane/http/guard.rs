@@ -5,6 +5,7 @@
 //! Invariant: while an answer is on its way, every byte passes. What the codec writes at any other time can only be a
 //! refusal of its own; it is taken away, and the connection is given back to whoever serves it, who says it better.
 
+use std::fmt;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use super::body::{Body, BodyError};
 use super::reject::{Limit, Reject};
 use super::spelling::{Heads, Odd, Spelling};
 use crate::base::net::BoxedIo;
+use crate::dataplane::sniff::Prefixed;
 use crate::policy::limits::Limits;
 
 /// Whose turn it is on one connection. Only the task that serves the connection changes it; the atomics are there because
@@ -38,6 +40,8 @@ pub(crate) struct Turn {
     line_ended: AtomicBool,
     /// The request has a body, which may outlast its answer.
     uploading: AtomicBool,
+    /// Somebody may still read from that body.
+    reading: AtomicBool,
     /// The codec's own words were taken away.
     silenced: AtomicBool,
     /// How the names in the heads are spelled.
@@ -79,12 +83,19 @@ pub(crate) enum Late {
     Idle,
     /// Nothing of an answer is read.
     Reader,
+    /// Nothing came for a short while, and the codec holds nothing: it need not wait here.
+    Rest,
 }
+
+/// Held by whoever reads the body of a request.
+pub(crate) struct Reading(Arc<Turn>);
 
 /// The stream as the codec sees it.
 pub(crate) struct Guarded {
     /// There until it is given back.
     io: Option<BoxedIo>,
+    /// What was read of it already.
+    first: Bytes,
     turn: Arc<Turn>,
 }
 
@@ -96,25 +107,29 @@ pub(crate) struct Watched {
 
 /// The clock of one connection. There is one timer, and it is moved only when it would ring too late.
 pub(crate) struct Clock {
-    seen: (Phase, u32, Option<u32>),
+    /// The phase, the requests, whether a body is read, and what was written to a client that does not read.
+    seen: (Phase, u32, bool, Option<u32>),
     since: Instant,
+    /// The codec may be put away when it has nothing to do.
+    rests: bool,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Turn {
-    /// Of a connection that just opened.
-    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+    /// Of a connection that just opened, or on which requests were answered before.
+    pub(crate) fn new(limits: Limits, opened: bool) -> Arc<Self> {
         Arc::new(Self {
             limits,
             blocked: AtomicBool::new(false),
             writes: AtomicU32::new(0),
             slow: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Idle as u8),
-            requests: AtomicU32::new(0),
+            requests: AtomicU32::new(u32::from(!opened)),
             head_bytes: AtomicUsize::new(0),
             line_bytes: AtomicUsize::new(0),
             line_ended: AtomicBool::new(true),
             uploading: AtomicBool::new(false),
+            reading: AtomicBool::new(false),
             silenced: AtomicBool::new(false),
             heads: Mutex::new(Heads::of_requests()),
             left: Mutex::new(None),
@@ -132,6 +147,12 @@ impl Turn {
         self.requests.store(self.requests.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.set(Phase::Busy);
         self.heads.lock().next_odd()
+    }
+
+    /// Knows of the request's body until what is returned is dropped.
+    pub(crate) fn body_read(self: &Arc<Self>) -> Reading {
+        self.reading.store(true, Ordering::Relaxed);
+        Reading(Arc::clone(self))
     }
 
     /// The connection is a tunnel from now on.
@@ -179,6 +200,14 @@ impl Turn {
 
     fn set(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Is everything that came answered, and nothing of a next request there?
+    fn is_at_rest(&self) -> bool {
+        matches!(self.phase(), Phase::Idle | Phase::Open)
+            && !self.reading.load(Ordering::Relaxed)
+            && !self.silenced.load(Ordering::Relaxed)
+            && self.heads.lock().is_between()
     }
 
     /// Would what is written now be the codec's own?
@@ -241,9 +270,9 @@ impl Turn {
 }
 
 impl Guarded {
-    /// Guards a stream.
-    pub(crate) fn new(io: BoxedIo, turn: Arc<Turn>) -> Self {
-        Self { io: Some(io), turn }
+    /// Guards a stream of which `first` was read already.
+    pub(crate) fn new(first: Bytes, io: BoxedIo, turn: Arc<Turn>) -> Self {
+        Self { io: Some(io), first, turn }
     }
 }
 
@@ -255,41 +284,58 @@ impl Watched {
 }
 
 impl Clock {
-    /// Starts now.
-    pub(crate) fn start(turn: &Turn) -> Self {
+    /// Starts now, or goes on where the clock of the codec before stood.
+    pub(crate) fn start(turn: &Turn, since: Option<Instant>, rests: bool) -> Self {
         let timer = Box::pin(sleep(turn.limits.header_timeout));
-        Self { seen: (Phase::Idle, 0, None), since: Instant::now(), timer }
+        let seen = (Phase::Idle, turn.requests.load(Ordering::Relaxed), false, None);
+        Self { seen, since: since.unwrap_or_else(Instant::now), rests, timer }
     }
 
-    /// Is ready when the client is not to be waited for any longer. To be polled after the codec was: what that did is
-    /// what is looked at.
+    /// Since when the connection has been as it is.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Is ready when the client is not to be waited for any longer, or not here. To be polled after the codec was: what that
+    /// did is what is looked at.
     pub(crate) fn poll_late(&mut self, turn: &Turn, cx: &mut Context<'_>) -> Poll<Late> {
         let blocked = turn.blocked.load(Ordering::Relaxed).then(|| turn.writes.load(Ordering::Relaxed));
-        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed), blocked);
+        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed), turn.reading.load(Ordering::Relaxed), blocked);
         let changed = std::mem::replace(&mut self.seen, seen) != seen;
         let Limits { header_timeout, idle_timeout, stream_timeout, .. } = turn.limits;
         let (limit, late) = match seen {
-            (Phase::Head, _, _) => (header_timeout, Late::Head),
-            (Phase::Idle, 0, _) => (header_timeout, Late::Idle),
-            (Phase::Idle | Phase::Open, _, _) => (idle_timeout, Late::Idle),
-            (Phase::Busy | Phase::Ending, _, Some(_)) => (stream_timeout, Late::Reader),
+            (Phase::Head, ..) => (header_timeout, Late::Head),
+            (Phase::Idle, 0, ..) => (header_timeout, Late::Idle),
+            (Phase::Idle | Phase::Open, ..) => (idle_timeout, Late::Idle),
+            (Phase::Busy | Phase::Ending, _, _, Some(_)) => (stream_timeout, Late::Reader),
             // Whoever answers has deadlines of its own.
-            (Phase::Busy | Phase::Ending, _, None) | (Phase::Tunnel, _, _) => return Poll::Pending,
+            (Phase::Busy | Phase::Ending, _, _, None) | (Phase::Tunnel, ..) => return Poll::Pending,
         };
         if changed {
             self.since = Instant::now();
         }
         let end = self.since + limit;
-        if end < self.timer.deadline() {
-            self.timer.as_mut().reset(end);
+        let mut rest = match seen {
+            (Phase::Idle | Phase::Open, 1.., ..) if self.rests => self.since + REST_AFTER,
+            _other => end,
+        };
+        if end.min(rest) < self.timer.deadline() {
+            self.timer.as_mut().reset(end.min(rest));
         }
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            if Instant::now() >= end {
+            let now = Instant::now();
+            if now >= end {
                 turn.slow.store(late == Late::Reader, Ordering::Relaxed);
                 return Poll::Ready(late);
             }
-            self.timer.as_mut().reset(end);
+            if now >= rest {
+                if turn.is_at_rest() {
+                    return Poll::Ready(Late::Rest);
+                }
+                rest = now + REST_AFTER;
+            }
+            self.timer.as_mut().reset(end.min(rest));
         }
     }
 }
@@ -360,8 +406,17 @@ impl AsyncRead for Guarded {
             // What came before that chunk was passed on, so it is its request that fails.
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
-        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
-        ready!(Pin::new(io).poll_read(cx, buf))?;
+        if self.first.is_empty() {
+            let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+            ready!(Pin::new(io).poll_read(cx, buf))?;
+        } else {
+            let length = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(length));
+            if self.first.is_empty() {
+                // The buffer's memory is not kept for the life of the connection.
+                self.first = Bytes::new();
+            }
+        }
         if let Some(bytes) = buf.filled().get(before..) {
             self.turn.read(bytes);
         }
@@ -416,7 +471,8 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         // A tunnel's stream belongs to nobody else, and goes with it.
         if self.turn.phase() != Phase::Tunnel {
-            *self.turn.left.lock() = self.io.take();
+            let first = std::mem::take(&mut self.first);
+            *self.turn.left.lock() = self.io.take().map(|io| Prefixed::join(first, io));
         }
     }
 }
@@ -438,6 +494,18 @@ impl http_body::Body for Watched {
     }
 }
 
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.reading.store(false, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reading")
+    }
+}
+
 impl Drop for Watched {
     fn drop(&mut self) {
         if self.turn.slow.load(Ordering::Relaxed) {
@@ -451,6 +519,9 @@ fn gone() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
+/// How long a connection carries nothing before its codec is put away. Clients that ask now and then ask more often than
+/// this, or so seldom that making the codec anew is nothing beside it.
+pub(crate) const REST_AFTER: Duration = Duration::from_millis(500);
 /// How long a client that was refused may take to read why.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// What is read from it meanwhile.

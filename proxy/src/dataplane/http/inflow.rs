@@ -12,13 +12,15 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::BodyError;
+use super::guard::Reading;
 
 /// A body that comes in.
 #[derive(Debug)]
 pub(crate) enum Inflow {
     /// There is none, or it is without a byte.
     Empty,
-    Codec(Incoming),
+    /// The one that reads tells the codec's guard of its end.
+    Codec(Incoming, Option<Reading>),
     Stream(Stream),
 }
 
@@ -41,7 +43,7 @@ impl Inflow {
 
 impl From<Incoming> for Inflow {
     fn from(body: Incoming) -> Self {
-        Self::Codec(body)
+        Self::Codec(body, None)
     }
 }
 
@@ -81,7 +83,7 @@ impl http_body::Body for Inflow {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Codec(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Sender),
+            Self::Codec(body, _reading) => Pin::new(body).poll_frame(cx).map_err(BodyError::Sender),
             Self::Stream(stream) => stream.poll_frame(cx).map_err(BodyError::Stream),
         }
     }
@@ -89,7 +91,7 @@ impl http_body::Body for Inflow {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Codec(body) => body.is_end_stream(),
+            Self::Codec(body, _reading) => body.is_end_stream(),
             Self::Stream(stream) => stream.ended,
         }
     }
@@ -97,7 +99,7 @@ impl http_body::Body for Inflow {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Codec(body) => body.size_hint(),
+            Self::Codec(body, _reading) => body.size_hint(),
             // Where the length is known, a header says it.
             Self::Stream(_) => SizeHint::default(),
         }

@@ -13,6 +13,7 @@ pub(crate) mod outflow;
 pub(crate) mod pipeline;
 pub(crate) mod record;
 pub(crate) mod reject;
+mod rest;
 pub(crate) mod series;
 pub(crate) mod server;
 pub(crate) mod spelling;

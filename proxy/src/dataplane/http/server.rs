@@ -4,9 +4,11 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, StatusCode};
 use hyper::body::{Body as _, Incoming};
@@ -14,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 
 use super::frames::{self, Framed, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
@@ -21,11 +24,13 @@ use super::inflow::Inflow;
 use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
 use super::reject::{REASON, Reject};
+use super::rest;
 use super::spelling::Odd;
 use super::streams::Streams;
 use super::tunnel::Upgrading;
 use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::dataplane::sniff::Prefixed;
 use crate::dataplane::wire::Wire;
 use crate::telemetry::Protocol;
 
@@ -36,16 +41,16 @@ pub(crate) enum Serves {
     Http2,
 }
 
-/// Serves until the client leaves or the sidecar stops.
-pub(crate) async fn serve(io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
+/// Serves a client, of whom `first` was read already, until it leaves or the sidecar stops.
+pub(crate) async fn serve(first: Bytes, io: BoxedIo, serves: Serves, connection: Arc<Connection>) {
     let protocol = match serves {
         Serves::Http1 => Protocol::Http1,
         Serves::Http2 => Protocol::Http2,
     };
     let _open = connection.proxy.telemetry.metrics.connection(connection.direction, protocol, connection.link);
     match serves {
-        Serves::Http1 => serve_http1(io, connection).await,
-        Serves::Http2 => serve_http2(Wire::plain(io), connection).await,
+        Serves::Http1 => serve_http1(first, io, connection).await,
+        Serves::Http2 => Box::pin(serve_http2(Wire::plain(Prefixed::join(first, io)), connection)).await,
     }
 }
 
@@ -61,20 +66,51 @@ enum Ended {
     Late(Late),
 }
 
-async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
+/// A codec, for as long as there is something for it to do, and the rest between.
+async fn serve_http1(first: Bytes, io: BoxedIo, connection: Arc<Connection>) {
+    let mut talk = Talk { first, io, since: None, rests: true };
+    loop {
+        // Large, and gone while the connection rests.
+        let Some(rests) = Box::pin(talk_http1(talk, Arc::clone(&connection))).await else { return };
+        talk = rests;
+        if let (true, Some(since)) = (talk.first.is_empty(), talk.since) {
+            let until = since + connection.limits.idle_timeout;
+            let Some(first) = rest::rest(&mut talk.io, &connection, until).await else { return };
+            talk.first = first;
+        }
+    }
+}
+
+/// A connection of HTTP/1 without its codec.
+struct Talk {
+    /// What was read and not understood yet.
+    first: Bytes,
+    io: BoxedIo,
+    /// Where requests were answered: since when it is idle.
+    since: Option<Instant>,
+    /// It may rest when it is idle.
+    rests: bool,
+}
+
+/// Serves until the connection is over, or may rest.
+async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
+    let Talk { first, io, since, rests } = talk;
     let limits = connection.limits;
-    let turn = Turn::new(limits);
+    let turn = Turn::new(limits, since.is_none());
     let service = {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
         service_fn(move |mut request: Request<Incoming>| {
-            let (spelling, odd) = turn.asked(!request.body().is_end_stream());
+            let uploads = !request.body().is_end_stream();
+            let (spelling, odd) = turn.asked(uploads);
+            let reading = uploads.then(|| turn.body_read());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
             async move {
                 if odd != Odd::default() {
                     request.extensions_mut().insert(odd);
                 }
                 let upgrading = request.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
-                let mut answer = pipeline::handle(connection, request.map(Inflow::Codec), spelling, upgrading).await;
+                let request = request.map(|body| Inflow::Codec(body, reading));
+                let mut answer = pipeline::handle(connection, request, spelling, upgrading).await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
                 if odd.framed_twice || invalid {
                     // Nobody knows what else comes from such a client. "The server MUST close the connection after responding to such a request" (RFC 9112 6.1).
@@ -94,12 +130,12 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
         .max_headers(size(limits.header_count))
         // The clock below tells waiting for a head from waiting within one.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(Guarded::new(io, Arc::clone(&turn))), service)
+        .serve_connection(TokioIo::new(Guarded::new(first, io, Arc::clone(&turn))), service)
         .with_upgrades();
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(served);
     let mut drain = connection.drain.clone();
-    let mut clock = Clock::start(&turn);
+    let mut clock = Clock::start(&turn, since, rests);
     let mut stopping = false;
     let ended = loop {
         tokio::select! {
@@ -114,15 +150,23 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
         }
     };
     // The stream comes back from the codec.
-    drop(served);
+    let unread = Pin::into_inner(served).into_parts().map(|parts| parts.read_buf).unwrap_or_default();
     let reject = match ended {
+        Ended::Late(Late::Rest) if !stopping => {
+            let io = turn.take_back()?;
+            // There are no bytes of a next request by all that is known of those that passed. If the codec knows better,
+            // they are not lost.
+            let empty = unread.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+            let first = if empty { Bytes::new() } else { unread };
+            return Some(Talk { first, io, since: Some(clock.since()), rests: empty });
+        }
         // Whatever broke with a request under way is in the request's record.
-        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader) => return,
+        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader | Late::Rest) => return None,
         Ended::Served(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
             match turn.refusal(&error) {
                 Some(reject) => reject,
-                None => return,
+                None => return None,
             }
         }
         Ended::Late(Late::Head) => Reject::RequestTimeout,
@@ -131,6 +175,7 @@ async fn serve_http1(io: BoxedIo, connection: Arc<Connection>) {
     if let Some(io) = turn.take_back() {
         guard::refuse(io, &reject).await;
     }
+    None
 }
 
 async fn serve_http2(wire: Wire, connection: Arc<Connection>) {

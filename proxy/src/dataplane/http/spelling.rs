@@ -147,6 +147,11 @@ impl Heads {
         self.endless
     }
 
+    /// Is all of what passed known, and the codec's own by now, up to where the next head begins?
+    pub(crate) fn is_between(&self) -> bool {
+        self.at == At::Start && self.done.is_empty()
+    }
+
     /// Takes bytes as they pass.
     pub(crate) fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {

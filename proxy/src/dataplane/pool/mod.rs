@@ -240,7 +240,7 @@ impl Pool {
             let spelling = single.answers.answered();
             let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _place: None, _load: load };
             let upgrading = response.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
-            Ok(Box::new(Sent { response: response.map(Inflow::Codec), marks, upgrading, spelling, lease }))
+            Ok(Box::new(Sent { response: response.map(Inflow::from), marks, upgrading, spelling, lease }))
         }
     }
 

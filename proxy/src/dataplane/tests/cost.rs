@@ -3,11 +3,14 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::world::{World, app_at, get, pod, service, text, vip};
+use crate::dataplane::connection::{inbound, outbound};
 use crate::dataplane::http::pipeline;
 
 /// The system's allocator, counted for each thread.
@@ -15,6 +18,8 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes that are allocated.
+    static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
 #[global_allocator]
@@ -24,17 +29,20 @@ static COUNTING: Counting = Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        HELD.set(HELD.get().wrapping_add(layout.size()));
         // SAFETY: as our caller promises.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        HELD.set(HELD.get().wrapping_sub(layout.size()));
         // SAFETY: as our caller promises.
         unsafe { System.dealloc(place, layout) }
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        HELD.set(HELD.get().wrapping_sub(layout.size()).wrapping_add(size));
         // SAFETY: as our caller promises.
         unsafe { System.realloc(place, layout, size) }
     }
@@ -74,6 +82,51 @@ fn what_is_kept_for_a_request_is_small() {
     assert!(kept <= KEPT_MAX, "{kept} bytes beside the line itself, which is boxed");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_at_rest_keeps_little() {
+    let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1)]);
+    let web = world.sidecar("web", "web-1", 2);
+    world.sidecar("api", "api-1", 3);
+    world.app(app_at(3), |_| text("api"));
+    let open = async || {
+        let mut stream = world.connect(&web, vip(1));
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: api.shop\r\n\r\n").await.unwrap();
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"api") {
+            assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0);
+        }
+        stream
+    };
+    // Pools and caches are filled, and the pools' connections are gone again.
+    let first = open().await;
+    tokio::time::sleep(AT_REST).await;
+    let before = HELD.get();
+    let mut streams = Vec::new();
+    for _ in 0..CONNECTIONS {
+        streams.push(open().await);
+    }
+    let busy = (HELD.get() - before) / CONNECTIONS;
+    tokio::time::sleep(AT_REST).await;
+    let rested = (HELD.get() - before) / CONNECTIONS;
+    // What the test has of a connection in memory is among it.
+    assert!(rested <= RESTED_MAX, "{rested} bytes each, of {busy}");
+    drop((first, streams));
+}
+
+#[test]
+fn what_is_kept_of_a_connection_is_small() {
+    fn kept<A, B, F: Future>(_function: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+    let sizes = [kept(outbound), kept(inbound)];
+    assert!(sizes.iter().all(|size| *size <= CONNECTION_MAX), "{sizes:?} bytes");
+}
+
+/// Longer than it takes to come to rest, shorter than links are kept.
+const AT_REST: Duration = Duration::from_secs(3);
+const CONNECTIONS: usize = 100;
+const RESTED_MAX: usize = 1_900;
+const CONNECTION_MAX: usize = 850;
 /// A few more than were measured.
 const ALLOCATIONS_MAX: u64 = 70;
 const KEPT_MAX: usize = 1_400;

@@ -9,6 +9,7 @@ mod link;
 mod opaque;
 mod outbound;
 mod refusals;
+mod rest;
 mod smuggling;
 mod trust;
 mod unseen;
