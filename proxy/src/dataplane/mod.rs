@@ -53,7 +53,7 @@ pub(crate) use self::workers::Workers;
 use crate::admin::routes::Inspect;
 use crate::base::clock::WallClock;
 use crate::base::drain::{Drain, DrainGuard};
-use crate::base::memory::release_start_code;
+use crate::base::memory::release_code;
 use crate::base::names::Named;
 use crate::base::random::Dice;
 use crate::delta::Scope;
@@ -381,7 +381,7 @@ async fn sweep(proxy: Arc<Proxy>, window: Arc<Window>) {
         proxy.pool.sweep();
         if !started && window.ready().is_ok() {
             started = true;
-            if let Err(error) = release_start_code() {
+            if let Err(error) = release_code() {
                 debug!(%error, "the start's memory was not given back");
             }
         }

@@ -77,11 +77,20 @@ fn give_back_soon(connection: &Connection) {
             }
         };
         tokio::select! {
-            () = calm => memory::release_freed(),
+            () = calm => give_back(),
             () = drain.stopped() => {}
         }
         GIVEN_UP.set(GivenUp { connections: 0, awaited: false });
     });
+}
+
+/// What connections at rest gave up, and the code that is not run for them: what runs again is mapped again by some dozens
+/// of minor faults.
+fn give_back() {
+    memory::release_freed();
+    if let Err(error) = memory::release_code() {
+        tracing::debug!(%error, "code that was run was not given back");
+    }
 }
 
 /// As much as the codec's own first read.
