@@ -159,6 +159,8 @@ impl Limits {
     pub(crate) fn on_link(self) -> Self {
         Self {
             resets: self.resets.saturating_mul(LINK_SHARED_BY),
+            pending_resets: self.pending_resets.saturating_mul(LINK_SHARED_BY),
+            error_resets: self.error_resets.saturating_mul(LINK_SHARED_BY),
             control_frames: self.control_frames.saturating_mul(LINK_SHARED_BY),
             stream_timeout: self.stream_timeout.saturating_add(LINK_LATER),
             ..self

@@ -284,10 +284,10 @@ impl<'a> Policies<'a> {
     }
 
     fn jwt(&self, port: Option<u16>, services: &[&Named]) -> Option<Jwt> {
-        let covers = |reach: &Reach| reach.level(self.own, services).is_some() || reach.keeps(self.own, port, services);
-        let policies: Vec<_> =
-            self.tokens.iter().filter(|(reach, _)| covers(reach)).map(|(_, policy)| Arc::clone(policy)).collect();
-        (!policies.is_empty()).then(|| Jwt::new(policies))
+        let here = self.tokens.iter().filter(|(reach, _)| reach.level(self.own, services).is_some());
+        let kept = self.tokens.iter().filter(|(reach, _)| reach.keeps(self.own, port, services));
+        let policy = |(_, policy): &(_, Arc<_>)| Arc::clone(policy);
+        Some(Jwt::with_kept(here.map(policy), kept.map(policy))).filter(|jwt| !jwt.is_empty())
     }
 
     fn plaintext(&self, port: Option<u16>, services: &[&Named]) -> Plaintext {

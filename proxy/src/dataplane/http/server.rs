@@ -29,7 +29,7 @@ use super::spelling::Odd;
 use super::streams::Streams;
 use super::tunnel::Upgrading;
 use crate::base::net::BoxedIo;
-use crate::dataplane::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::dataplane::pool::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
 use crate::dataplane::sniff::Prefixed;
 use crate::dataplane::wire::Wire;
 use crate::telemetry::Protocol;
@@ -193,7 +193,8 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
         .max_local_error_reset_streams(Some(size(limits.error_resets)))
         .max_send_buffer_size(SEND_BUFFER);
     if connection.link {
-        codec.enable_connect_protocol();
+        // Refused uploads of many clients may still be on the way.
+        codec.enable_connect_protocol().max_concurrent_reset_streams(RESETS_KEPT).reset_stream_duration(RESET_KEPT);
     }
     let framed = Framed::new(wire.clone(), Arc::clone(&traffic));
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.

@@ -314,7 +314,11 @@ impl Pool {
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEADER_BYTES_MAX);
+            .max_header_list_size(HEADER_BYTES_MAX)
+            .max_concurrent_reset_streams(RESETS_KEPT)
+            .reset_stream_duration(RESET_KEPT)
+            // Callers share it: those who leave before their answers came must not end the answers of the others.
+            .max_local_error_reset_streams(None);
         let (sender, connection) = match timeout(to.connect_timeout, codec.handshake(wire.clone())).await {
             Ok(pair) => pair.map_err(|source| ConnectError::Http { to: to.address, source: WireError::Stream(source) })?,
             Err(_elapsed) => return Err(ConnectError::Timeout(to.address)),
@@ -450,6 +454,10 @@ pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Requests at once on one connection, if its peer takes as many.
 const STREAMS_MAX: usize = 256;
 const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW == 256, "each stream has its share of the connection");
+/// How many streams that were given up a connection remembers, and for how long: frames of theirs may still be on the way,
+/// which are no error of the peer's.
+pub(crate) const RESETS_KEPT: usize = 4_096;
+pub(crate) const RESET_KEPT: Duration = Duration::from_secs(30);
 /// Requests of one connection from its beginning to its end; stream numbers are odd and have 31 bits.
 const REQUESTS_MAX: usize = 1 << 29;
 /// Connections to one destination.

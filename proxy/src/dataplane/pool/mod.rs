@@ -28,7 +28,7 @@ mod link;
 use self::connect::{ConnectError, Dial};
 use self::http1::{Single, Singles};
 use self::link::{Answered, Link, Place};
-pub(crate) use self::link::{CONNECTION_WINDOW, STREAM_WINDOW};
+pub(crate) use self::link::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
 use super::http::body::Body;
 use super::http::inflow::Inflow;
 use super::http::marks::{Mark, Marks};

@@ -100,6 +100,8 @@ pub(crate) struct JwtPolicy {
 #[derive(Clone, Debug)]
 pub(crate) struct Jwt {
     policies: Vec<Arc<JwtPolicy>>,
+    /// Of how many of them, from the first, the claims count.
+    claiming: usize,
 }
 
 /// The claims of an accepted token.
@@ -265,15 +267,36 @@ impl JwtPolicy {
 impl Jwt {
     /// All policies of one port, of which every one must be fulfilled. The claims are those of the first that found a token.
     pub(crate) fn new(policies: impl IntoIterator<Item = Arc<JwtPolicy>>) -> Self {
-        Self { policies: policies.into_iter().collect() }
+        Self::with_kept(policies, [])
+    }
+
+    /// The policies of a port, and those that it is still covered by. What is kept only restricts: beside policies that hold
+    /// here, its tokens are demanded and their claims are nobody's, or a caller who brings two tokens would choose by which
+    /// of them it is judged.
+    pub(crate) fn with_kept(
+        policies: impl IntoIterator<Item = Arc<JwtPolicy>>,
+        kept: impl IntoIterator<Item = Arc<JwtPolicy>>,
+    ) -> Self {
+        let mut policies: Vec<_> = policies.into_iter().collect();
+        let held = policies.len();
+        policies.extend(kept);
+        let claiming = if held == 0 { policies.len() } else { held };
+        Self { policies, claiming }
+    }
+
+    /// Does no policy cover the port?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.policies.is_empty()
     }
 
     /// The claims of the request's token; `None` where no token is needed and none was sent. `now` is since the epoch.
     pub(crate) fn verify(&self, request: RequestView<'_>, now: Duration) -> Result<Option<Claims>, TokenRefused> {
         let mut claims = None;
-        for policy in &self.policies {
+        for (index, policy) in self.policies.iter().enumerate() {
             let found = policy.verify(request, now).map_err(|reason| TokenRefused { rule: policy.rule.clone(), reason })?;
-            claims = claims.or(found);
+            if index < self.claiming {
+                claims = claims.or(found);
+            }
         }
         Ok(claims)
     }

@@ -321,6 +321,23 @@ fn of_several_policies_every_one_must_be_fulfilled() {
 }
 
 #[test]
+fn a_kept_policy_demands_its_token_and_claims_nothing_beside_others() {
+    let policy = |extra: Value| {
+        let config: JwtConfig = serde_json::from_value(config(json!([EC.jwk()]), extra)).unwrap();
+        Arc::new(config.compile(RuleName::new("web"), &FieldPath::root(), &mut Problems::default()).unwrap())
+    };
+    let kept = || policy(json!({"from": {"header": "x-token"}}));
+    let token = good_token();
+    let bearer = format!("Bearer {token}");
+    let optional = Jwt::with_kept([policy(json!({"tokens": "IfPresent"}))], [kept()]);
+    assert_eq!(ask(&optional, None, &[("authorization", &bearer)]), "token_missing");
+    assert_eq!(ask(&optional, None, &[("authorization", &bearer), ("x-token", &token)]), "ann of https://issuer");
+    assert_eq!(ask(&optional, None, &[("x-token", &token)]), "nobody");
+    // Where nothing else holds it goes on as it was.
+    assert_eq!(ask(&Jwt::with_kept([], [kept()]), None, &[("x-token", &token)]), "ann of https://issuer");
+}
+
+#[test]
 fn keys_that_are_secret_weak_or_broken_are_refused() {
     let point = EC.jwk();
     for key in [
