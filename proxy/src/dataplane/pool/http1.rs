@@ -27,8 +27,10 @@ use std::time::Duration;
 use http::Method;
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Key;
@@ -204,9 +206,10 @@ impl Watch {
         if conn.ended.is_some() || idle >= bound || (bound < HASTY && !method.is_idempotent()) {
             return false;
         }
-        // The codec is told of a FIN by the next round of the event loop; the kernel knows it now. Within a moment after the
-        // last answer, that question is not worth a system call.
-        if idle >= PEEK_AFTER && conn.io.as_ref().is_none_or(spoke) {
+        // The codec is told of a FIN when its task runs. The event loop knows it from its last round on, and the kernel at once;
+        // but to ask the kernel is a system call, which a connection is not worth that was used just now.
+        let closed = conn.io.as_ref().is_none_or(if idle < PEEK_AFTER { told } else { spoke });
+        if closed {
             conn.ended = Some(Ended::Open);
             self.endpoint.lock().closed(idle, now);
             return false;
@@ -376,12 +379,19 @@ impl fmt::Debug for Watch {
 
 /// Did the other side close, or say something, while it was nobody's turn?
 fn spoke(io: &BoxedIo) -> bool {
+    socket(io).is_some_and(|socket| !matches!(peek(socket), Err(Errno::AGAIN | Errno::INTR)))
+}
+
+/// The same, asked of the event loop: no system call unless it saw something.
+fn told(io: &BoxedIo) -> bool {
     let Some(socket) = socket(io) else { return false };
+    let seen = socket.try_io(Interest::READABLE, || Ok(peek(socket)?));
+    !seen.is_err_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted))
+}
+
+fn peek(socket: &TcpStream) -> Result<usize, Errno> {
     let mut byte = [0_u8];
-    !matches!(
-        rustix::net::recv(socket, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
-    )
+    rustix::net::recv(socket, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(count, _)| count)
 }
 
 /// Connections kept for one client of the application.
@@ -389,8 +399,9 @@ const PER_KEY_MAX: usize = 128;
 /// How long another host's reset or acknowledgement is waited for: longer than acknowledgements are delayed (40 ms).
 const SETTLE_MAX: Duration = Duration::from_millis(60);
 const SETTLE_STEP: Duration = Duration::from_millis(1);
-/// From this idleness on, the kernel is asked before a connection is used again.
-const PEEK_AFTER: Duration = Duration::from_millis(1);
+/// From this idleness on, the kernel is asked before a connection is used again, and before it the event loop. Where many
+/// connections are busy, a turn of each comes round sooner.
+const PEEK_AFTER: Duration = Duration::from_millis(20);
 /// Where connections must be used again sooner than this, a request that waits for its turn on the processor crosses their
 /// end: it was asked for in time and is sent too late. The server's kernel may take it before the server closes, unread,
 /// and then nothing tells that nobody read it (RFC 9110 9.2.2).
@@ -502,6 +513,21 @@ mod tests {
         far.readable().await.unwrap();
         drop(near.read_to_end(&mut Vec::new()).await);
         assert_eq!(ended(&watch), Some(Ended::Open));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_used_just_now_is_known_to_be_closed_once_the_event_loop_knows() {
+        for speaks in [false, true] {
+            let (_near, watch, mut far) = used().await;
+            if speaks {
+                far.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+            }
+            drop(far);
+            // A round of the event loop, in which nothing polls the stream.
+            sleep(Duration::from_millis(2)).await;
+            watch.conn.lock().turn = Turn::Idle(Instant::now());
+            assert!(!watch.begin_again(&Method::GET), "speaks: {speaks}");
+        }
     }
 
     #[tokio::test]
