@@ -142,7 +142,7 @@ impl Ejections {
 
     /// Reports an attempt. `endpoints` is how many the service has now. Returns the time for which this report ejected the endpoint.
     pub(crate) fn report(&self, endpoint: SocketAddr, outcome: Outcome, endpoints: usize, now: Instant) -> Option<Duration> {
-        if outcome == Outcome::Success && self.known.load(Ordering::Relaxed) == 0 {
+        if outcome == Outcome::Success && self.all_are_well() {
             return None;
         }
         let mut known = self.endpoints.lock();
@@ -157,12 +157,16 @@ impl Ejections {
         ejected
     }
 
+    /// Did none of them fail lately? Then a success is no news.
+    pub(crate) fn all_are_well(&self) -> bool {
+        self.known.load(Ordering::Relaxed) == 0
+    }
+
     /// Is the endpoint left out now?
     pub(crate) fn is_ejected(&self, endpoint: SocketAddr, now: Instant) -> bool {
         // Nearly always nobody is known to be ill, and then no lock is taken. A report that another thread makes at this very
         // moment is seen by the next request.
-        self.known.load(Ordering::Relaxed) > 0
-            && self.endpoints.lock().get(&endpoint).is_some_and(|health| health.is_ejected(now))
+        !self.all_are_well() && self.endpoints.lock().get(&endpoint).is_some_and(|health| health.is_ejected(now))
     }
 
     /// Endpoints that are left out now, and until when.

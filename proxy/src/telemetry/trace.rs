@@ -92,6 +92,14 @@ impl TraceContext {
         }
     }
 
+    /// Lets the codec of a link keep the header's name in its table: of the requests that come after this one, only the value
+    /// is spelled out. For the first request of a connection; every further one would keep a value that nobody repeats.
+    pub(crate) fn introduce(headers: &mut HeaderMap) {
+        if let Some(value) = headers.get_mut(TRACEPARENT) {
+            value.set_sensitive(false);
+        }
+    }
+
     /// Is the trace exported?
     pub(crate) fn sampled(&self) -> bool {
         self.flags & SAMPLED != 0

@@ -4,6 +4,7 @@
 //! is another attempt is decided by the retry policy alone.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,7 +159,8 @@ pub(crate) async fn attempt(
     };
     let asked = head.expectation.as_ref().and_then(|expectation| expect(proxy, expectation, form, &mut request));
     let uri = asked.as_ref().map(|_token| request.uri().clone());
-    let sending = async {
+    // Large: from here on it is handed on by its place.
+    let sending = pin!(async {
         match proxy.pool.send(&destination, speaks, request, Reuse::Allowed).await {
             Err(SendError::Unread { source }) => match replay {
                 Some(replay) => Box::pin(repeat(proxy, head, form, &destination, replay, source)).await,
@@ -166,7 +168,7 @@ pub(crate) async fn attempt(
             },
             sent => sent,
         }
-    };
+    });
     let sending = match &head.expectation {
         None => Either::Left(sending),
         Some(expectation) => {
@@ -315,6 +317,8 @@ pub(crate) fn said<B>(response: &Response<B>, reason: Reason) -> bool {
 
 fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<Box<Sent>, Failed>) {
     let outcome = match sent {
+        // As usual, and then nobody need know what time it is.
+        Ok(sent) if !effective_status(sent).is_server_error() && backend.ejections.all_are_well() => return,
         Ok(sent) if !effective_status(sent).is_server_error() => Outcome::Success,
         // A limit of our own is not the endpoint's fault, nor is a caller that stands still, breaks off or sends nonsense.
         Err(Failed {
@@ -401,12 +405,15 @@ impl Head {
             if let Some(spelling) = &self.spelling {
                 request.headers_mut().insert(HEADER_NAMES, spelling.to_header());
             }
+            // The usual one goes without saying: a header that is taken away again at the other end costs most there.
             let spoken = match self.version {
-                Version::HTTP_10 => "1.0",
-                Version::HTTP_2 => "2",
-                _others_are_1_1 => "1.1",
+                Version::HTTP_10 => Some("1.0"),
+                Version::HTTP_2 => Some("2"),
+                _others_are_1_1 => None,
             };
-            request.headers_mut().insert(HTTP_VERSION, HeaderValue::from_static(spoken));
+            if let Some(spoken) = spoken {
+                request.headers_mut().insert(HTTP_VERSION, HeaderValue::from_static(spoken));
+            }
             if let Some(protocol) = &self.upgrade {
                 let token = protocol.to_str().map_err(|_not_ascii| cannot)?;
                 // RFC 8441 4: the upgrade of HTTP/1.1, as HTTP/2 carries it.
@@ -440,7 +447,7 @@ fn protocol_of(token: &str) -> h2::ext::Protocol {
     h2::ext::Protocol::from_static(if token.eq_ignore_ascii_case("websocket") { "websocket" } else { "outrigger" })
 }
 
-/// What the caller spoke at the beginning of the chain, so that the last sidecar speaks the same.
+/// What the caller spoke at the beginning of the chain, so that the last sidecar speaks the same; absent where that is HTTP/1.1.
 pub(crate) const HTTP_VERSION: HeaderName = HeaderName::from_static("outrigger-http-version");
 /// The token of an HTTP/1.1 upgrade that travels as extended CONNECT; in the answer, that it was accepted.
 pub(crate) const UPGRADE_TOKEN: HeaderName = HeaderName::from_static("outrigger-upgrade");

@@ -356,7 +356,7 @@ async fn line(
 
     // attempts
     if let Upstream::Service(backend) = upstream {
-        backend.budget.deposit(Instant::now());
+        backend.budget.deposit(record.started());
     }
     let mut addresses = Vec::new();
     let mut number = 0;
@@ -466,7 +466,7 @@ fn arrived(connection: &Connection, parts: &http::request::Parts, marks: Marks) 
     let version = match parts.headers.get(HTTP_VERSION).filter(|_| marks.has(Mark::RESERVED)).map(HeaderValue::as_bytes) {
         Some(b"1.0") => Version::HTTP_10,
         Some(b"2") => Version::HTTP_2,
-        _other_sidecars_say_1_1 => Version::HTTP_11,
+        _unsaid_is_1_1 => Version::HTTP_11,
     };
     let upgrade = if parts.method == Method::CONNECT { parts.headers.get(UPGRADE_TOKEN).cloned() } else { None };
     (version, upgrade)

@@ -41,6 +41,7 @@ use crate::dataplane::http::tunnel::{Tunnel, Upgrading};
 use crate::dataplane::tls::Alpn;
 use crate::dataplane::wire::Wire;
 use crate::policy::RuleName;
+use crate::telemetry::trace::TraceContext;
 
 /// The connections to one destination.
 #[derive(Debug, Default)]
@@ -224,6 +225,9 @@ impl Pool {
             }
         };
         let (mut head, body) = request.into_parts();
+        if !place.reused {
+            TraceContext::introduce(&mut head.headers);
+        }
         let end = !extended && body.is_end_stream();
         if !end {
             say_length(&mut head, &body);
