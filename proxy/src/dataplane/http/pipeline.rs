@@ -634,7 +634,7 @@ fn respond(
     }
     if let Some(asked) = accepted {
         let token = chosen.unwrap_or(asked);
-        return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, slot);
+        return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, (sent.lease, slot));
     }
     let body = Answer::new(incoming, record, sent.lease, slot, request);
     Response::from_parts(parts, Body::Answer(Box::new(body)))

@@ -15,10 +15,12 @@ use super::pipeline::Connection;
 use super::record::Record;
 use super::reject::Reject;
 use super::tunnel::Upgrading;
+use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp;
 use crate::policy::breaker::Slot;
 
-/// Answers that the upgrade is accepted and joins both sides when the answer is through.
+/// Answers that the upgrade is accepted and joins both sides when the answer is through. `held` is what the request holds
+/// upstream: a tunnel takes its place there until it ends.
 pub(crate) fn establish(
     connection: &Arc<Connection>,
     mut record: Record,
@@ -26,7 +28,7 @@ pub(crate) fn establish(
     token: HeaderValue,
     ours: Option<Upgrading>,
     theirs: Option<Upgrading>,
-    slot: Option<Slot>,
+    held: (Lease, Option<Slot>),
 ) -> Response<Body> {
     let (Some(ours), Some(theirs)) = (ours, theirs) else {
         let reject = Reject::UpstreamProtocol;
@@ -34,7 +36,7 @@ pub(crate) fn establish(
         return reject.render(false);
     };
     connection.proxy.tasks.spawn(async move {
-        let _slot = slot;
+        let _held = held;
         let counts = record.counts();
         let (ours, theirs) = match tokio::try_join!(ours, theirs) {
             Ok(both) => both,

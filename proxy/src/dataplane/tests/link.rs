@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::{Instant, advance, sleep};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::world::{Heard, World, app_at, ask, ask_h2, document, get, pod, service, text, vip};
 use crate::dataplane::Proxy;
@@ -95,4 +95,49 @@ async fn a_peer_that_says_nothing_any_more_is_given_up() {
     assert_eq!((heard.status, heard.reason()), (502, "upstream_reset"), "{}", heard.body);
     let long = begun.elapsed();
     assert!((Duration::from_secs(7)..Duration::from_secs(15)).contains(&long), "{long:?}");
+}
+
+/// A tunnel from end to end.
+async fn tunnel(world: &World, web: &Arc<Proxy>) -> DuplexStream {
+    let mut stream = world.connect(web, vip(1));
+    let request = b"GET /chat HTTP/1.1\r\nHost: api.shop\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_keeps_its_place_until_it_ends() {
+    let (world, web) = pair(2);
+    world.raw_app(app_at(3), |mut stream, _| {
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let tunnel = head.starts_with(b"GET /chat");
+            let answer: &[u8] = if tunnel {
+                b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: Upgrade\r\n\r\n"
+            } else {
+                b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
+            };
+            stream.write_all(answer).await.unwrap();
+            while tunnel && matches!(stream.read(&mut [0; 64]).await, Ok(1..)) {}
+        });
+    });
+    let ask_once = async || timeout(Duration::from_secs(5), ask(world.connect(&web, vip(1)), get("/"))).await.unwrap().status;
+    assert_eq!(ask_once().await, 200);
+    let tunnels = [tunnel(&world, &web).await, tunnel(&world, &web).await];
+    assert_eq!(world.dialled().len(), 1);
+    assert_eq!(ask_once().await, 200, "where the tunnels are there is no room");
+    assert_eq!(world.dialled().len(), 2);
+    drop(tunnels);
+    sleep(Duration::from_millis(10)).await;
+    // As many as have room on both, so the places are there again.
+    assert!(join_all((0..4).map(|_| ask_once())).await.iter().all(|status| *status == 200));
+    assert_eq!(world.dialled().len(), 2);
 }
