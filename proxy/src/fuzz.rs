@@ -77,7 +77,7 @@ pub fn token(bytes: &[u8]) {
         let config: JwtConfig = serde_json::from_str(TOKEN_POLICY).ok()?;
         let mut problems = Problems::default();
         let policy = config.compile(RuleName::new("RequestAuthentication/shop/fuzz"), &FieldPath::root(), &mut problems)?;
-        Some(Jwt::new([Arc::new(policy)]))
+        Some(Jwt::new([Arc::new(policy)], []))
     });
     let Some(jwt) = JWT.as_ref() else { panic!("the policy of this target does not compile") };
     let Ok(value) = HeaderValue::from_bytes(&[b"Bearer ", bytes].concat()) else { return };

@@ -287,7 +287,7 @@ impl<'a> Policies<'a> {
         let here = self.tokens.iter().filter(|(reach, _)| reach.level(self.own, services).is_some());
         let kept = self.tokens.iter().filter(|(reach, _)| reach.keeps(self.own, port, services));
         let policy = |(_, policy): &(_, Arc<_>)| Arc::clone(policy);
-        Some(Jwt::with_kept(here.map(policy), kept.map(policy))).filter(|jwt| !jwt.is_empty())
+        Some(Jwt::new(here.map(policy), kept.map(policy))).filter(|jwt| !jwt.is_empty())
     }
 
     fn plaintext(&self, port: Option<u16>, services: &[&Named]) -> Plaintext {

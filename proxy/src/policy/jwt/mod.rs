@@ -265,15 +265,11 @@ impl JwtPolicy {
 }
 
 impl Jwt {
-    /// All policies of one port, of which every one must be fulfilled. The claims are those of the first that found a token.
-    pub(crate) fn new(policies: impl IntoIterator<Item = Arc<JwtPolicy>>) -> Self {
-        Self::with_kept(policies, [])
-    }
-
-    /// The policies of a port, and those that it is still covered by. What is kept only restricts: beside policies that hold
-    /// here, its tokens are demanded and their claims are nobody's, or a caller who brings two tokens would choose by which
-    /// of them it is judged.
-    pub(crate) fn with_kept(
+    /// All policies of one port, of which every one must be fulfilled: those that hold there, and those by which it is still
+    /// covered. The claims are those of the first that found a token. What is kept only restricts: beside policies that hold,
+    /// its tokens are demanded and their claims are nobody's, or a caller who brings two tokens would choose by which of them
+    /// it is judged.
+    pub(crate) fn new(
         policies: impl IntoIterator<Item = Arc<JwtPolicy>>,
         kept: impl IntoIterator<Item = Arc<JwtPolicy>>,
     ) -> Self {

@@ -99,7 +99,7 @@ fn compile(config: Value) -> Result<Jwt, String> {
     let compiled = config.compile(RuleName::new("web"), &FieldPath::root().field("spec"), &mut problems);
     assert_eq!(compiled.is_none(), problems.refused());
     let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    compiled.map(|policy| Jwt::new([Arc::new(policy)])).ok_or_else(|| said.join("\n"))
+    compiled.map(|policy| Jwt::new([Arc::new(policy)], [])).ok_or_else(|| said.join("\n"))
 }
 
 fn ask(jwt: &Jwt, query: Option<&str>, lines: &[(&'static str, &str)]) -> String {
@@ -302,7 +302,7 @@ fn an_opaque_connection_brings_no_token() {
     let reason = |jwt: &Jwt| jwt.decide_opaque().map_err(|refused| refused.reason);
     assert_eq!(reason(&compile(config(json!([EC.jwk()]), json!({}))).unwrap()), Err("token_missing"));
     assert_eq!(reason(&compile(config(json!([EC.jwk()]), json!({"tokens": "IfPresent"}))).unwrap()), Ok(()));
-    let broken = Jwt::new([Arc::new(JwtPolicy::refuse(RuleName::new("web")))]);
+    let broken = Jwt::new([Arc::new(JwtPolicy::refuse(RuleName::new("web")))], []);
     assert_eq!(reason(&broken), Err("policy_unreadable"));
     assert_eq!(ask(&broken, None, &[("authorization", &format!("Bearer {}", good_token()))]), "policy_unreadable");
 }
@@ -313,7 +313,7 @@ fn of_several_policies_every_one_must_be_fulfilled() {
         let config: JwtConfig = serde_json::from_value(config(json!([EC.jwk()]), extra)).unwrap();
         Arc::new(config.compile(RuleName::new("web"), &FieldPath::root(), &mut Problems::default()).unwrap())
     };
-    let both = Jwt::new([policy(json!({})), policy(json!({"from": {"header": "x-token"}}))]);
+    let both = Jwt::new([policy(json!({})), policy(json!({"from": {"header": "x-token"}}))], []);
     let token = good_token();
     let bearer = format!("Bearer {token}");
     assert_eq!(ask(&both, None, &[("authorization", &bearer)]), "token_missing");
@@ -329,12 +329,12 @@ fn a_kept_policy_demands_its_token_and_claims_nothing_beside_others() {
     let kept = || policy(json!({"from": {"header": "x-token"}}));
     let token = good_token();
     let bearer = format!("Bearer {token}");
-    let optional = Jwt::with_kept([policy(json!({"tokens": "IfPresent"}))], [kept()]);
+    let optional = Jwt::new([policy(json!({"tokens": "IfPresent"}))], [kept()]);
     assert_eq!(ask(&optional, None, &[("authorization", &bearer)]), "token_missing");
     assert_eq!(ask(&optional, None, &[("authorization", &bearer), ("x-token", &token)]), "ann of https://issuer");
     assert_eq!(ask(&optional, None, &[("x-token", &token)]), "nobody");
     // Where nothing else holds it goes on as it was.
-    assert_eq!(ask(&Jwt::with_kept([], [kept()]), None, &[("x-token", &token)]), "ann of https://issuer");
+    assert_eq!(ask(&Jwt::new([], [kept()]), None, &[("x-token", &token)]), "ann of https://issuer");
 }
 
 #[test]
