@@ -19,6 +19,7 @@ use super::record::Record;
 use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp::Counts;
 use crate::policy::breaker::Slot;
+use crate::policy::limits::Limits;
 
 /// Any body that leaves us.
 #[derive(Debug, Default)]
@@ -417,6 +418,14 @@ impl Body {
     /// The caller's body that is read, if it is one.
     pub(crate) fn origin(&self) -> Option<RequestBody> {
         if let Self::Request(cursor) = self { Some(RequestBody { shared: Some(Arc::clone(&cursor.shared)) }) } else { None }
+    }
+
+    /// How long whoever sends or reads it is waited for.
+    pub(crate) fn patience(&self) -> Duration {
+        match self {
+            Self::Request(cursor) => cursor.shared.lock().patience,
+            Self::Empty | Self::Full(_) | Self::Answer(_) => Limits::default().stream_timeout,
+        }
     }
 
     /// The client is given up, for it reads nothing.

@@ -37,6 +37,11 @@ impl Outflow {
         Self { patience: Some(patience), ..Self::new(body, to) }
     }
 
+    /// From now on nobody waits for an answer: the reader is given up after as long as the sender would be.
+    pub(crate) fn alone(&mut self) {
+        self.patience = Some(self.body.patience());
+    }
+
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             if !self.first {

@@ -31,6 +31,7 @@ use tracing::{debug, info};
 
 use super::connect::{self, ConnectError};
 use super::first::First;
+use super::upload::Held;
 use super::{Destination, Pool, SendError, WireError, admit, distrusted, wait};
 use crate::base::net::BoxedIo;
 use crate::dataplane::http::body::Body;
@@ -85,11 +86,11 @@ pub(super) struct Place {
     reused: bool,
 }
 
-/// A request's answer, and the place that it takes until its body is through.
+/// A request's answer, and what it holds until its body is through.
 pub(super) struct Answered {
     pub(super) response: Response<Inflow>,
     pub(super) upgrading: Option<Upgrading>,
-    pub(super) place: Place,
+    pub(super) held: Held,
 }
 
 impl fmt::Debug for Open {
@@ -238,13 +239,14 @@ impl Pool {
         drop(sender);
         if extended {
             let response = answer.await.map_err(|error| place.open.failed(error))?;
+            let held = Held::new(place, None, &self.tasks);
             return Ok(if response.status() == StatusCode::OK {
                 let (head, from) = response.into_parts();
                 let tunnel = Tunnel::new(from, stream);
                 let upgrading = Upgrading::new(std::future::ready(Ok(Box::new(tunnel) as BoxedIo)));
-                Answered { response: Response::from_parts(head, Inflow::Empty), upgrading: Some(upgrading), place }
+                Answered { response: Response::from_parts(head, Inflow::Empty), upgrading: Some(upgrading), held }
             } else {
-                Answered { response: response.map(Inflow::stream), upgrading: None, place }
+                Answered { response: response.map(Inflow::stream), upgrading: None, held }
             });
         }
         let mut outflow = if end { None } else { Some(Outflow::new(body, stream)) };
@@ -255,11 +257,8 @@ impl Pool {
             Pin::new(&mut answer).poll(cx)
         });
         let response = answered.await.map_err(|error| place.open.failed(error))?;
-        if let Some(outflow) = outflow {
-            // The answer began before the request ended: from here on they go their ways by themselves.
-            self.tasks.spawn(outflow);
-        }
-        Ok(Answered { response: response.map(Inflow::stream), upgrading: None, place })
+        let held = Held::new(place, outflow, &self.tasks);
+        Ok(Answered { response: response.map(Inflow::stream), upgrading: None, held })
     }
 
     /// A place where none was free: on another connection, or when somebody else leaves.

@@ -24,11 +24,13 @@ mod first;
 mod http1;
 mod idleness;
 mod link;
+mod upload;
 
 use self::connect::{ConnectError, Dial};
 use self::http1::{Single, Singles};
-use self::link::{Answered, Link, Place};
+use self::link::{Answered, Link};
 pub(crate) use self::link::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
+use self::upload::Held;
 use super::http::body::Body;
 use super::http::inflow::Inflow;
 use super::http::marks::{Mark, Marks};
@@ -152,11 +154,12 @@ pub(crate) async fn distrusted(identity: &Identity, vouched: Option<&Vouched>) {
     }
 }
 
-/// The place of one request on a connection. An HTTP/1 connection is given back when the answer was read whole.
+/// The place of one request on a connection. An HTTP/1 connection is given back when the answer was read whole; what still
+/// goes out on a stream ends when the answer is dropped before that.
 #[derive(Debug)]
 pub(crate) struct Lease {
     one: Option<(Arc<Pool>, Key, Single)>,
-    _place: Option<Place>,
+    held: Option<Held>,
     _load: Load,
 }
 
@@ -175,6 +178,9 @@ impl Lease {
     pub(crate) fn give_back(mut self) {
         if let Some((pool, key, single)) = self.one.take() {
             pool.singles.put(key, single);
+        }
+        if let Some(held) = self.held.take() {
+            held.give_back();
         }
     }
 }
@@ -227,8 +233,8 @@ impl Pool {
     ) -> Result<Box<Sent>, SendError> {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
-            let Answered { response, upgrading, place } = self.send_shared(to, request).await?;
-            let lease = Lease { one: None, _place: Some(place), _load: load };
+            let Answered { response, upgrading, held } = self.send_shared(to, request).await?;
+            let lease = Lease { one: None, held: Some(held), _load: load };
             let marks = Marks::of(response.headers());
             Ok(Box::new(Sent { response, marks, upgrading, spelling: None, lease }))
         } else {
@@ -238,7 +244,7 @@ impl Pool {
                 single.answered(response.headers());
             }
             let spelling = single.answers.answered();
-            let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), _place: None, _load: load };
+            let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), held: None, _load: load };
             let upgrading = response.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
             Ok(Box::new(Sent { response: response.map(Inflow::from), marks, upgrading, spelling, lease }))
         }

@@ -13,5 +13,6 @@ mod rest;
 mod smuggling;
 mod trust;
 mod unseen;
+mod upload;
 
 use super::world;

@@ -1,0 +1,55 @@
+//! A request's body that goes on after its answer began.
+//!
+//! An answer may begin before its request ended (RFC 9113 8.1); from there on the body goes its way by itself. It is worth
+//! something only to whoever wants the answer: if that is dropped before its end, the stream is taken back. A server that
+//! answered in full may still want the rest, and is given up when it takes nothing for too long.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::link::Place;
+use crate::dataplane::http::outflow::Outflow;
+use crate::dataplane::tasks::Tasks;
+
+/// What an answer holds until it was read.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// The request was sent whole.
+    Alone { _place: Place },
+    /// The rest of it is on its way, and takes the place as well.
+    Uploads { _place: Arc<Place>, whole: oneshot::Sender<()> },
+}
+
+impl Held {
+    /// The place of an answer that began, with what is left of its request.
+    pub(super) fn new(place: Place, rest: Option<Outflow>, tasks: &Tasks) -> Self {
+        let Some(rest) = rest else { return Self::Alone { _place: place } };
+        let place = Arc::new(place);
+        let (whole, answered) = oneshot::channel();
+        tasks.spawn(go_on(Arc::clone(&place), rest, answered));
+        Self::Uploads { _place: place, whole }
+    }
+
+    /// The answer was read whole.
+    pub(super) fn give_back(self) {
+        if let Self::Uploads { whole, .. } = self {
+            // Nobody hears it if the request ended too.
+            if whole.send(()).is_err() {}
+        }
+    }
+}
+
+/// The place goes last, when the stream is through or taken back.
+async fn go_on(_place: Arc<Place>, mut rest: Outflow, answered: oneshot::Receiver<()>) {
+    // Both arms are cancel-safe.
+    tokio::select! {
+        biased;
+        () = &mut rest => return,
+        whole = answered => if whole.is_err() {
+            return;
+        },
+    }
+    rest.alone();
+    rest.await;
+}
