@@ -66,6 +66,8 @@ struct Open {
     born: Instant,
     /// Drawn for each connection, so that those that were opened together are not opened anew together.
     age_max: Duration,
+    /// What was left when it was last looked whether it is used, and when that was something else, or it was in use.
+    looked: Mutex<(usize, Instant)>,
     /// The own name and the authorities under which it was opened.
     trust: u64,
 }
@@ -120,6 +122,13 @@ impl Link {
         Arc::strong_count(self) == 1 && self.open.lock().iter().all(|open| open.is_closed())
     }
 
+    /// Lets go of connections that take no requests any more, and of those that nobody used for `unused_max`. What is under
+    /// way on them goes on. To be called now and then.
+    pub(super) fn sweep(&self, trust: u64, unused_max: Option<Duration>) {
+        let wanted = |open: &Open| unused_max.is_none_or(|max| open.unused() < max);
+        self.open.lock().retain(|open| open.takes_requests(trust) && wanted(open));
+    }
+
     /// A place on a connection that is open, if there is one.
     fn place(self: &Arc<Self>, trust: u64) -> Option<Place> {
         let mut all = self.open.lock();
@@ -157,6 +166,16 @@ impl Drop for Waiting<'_> {
 impl Open {
     fn takes_requests(&self, trust: u64) -> bool {
         !self.is_closed() && self.trust == trust && self.left.load(Ordering::Relaxed) > 0 && self.born.elapsed() < self.age_max
+    }
+
+    /// How long nobody used it, as far as those who look now and then can know.
+    fn unused(&self) -> Duration {
+        let (left, now) = (self.left.load(Ordering::Relaxed), Instant::now());
+        let mut looked = self.looked.lock();
+        if looked.0 != left || self.used.streams.load(Ordering::Relaxed) > 0 {
+            *looked = (left, now);
+        }
+        now.saturating_duration_since(looked.1)
     }
 
     fn is_closed(&self) -> bool {
@@ -349,7 +368,9 @@ impl Pool {
             }
         }));
         let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
-        Ok(Open { sender, used, first, left: AtomicUsize::new(REQUESTS_MAX), born: Instant::now(), age_max, trust })
+        let born = Instant::now();
+        let (left, looked) = (AtomicUsize::new(REQUESTS_MAX), Mutex::new((REQUESTS_MAX, born)));
+        Ok(Open { sender, used, first, left, born, age_max, looked, trust })
     }
 }
 

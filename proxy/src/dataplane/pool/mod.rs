@@ -217,7 +217,12 @@ impl Pool {
     /// Closes what is idle for too long. To be called now and then.
     pub(crate) fn sweep(&self) {
         self.singles.sweep();
-        self.links.lock().retain(|_, link| !link.is_idle());
+        let trust = self.identity.trust_epoch();
+        self.links.lock().retain(|key, link| {
+            // What was opened with handshakes is worth more, and its other end closes it in time.
+            link.sweep(trust, key.peer.is_none().then_some(UNUSED_MAX));
+            !link.is_idle()
+        });
     }
 
     /// Sends a request. A connection that turns out dead before the request left is replaced once.
@@ -324,6 +329,9 @@ impl Pool {
         Load(load)
     }
 }
+
+/// How long a shared connection in clear is kept that nobody uses. There may be one for each client of the application.
+const UNUSED_MAX: Duration = Duration::from_secs(60);
 
 fn key_of(to: &Destination) -> Key {
     Key { address: to.address, peer: to.peer.clone(), client: to.client.map(|client| client.ip()) }

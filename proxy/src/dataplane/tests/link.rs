@@ -1,9 +1,11 @@
 //! Shared connections: how many there are and when, what becomes of old ones, and of peers that say nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::Response;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::{Instant, advance, sleep, timeout};
@@ -140,4 +142,45 @@ async fn a_tunnel_keeps_its_place_until_it_ends() {
     // As many as have room on both, so the places are there again.
     assert!(join_all((0..4).map(|_| ask_once())).await.iter().all(|status| *status == 200));
     assert_eq!(world.dialled().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_to_the_application_that_nobody_uses_is_closed() {
+    let mut api = pod("api", "api-1", 3);
+    // Not declared: the application is spoken to as its caller speaks.
+    api["spec"]["ports"][0]["name"] = json!("main");
+    let world = World::new(&[pod("web", "web-1", 2), api, service("api", "api", 1)]);
+    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&open);
+    world.raw_app(app_at(3), move |stream, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let count = Arc::clone(&count);
+        tokio::spawn(async move {
+            let mut codec = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = codec.accept().await {
+                tokio::spawn(async move {
+                    sleep(Duration::from_secs(if request.uri().path() == "/slow" { 200 } else { 0 })).await;
+                    respond.send_response(Response::new(()), true).unwrap();
+                });
+            }
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+    });
+    let pass = async |seconds: u64| {
+        for _ in 0..seconds / 2 {
+            sleep(Duration::from_secs(2)).await;
+            api.pool.sweep();
+        }
+    };
+    let call = async |path: &str| ask_h2(world.connect(&web, vip(1)), get(path)).await.status;
+    for _ in 0..3 {
+        assert_eq!(call("/").await, 200);
+        pass(50).await;
+        assert_eq!(open.load(Ordering::Relaxed), 1, "it is used now and then");
+    }
+    let (slow, ()) = tokio::join!(call("/slow"), pass(190));
+    assert_eq!((slow, open.load(Ordering::Relaxed)), (200, 1), "it is in use");
+    pass(70).await;
+    assert_eq!(open.load(Ordering::Relaxed), 0);
 }
