@@ -73,6 +73,23 @@ pub(crate) enum ConnectError {
     Limit(crate::policy::RuleName),
 }
 
+impl ConnectError {
+    /// The same for somebody else who waited for the same connection; none: it concerns nobody else.
+    pub(super) fn again(&self) -> Option<Self> {
+        let copy = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
+        Some(match self {
+            Self::Failed { to, source } => Self::Failed { to: *to, source: copy(source) },
+            Self::Timeout(to) => Self::Timeout(*to),
+            Self::Identity { to, expected, source } => {
+                Self::Identity { to: *to, expected: expected.clone(), source: copy(source) }
+            }
+            Self::NotOurs(to) => Self::NotOurs(*to),
+            Self::Http { to, source } => Self::Failed { to: *to, source: io::Error::other(source.to_string()) },
+            Self::Own(_) | Self::Limit(_) => return None,
+        })
+    }
+}
+
 /// Dials TCP.
 #[derive(Debug)]
 pub(crate) struct TcpDial {

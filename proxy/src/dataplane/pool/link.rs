@@ -48,8 +48,8 @@ use crate::telemetry::trace::TraceContext;
 #[derive(Debug, Default)]
 pub(super) struct Link {
     open: Mutex<Vec<Arc<Open>>>,
-    /// A turn to dial, held while one caller opens what all of them will use.
-    dialling: tokio::sync::Mutex<()>,
+    /// A turn to dial, held while one caller opens what all of them will use; and why the last dial failed, and when.
+    dialling: tokio::sync::Mutex<Option<(Instant, ConnectError)>>,
     /// Rung when a place is free and somebody waits for one.
     freed: Notify,
     waiting: AtomicUsize,
@@ -287,12 +287,21 @@ impl Pool {
             // From here on no bell is missed.
             let mut freed = pin!(link.freed.notified());
             freed.as_mut().enable();
+            // Whoever heard one looks before it waits for anything else: if it is given up then, no bell is lost with it.
+            if let Some(place) = link.place(self.identity.trust_epoch()) {
+                return Ok(place);
+            }
+            let begun = Instant::now();
             {
-                let _turn = link.dialling.lock().await;
+                let mut turn = link.dialling.lock().await;
                 let trust = self.identity.trust_epoch();
                 // Somebody else had the turn before.
                 if let Some(place) = link.place(trust) {
                     return Ok(place);
+                }
+                // It waited for a dial that failed: another one would tell the same, and that much later.
+                if let Some(same) = turn.as_ref().filter(|(failed, _)| begun < *failed).and_then(|(_, error)| error.again()) {
+                    return Err(same);
                 }
                 let others = link.open.lock().len();
                 if others < CONNECTIONS_MAX {
@@ -305,7 +314,10 @@ impl Pool {
                         }
                         // The service may have no more connections, but those it has will do.
                         Err(ConnectError::Limit(_)) if others > 0 => {}
-                        Err(error) => return Err(error),
+                        Err(error) => {
+                            *turn = error.again().map(|same| (Instant::now(), same));
+                            return Err(error);
+                        }
                     }
                 }
             }

@@ -184,3 +184,15 @@ async fn a_connection_to_the_application_that_nobody_uses_is_closed() {
     pass(70).await;
     assert_eq!(open.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_dial_that_fails_hears_it_together_with_who_dials() {
+    let (world, web) = pair(100);
+    world.slow(app_at(3), Duration::from_secs(60));
+    let begun = Instant::now();
+    // By its address, so that nothing is tried again.
+    let heard = join_all((0..20).map(|_| ask(world.connect(&web, app_at(3)), get("/")))).await;
+    assert!(heard.iter().all(|heard| heard.reason() == "connect_timeout"), "{heard:?}");
+    assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert_eq!(world.dialled().len(), 1);
+}
