@@ -4,6 +4,7 @@
 //! of them.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::world::World;
 use crate::base::names::Named;
@@ -31,7 +32,10 @@ pub(crate) fn select(world: &World, client: &Named, scope: &Scope) -> Selection 
             let mut known = false;
             for key in world.at(address.to_canonical()) {
                 known |= match key.kind {
-                    Kind::Service => service(world, client, &key.name, &mut keys),
+                    // One that is written with an address of somebody else is not there.
+                    Kind::Service => {
+                        has(world, &key.name, address.to_canonical()) && service(world, client, &key.name, &mut keys)
+                    }
                     _ => keys.insert(key.clone()),
                 };
             }
@@ -40,6 +44,10 @@ pub(crate) fn select(world: &World, client: &Named, scope: &Scope) -> Selection 
     };
     keys.extend(of_kind(world, Kind::Mesh).map(|(key, _)| key.clone()));
     Selection { absent, keys }
+}
+
+fn has(world: &World, service: &Named, address: IpAddr) -> bool {
+    world.resources().service(service).is_some_and(|service| world.addresses_of(service).contains(&address))
 }
 
 /// The own pod: its Workload, the services that select it, and the policies for it, for them, its namespace and the mesh;

@@ -259,8 +259,7 @@ fn name_table(world: &World) -> NameTable {
     let mut table = BTreeMap::new();
     for resource in resources.values() {
         let Resource::Service(service) = resource.as_ref() else { continue };
-        let service_addresses = service.spec.addresses().filter_map(|ip| ip.parse().ok());
-        let mut answer = NameAnswer { service: service_addresses.collect(), endpoints: Vec::new() };
+        let mut answer = NameAnswer { service: world.addresses_of(service).into_iter().collect(), endpoints: Vec::new() };
         let first = service.spec.selector.first_key_value();
         let candidates = first.and_then(|(label, value)| labelled.get(&(service.metadata.namespace.as_str(), label, value)));
         for workload in candidates.into_iter().flatten() {

@@ -18,9 +18,11 @@ use super::coverage::Coverage;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::model::object::{MESH_NAMESPACE, Object};
+use crate::model::service::ServiceSpec;
 use crate::model::target::TargetKind;
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::snapshot::cluster_address::ClusterAddresses;
 use crate::snapshot::compile;
 
 /// What happened to one resource at one place.
@@ -106,15 +108,53 @@ impl World {
                 key
             }
         };
+        let mut called = self.services_by(&key);
         if !self.settle(&key) {
             return BTreeSet::new();
         }
         let mut changed = BTreeSet::from([key.clone()]);
+        called.extend(self.services_by(&key));
+        changed.extend(called.into_iter().filter(|service| self.settle(service)));
         if key.kind == Kind::Service {
             let policies: Vec<ResourceKey> = self.policies_of(TargetKind::Service, &key.name).cloned().collect();
             changed.extend(policies.into_iter().filter(|policy| policy.kind.is_security() && self.settle(policy)));
         }
         changed
+    }
+
+    /// The Services whose addresses depend on a resource: which of them are theirs is the Mesh's and the Workloads' to say.
+    fn services_by(&self, key: &ResourceKey) -> BTreeSet<ResourceKey> {
+        match self.resources.get(key).map(AsRef::as_ref) {
+            Some(Resource::Mesh(_)) => self.resources.of_kind(Kind::Service).map(|(service, _)| service.clone()).collect(),
+            Some(Resource::Workload(workload)) => {
+                let at = workload.spec.addresses.iter().flat_map(|address| self.at(address.to_canonical()));
+                at.filter(|key| key.kind == Kind::Service).cloned().collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// The addresses by which a service is called.
+    pub(super) fn addresses_of(&self, service: &Object<ServiceSpec>) -> BTreeSet<IpAddr> {
+        let is_workloads = |address| self.at(address).any(|key| key.kind == Kind::Workload);
+        ClusterAddresses::of(&self.resources).of_service(service, is_workloads)
+    }
+
+    /// What is sent of a form: of a Service no address that is not its own, so that it is nobody's way to it, whatever else
+    /// who reads it knows.
+    fn sent(&self, form: &Form) -> Body {
+        if let Form::Read(resource) = form
+            && let Resource::Service(service) = resource.as_ref()
+        {
+            let own = self.addresses_of(service);
+            if own != compile::addresses(service) {
+                let mut service = service.clone();
+                service.spec.cluster_ip = own.first().map(IpAddr::to_string);
+                service.spec.cluster_ips = own.iter().map(IpAddr::to_string).collect();
+                return Body::of(&Form::Read(Arc::new(Resource::Service(service))));
+            }
+        }
+        Body::of(form)
     }
 
     /// Goes on with what the policies of an earlier life covered.
@@ -262,8 +302,13 @@ impl World {
             Some(_) => {}
             None => self.coverage.forget(key),
         }
-        let body = form.as_ref().map(Body::of);
-        if body.as_ref() == self.bodies.get(key) {
+        let body = form.as_ref().map(|form| self.sent(form));
+        // Two Services may be sent alike and be written otherwise: with addresses that are not theirs.
+        let is_written_alike = match (&form, self.resources.get(key)) {
+            (Some(Form::Read(resource)), Some(known)) => key.kind != Kind::Service || resource == known,
+            _ => true,
+        };
+        if body.as_ref() == self.bodies.get(key) && is_written_alike {
             return false;
         }
         self.revision += 1;
@@ -364,10 +409,7 @@ fn closed(key: &ResourceKey) -> Place {
 fn places(resource: &Resource) -> Vec<Place> {
     match resource {
         Resource::Mesh(_) => vec![Place::Namespace(MESH_NAMESPACE.to_owned())],
-        Resource::Service(service) => {
-            let addresses = service.spec.addresses().filter_map(|address| address.parse().ok());
-            addresses.map(Place::Address).collect()
-        }
+        Resource::Service(service) => compile::addresses(service).into_iter().map(Place::Address).collect(),
         Resource::Workload(workload) => workload.spec.addresses.iter().map(|ip| Place::Address(ip.to_canonical())).collect(),
         Resource::HttpRoute(route) => route.service_parents().map(Place::Route).collect(),
         Resource::AuthorizationPolicy(_)

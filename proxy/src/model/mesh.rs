@@ -77,9 +77,25 @@ impl MeshSpec {
 
 /// The networks of a local mesh.
 pub(crate) fn default_ranges() -> Vec<IpNet> {
-    let v4 = |second, prefix| Ipv4Net::new(Ipv4Addr::new(10, second, 0, 0), prefix).map(IpNet::V4);
-    let v6 = |first, prefix| Ipv6Net::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix).map(IpNet::V6);
-    [v4(64, 16), v4(65, 16), v6(0xfd64, 64), v6(0xfd65, 112)].into_iter().flatten().collect()
+    let mut ranges: Vec<IpNet> = pod_ranges().chain(service_ranges()).collect();
+    ranges.sort();
+    ranges
+}
+
+/// Of which a local mesh gives addresses to pods.
+pub(crate) fn pod_ranges() -> impl Iterator<Item = IpNet> {
+    range_pair(64, 0xfd64, 64)
+}
+
+/// Of which a control plane gives addresses to Services.
+pub(crate) fn service_ranges() -> impl Iterator<Item = IpNet> {
+    range_pair(65, 0xfd65, 112)
+}
+
+fn range_pair(second: u8, first: u16, prefix: u8) -> impl Iterator<Item = IpNet> {
+    let v4 = Ipv4Net::new(Ipv4Addr::new(10, second, 0, 0), 16).map(IpNet::V4);
+    let v6 = Ipv6Net::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix).map(IpNet::V6);
+    [v4, v6].into_iter().flatten()
 }
 
 impl Choice {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::cluster_address::ClusterAddresses;
 use super::route_table::{self, Attached};
 use super::service::{self, Backends};
 use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, inbound, references, route};
@@ -149,8 +150,11 @@ fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
     let routes: Vec<Attached<'_>> = route_table::compile_all(resources);
     let mut backends = Backends::new(resources, own, previous);
     let mut services = BTreeMap::new();
+    let cluster = ClusterAddresses::of(resources);
+    let workloads = resources.workloads().flat_map(|workload| &workload.spec.addresses);
+    let taken: BTreeSet<IpAddr> = workloads.map(IpAddr::to_canonical).collect();
     for object in resources.services() {
-        let addresses: BTreeSet<IpAddr> = addresses(object);
+        let addresses = cluster.of_service(object, |address| taken.contains(&address));
         let name = object.named();
         let is_called = resources.called.as_ref().is_none_or(|called| {
             called.services.contains(&name) || addresses.iter().any(|address| called.addresses.contains(address))
@@ -186,7 +190,7 @@ fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
     Outbound { services, workloads, backends: backends.finish(), absent: resources.absent.clone() }
 }
 
-/// The cluster addresses of a service.
+/// The cluster addresses of a service, as they are written.
 pub(crate) fn addresses(service: &Object<ServiceSpec>) -> BTreeSet<IpAddr> {
     service.spec.addresses().filter_map(|address| address.parse().ok()).map(|address: IpAddr| address.to_canonical()).collect()
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::cluster_address::{ClusterAddresses, is_given};
 use super::{compile, kept, route};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
@@ -23,6 +24,12 @@ pub(super) fn check(resources: &Resources) -> Problems {
     let mut all = Problems::default();
     let mut addresses: BTreeMap<IpAddr, String> = BTreeMap::new();
     let ranges = compile::mesh_of(resources).networks();
+    let cluster = ClusterAddresses::of(resources);
+    let pods: BTreeMap<IpAddr, &ResourceKey> = resources
+        .of_kind(Kind::Workload)
+        .filter_map(|(key, resource)| if let Resource::Workload(workload) = resource { Some((key, workload)) } else { None })
+        .flat_map(|(key, workload)| workload.spec.addresses.iter().map(move |address| (address.to_canonical(), key)))
+        .collect();
     let mut meshes = 0;
     for (key, resource) in &resources.by_key {
         let mut problems = Problems::of(key);
@@ -35,14 +42,15 @@ pub(super) fn check(resources: &Resources) -> Problems {
             }
             Resource::Service(service) => {
                 check_ports(resources, service, &mut problems);
-                check_ranges(&ranges, service, &mut problems);
+                check_ranges(&ranges, &cluster, &pods, service, &mut problems);
                 check_edges(
                     &ranges,
                     compile::addresses(service),
                     &FieldPath::root().field("spec").field("clusterIP"),
                     &mut problems,
                 );
-                taken(compile::addresses(service), "clusterIP", key, &mut addresses, &mut problems);
+                let own = cluster.of_service(service, |address| pods.contains_key(&address));
+                taken(own, "clusterIP", key, &mut addresses, &mut problems);
             }
             Resource::Workload(workload) => {
                 for (index, address) in workload.spec.addresses.iter().enumerate() {
@@ -77,19 +85,42 @@ fn taken(
         let owner = addresses.entry(address.to_canonical()).or_insert_with(|| key.to_string());
         if *owner != key.to_string() {
             let at = FieldPath::root().field("spec").field(field);
-            problems.warn(&at, format!("{address} is the address of {owner} too"), "give each its own");
+            let text = format!("{address} is the address of {owner} too");
+            if key.kind == Kind::Workload && is_given(address.to_canonical()) {
+                problems.refuse(&at, text, "write the address at which the workload is");
+            } else {
+                problems.warn(&at, text, "give each its own");
+            }
         }
     }
 }
 
-/// An address outside of the mesh's ranges is called like any other while its service is known. Where it is not, as before
-/// the first answer of the control plane, it is an address outside of the mesh, and nothing keeps plaintext from it.
-fn check_ranges(ranges: &[IpNet], service: &Object<ServiceSpec>, problems: &mut Problems) {
+/// An address outside of the mesh's ranges belongs to a host somewhere, and one of a pod to the pod: a Service does not lead
+/// calls away from them. One that the control plane gives is taken though the Mesh does not name its range; where its service
+/// is not known, as before the first answer of the control plane, nothing keeps plaintext from it.
+fn check_ranges(
+    ranges: &[IpNet],
+    cluster: &ClusterAddresses,
+    pods: &BTreeMap<IpAddr, &ResourceKey>,
+    service: &Object<ServiceSpec>,
+    problems: &mut Problems,
+) {
+    let at = FieldPath::root().field("spec").field("clusterIP");
+    let remedy = "leave it out, and the Service is given an address of its own";
     for address in compile::addresses(service) {
-        if !ranges.iter().any(|range| range.contains(&address)) {
+        if let Some(owner) = pods.get(&address)
+            && !is_given(address)
+        {
+            problems.refuse(&at, format!("{address} is the address of {owner}, and leads there"), remedy);
+        } else if !cluster.contains(address) {
+            let text = format!("{address} is outside of the mesh's ranges, and leads to whatever host has it");
+            problems.refuse(&at, text, "leave it out, or write the range into the Mesh's ranges");
+        } else if cluster.is_for_pods(address) {
+            let text = format!("{address} is in the range of pods: a pod that is given it takes it from the Service");
+            problems.warn(&at, text, remedy);
+        } else if !ranges.iter().any(|range| range.contains(&address)) {
             let text = format!("{address} is outside of the mesh's ranges: while it is not known, it is dialled as no service's");
-            let remedy = "leave it out, or write the range into the Mesh's ranges";
-            problems.warn(&FieldPath::root().field("spec").field("clusterIP"), text, remedy);
+            problems.warn(&at, text, "write the range into the Mesh's ranges");
         }
     }
 }

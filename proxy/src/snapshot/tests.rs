@@ -138,6 +138,24 @@ fn nobody_is_sent_to_a_port_of_a_sidecar_where_others_lead_to_an_application() {
 }
 
 #[test]
+fn an_address_of_a_pod_leads_to_the_pod_whatever_service_is_written_with_it() {
+    let text = |address: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: attack, name: aab}}\nspec: {{selector: {{app: bad}}, clusterIP: {address}, ports: [{{port: 8080}}]}}\n---\n\
+             apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{namespace: shop, name: srv}}\nspec: {{addresses: [10.64.0.2]}}\n"
+        )
+    };
+    let services = |address: &str| {
+        let mut resources = Resources::default();
+        assert_eq!(admit_all(&text(address), &mut resources), "");
+        let (snapshot, _) = compile(&resources, &own("shop/client"), &Snapshot::empty());
+        assert!(snapshot.outbound.workloads.contains_key(&"10.64.0.2".parse().unwrap()));
+        snapshot.outbound.services.len()
+    };
+    assert_eq!(["10.64.0.2", "8.8.8.8", "10.65.0.2"].map(services), [0, 0, 1]);
+}
+
+#[test]
 fn what_a_policy_goes_on_covering_is_restricted_and_never_opened_by_it() {
     golden("kept");
 }

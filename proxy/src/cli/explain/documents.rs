@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
 
 use super::super::Failure;
@@ -15,6 +16,7 @@ use crate::model::object::Object;
 use crate::model::service::{PortRef, ServiceSpec};
 use crate::model::workload::{WorkloadPort, WorkloadSpec};
 use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::snapshot::compile;
 
 /// What the control plane has in force.
 pub(super) fn ask(api: &ApiArgs) -> Result<(Resources, String), Failure> {
@@ -66,7 +68,7 @@ pub(super) fn prepare(
         assume_endpoints(resources, told);
     }
     // From the range for documentation (RFC 5737), or class E where there are more: these addresses are only looked up here.
-    let mut next = u32::from(Ipv4Addr::new(240, 0, 0, 1));
+    let mut next = u32::from(ASSUMED) + 1;
     for resource in resources.by_key.values_mut() {
         if let Resource::Service(service) = Arc::make_mut(resource)
             && service.spec.addresses().next().is_none()
@@ -75,8 +77,17 @@ pub(super) fn prepare(
             next += 1;
         }
     }
+    let mut mesh = compile::mesh_of(resources);
+    mesh.ranges = mesh.networks();
+    mesh.ranges.extend(Ipv4Net::new(ASSUMED, 4).map(IpNet::V4));
+    let name = resources.of_kind(Kind::Mesh).next().map_or_else(|| Named::new("", "mesh"), |(key, _)| key.name.clone());
+    let mesh = Object::new(&name, std::collections::BTreeMap::new(), mesh);
+    resources.by_key.insert(mesh.key(), Arc::new(Resource::Mesh(mesh)));
     Ok(())
 }
+
+/// The network of the addresses that are assumed: class E, which no document can have.
+const ASSUMED: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 0);
 
 /// Documents seldom hold pods: a service that selects none is given one, so that its policies can be asked.
 fn assume_endpoints(resources: &mut Resources, told: &mut Told) {

@@ -1,5 +1,6 @@
 //! Changes: what `apply` stores and `delete` takes away, as a whole or not at all, with what it does to other documents.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -148,11 +149,16 @@ impl Api {
             candidate.apply(Change::Put { key: key.clone(), form, origin: Origin::Applied(self.stored(key)) });
         }
         let by_name: BTreeMap<String, _> = written.iter().map(|(key, written)| (key.to_string(), written)).collect();
+        let before = LazyCell::new(|| compile::check(self.store.world().resources()).into_vec());
         for problem in compile::check(candidate.resources()).iter() {
             let found = match by_name.get(&problem.resource) {
                 Some((name, document)) => wrong(problem, Some(format!("{name}:{}", document.position(&problem.at)))),
                 // Of two that want one address the other may be the one that is told; the change is the cause all the same.
-                None if problem.severity == Severity::Warns && names_one(&problem.text, &by_name) => wrong(problem, None),
+                None if names_one(&problem.text, &by_name)
+                    && (problem.severity == Severity::Warns || !before.contains(problem)) =>
+                {
+                    wrong(problem, None)
+                }
                 None => continue,
             };
             if !answer.problems.contains(&found) {
@@ -307,6 +313,7 @@ mod tests {
     use crate::base::problems::Severity;
     use crate::control::Config;
     use crate::control::ca::Authority;
+    use crate::control::select::select;
     use crate::control::sessions::Sessions;
     use crate::control::store::Store;
     use crate::model::Resource;
@@ -485,7 +492,7 @@ mod tests {
             let pod = "shop/web-1".parse().unwrap();
             let world = api.store.world();
             let mut resources = Resources::default();
-            for key in crate::control::select::select(&world, &pod, &"workload/shop/web-1".parse().unwrap()).keys {
+            for key in select(&world, &pod, &"workload/shop/web-1".parse().unwrap()).keys {
                 let body = world.body(&key).unwrap();
                 let resource = Resource::from_json(key.kind, body.json.as_bytes()).unwrap();
                 assert!(!compile::admit(&mut resources, key, Ok(Arc::new(resource))).refused());
@@ -567,6 +574,73 @@ mod tests {
             let answer = api.apply(&texts(&service(name)));
             assert!(answer.problems.iter().any(|problem| problem.text.contains("10.65.7.7") && !problem.refuses), "{name}");
         }
+    }
+
+    #[test]
+    fn a_service_takes_no_address_of_a_pod_or_of_a_host_outside_of_the_mesh() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let pod = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: srv, namespace: shop }\nspec: { addresses: [10.64.0.2, \"fd64::2\"] }\n";
+        let pod = yaml::read(pod).remove(0).unwrap().resource;
+        let (key, origin) = (pod.key(), Origin::Pod("pods/shop.srv.json".into()));
+        api.store.apply(vec![Change::Put { key: key.clone(), form: Form::Read(Arc::new(pod)), origin: origin.clone() }]);
+        let attack = |address: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{ name: aab, namespace: attack }}\nspec: {{ clusterIP: \"{address}\", selector: {{ app: bad }}, ports: [{{ port: 8080 }}] }}\n"
+            )
+        };
+        for (address, why) in [
+            ("10.64.0.2", "is the address of Workload/shop/srv"),
+            ("::ffff:10.64.0.2", "is the address of Workload/shop/srv"),
+            ("fd64::2", "is the address of Workload/shop/srv"),
+            ("8.8.8.8", "is outside of the mesh's ranges"),
+        ] {
+            let answer = api.apply(&texts(&attack(address)));
+            let [problem] = answer.problems.as_slice() else { panic!("{address}: {:?}", answer.problems) };
+            assert!(problem.refuses && problem.text.contains(why) && !problem.remedy.is_empty(), "{problem:?}");
+            assert_eq!(problem.place.as_deref(), Some("web.yaml:4:9"));
+            // In a folder it is told, and leads nobody away.
+            let path = state.path().join("mesh.yaml");
+            in_folder(&api, &path, &attack(address).replace("aab", "aac"));
+            let told = api.store.problems();
+            assert!(told.iter().any(|wrong| wrong.problem.text.contains(why)), "{told:?}");
+            let world = api.store.world();
+            let body = world.body(&"Service/attack/aac".parse().unwrap()).unwrap().json.to_string();
+            assert!(!body.contains(address), "{body}");
+            let scope = crate::delta::Scope::Address(address.parse().unwrap());
+            let seen = select(&world, &"shop/client".parse().unwrap(), &scope);
+            let expected: Vec<&ResourceKey> = if address == "8.8.8.8" { Vec::new() } else { vec![&key] };
+            assert_eq!(seen.keys.iter().collect::<Vec<_>>(), expected);
+            assert_eq!(seen.absent, address == "8.8.8.8");
+        }
+        // One that a Mesh names, and no pod has, is the Service's; it gives way once a pod comes.
+        let mesh =
+            "apiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: { name: mesh }\nspec: { ranges: [10.0.0.0/8] }\n---\n";
+        api.store.apply(vec![Change::Remove { key: key.clone(), origin }]);
+        let path = state.path().join("mesh.yaml");
+        let leads = || api.store.world().body(&"Service/attack/aac".parse().unwrap()).unwrap().json.contains("10.96.0.1");
+        in_folder(&api, &path, &attack("10.96.0.1").replace("aab", "aac"));
+        assert!(!leads());
+        in_folder(&api, &path, &format!("{mesh}{}", attack("10.96.0.1").replace("aab", "aac")));
+        assert!(leads() && api.store.problems().is_empty(), "{:?}", api.store.problems());
+        let late = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: late, namespace: shop }\nspec: { addresses: [10.96.0.1] }\n";
+        let late = yaml::read(late).remove(0).unwrap().resource;
+        let form = Form::Read(Arc::new(late));
+        let (late, origin) = ("Workload/shop/late".parse().unwrap(), Origin::Pod("pods/shop.late.json".into()));
+        api.store.apply(vec![Change::Put { key: late, form, origin }]);
+        assert!(!leads());
+    }
+
+    #[test]
+    fn a_workload_takes_no_address_that_a_service_was_given() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        api.apply(&texts(SERVICE));
+        let thief = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: thief, namespace: attack }\nspec: { addresses: [10.65.0.2] }\n";
+        let answer = api.apply(&texts(thief));
+        assert!(answer.problems.iter().any(|problem| problem.refuses && problem.text.contains("Service/shop/web")));
+        in_folder(&api, &state.path().join("mesh.yaml"), thief);
+        assert!(api.store.world().body(&"Service/shop/web".parse().unwrap()).unwrap().json.contains("10.65.0.2"));
     }
 
     #[test]
