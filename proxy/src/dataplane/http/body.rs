@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::inflow::Inflow;
+use super::normalize::cleaned_trailers;
 use super::record::Record;
 use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp::Counts;
@@ -333,7 +334,7 @@ impl http_body::Body for Cursor {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                     Err(frame) => {
-                        shared.trailers = frame.into_trailers().ok();
+                        shared.trailers = frame.into_trailers().ok().and_then(cleaned_trailers);
                         shared.end();
                     }
                 },
@@ -393,9 +394,10 @@ impl Answer {
         answer
     }
 
-    /// Everything was read. The record goes when the last frame was handed on, which is no later than now.
+    /// Everything was read. The record is complete when this is dropped: whoever sends the body on may still have to say that
+    /// its client did not take it.
     fn ended(&mut self) {
-        if let Some(mut record) = self.record.take() {
+        if let Some(record) = &mut self.record {
             record.body_ended();
         }
         if let Some(lease) = self.lease.take() {
@@ -446,6 +448,16 @@ impl http_body::Body for Answer {
         let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
         match frame {
             Some(Ok(frame)) => {
+                let frame = match frame.into_data() {
+                    Ok(data) => Frame::data(data),
+                    Err(frame) => match frame.into_trailers().ok().and_then(cleaned_trailers) {
+                        Some(trailers) => Frame::trailers(trailers),
+                        None => {
+                            self.ended();
+                            return Poll::Ready(None);
+                        }
+                    },
+                };
                 if let Some(data) = frame.data_ref() {
                     self.counts.sent.fetch_add(u64::try_from(data.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
                 }

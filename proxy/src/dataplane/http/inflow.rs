@@ -1,13 +1,14 @@
 //! Bodies that come in: from the codec of HTTP/1, or from a stream of HTTP/2.
 //!
 //! Sources: RFC 9113 5.2 (what was read is granted anew), 8.1 (a server that answered in full may stop a request without an
-//! error), 8.7. Invariant: a stream that was taken back before its end is an error, never an end.
+//! error), 8.7. Invariant: a stream that was taken back before its end is an error, never an end. That holds for a reset
+//! without an error too: the codec says nothing of one that comes behind the end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -57,23 +58,14 @@ impl Stream {
                     self.ended = self.from.is_end_stream();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(broke(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.data_done = true,
             }
         }
         let trailers = ready!(self.from.poll_trailers(cx));
         self.ended = true;
-        Poll::Ready(match trailers {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => broke(error),
-        })
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
     }
-}
-
-/// What comes of an error. One that is none was sent behind the end.
-fn broke<T>(error: h2::Error) -> Option<Result<T, h2::Error>> {
-    let ended = error.is_reset() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
-    (!ended).then_some(Err(error))
 }
 
 impl http_body::Body for Inflow {

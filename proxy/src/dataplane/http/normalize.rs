@@ -372,6 +372,14 @@ pub(crate) fn strip_reserved(headers: &mut HeaderMap, except: Option<&HeaderName
     remove_in_order(headers, |name| name.as_str().starts_with(RESERVED) && Some(name) != except);
 }
 
+/// What of trailers is for who reads the message itself; none: nothing. They are no place for what is said hop by hop
+/// (RFC 9110 6.5.1), and HTTP/2 refuses to carry it.
+pub(crate) fn cleaned_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
+    strip_reserved(&mut trailers, None);
+    strip_hop_by_hop(&mut trailers);
+    (!trailers.is_empty()).then_some(trailers)
+}
+
 /// What crosses a link.
 const CROSSING: [HeaderName; 7] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
 /// Headers of this prefix are for sidecars alone.

@@ -1,7 +1,8 @@
 //! Bodies that go out on a stream of HTTP/2, as fast as their reader grants, and no longer than it is waited for.
 //!
-//! Sources: RFC 9113 5.2 (flow control), 10.5. The first piece goes without asking for room: the codec holds it back by itself
-//! until there is some, and most bodies are no longer. From then on a body is asked for more only when there is room for it.
+//! Sources: RFC 9113 5.2 (flow control), 10.5. The first piece of a body is asked for without asking for room: most bodies are
+//! no longer. From then on a body is asked for more only when there is room for it. Where the reader is not to be waited for
+//! forever, the codec gets no byte that there is no room for: it would keep it as long as the reader likes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -20,6 +21,10 @@ pub(crate) struct Outflow {
     body: Body,
     to: SendStream<Bytes>,
     first: bool,
+    /// What there was no room for yet.
+    kept: Bytes,
+    /// Nothing comes behind what is kept.
+    last: bool,
     /// How long the reader may grant nothing; none: it is waited for elsewhere.
     patience: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -29,7 +34,7 @@ pub(crate) struct Outflow {
 impl Outflow {
     /// A request's body.
     pub(crate) fn new(body: Body, to: SendStream<Bytes>) -> Self {
-        Self { body, to, first: true, patience: None, timer: None, waits: None }
+        Self { body, to, first: true, kept: Bytes::new(), last: false, patience: None, timer: None, waits: None }
     }
 
     /// An answer's body, whose client is given up when it reads nothing for that long.
@@ -44,8 +49,12 @@ impl Outflow {
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
+            ready!(self.poll_kept(cx))?;
+            if self.last {
+                return Poll::Ready(Ok(()));
+            }
             if !self.first {
-                ready!(self.poll_room(cx))?;
+                ready!(self.poll_room(1, cx))?;
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 // Whoever does not want the rest says so while nothing comes.
@@ -56,6 +65,10 @@ impl Outflow {
                     Ok(data) => {
                         let end = self.body.is_end_stream();
                         self.first = false;
+                        if self.patience.is_some() && !self.has_room(data.len()) {
+                            (self.kept, self.last) = (data, end);
+                            continue;
+                        }
                         self.to.send_data(data, end)?;
                         if end {
                             return Poll::Ready(Ok(()));
@@ -82,23 +95,43 @@ impl Outflow {
         }
     }
 
-    /// Is ready when the reader grants something.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        self.to.reserve_capacity(1);
-        while self.to.capacity() == 0 {
-            match self.to.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(Err(Reason::CANCEL.into())),
-                Poll::Pending => return self.poll_patience(cx),
-            }
+    /// Sends what is kept, as room for it comes.
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while !self.kept.is_empty() {
+            let room = ready!(self.poll_room(self.kept.len(), cx))?;
+            let piece = self.kept.split_to(room.min(self.kept.len()));
+            self.to.send_data(piece, self.last && self.kept.is_empty())?;
         }
-        self.waits = None;
         Poll::Ready(Ok(()))
     }
 
+    /// Does the reader grant as much already?
+    fn has_room(&mut self, wanted: usize) -> bool {
+        self.to.reserve_capacity(wanted);
+        self.to.capacity() >= wanted
+    }
+
+    /// Is ready when the reader grants something of what is wanted: how much.
+    fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
+        self.to.reserve_capacity(wanted);
+        loop {
+            match self.to.capacity() {
+                0 => match self.to.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(None) => return Poll::Ready(Err(Reason::CANCEL.into())),
+                    Poll::Pending => return self.poll_patience(cx),
+                },
+                room => {
+                    self.waits = None;
+                    return Poll::Ready(Ok(room));
+                }
+            }
+        }
+    }
+
     /// Is ready when the reader is not to be waited for any longer.
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, h2::Error>> {
         let Some(patience) = self.patience else { return Poll::Pending };
         let end = *self.waits.get_or_insert_with(Instant::now) + patience;
         // The timer is moved only when it rings too soon.
@@ -119,18 +152,20 @@ impl Future for Outflow {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_sent(cx).map(|sent| {
-            if let Err(error) = sent {
-                tracing::debug!(%error, "a body was not taken whole");
-            }
-        })
+        if let Err(error) = ready!(self.poll_sent(cx)) {
+            tracing::debug!(%error, "a body was not taken whole");
+            // Others may hold the stream. Without its end and without this its reader would wait for more.
+            self.to.send_reset(Reason::INTERNAL_ERROR);
+        }
+        Poll::Ready(())
     }
 }
 
 /// What a stream is taken back for when its body broke off.
 fn reason_of(error: &BodyError) -> Reason {
     match error {
-        BodyError::Stream(error) => error.reason().unwrap_or(Reason::INTERNAL_ERROR),
+        // Without an error it would pass for a whole one.
+        BodyError::Stream(error) => error.reason().filter(|reason| *reason != Reason::NO_ERROR).unwrap_or(Reason::INTERNAL_ERROR),
         BodyError::Sender(_) | BodyError::Stalled | BodyError::GivenUp => Reason::INTERNAL_ERROR,
     }
 }

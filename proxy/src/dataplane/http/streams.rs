@@ -15,6 +15,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 
+use super::body::Body;
 use super::frames::{Framed, Traffic, Unanswered};
 use super::inflow::Inflow;
 use super::outflow::Outflow;
@@ -84,6 +85,7 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
     let mut respond = respond;
     let patience = connection.limits.stream_timeout;
     let (mut parts, from) = request.into_parts();
+    let asks_for_head = parts.method == Method::HEAD;
     let (incoming, tunnel, upgrading) = if parts.method == Method::CONNECT {
         // A tunnel has no length, whatever its head says.
         parts.headers.remove(CONTENT_LENGTH);
@@ -106,9 +108,13 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
     unanswered.answered();
     let (mut head, body) = answer.into_parts();
     let tunnel = tunnel.filter(|_| head.status == StatusCode::OK);
-    let end = tunnel.is_none() && body.is_end_stream();
-    if !end
-        && tunnel.is_none()
+    let without_content = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    // A text of ours is not sent where there is no place for one; what others answer has no body there.
+    let silent = (asks_for_head || without_content) && matches!(body, Body::Full(_));
+    let end = tunnel.is_none() && (silent || body.is_end_stream());
+    if tunnel.is_none()
+        && !body.is_end_stream()
+        && !without_content
         && let Some(length) = body.size_hint().exact()
         && !head.headers.contains_key(CONTENT_LENGTH)
     {

@@ -65,7 +65,6 @@ impl AsyncRead for Tunnel {
         while this.left.is_empty() {
             match ready!(this.from.poll_data(cx)) {
                 Some(Ok(data)) => this.left = data,
-                Some(Err(error)) if error.is_reset() && error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(Ok(())),
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
                 None => return Poll::Ready(Ok(())),
             }
@@ -114,5 +113,38 @@ fn broken(error: h2::Error) -> io::Error {
         Some(Reason::CANCEL | Reason::STREAM_CLOSED) => io::ErrorKind::BrokenPipe.into(),
         _other if error.is_io() => error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
         _other => io::Error::other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_direction_that_is_taken_back_without_an_error_did_not_end() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let reader = async {
+            let mut codec = h2::server::handshake(far).await.unwrap();
+            let (request, mut respond) = codec.accept().await.unwrap().unwrap();
+            tokio::spawn(async move { while codec.accept().await.is_some() {} });
+            let to = respond.send_response(Response::new(()), false).unwrap();
+            let mut read = Vec::new();
+            let ended = Tunnel::new(request.into_body(), to).read_to_end(&mut read).await;
+            assert!(ended.is_err() && read == b"abc", "{ended:?} {read:?}");
+        };
+        let writer = async {
+            let (mut sender, connection) = h2::client::handshake(near).await.unwrap();
+            tokio::spawn(connection);
+            let request = Request::connect("api.shop:80").body(()).unwrap();
+            let (answer, mut to) = sender.send_request(request, false).unwrap();
+            to.send_data(Bytes::from_static(b"abc"), false).unwrap();
+            let answer = answer.await.unwrap();
+            to.send_reset(Reason::NO_ERROR);
+            answer
+        };
+        let ((), _answer) = tokio::join!(reader, writer);
     }
 }

@@ -79,6 +79,7 @@ fn bench(limits: &serde_json::Value) -> Bench {
             match request.uri().path() {
                 "/never" => std::future::pending().await,
                 "/large" => text(large),
+                "/small" => text("small"),
                 _ => text(request.body().len().to_string()),
             }
         }
@@ -345,14 +346,21 @@ async fn a_client_that_never_reads_is_let_go_of() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_without_a_window_are_reset_and_the_connection_lives() {
+    // However much there is to send, and whether some of it may be.
+    for (path, window) in [(b"/large", 0), (b"/small", 0), (b"/small", 1)] {
+        check_window(path, window).await;
+    }
+}
+
+/// `window` is SETTINGS_INITIAL_WINDOW_SIZE: so many bytes may be sent.
+async fn check_window(path: &[u8; 6], window: u8) {
     let bench = bench(&json!({ "streamTimeout": "30s" }));
     for (proxy, direction) in bench.sides() {
         let mut stream = bench.open(direction);
-        // SETTINGS_INITIAL_WINDOW_SIZE 0: not one byte may be sent.
-        stream.write_all(&preface(&[0, 4, 0, 0, 0, 0])).await.unwrap();
-        let head = b"\x82\x86\x01\x08api.shop\x04\x06/large";
+        stream.write_all(&preface(&[0, 4, 0, 0, 0, window])).await.unwrap();
+        let head = [b"\x82\x86\x01\x08api.shop\x04\x06", path.as_slice()].concat();
         for index in 0..100 {
-            stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, index * 2 + 1, head)).await.unwrap();
+            stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, index * 2 + 1, &head)).await.unwrap();
         }
         let mut heard = Vec::new();
         let mut buffer = vec![0; 16_384];
@@ -364,7 +372,7 @@ async fn streams_without_a_window_are_reset_and_the_connection_lives() {
             heard.extend_from_slice(&buffer[..read]);
         }
         assert_eq!(begin.elapsed().as_secs(), 30);
-        assert!(!frames(&heard).iter().any(|(kind, payload)| *kind == DATA && !payload.is_empty()));
+        assert!(!frames(&heard).iter().any(|(kind, payload)| *kind == DATA && payload.len() > usize::from(window)));
         told(proxy, &["outrigger_refusals_total", direction, "slow_reader", "shop/api", "} 100"]);
         // The connection is as good as before.
         stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, 1_001, HEAD)).await.unwrap();

@@ -169,6 +169,25 @@ async fn trailers_of_a_request_need_no_leave() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn trailers_carry_nothing_that_is_for_a_hop_or_for_sidecars() {
+    let trailer = "Trailer: X-Sum, Connection, X-Hop, Outrigger-Reason\r\n";
+    let foreign = "Connection: x-hop\r\nX-Hop: 1\r\nOutrigger-Reason: denied\r\n";
+    for kept in ["x-sum: 1\r\n", ""] {
+        let request = format!(
+            "POST /a HTTP/1.1\r\nHost: api\r\nTE: trailers\r\n{trailer}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n{foreign}{kept}\r\n"
+        );
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{trailer}\r\n2\r\nok\r\n0\r\n{foreign}{kept}\r\n").leak();
+        let end = format!("\r\n0\r\n{kept}\r\n").leak();
+        for world in [pair(), hop()] {
+            let (seen, heard) = exchange(&world, &request, end, answer, end).await;
+            assert!(seen.ends_with(&format!("3\r\nabc{end}")), "{seen}");
+            assert!(heard.ends_with(&format!("2\r\nok{end}")), "{heard}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_get_may_have_chunks() {
     for world in [pair(), hop()] {
         for method in ["GET", "POST", "HEAD", "DELETE"] {

@@ -11,6 +11,7 @@ mod outbound;
 mod refusals;
 mod rest;
 mod smuggling;
+mod streams;
 mod trust;
 mod unseen;
 mod upload;
