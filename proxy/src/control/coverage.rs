@@ -3,15 +3,17 @@
 //! A policy for a Service holds where the Service leads. Who changes or deletes a Service must not take the policy off its
 //! pods by that: what a Service led to stays covered until the policy goes or is written otherwise (the keys of a
 //! RequestAuthentication aside, which change by themselves). The form in force is remembered too, so that a change is known
-//! as one after a restart. Invariant: a policy's forms only grow, and never beyond [`FORMS_MAX`]; what is too much becomes
-//! wider, not less.
+//! as one after a restart. A file that is renamed or written anew is gone for a moment: what a policy covered is kept for it until
+//! it is back, if it comes back in the same words. Invariant: a policy's forms only grow, and never beyond [`FORMS_MAX`]; what
+//! is too much becomes wider, not less.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::base::names::Named;
+use crate::model::service::PortRef;
 use crate::model::target::{Former, TargetKind};
 use crate::model::{Resource, ResourceKey, Resources};
 
@@ -19,8 +21,12 @@ use crate::model::{Resource, ResourceKey, Resources};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coverage {
     policies: BTreeMap<ResourceKey, Covered>,
+    /// Of policies that are not there now, should they come back.
+    gone: BTreeMap<ResourceKey, Covered>,
     /// What policies let go of because they were written otherwise, until it is told.
     released: Vec<(ResourceKey, Vec<Former>)>,
+    /// Policies of which there are more forms than are remembered, until it is told.
+    widened: Vec<ResourceKey>,
     changed: bool,
 }
 
@@ -31,6 +37,9 @@ struct Covered {
     policy: String,
     /// The oldest first.
     forms: Vec<Former>,
+    /// Counts the policies that went, from 1. 0: it is there.
+    #[serde(default, skip_serializing_if = "is_there")]
+    gone: u64,
     /// What it covers beyond where its Services lead now.
     #[serde(skip)]
     kept: Vec<Former>,
@@ -41,7 +50,8 @@ impl Coverage {
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let policies: BTreeMap<String, Covered> = serde_json::from_slice(bytes)?;
         let policies = policies.into_iter().filter_map(|(key, covered)| Some((key.parse().ok()?, covered)));
-        Ok(Self { policies: policies.collect(), ..Self::default() })
+        let (policies, gone) = policies.partition(|(_, covered)| covered.gone == 0);
+        Ok(Self { policies, gone, ..Self::default() })
     }
 
     /// For the next life. None: nothing is different since the last time.
@@ -50,7 +60,7 @@ impl Coverage {
             return None;
         }
         let policies: BTreeMap<String, &Covered> =
-            self.policies.iter().map(|(key, covered)| (key.to_string(), covered)).collect();
+            self.policies.iter().chain(&self.gone).map(|(key, covered)| (key.to_string(), covered)).collect();
         // Texts, numbers and lists of them have a JSON form.
         Some(serde_json::to_vec(&policies).unwrap_or_default())
     }
@@ -65,8 +75,10 @@ impl Coverage {
             .filter_map(|target| Former::of(resources.service(&Named::new(namespace.as_str(), target.name.as_str()))?))
             .collect();
         let written = written(policy);
-        let mut covered = match self.policies.remove(&key) {
-            Some(covered) if covered.policy == written => covered,
+        let returned = self.gone.remove(&key);
+        self.changed |= returned.is_some();
+        let mut covered = match self.policies.remove(&key).or(returned) {
+            Some(covered) if covered.policy == written => Covered { gone: 0, ..covered },
             before => {
                 self.changed = true;
                 let kept = before.map(|before| before.beyond(&now)).unwrap_or_default();
@@ -79,23 +91,44 @@ impl Coverage {
         for form in &now {
             self.changed |= covered.take(form);
         }
-        covered.limit(resources, namespace);
+        if covered.limit() {
+            self.widened.push(key.clone());
+        }
         let kept = covered.beyond(&now);
         covered.kept.clone_from(&kept);
         self.policies.insert(key, covered);
         kept
     }
 
-    /// The policy is gone.
-    pub(crate) fn forget(&mut self, policy: &ResourceKey) {
-        self.changed |= self.policies.remove(policy).is_some();
+    /// The policy is gone, perhaps to come back.
+    pub(crate) fn set_aside(&mut self, policy: &ResourceKey) {
+        let Some(covered) = self.policies.remove(policy) else { return };
+        self.changed = true;
+        let last = self.gone.values().map(|covered| covered.gone).max().unwrap_or_default();
+        self.gone.insert(policy.clone(), Covered { gone: last + 1, ..covered });
+        if self.gone.len() > GONE_MAX
+            && let Some(first) = self.gone.iter().min_by_key(|(_, covered)| covered.gone).map(|(key, _)| key.clone())
+        {
+            self.let_go(&first);
+        }
     }
 
-    /// Forgets policies of an earlier life that are not there any more.
+    /// The policy was deleted, and does not come back as what it was.
+    pub(crate) fn let_go(&mut self, policy: &ResourceKey) {
+        let gone = self.gone.remove(policy);
+        let Some(covered) = self.policies.remove(policy).or(gone) else { return };
+        self.changed = true;
+        if !covered.kept.is_empty() {
+            self.released.push((policy.clone(), covered.kept));
+        }
+    }
+
+    /// Sets policies of an earlier life aside that are not there any more.
     pub(crate) fn retain(&mut self, is_there: impl Fn(&ResourceKey) -> bool) {
-        let before = self.policies.len();
-        self.policies.retain(|policy, _| is_there(policy));
-        self.changed |= self.policies.len() != before;
+        let gone: Vec<ResourceKey> = self.policies.keys().filter(|policy| !is_there(policy)).cloned().collect();
+        for policy in gone {
+            self.set_aside(&policy);
+        }
     }
 
     /// Policies of a namespace that cover more than their Services lead to, each with that.
@@ -108,6 +141,12 @@ impl Coverage {
     /// What policies let go of since this was asked last.
     pub(crate) fn released(&mut self) -> Vec<(ResourceKey, Vec<Former>)> {
         std::mem::take(&mut self.released)
+    }
+
+    /// Policies that were made wider since this was asked last, because there are more forms of their Services than are
+    /// remembered.
+    pub(crate) fn widened(&mut self) -> Vec<ResourceKey> {
+        std::mem::take(&mut self.widened)
     }
 }
 
@@ -128,20 +167,19 @@ impl Covered {
         }
     }
 
-    /// Keeps the forms from growing without end: the oldest one that selects nobody goes first; where all of them select
-    /// somebody, one form that selects everybody takes their place.
-    fn limit(&mut self, resources: &Resources, namespace: &str) {
-        while self.forms.len() > FORMS_MAX {
-            let is_idle = |form: &Former| resources.workloads_in(namespace).all(|workload| !form.selects(workload));
-            match self.forms.iter().position(is_idle) {
-                Some(index) => drop(self.forms.remove(index)),
-                None => {
-                    let service = self.forms.first().map(|form| form.service.clone()).unwrap_or_default();
-                    let ports = self.forms.drain(..).flat_map(|form| form.ports).collect();
-                    self.forms.push(Former { service, selector: BTreeMap::new(), ports });
-                }
-            }
+    /// Keeps the forms from growing without end: one that selects everybody takes the place of all of a Service's. None is
+    /// forgotten, though it may select nobody now: its pods may come back. Says whether it came to that.
+    fn limit(&mut self) -> bool {
+        if self.forms.len() <= FORMS_MAX {
+            return false;
         }
+        let mut ports: BTreeMap<String, BTreeSet<PortRef>> = BTreeMap::new();
+        for form in self.forms.drain(..) {
+            ports.entry(form.service).or_default().extend(form.ports);
+        }
+        let wide = ports.into_iter().map(|(service, ports)| Former { service, selector: BTreeMap::new(), ports });
+        self.forms.extend(wide);
+        true
     }
 
     /// What was covered and is not where the Services lead now.
@@ -169,8 +207,16 @@ fn written(policy: &Resource) -> String {
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The most forms of its Services that are remembered of one policy.
-const FORMS_MAX: usize = 32;
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
+fn is_there(gone: &u64) -> bool {
+    *gone == 0
+}
+
+/// The most forms of its Services that are remembered of one policy: a new selector with each release is many releases.
+const FORMS_MAX: usize = 256;
+
+/// The most policies that are gone and remembered all the same.
+const GONE_MAX: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -262,7 +308,7 @@ mod tests {
         );
         let mut coverage = Coverage::default();
         check(&mut coverage, &[&first], expect![[""]]);
-        coverage.forget(&"AuthorizationPolicy/shop/gate".parse().unwrap());
+        coverage.let_go(&"AuthorizationPolicy/shop/gate".parse().unwrap());
         check(&mut coverage, &[&second], expect![[""]]);
     }
 
@@ -279,9 +325,35 @@ mod tests {
                 web {"app": "web"} [80]
             "#]],
         );
-        let mut gone = Coverage::read(&bytes).unwrap();
-        gone.retain(|_| false);
-        check(&mut gone, &[&service("{app: nobody}", "{port: 80}")], expect![[""]]);
+    }
+
+    #[test]
+    fn a_policy_that_goes_and_comes_back_in_the_same_words_covers_what_it_covered() {
+        let (first, second) = (service("{app: web}", "{port: 80}"), service("{app: nobody}", "{port: 80}"));
+        let gate: ResourceKey = "AuthorizationPolicy/shop/gate".parse().unwrap();
+        let moved = || {
+            let mut coverage = Coverage::default();
+            check(&mut coverage, &[&first], expect![[""]]);
+            coverage.set_aside(&gate);
+            coverage
+        };
+        let kept = || expect![["web {\"app\": \"web\"} [80]\n"]];
+        check(&mut moved(), &[&second], kept());
+        // Over a restart, too, whether it went before or in between.
+        let bytes = moved().write().unwrap();
+        check(&mut Coverage::read(&bytes).unwrap(), &[&second], kept());
+        let mut away = moved();
+        check(&mut away, &[&first], expect![[""]]);
+        let mut between = Coverage::read(&away.write().unwrap()).unwrap();
+        between.retain(|_| false);
+        check(&mut between, &[&second], kept());
+        // In other words it is another policy.
+        let other = second.replace("action: ALLOW", "action: DENY");
+        check(&mut moved(), &[&other], expect![["AuthorizationPolicy/shop/gate lets go of 1\n"]]);
+        // What was deleted starts anew.
+        let mut deleted = moved();
+        deleted.let_go(&gate);
+        check(&mut deleted, &[&second], expect![[""]]);
     }
 
     #[test]
@@ -303,28 +375,24 @@ mod tests {
 
     #[test]
     fn too_many_forms_make_the_policy_wider_and_never_narrower() {
-        let pod = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {name: web-1, namespace: shop, labels: {LABELS}}\nspec: {addresses: [10.64.0.9]}\n";
-        let labels = (0..=FORMS_MAX).map(|n| format!("l{n}: x")).collect::<Vec<_>>().join(", ");
-        let forms: Vec<String> =
-            (0..=FORMS_MAX).map(|n| service(&format!("{{l{n}: x}}"), "{port: 80}") + &pod.replace("LABELS", &labels)).collect();
-        check(
-            &mut Coverage::default(),
-            &forms.iter().map(String::as_str).collect::<Vec<_>>(),
-            expect![[r#"
-                web {} [80]
-            "#]],
-        );
-        // Forms that select nobody go, the oldest first.
-        let forms: Vec<String> =
-            (0..100).map(|n| service(&format!("{{l{n}: x}}"), "{port: 80}") + &pod.replace("LABELS", "l0: x")).collect();
+        // Whether their pods are there or away.
+        let forms: Vec<String> = (0..=FORMS_MAX).map(|n| service(&format!("{{l{n}: x}}"), "{port: 80}")).collect();
         let mut coverage = Coverage::default();
-        for form in &forms {
-            let documents = yaml::read(form).into_iter().map(|document| Arc::new(document.unwrap().resource));
-            let resources = Resources { by_key: documents.map(|it| (it.key(), it)).collect(), ..Resources::default() };
-            let policy = resources.by_key.values().find(|it| it.key().kind.is_security()).unwrap();
-            coverage.keep(policy, &resources);
+        let (last, before) = forms.split_last().unwrap();
+        for form in before {
+            check_quietly(&mut coverage, form);
         }
-        let (_, kept) = coverage.kept_in("shop").next().unwrap();
-        assert!(kept.len() < FORMS_MAX + 1 && kept[0].selector.contains_key("l0"), "{kept:?}");
+        let gate: ResourceKey = "AuthorizationPolicy/shop/gate".parse().unwrap();
+        assert_eq!(coverage.kept_in("shop").next().unwrap().1.len(), FORMS_MAX - 1);
+        assert!(coverage.widened().is_empty());
+        check(&mut coverage, &[last], expect![["web {} [80]\n"]]);
+        assert_eq!(coverage.widened(), [gate]);
+    }
+
+    fn check_quietly(coverage: &mut Coverage, text: &str) {
+        let documents = yaml::read(text).into_iter().map(|document| Arc::new(document.unwrap().resource));
+        let resources = Resources { by_key: documents.map(|it| (it.key(), it)).collect(), ..Resources::default() };
+        let policy = resources.by_key.values().find(|it| it.key().kind.is_security()).unwrap();
+        coverage.keep(policy, &resources);
     }
 }

@@ -191,7 +191,10 @@ impl Store {
     /// Keeps what security policies covered, and tells what they let go of.
     fn write_coverage(&self, coverage: &mut Coverage) {
         for (policy, forms) in coverage.released() {
-            warn!(%policy, forms = forms.len(), "the policy was changed: it covers what its Services lead to now, and lets go of what it kept");
+            warn!(%policy, forms = forms.len(), "the policy was changed or deleted: it covers what its Services lead to now, if it is there, and lets go of what it kept");
+        }
+        for policy in coverage.widened() {
+            warn!(%policy, "its Services led to more than can be remembered: it covers the same ports of every pod of the namespace until it is changed");
         }
         if let Some(bytes) = coverage.write()
             && let Err(error) = state::write_atomic(&self.covered, &bytes, 0o600)

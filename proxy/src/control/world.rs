@@ -93,12 +93,14 @@ struct References {
 impl World {
     /// Takes a change. Returns the keys whose effective form is new, changed or gone.
     pub(crate) fn apply(&mut self, change: Change) -> BTreeSet<ResourceKey> {
+        let mut is_deleted = false;
         let key = match change {
             Change::Put { key, form, origin } => {
                 self.written.entry(key.clone()).or_default().insert(origin, form);
                 key
             }
             Change::Remove { key, origin } => {
+                is_deleted = matches!(origin, Origin::Applied(_));
                 if let Some(places) = self.written.get_mut(&key) {
                     places.remove(&origin);
                     if places.is_empty() {
@@ -109,7 +111,12 @@ impl World {
             }
         };
         let mut called = self.services_by(&key);
-        if !self.settle(&key) {
+        let is_changed = self.settle(&key);
+        // What is deleted by name does not come back as what it was; a file that goes may just be written anew.
+        if is_deleted && !self.written.contains_key(&key) {
+            self.coverage.let_go(&key);
+        }
+        if !is_changed {
             return BTreeSet::new();
         }
         let mut changed = BTreeSet::from([key.clone()]);
@@ -300,7 +307,7 @@ impl World {
                 }
             }
             Some(_) => {}
-            None => self.coverage.forget(key),
+            None => self.coverage.set_aside(key),
         }
         let body = form.as_ref().map(|form| self.sent(form));
         // Two Services may be sent alike and be written otherwise: with addresses that are not theirs.

@@ -267,6 +267,19 @@ impl Api {
                 }
             }
         }
+        for done in &answer.results {
+            let Ok(key) = done.resource.parse::<ResourceKey>() else { continue };
+            let policy = before.get(&key).filter(|_| done.action == "deleted");
+            let kept = policy.map(|policy| kept::beyond(&before, policy, policy.kept())).unwrap_or_default();
+            answer.problems.extend(kept.into_iter().map(|(service, covered)| Wrong {
+                resource: Some(done.resource.clone()),
+                place: None,
+                at: String::new(),
+                text: format!("the policy is deleted: it lets go of {covered} too, to which Service/{service} led before"),
+                remedy: "write another policy for those pods where they are to stay covered".to_owned(),
+                refuses: false,
+            }));
+        }
         answer.revision = self.store.apply(changes);
         let left = compile::without_target(self.store.world().resources());
         let lost = compile::without_target(&before);
@@ -629,6 +642,35 @@ mod tests {
         let (late, origin) = ("Workload/shop/late".parse().unwrap(), Origin::Pod("pods/shop.late.json".into()));
         api.store.apply(vec![Change::Put { key: late, form, origin }]);
         assert!(!leads());
+    }
+
+    #[test]
+    fn a_policys_file_that_is_renamed_or_written_anew_takes_nothing_off() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let gate = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec: { targetRefs: [{ kind: Service, name: web }], action: DENY, rules: [{}] }\n";
+        let service = |app: &str| SERVICE.replace("spec: {", &format!("spec: {{ selector: {{ app: {app} }},"));
+        let key: ResourceKey = "AuthorizationPolicy/shop/gate".parse().unwrap();
+        let [path, renamed] = ["pol.yaml", "pol2.yaml"].map(|name| state.path().join(name));
+        let covers = || api.store.world().body(&key).unwrap().json.contains(r#""app":"web""#);
+        let gone = |path: &Path| {
+            api.store.apply(vec![Change::Remove { key: key.clone(), origin: Origin::File(path.to_owned()) }]);
+        };
+        api.apply(&texts(&service("web")));
+        in_folder(&api, &path, gate);
+        api.apply(&texts(&service("nobody")));
+        assert!(covers());
+        gone(&path);
+        assert!(api.store.world().body(&key).is_none());
+        in_folder(&api, &renamed, gate);
+        assert!(covers());
+        // Who deletes it by name means it.
+        gone(&renamed);
+        api.apply(&texts(gate));
+        assert!(covers());
+        api.delete(&texts(gate), Again::default());
+        api.apply(&texts(gate));
+        assert!(!covers());
     }
 
     #[test]
