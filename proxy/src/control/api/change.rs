@@ -674,6 +674,18 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_led_to_more_than_can_be_remembered_is_told_of() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let gate = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec: { targetRefs: [{ kind: Service, name: web }], action: DENY, rules: [{}] }\n";
+        api.apply(&texts(gate));
+        let service = |n: usize| SERVICE.replace("spec: {", &format!("spec: {{ selector: {{ release: r{n} }},"));
+        let told = |n: usize| api.apply(&texts(&service(n))).problems.iter().any(|problem| problem.text.contains("led to more"));
+        assert_eq!((0..257).map(told).position(|told| told), Some(256));
+        assert!(api.store.problems().iter().any(|wrong| wrong.problem.text.contains("led to more")));
+    }
+
+    #[test]
     fn a_workload_takes_no_address_that_a_service_was_given() {
         let state = tempfile::tempdir().unwrap();
         let api = api(state.path());
