@@ -8,21 +8,28 @@ use http_body_util::Full;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::attacks::{DATA, END_HEADERS, HEADERS, RST_STREAM, frame, preface};
+use super::attacks::{DATA, END_HEADERS, END_STREAM, HEAD, HEADERS, RST_STREAM, frame, frames, preface};
 use super::world::{World, app_at, ask_h2, document, pod, service, text, vip};
 use crate::dataplane::Proxy;
 
-/// `:method POST`, `:scheme http`, `:path /`, `:authority api.shop` in HPACK.
+/// `:status 200` in HPACK.
+const OK: &[u8] = b"\x88";
+/// `:method POST`, `:scheme http`, `:path /`, `:authority api.shop`.
 const POST: &[u8] = b"\x83\x86\x84\x01\x08api.shop";
 /// What a stream is taken back with.
 const NO_ERROR: &[u8] = &[0, 0, 0, 0];
+const PREFACE: usize = 24;
 
-/// Two sidecars that take requests from everybody.
-fn pair() -> (World, Arc<Proxy>, Arc<Proxy>) {
+/// Two sidecars that take requests from everybody; the application speaks HTTP/2, or HTTP/1.
+fn pair(http2: bool) -> (World, Arc<Proxy>, Arc<Proxy>) {
+    let mut api = pod("api", "api-1", 3);
+    if http2 {
+        api["spec"]["ports"][0]["name"] = json!("http2");
+    }
     let open = document("PeerAuthentication", "open", json!({ "mode": "Permissive" }));
-    let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1), open]);
+    let world = World::new(&[pod("web", "web-1", 2), api, service("api", "api", 1), open]);
     let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
     (world, web, api)
 }
@@ -33,7 +40,7 @@ fn doors(world: &World, web: &Arc<Proxy>, api: &Arc<Proxy>) -> [DuplexStream; 2]
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_taken_back_without_an_error_is_no_whole_one() {
-    let (world, web, api) = pair();
+    let (world, web, api) = pair(false);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&seen);
     world.raw_app(app_at(3), move |mut stream, _| {
@@ -56,6 +63,45 @@ async fn a_request_that_is_taken_back_without_an_error_is_no_whole_one() {
         sleep(Duration::from_secs(1)).await;
         let seen = String::from_utf8(std::mem::take(&mut *seen.lock())).unwrap();
         assert!(seen.ends_with("\r\n3\r\nabc\r\n"), "{seen}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_taken_back_without_an_error_is_no_whole_one() {
+    let (world, web, api) = pair(true);
+    world.raw_app(app_at(3), |mut stream, _| {
+        tokio::spawn(async move {
+            // Who speaks first is taken for something else than HTTP.
+            let mut heard = vec![0; PREFACE];
+            if stream.read_exact(&mut heard).await.is_err() {
+                return;
+            }
+            stream.write_all(&preface(&[])[PREFACE..]).await.unwrap();
+            while !frames(heard.get(PREFACE..).unwrap_or_default()).iter().any(|(kind, _)| *kind == HEADERS) {
+                if !matches!(stream.read_buf(&mut heard).await, Ok(1..)) {
+                    return;
+                }
+            }
+            let begun = [frame(HEADERS, END_HEADERS, 1, OK), frame(DATA, 0, 1, b"abc")].concat();
+            stream.write_all(&begun).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+            stream.write_all(&frame(RST_STREAM, 0, 1, NO_ERROR)).await.unwrap();
+            while matches!(stream.read_buf(&mut heard).await, Ok(1..)) {}
+        });
+    });
+    for mut stream in doors(&world, &web, &api) {
+        let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, HEAD);
+        stream.write_all(&[preface(&[]), request].concat()).await.unwrap();
+        let mut heard = Vec::new();
+        while !frames(&heard).iter().any(|(kind, _)| *kind == RST_STREAM) {
+            assert_ne!(
+                timeout(Duration::from_secs(9), stream.read_buf(&mut heard)).await.expect("a reset").unwrap(),
+                0,
+                "{heard:?}"
+            );
+        }
+        let heard: Vec<_> = frames(&heard).into_iter().filter(|(kind, _)| [DATA, RST_STREAM].contains(kind)).collect();
+        assert_eq!(heard, [(DATA, b"abc".to_vec()), (RST_STREAM, vec![0, 0, 0, 2])]);
     }
 }
 
