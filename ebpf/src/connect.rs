@@ -4,7 +4,8 @@
 //! cgroup that entered the namespace.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie};
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::{info, warn};
@@ -23,6 +24,10 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 /// IPPROTO_TCP.
 const TCP: u32 = 6;
+/// The interface `lo`, in every network namespace.
+const LOOPBACK_INTERFACE: u32 = 1;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
 /// The sidecar's port as the context's field holds it.
 const REDIRECT_PORT: u32 = PORT_OUTBOUND.to_be() as u32;
 
@@ -78,6 +83,11 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
             (REFUSE, None)
         }
         decision @ (Connect::RedirectV4 | Connect::RedirectV6) => {
+            if !released(ctx, socket) {
+                count(netns, Counter::DeviceRefused);
+                info!(ctx, "refused: connect of a socket that is bound to a device, namespace {}", netns);
+                return (REFUSE, None);
+            }
             let Some(noted) = note(socket) else { return (not_noted(ctx, netns), None) };
             noted.address = target;
             noted.port = port;
@@ -101,6 +111,20 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
             (ALLOW, None)
         }
     }
+}
+
+/// Lets go of the device that an app bound its socket to: over that device its sidecar at the loopback address cannot be
+/// reached, and a SYN for it would leave the pod instead. Only a task with CAP_NET_RAW may have it changed.
+#[inline(always)]
+fn released(ctx: &SockAddrContext, socket: *mut bpf_sock) -> bool {
+    // SAFETY: the context's socket is always there, and the verifier lets this field be read.
+    let device = unsafe { core::ptr::read_volatile(&raw const (*socket).bound_dev_if) };
+    if device == 0 || device == LOOPBACK_INTERFACE {
+        return true;
+    }
+    let mut none = [0_u8; 4];
+    // SAFETY: the helper is free to this kind of program, and reads the four bytes that it is given.
+    unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), 4) == 0 }
 }
 
 #[inline(always)]

@@ -39,10 +39,12 @@ pub enum Counter {
     ClientLost = 14,
     /// A flow record lost because user space is slow.
     FlowLost = 15,
+    /// A connection of the app refused because its socket is bound to a device that it may not be taken from.
+    DeviceRefused = 16,
 }
 
 /// How many there are.
-pub const COUNTERS_LEN: usize = 16;
+pub const COUNTERS_LEN: usize = 17;
 
 /// One count per [`Counter`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -70,6 +72,7 @@ impl Counter {
         Self::ClientShown,
         Self::ClientLost,
         Self::FlowLost,
+        Self::DeviceRefused,
     ];
 
     /// Its name in metrics.
@@ -91,6 +94,7 @@ impl Counter {
             Self::ClientShown => "client_shown",
             Self::ClientLost => "client_lost",
             Self::FlowLost => "flow_lost",
+            Self::DeviceRefused => "device_refused",
         }
     }
 }

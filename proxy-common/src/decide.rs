@@ -70,6 +70,17 @@ pub enum Accepted {
     Other,
 }
 
+/// What a socket says of its own end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OwnName {
+    /// What the kernel says.
+    Kernel,
+    /// Where the connection that the sidecar accepted wanted to go.
+    Original,
+    /// The pod's address, with the kernel's port: nobody but the sidecar sees that the connection goes over loopback.
+    Pod,
+}
+
 /// What is done about a socket that closes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Closed {
@@ -137,6 +148,18 @@ pub fn decide_accepted(local: &Address, remote: &Address, port: u16) -> Accepted
 #[inline(always)]
 pub fn decide_redirected(socket: &Socket, remote: &Address, port: u16) -> bool {
     socket.is(Role::App) && port == PORT_OUTBOUND && remote.is_loopback()
+}
+
+/// Decides what a socket whose own end is at `local` says of it. An app that bound its socket to an address sees that one.
+#[inline(always)]
+pub fn decide_own_name(socket: &Socket, local: &Address) -> OwnName {
+    if socket.is(Role::Outbound) {
+        OwnName::Original
+    } else if socket.is(Role::App) && (local.same(&Address::LOOPBACK_V4) || local.same(&Address::LOOPBACK_V6)) {
+        OwnName::Pod
+    } else {
+        OwnName::Kernel
+    }
 }
 
 /// Decides what is done about a socket that closes.
@@ -273,6 +296,19 @@ mod tests {
         assert!(!decide_redirected(&socket(Role::App, 0), &lo, 5432));
         assert!(!decide_redirected(&socket(Role::Upstream, 0), &lo, 14001));
         assert!(!decide_redirected(&socket(Role::App, 0), &address("10.0.0.1"), 14001));
+    }
+
+    #[test]
+    fn an_app_sees_the_pods_address_where_its_connection_goes_over_loopback() {
+        for own in ["127.0.0.1", "::1"] {
+            assert_eq!(decide_own_name(&socket(Role::App, 0), &address(own)), OwnName::Pod, "{own}");
+            assert_eq!(decide_own_name(&socket(Role::None, 0), &address(own)), OwnName::Kernel, "{own}");
+            assert_eq!(decide_own_name(&socket(Role::Outbound, 0), &address(own)), OwnName::Original, "{own}");
+        }
+        assert_eq!(decide_own_name(&socket(Role::App, 0), &address("10.64.0.5")), OwnName::Kernel);
+        assert_eq!(pod().end_towards(&address("192.0.2.1")), Some(address("10.64.0.5")));
+        assert_eq!(pod().end_towards(&address("2001:db8::1")), Some(address("fd64::5")));
+        assert_eq!(Pod { v6: Address::NONE, ..pod() }.end_towards(&address("2001:db8::1")), None);
     }
 
     #[test]

@@ -35,6 +35,13 @@ impl Pod {
     pub const fn owns(&self, address: &Address) -> bool {
         !address.is_unspecified() && (address.same(&self.v4) || address.same(&self.v6))
     }
+
+    /// The pod's address of the family of `peer`, if it has one.
+    #[inline(always)]
+    pub const fn end_towards(&self, peer: &Address) -> Option<Address> {
+        let own = if peer.is_v4() { self.v4 } else { self.v6 };
+        if own.is_unspecified() { None } else { Some(own) }
+    }
 }
 
 #[cfg(feature = "user")]

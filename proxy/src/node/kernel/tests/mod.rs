@@ -4,6 +4,8 @@
 //! thread can be an app or a sidecar. They need root, and say so where they have to stand aside. A running mesh is not
 //! disturbed: the programs know their own pods only.
 
+mod complete;
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
