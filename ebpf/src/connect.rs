@@ -12,11 +12,11 @@ use aya_log_ebpf::{info, warn};
 use proxy_common::PORT_OUTBOUND;
 use proxy_common::address::Address;
 use proxy_common::counters::Counter;
-use proxy_common::decide::{Caller, Connect, decide_connect};
+use proxy_common::decide::{Caller, Connect, Excluded, decide_connect};
 use proxy_common::pods::Pod;
 use proxy_common::sockets::{DECLARED, OWN, Role};
 
-use crate::maps::{count, note, noted, pod, read, read_words, write};
+use crate::maps::{count, excluded, note, noted, pod, read, read_words, write};
 
 /// `connect` goes on.
 const ALLOW: i32 = 1;
@@ -69,7 +69,9 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
     if protocol != TCP {
         return (ALLOW, None);
     }
-    match decide_connect(pod, caller(pod, cgroup), &target) {
+    let caller = caller(pod, cgroup);
+    let excluded = if caller == Caller::App { excluded(netns, pod, &target, port) } else { Excluded::No };
+    match decide_connect(pod, caller, &target, excluded) {
         Connect::Pass => {
             // The socket may have been sent to the sidecar before, in vain.
             if let Some(noted) = noted(socket) {
@@ -77,6 +79,8 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
             }
             (ALLOW, None)
         }
+        Connect::PassPort => pass_excluded(ctx, socket, netns, Counter::ExcludedOutboundPort),
+        Connect::PassCidr => pass_excluded(ctx, socket, netns, Counter::ExcludedOutboundCidr),
         Connect::RefuseLinkLocal => {
             count(netns, Counter::LinkLocalRefused);
             info!(ctx, "refused: connect to a link-local address, namespace {}", netns);
@@ -125,6 +129,16 @@ fn released(ctx: &SockAddrContext, socket: *mut bpf_sock) -> bool {
     let mut none = [0_u8; 4];
     // SAFETY: the helper is free to this kind of program, and reads the four bytes that it is given.
     unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), 4) == 0 }
+}
+
+/// Lets a connection go where its pod's owner wants it past the sidecar, and notes that it is one of those.
+#[inline(always)]
+fn pass_excluded(ctx: &SockAddrContext, socket: *mut bpf_sock, netns: u64, counter: Counter) -> (i32, Option<Address>) {
+    let Some(noted) = note(socket) else { return (not_noted(ctx, netns), None) };
+    noted.flags = 0;
+    noted.role = Role::Excluded as u8;
+    count(netns, counter);
+    (ALLOW, None)
 }
 
 #[inline(always)]

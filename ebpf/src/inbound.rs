@@ -14,7 +14,7 @@ use proxy_common::counters::Counter;
 use proxy_common::decide::{Arrival, OwnArrival, decide_arrival, decide_own};
 use proxy_common::owndials::OwnDialKey;
 
-use crate::maps::{ADDRESSES, LISTENERS, OWN_DIALS, count, read, read_words};
+use crate::maps::{ADDRESSES, LISTENERS, OWN_DIALS, count, excluded_inbound, pod, read, read_words};
 
 /// AF_INET.
 const V4: u32 = 2;
@@ -38,17 +38,21 @@ pub fn or_inbound(ctx: SkLookupContext) -> u32 {
     }
     let local = if v4 { Address::v4(local4) } else { Address(local6) };
     let remote = if v4 { Address::v4(remote4) } else { Address(remote6) };
-    let arrival = decide_arrival(&local, &remote, port, over_loopback);
-    if arrival == Arrival::Pass {
+    if over_loopback {
         return SK_PASS;
     }
     // An address of no enrolled pod has no listener either: counted nowhere, dropped.
     // SAFETY: the value is copied at once.
     let netns = unsafe { ADDRESSES.get(&local) }.copied().unwrap_or(0);
-    match arrival {
+    let excluded = pod(netns).is_some_and(|pod| excluded_inbound(netns, pod, port));
+    match decide_arrival(&local, &remote, port, over_loopback, excluded) {
         Arrival::Pass => SK_PASS,
-        Arrival::PassExcluded => {
+        Arrival::PassMetrics => {
             count(netns, Counter::Excluded);
+            SK_PASS
+        }
+        Arrival::PassPort => {
+            count(netns, Counter::ExcludedInboundPort);
             SK_PASS
         }
         Arrival::DropOwnPort => {

@@ -3,15 +3,20 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, RingBuf, SkStorage, SockHash};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuHashMap, RingBuf, SkStorage, SockHash};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
 use proxy_common::address::Address;
 use proxy_common::counters::{Counter, Counters};
-use proxy_common::flows::{FLOWS_BYTES, Flow};
+use proxy_common::decide::Excluded;
+use proxy_common::exclusions::{EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS_MAX, FAMILY_V4, FAMILY_V6, Network, PortKey};
+use proxy_common::flows::{Direction, FLOWS_BYTES, Flow};
 use proxy_common::originals::{ORIGINALS_MAX, Original, OriginalKey};
 use proxy_common::owndials::{OWN_DIALS_MAX, OwnDial, OwnDialKey};
-use proxy_common::pods::{ADDRESSES_MAX, PODS_MAX, Pod};
+use proxy_common::pods::{
+    ADDRESSES_MAX, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, PODS_MAX, Pod,
+};
 use proxy_common::sockets::Socket;
 
 #[btf_map]
@@ -28,6 +33,10 @@ pub(crate) static ORIGINALS: LruHashMap<OriginalKey, Original, ORIGINALS_MAX> = 
 pub(crate) static OWN_DIALS: HashMap<OwnDialKey, OwnDial, OWN_DIALS_MAX> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuHashMap<u64, Counters, PODS_MAX> = PerCpuHashMap::new();
+#[btf_map]
+pub(crate) static EXCLUDED_PORTS: HashMap<PortKey, u32, EXCLUDED_PORTS_MAX> = HashMap::new();
+#[btf_map]
+pub(crate) static EXCLUDED_CIDRS: LpmTrie<Network, u32, EXCLUDED_CIDRS_MAX> = LpmTrie::new();
 #[btf_map]
 pub(crate) static FLOWS: RingBuf<Flow, FLOWS_BYTES> = RingBuf::new();
 
@@ -62,6 +71,35 @@ pub(crate) use {read, read_words, write};
 pub(crate) fn pod(netns: u64) -> Option<&'static Pod> {
     // SAFETY: user space replaces an entry as a whole, and only while its pod is enrolled or withdrawn.
     unsafe { PODS.get(&netns) }
+}
+
+/// What of a connection of the pod's app to `target`:`port` the pod's owner took out of capture.
+#[inline(always)]
+pub(crate) fn excluded(netns: u64, pod: &Pod, target: &Address, port: u16) -> Excluded {
+    if pod.has(EXCLUDES_OUTBOUND_PORTS) && is_excluded(netns, port, Direction::Outbound) {
+        return Excluded::Port;
+    }
+    if pod.has(EXCLUDES_OUTBOUND_CIDRS) {
+        let key = Key { prefix_len: Network::BITS, data: Network::new(netns, *target) };
+        let family = if target.is_v4() { FAMILY_V4 } else { FAMILY_V6 };
+        if EXCLUDED_CIDRS.get(&key).is_some_and(|found| *found == family) {
+            return Excluded::Cidr;
+        }
+    }
+    Excluded::No
+}
+
+/// Did the pod's owner take what arrives at `port` out of capture?
+#[inline(always)]
+pub(crate) fn excluded_inbound(netns: u64, pod: &Pod, port: u16) -> bool {
+    pod.has(EXCLUDES_INBOUND_PORTS) && is_excluded(netns, port, Direction::Inbound)
+}
+
+#[inline(always)]
+fn is_excluded(netns: u64, port: u16, direction: Direction) -> bool {
+    let key = PortKey { netns, port: port.into(), direction: direction as u32 };
+    // SAFETY: the value is not looked at.
+    unsafe { EXCLUDED_PORTS.get(&key) }.is_some()
 }
 
 /// Counts for a pod. A count may be lost when two programs meet on one CPU; these are statistics.

@@ -18,7 +18,7 @@ use proxy_common::originals::{Original, OriginalKey};
 use proxy_common::owndials::{OwnDial, OwnDialKey};
 use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket};
 
-use crate::maps::{FLOWS, ORIGINALS, OWN_DIALS, count, note, noted, pod, read, read_words};
+use crate::maps::{FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
 
 /// AF_INET6.
 const V6: u32 = 10;
@@ -114,7 +114,8 @@ impl Event<'_> {
     /// The handshake is done at the end that accepts.
     #[inline(always)]
     fn accepted(&self) {
-        match decide_accepted(&self.local, &self.remote, self.local_port) {
+        let excluded = pod(self.netns).is_some_and(|pod| excluded_inbound(self.netns, pod, self.local_port));
+        match decide_accepted(&self.local, &self.remote, self.local_port, excluded) {
             Accepted::Outbound => self.take_original(),
             Accepted::Own => self.take_own_dial(),
             Accepted::Inbound => {

@@ -41,10 +41,16 @@ pub enum Counter {
     FlowLost = 15,
     /// A connection of the app refused because its socket is bound to a device that it may not be taken from.
     DeviceRefused = 16,
+    /// A connection of the app to an excluded port.
+    ExcludedOutboundPort = 17,
+    /// A connection of the app to an excluded network.
+    ExcludedOutboundCidr = 18,
+    /// A connection from outside to an excluded port.
+    ExcludedInboundPort = 19,
 }
 
 /// How many there are.
-pub const COUNTERS_LEN: usize = 17;
+pub const COUNTERS_LEN: usize = 20;
 
 /// One count per [`Counter`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,7 +79,13 @@ impl Counter {
         Self::ClientLost,
         Self::FlowLost,
         Self::DeviceRefused,
+        Self::ExcludedOutboundPort,
+        Self::ExcludedOutboundCidr,
+        Self::ExcludedInboundPort,
     ];
+
+    /// Those of connections that got past the sidecar. The sidecar's own port for metrics is none: it ends there.
+    pub const BYPASSES: [Self; 3] = [Self::ExcludedOutboundPort, Self::ExcludedOutboundCidr, Self::ExcludedInboundPort];
 
     /// Its name in metrics.
     pub const fn name(self) -> &'static str {
@@ -95,6 +107,9 @@ impl Counter {
             Self::ClientLost => "client_lost",
             Self::FlowLost => "flow_lost",
             Self::DeviceRefused => "device_refused",
+            Self::ExcludedOutboundPort => "excluded_outbound_port",
+            Self::ExcludedOutboundCidr => "excluded_outbound_cidr",
+            Self::ExcludedInboundPort => "excluded_inbound_port",
         }
     }
 }

@@ -14,11 +14,26 @@ pub enum Caller {
     App,
 }
 
+/// What the pod's owner took out of capture, of all that a connection may match.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Excluded {
+    /// Nothing.
+    No,
+    /// The port.
+    Port,
+    /// A network that holds the address.
+    Cidr,
+}
+
 /// What becomes of a `connect`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Connect {
     /// It is not the mesh's business: loopback.
     Pass,
+    /// It passes because its port is excluded.
+    PassPort,
+    /// It passes because its address is excluded.
+    PassCidr,
     /// It goes to the sidecar at [`Address::LOOPBACK_V4`].
     RedirectV4,
     /// It goes to the sidecar at [`Address::LOOPBACK_V6`].
@@ -36,8 +51,10 @@ pub enum Connect {
 pub enum Arrival {
     /// It comes from inside the pod over loopback.
     Pass,
-    /// Its port passes the sidecar by.
-    PassExcluded,
+    /// Its port is the sidecar's for everybody: metrics.
+    PassMetrics,
+    /// Its port is excluded.
+    PassPort,
     /// Its port is one of the sidecar's own.
     DropOwnPort,
     /// It comes from the pod's own address: only with a note of its sidecar's dial, see [`decide_own`].
@@ -94,13 +111,16 @@ pub enum Closed {
     Nothing,
 }
 
-/// Decides on a TCP `connect` in the network namespace of `pod`.
+/// Decides on a TCP `connect` in the network namespace of `pod`. Of its own address nothing is excluded: what a pod sends
+/// to itself past its sidecar would be dropped at its arrival.
 #[inline(always)]
-pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address) -> Connect {
+pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address, excluded: Excluded) -> Connect {
     match caller {
         Caller::Sidecar if pod.owns(target) => Connect::DialOwn,
         Caller::Sidecar => Connect::Dial,
         Caller::App if target.is_loopback() || target.is_unspecified() => Connect::Pass,
+        Caller::App if excluded as u32 == Excluded::Port as u32 && !pod.owns(target) => Connect::PassPort,
+        Caller::App if excluded as u32 == Excluded::Cidr as u32 && !pod.owns(target) => Connect::PassCidr,
         Caller::App if target.is_link_local_v6() => Connect::RefuseLinkLocal,
         Caller::App if target.is_v4() => Connect::RedirectV4,
         Caller::App => Connect::RedirectV6,
@@ -108,16 +128,18 @@ pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address) -> Connect {
 }
 
 /// Decides on a TCP connection from `remote` to `local`:`port`. `over_loopback`: it came in over `lo`, which 127.0.0.0/8
-/// and `::1` alone do; a connection to the pod's own address shows that address's interface.
+/// and `::1` alone do; a connection to the pod's own address shows that address's interface. `excluded`: the pod's owner
+/// took the port out of capture.
 #[inline(always)]
-pub fn decide_arrival(local: &Address, remote: &Address, port: u16, over_loopback: bool) -> Arrival {
+pub fn decide_arrival(local: &Address, remote: &Address, port: u16, over_loopback: bool, excluded: bool) -> Arrival {
     if over_loopback {
         return Arrival::Pass;
     }
     match port {
         PORT_OUTBOUND | PORT_INBOUND | PORT_ADMIN => Arrival::DropOwnPort,
         _ if local.same(remote) => Arrival::Own,
-        PORT_METRICS => Arrival::PassExcluded,
+        PORT_METRICS => Arrival::PassMetrics,
+        _ if excluded => Arrival::PassPort,
         _ => Arrival::Steer,
     }
 }
@@ -132,16 +154,17 @@ pub fn decide_own(declared: Option<bool>) -> OwnArrival {
     }
 }
 
-/// Decides what a freshly accepted socket at `local`:`port` is, in the network namespace of an enrolled pod.
+/// Decides what a freshly accepted socket at `local`:`port` is, in the network namespace of an enrolled pod; `excluded` as
+/// for [`decide_arrival`].
 #[inline(always)]
-pub fn decide_accepted(local: &Address, remote: &Address, port: u16) -> Accepted {
+pub fn decide_accepted(local: &Address, remote: &Address, port: u16, excluded: bool) -> Accepted {
     if local.is_loopback() {
         return if port == PORT_OUTBOUND { Accepted::Outbound } else { Accepted::Other };
     }
     if local.same(remote) {
         return Accepted::Own;
     }
-    if port == PORT_METRICS { Accepted::Other } else { Accepted::Inbound }
+    if port == PORT_METRICS || excluded { Accepted::Other } else { Accepted::Inbound }
 }
 
 /// Is a socket whose SYN leaves for `remote`:`port` still the connection that was sent to the sidecar?
@@ -185,11 +208,11 @@ mod tests {
     use crate::sockets::DECLARED;
 
     fn pod() -> Pod {
-        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5") }
+        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5"), flags: 0 }
     }
 
     fn connect(caller: Caller, target: &str) -> Connect {
-        decide_connect(&pod(), caller, &address(target))
+        decide_connect(&pod(), caller, &address(target), Excluded::No)
     }
 
     fn socket(role: Role, flags: u8) -> Socket {
@@ -224,6 +247,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_excluded_passes_but_for_the_pods_own_address() {
+        let decide = |caller, target: &str, excluded| decide_connect(&pod(), caller, &address(target), excluded);
+        for target in ["10.64.0.9", "fd64::9", "fe80::1"] {
+            assert_eq!(decide(Caller::App, target, Excluded::Port), Connect::PassPort, "{target}");
+            assert_eq!(decide(Caller::App, target, Excluded::Cidr), Connect::PassCidr, "{target}");
+        }
+        assert_eq!(decide(Caller::App, "10.64.0.5", Excluded::Cidr), Connect::RedirectV4);
+        assert_eq!(decide(Caller::App, "fd64::5", Excluded::Port), Connect::RedirectV6);
+        assert_eq!(decide(Caller::App, "127.0.0.1", Excluded::Cidr), Connect::Pass);
+        assert_eq!(decide(Caller::Sidecar, "10.64.0.9", Excluded::Port), Connect::Dial);
+    }
+
+    #[test]
+    fn an_excluded_port_is_the_apps_and_never_one_of_the_sidecars() {
+        let (own, peer) = (address("10.64.0.5"), address("10.64.0.9"));
+        assert_eq!(decide_arrival(&own, &peer, 5432, false, true), Arrival::PassPort);
+        assert_eq!(decide_arrival(&own, &own, 5432, false, true), Arrival::Own);
+        for port in [14001, 14006, 14020] {
+            assert_eq!(decide_arrival(&own, &peer, port, false, true), Arrival::DropOwnPort, "{port}");
+        }
+        assert_eq!(decide_accepted(&own, &peer, 5432, true), Accepted::Other);
+    }
+
+    #[test]
     fn a_sidecar_is_never_sent_to_itself() {
         for target in ["10.64.0.9", "fd64::9", "127.0.0.1", "::"] {
             assert_eq!(connect(Caller::Sidecar, target), Connect::Dial, "{target}");
@@ -235,14 +282,14 @@ mod tests {
     #[test]
     fn a_pod_without_a_family_owns_no_unspecified_address() {
         let pod = Pod { v6: Address::NONE, ..pod() };
-        assert_eq!(decide_connect(&pod, Caller::Sidecar, &address("::")), Connect::Dial);
+        assert_eq!(decide_connect(&pod, Caller::Sidecar, &address("::"), Excluded::No), Connect::Dial);
     }
 
     #[test]
     fn what_arrives_goes_to_the_sidecar() {
         let (pod, peer) = (address("10.64.0.5"), address("10.64.0.9"));
         for port in [80, 22, 14010, 65535] {
-            assert_eq!(decide_arrival(&pod, &peer, port, false), Arrival::Steer, "{port}");
+            assert_eq!(decide_arrival(&pod, &peer, port, false, false), Arrival::Steer, "{port}");
         }
     }
 
@@ -251,7 +298,7 @@ mod tests {
         let pod = address("10.64.0.5");
         for remote in [address("10.64.0.9"), pod] {
             for port in [14001, 14006, 14020] {
-                assert_eq!(decide_arrival(&pod, &remote, port, false), Arrival::DropOwnPort, "{port}");
+                assert_eq!(decide_arrival(&pod, &remote, port, false, false), Arrival::DropOwnPort, "{port}");
             }
         }
     }
@@ -259,20 +306,20 @@ mod tests {
     #[test]
     fn metrics_pass_by_name_only() {
         let (pod, peer) = (address("10.64.0.5"), address("10.64.0.9"));
-        assert_eq!(decide_arrival(&pod, &peer, 14021, false), Arrival::PassExcluded);
-        assert_eq!(decide_arrival(&pod, &pod, 14021, false), Arrival::Own);
+        assert_eq!(decide_arrival(&pod, &peer, 14021, false, false), Arrival::PassMetrics);
+        assert_eq!(decide_arrival(&pod, &pod, 14021, false, false), Arrival::Own);
     }
 
     #[test]
     fn loopback_inside_the_pod_passes() {
         let own = address("127.0.0.1");
-        assert_eq!(decide_arrival(&own, &own, 14001, true), Arrival::Pass);
+        assert_eq!(decide_arrival(&own, &own, 14001, true, false), Arrival::Pass);
     }
 
     #[test]
     fn a_packet_from_the_pods_own_address_needs_the_sidecars_note() {
         let pod = address("fd64::5");
-        assert_eq!(decide_arrival(&pod, &pod, 80, false), Arrival::Own);
+        assert_eq!(decide_arrival(&pod, &pod, 80, false, false), Arrival::Own);
         assert_eq!(decide_own(None), OwnArrival::Drop);
         assert_eq!(decide_own(Some(true)), OwnArrival::Pass);
         assert_eq!(decide_own(Some(false)), OwnArrival::Steer);
@@ -281,12 +328,12 @@ mod tests {
     #[test]
     fn an_accepted_socket_is_known_by_its_ends() {
         let (lo, pod, peer) = (address("127.0.0.1"), address("10.64.0.5"), address("10.64.0.9"));
-        assert_eq!(decide_accepted(&lo, &lo, 14001), Accepted::Outbound);
-        assert_eq!(decide_accepted(&lo, &pod, 14001), Accepted::Outbound);
-        assert_eq!(decide_accepted(&lo, &lo, 5432), Accepted::Other);
-        assert_eq!(decide_accepted(&pod, &pod, 80), Accepted::Own);
-        assert_eq!(decide_accepted(&pod, &peer, 80), Accepted::Inbound);
-        assert_eq!(decide_accepted(&pod, &peer, 14021), Accepted::Other);
+        assert_eq!(decide_accepted(&lo, &lo, 14001, false), Accepted::Outbound);
+        assert_eq!(decide_accepted(&lo, &pod, 14001, false), Accepted::Outbound);
+        assert_eq!(decide_accepted(&lo, &lo, 5432, false), Accepted::Other);
+        assert_eq!(decide_accepted(&pod, &pod, 80, false), Accepted::Own);
+        assert_eq!(decide_accepted(&pod, &peer, 80, false), Accepted::Inbound);
+        assert_eq!(decide_accepted(&pod, &peer, 14021, false), Accepted::Other);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod address;
 pub mod decide;
 
 pub mod counters;
+pub mod exclusions;
 pub mod flows;
 pub mod originals;
 pub mod owndials;

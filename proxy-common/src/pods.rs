@@ -25,15 +25,32 @@ pub struct Pod {
     pub v4: Address,
     /// The pod's IPv6 address, or [`Address::NONE`].
     pub v6: Address,
+    /// [`ENFORCES`], [`EXCLUDES_OUTBOUND_PORTS`], [`EXCLUDES_OUTBOUND_CIDRS`], [`EXCLUDES_INBOUND_PORTS`].
+    pub flags: u64,
 }
 
-const _: () = assert!(size_of::<Pod>() == 40);
+const _: () = assert!(size_of::<Pod>() == 48);
+
+/// What gets past the pod's sidecar and no exclusion names is dropped, not only counted.
+pub const ENFORCES: u64 = 1;
+/// Some ports are excluded on the way out.
+pub const EXCLUDES_OUTBOUND_PORTS: u64 = 2;
+/// Some networks are excluded on the way out.
+pub const EXCLUDES_OUTBOUND_CIDRS: u64 = 4;
+/// Some ports are excluded on the way in.
+pub const EXCLUDES_INBOUND_PORTS: u64 = 8;
 
 impl Pod {
     /// Is `address` this pod's?
     #[inline(always)]
     pub const fn owns(&self, address: &Address) -> bool {
         !address.is_unspecified() && (address.same(&self.v4) || address.same(&self.v6))
+    }
+
+    /// Has it one of these flags?
+    #[inline(always)]
+    pub const fn has(&self, flags: u64) -> bool {
+        self.flags & flags != 0
     }
 
     /// The pod's address of the family of `peer`, if it has one.
@@ -45,6 +62,6 @@ impl Pod {
 }
 
 #[cfg(feature = "user")]
-// SAFETY: integers without padding: 8 + 16 + 16 bytes, asserted above.
+// SAFETY: integers without padding: 8 + 16 + 16 + 8 bytes, asserted above.
 #[expect(unsafe_code, reason = "aya asks for the promise that the type is plain bytes")]
 unsafe impl aya::Pod for Pod {}

@@ -21,6 +21,8 @@ pub enum Role {
     Served = 4,
     /// What a sidecar accepted from elsewhere.
     Inbound = 5,
+    /// An app's connection to an excluded port or network.
+    Excluded = 6,
 }
 
 /// The sidecar declared a client.

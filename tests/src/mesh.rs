@@ -295,6 +295,12 @@ impl PodBuilder<'_> {
         self.argument("--label", &format!("{key}={value}"))
     }
 
+    /// An annotation, by which capture is asked for something.
+    #[must_use]
+    pub fn annotation(self, key: &str, value: &str) -> Self {
+        self.argument("--annotation", &format!("{key}={value}"))
+    }
+
     /// A named port, `NAME:PORT` or `NAME:PORT:APPPROTOCOL`.
     #[must_use]
     pub fn port(self, port: &str) -> Self {

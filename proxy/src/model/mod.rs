@@ -25,6 +25,7 @@ use crate::base::names::Named;
 
 pub(crate) mod address_book;
 pub(crate) mod authorization_policy;
+pub(crate) mod capture;
 pub(crate) mod http_route;
 pub(crate) mod mesh;
 pub(crate) mod name_table;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::capture::{CaptureConfig, CaptureError};
 use crate::base::names::{NameError, Named, check_name};
 
 /// One local pod.
@@ -21,6 +22,9 @@ pub(crate) struct PodRecord {
     pub(crate) service_account: String,
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    /// Ours say what is asked of the pod's capture, see [`CaptureConfig`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) ports: Vec<PodPort>,
     /// IPv4 first, then IPv6 where the machine has it.
@@ -65,6 +69,9 @@ pub(crate) enum RecordError {
     /// A pod without an address cannot be reached.
     #[error("not a pod's record: it names no address")]
     NoAddress,
+    /// An annotation of ours that says nothing.
+    #[error("not a pod's record: {0}")]
+    Capture(#[from] CaptureError),
 }
 
 impl PodRecord {
@@ -80,7 +87,16 @@ impl PodRecord {
         if record.addresses.is_empty() {
             return Err(RecordError::NoAddress);
         }
+        record.capture()?;
         Ok(record)
+    }
+
+    /// What is asked of the pod's capture.
+    ///
+    /// # Errors
+    /// An annotation of ours says nothing; of a record that was parsed, none does.
+    pub(crate) fn capture(&self) -> Result<CaptureConfig, CaptureError> {
+        CaptureConfig::of(&self.annotations)
     }
 
     /// The pod's name.
@@ -126,6 +142,8 @@ mod tests {
             assert!(matches!(PodRecord::parse(WEB.replace(from, to).as_bytes()), Err(RecordError::Name(_))), "{to}");
         }
         assert!(matches!(PodRecord::parse(b"{"), Err(RecordError::Format(_))));
+        let mistaken = WEB.replace(r#""labels""#, r#""annotations":{"outrigger.dev/exclude-ports":"80"},"labels""#);
+        assert!(matches!(PodRecord::parse(mistaken.as_bytes()), Err(RecordError::Capture(_))));
         let nowhere = WEB.replace(r#"["10.64.0.5","fd64::5"]"#, "[]");
         assert!(matches!(PodRecord::parse(nowhere.as_bytes()), Err(RecordError::NoAddress)));
     }

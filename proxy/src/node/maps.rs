@@ -2,19 +2,26 @@
 
 use std::path::Path;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf, SockHash};
+use ipnet::IpNet;
 use proxy_common::address::Address;
 use proxy_common::counters::{COUNTERS, COUNTERS_LEN, Counters};
-use proxy_common::flows::FLOWS;
+use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_PORTS, FAMILY_V4, FAMILY_V6, Network, PortKey};
+use proxy_common::flows::{Direction, FLOWS};
 use proxy_common::originals::ORIGINALS;
 use proxy_common::owndials::OWN_DIALS;
-use proxy_common::pods::{ADDRESSES, LISTENERS, PODS, Pod};
+use proxy_common::pods::{
+    ADDRESSES, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, LISTENERS, PODS, Pod,
+};
 use proxy_common::sockets::SOCKETS;
 
 use super::kernel::KernelError;
+use crate::model::capture::CaptureConfig;
 
 /// Every map that is pinned, by name.
-pub(super) const PINNED: [&str; 8] = [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS];
+pub(super) const PINNED: [&str; 10] =
+    [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS, EXCLUDED_PORTS, EXCLUDED_CIDRS];
 
 /// What the pins are of: the number of their layout and the print of the object they were loaded from.
 pub(super) const BUILD: &str = "BUILD";
@@ -25,6 +32,8 @@ pub(super) struct Maps {
     addresses: HashMap<MapData, Address, u64>,
     listeners: SockHash<MapData, Address>,
     counters: PerCpuHashMap<MapData, u64, Counters>,
+    ports: HashMap<MapData, PortKey, u32>,
+    cidrs: LpmTrie<MapData, Network, u32>,
 }
 
 impl Maps {
@@ -35,6 +44,8 @@ impl Maps {
             addresses: open(pins, ADDRESSES, Map::HashMap)?,
             listeners: open(pins, LISTENERS, Map::SockHash)?,
             counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
+            ports: open(pins, EXCLUDED_PORTS, Map::HashMap)?,
+            cidrs: open(pins, EXCLUDED_CIDRS, Map::LpmTrie)?,
         })
     }
 
@@ -51,7 +62,8 @@ impl Maps {
 
     /// Writes a pod and its addresses. Its counters begin at nothing if it is new.
     pub(super) fn put_pod(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
-        if let Some(former) = self.pod(cookie)?.filter(|former| *former != pod) {
+        // With other flags alone it keeps its listener.
+        if let Some(former) = self.pod(cookie)?.filter(|former| Pod { flags: pod.flags, ..*former } != pod) {
             self.remove_addresses(cookie, former)?;
         }
         if some(self.counters.get(&cookie, 0)).map_err(|error| KernelError::map(COUNTERS, error))?.is_none() {
@@ -61,6 +73,44 @@ impl Maps {
             self.addresses.insert(address, cookie, 0).map_err(|error| KernelError::map(ADDRESSES, error))?;
         }
         self.pods.insert(cookie, pod, 0).map_err(|error| KernelError::map(PODS, error))
+    }
+
+    /// Writes what is excluded for a pod. Returns the flags that say so to the programs.
+    pub(super) fn exclude(&mut self, cookie: u64, capture: &CaptureConfig) -> Result<u64, KernelError> {
+        let mut flags = 0;
+        for (key, flag) in ports(cookie, capture) {
+            self.ports.insert(key, 1, 0).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
+            flags |= flag;
+        }
+        for (key, family) in networks(cookie, capture) {
+            self.cidrs.insert(&key, family, 0).map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
+            flags |= EXCLUDES_OUTBOUND_CIDRS;
+        }
+        Ok(flags)
+    }
+
+    /// Removes what was excluded for a pod and is not in `capture`. Looks only where `former` says that there is something.
+    pub(super) fn include(&mut self, cookie: u64, former: Pod, capture: &CaptureConfig) -> Result<(), KernelError> {
+        if former.has(EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS) {
+            let failed = |error| KernelError::map(EXCLUDED_PORTS, error);
+            let stay: Vec<PortKey> = ports(cookie, capture).map(|(key, _flag)| key).collect();
+            let found: Vec<PortKey> = self.ports.keys().collect::<Result<_, _>>().map_err(failed)?;
+            for key in found.into_iter().filter(|key| key.netns == cookie && !stay.contains(key)) {
+                some(self.ports.remove(&key)).map_err(failed)?;
+            }
+        }
+        if former.has(EXCLUDES_OUTBOUND_CIDRS) {
+            let failed = |error| KernelError::map(EXCLUDED_CIDRS, error);
+            let same =
+                |one: &Key<Network>, other: &Key<Network>| (one.prefix_len(), one.data()) == (other.prefix_len(), other.data());
+            let stay: Vec<Key<Network>> = networks(cookie, capture).map(|(key, _family)| key).collect();
+            let found: Vec<Key<Network>> = self.cidrs.keys().collect::<Result<_, _>>().map_err(failed)?;
+            let of_pod = found.into_iter().filter(|key| key.data().pod() == cookie);
+            for key in of_pod.filter(|key| !stay.iter().any(|other| same(key, other))) {
+                some(self.cidrs.remove(&key)).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives the pod's addresses to `listener`.
@@ -75,6 +125,7 @@ impl Maps {
     pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), KernelError> {
         if let Some(pod) = self.pod(cookie)? {
             self.remove_addresses(cookie, pod)?;
+            self.include(cookie, pod, &CaptureConfig::default())?;
         }
         some(self.pods.remove(&cookie)).map_err(|error| KernelError::map(PODS, error))?;
         some(self.counters.remove(&cookie)).map_err(|error| KernelError::map(COUNTERS, error))?;
@@ -149,6 +200,27 @@ where
 
 fn addresses(pod: Pod) -> impl Iterator<Item = Address> {
     [pod.v4, pod.v6].into_iter().filter(|address| *address != Address::NONE)
+}
+
+/// What the programs look for of excluded ports, each with the flag that tells them to look.
+fn ports(netns: u64, capture: &CaptureConfig) -> impl Iterator<Item = (PortKey, u64)> {
+    let key = move |port: &u16, direction: Direction| PortKey { netns, port: u32::from(*port), direction: direction as u32 };
+    let outbound = capture.outbound_ports.iter().map(move |port| (key(port, Direction::Outbound), EXCLUDES_OUTBOUND_PORTS));
+    let inbound = capture.inbound_ports.iter().map(move |port| (key(port, Direction::Inbound), EXCLUDES_INBOUND_PORTS));
+    outbound.chain(inbound)
+}
+
+/// What the programs look for of excluded networks, each with the family that it is of.
+fn networks(netns: u64, capture: &CaptureConfig) -> impl Iterator<Item = (Key<Network>, u32)> {
+    capture.outbound_cidrs.iter().map(move |network| {
+        let (before, family) = match network {
+            // Behind the prefix of mapped addresses.
+            IpNet::V4(_) => (Network::NETNS_BITS + 96, FAMILY_V4),
+            IpNet::V6(_) => (Network::NETNS_BITS, FAMILY_V6),
+        };
+        let address = Address::from(network.network());
+        (Key::new(before + u32::from(network.prefix_len()), Network::new(netns, address)), family)
+    })
 }
 
 /// `None` where there is no such key.

@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     expiry: IntGaugeVec,
     /// What the kernel programs counted for each pod.
     capture: IntGaugeVec,
+    /// Of these, what got past a sidecar.
+    bypass: IntCounterVec,
     /// What the kernel said of connections at their end.
     pub(crate) flows: FlowMetrics,
 }
@@ -61,6 +63,12 @@ impl Metrics {
                 "What the kernel programs did with connections of a pod since its enrolment.",
                 &["namespace", "pod", "event"],
             )?,
+            bypass: metrics::counters(
+                &registry,
+                "outrigger_capture_bypass_total",
+                "Connections of a pod that got past its sidecar since its enrolment.",
+                &["namespace", "pod", "reason"],
+            )?,
             flows: FlowMetrics::new(&registry)?,
             registry,
         })
@@ -82,16 +90,21 @@ async fn render(State(agent): State<Arc<Agent>>) -> String {
     // Pods that are gone leave no series behind.
     metrics.expiry.reset();
     metrics.capture.reset();
+    metrics.bypass.reset();
     for (cookie, pod) in agent.pods.borrow().iter() {
         let (namespace, name) = (pod.record.namespace.as_str(), pod.record.name.as_str());
         if let Some(svid) = &*pod.svid.borrow() {
             let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
             metrics.expiry.with_label_values(&[namespace, name]).set(ends);
         }
-        let counted = agent.kernel.lock().counters(*cookie).ok().flatten();
-        for (counter, count) in counted.iter().flat_map(|counters| Counter::ALL.into_iter().zip(counters.0)) {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let Some(counted) = agent.kernel.lock().counters(*cookie).ok().flatten() else { continue };
+        for counter in Counter::ALL {
+            let count = i64::try_from(counted.of(counter)).unwrap_or(i64::MAX);
             metrics.capture.with_label_values(&[namespace, name, counter.name()]).set(count);
+        }
+        // The kernel counts, so the sum that was there before goes first.
+        for counter in Counter::BYPASSES {
+            metrics.bypass.with_label_values(&[namespace, name, counter.name()]).inc_by(counted.of(counter));
         }
     }
     metrics::render(&metrics.registry)

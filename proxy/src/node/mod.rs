@@ -42,6 +42,7 @@ use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::base::random::Dice;
 use crate::identity::spiffe::SpiffeError;
+use crate::model::capture::CaptureError;
 use crate::model::pod_record::PodRecord;
 use crate::telemetry::TelemetryError;
 
@@ -80,6 +81,9 @@ pub(crate) enum NodeError {
     /// The user: a name that cannot stand in an identity.
     #[error(transparent)]
     Name(#[from] SpiffeError),
+    /// The user: an annotation of a pod.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// Ours.
     #[error(transparent)]
     Metrics(#[from] TelemetryError),
@@ -105,6 +109,7 @@ impl NodeError {
             Self::Kernel(error) => error.remedy(),
             Self::Place { .. } => "run as root, and stop whatever else uses it".to_owned(),
             Self::Name(_) => "use letters, digits, '.', '-' and '_'".to_owned(),
+            Self::Capture(_) => "start the pod again with another annotation".to_owned(),
             Self::Metrics(_) | Self::Ended(_) => "report this with the log; a restart helps".to_owned(),
         }
     }
@@ -277,6 +282,7 @@ impl Renewals {
 /// Enrols a pod with the kernel, then makes it known.
 fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
     let id = agent.authority.trust_domain().service_account(&record.account())?;
+    let capture = record.capture()?;
     let pod = Arc::new(Pod { id, record, svid: watch::Sender::new(None) });
     let netns = File::open(&pod.record.netns).map_err(place(&pod.record.netns))?;
     // A record that outlived its pod, or a namespace that was made again under the same name.
@@ -292,6 +298,7 @@ fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
         v6: pod.address(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }),
         sidecar_cgroup: &cgroup,
         netns: netns.as_fd(),
+        capture: &capture,
     };
     agent.kernel.lock().enrol(&entry)?;
     agent.pods.send_modify(|pods| {

@@ -103,9 +103,9 @@ pub(crate) fn compare(found: &Found, known: &Pods) -> Changes {
 }
 
 /// What the kernel knows of a pod, and what its certificate says.
-fn places(record: &PodRecord) -> (&[IpAddr], &Path, &Path, &str, &str, &str) {
-    let PodRecord { namespace, name, service_account, addresses, netns, cgroup, .. } = record;
-    (addresses, netns, cgroup, namespace, name, service_account)
+fn places(record: &PodRecord) -> (&[IpAddr], &Path, &Path, &BTreeMap<String, String>, &str, &str, &str) {
+    let PodRecord { namespace, name, service_account, addresses, netns, cgroup, annotations, .. } = record;
+    (addresses, netns, cgroup, annotations, namespace, name, service_account)
 }
 
 #[cfg(test)]
@@ -118,6 +118,7 @@ pub(super) mod tests {
             name: name.into(),
             service_account: name.into(),
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             ports: Vec::new(),
             addresses: vec!["10.64.0.5".parse().unwrap(), "fd64::5".parse().unwrap()],
             netns: format!("/run/netns/outrigger-shop-{name}").into(),

@@ -99,6 +99,10 @@ pub(crate) struct RunArgs {
     /// What a Service selects on
     #[arg(long = "label", value_name = "K=V")]
     pub(crate) labels: Vec<String>,
+    /// What is asked of the pod's capture: outrigger.dev/exclude-outbound-ports, outrigger.dev/exclude-outbound-cidrs,
+    /// outrigger.dev/exclude-inbound-ports, each a list with commas (docs/capture.md)
+    #[arg(long = "annotation", value_name = "K=V")]
+    pub(crate) annotations: Vec<String>,
     /// A port that the program listens on
     #[arg(long = "port", value_name = "NAME:PORT[:APPPROTOCOL]")]
     pub(crate) ports: Vec<String>,

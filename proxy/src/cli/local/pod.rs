@@ -36,6 +36,7 @@ pub(crate) struct LocalPod {
 pub(crate) struct Wish {
     pub(crate) service_account: String,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) annotations: Vec<(String, String)>,
     pub(crate) ports: Vec<PodPort>,
     pub(crate) meshed: bool,
 }
@@ -82,6 +83,7 @@ impl LocalPod {
             name: places.pod.name.to_string(),
             service_account: wish.service_account,
             labels: wish.labels.into_iter().collect(),
+            annotations: wish.annotations.into_iter().collect(),
             ports: wish.ports,
             addresses,
             netns: netns_path,

@@ -29,6 +29,7 @@ use super::user::User;
 use super::{RunArgs, cgroup, detach, dns, pod, visit};
 use crate::base::names::check_name;
 use crate::base::state;
+use crate::model::capture::CaptureConfig;
 use crate::model::pod_record::{PodPort, PodRecord};
 use crate::node::enrolment::{Answer, Question};
 use crate::node::kernel;
@@ -346,9 +347,13 @@ fn in_front_of_a_terminal() -> bool {
 
 fn wish(args: &RunArgs) -> Result<Wish, Failure> {
     check_name(&args.service_account).map_err(|error| Failure::invalid([error]))?;
+    let pairs = |texts: &[String], flag| texts.iter().map(|pair| split(pair, flag, "K=V")).collect::<Result<Vec<_>, _>>();
+    let annotations = pairs(&args.annotations, "--annotation")?;
+    CaptureConfig::of(&annotations.iter().cloned().collect()).map_err(|error| Failure::invalid([error]))?;
     Ok(Wish {
         service_account: args.service_account.clone(),
-        labels: args.labels.iter().map(|pair| split(pair, "--label", "K=V")).collect::<Result<_, _>>()?,
+        labels: pairs(&args.labels, "--label")?,
+        annotations,
         ports: args.ports.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
         meshed: !args.no_sidecar,
     })

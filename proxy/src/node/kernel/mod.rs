@@ -33,6 +33,7 @@ use programs::Program;
 pub(crate) use records::Flows;
 
 use super::maps::{self, Maps};
+use crate::model::capture::CaptureConfig;
 
 /// The loaded programs and their maps, pinned. Dropping it detaches nothing.
 pub(crate) struct Kernel {
@@ -63,6 +64,8 @@ pub(crate) struct PodEntry<'a> {
     pub(crate) sidecar_cgroup: &'a Path,
     /// Its network namespace (`/run/netns/…`, `/proc/PID/ns/net`, or `SIOCGSKNS` of a socket).
     pub(crate) netns: BorrowedFd<'a>,
+    /// What its owner takes out of capture.
+    pub(crate) capture: &'a CaptureConfig,
 }
 
 /// A pod that is enrolled, as the maps say.
@@ -230,10 +233,13 @@ impl Kernel {
             self.link(program, pod.cookie, cgroup.as_fd(), Target::Cgroup(cgroup_id))?;
         }
         let address = |ip: Option<IpAddr>| ip.map_or(Address::NONE, Address::from);
-        self.maps.put_pod(
-            pod.cookie,
-            Pod { sidecar_cgroup: cgroup_id, v4: address(pod.v4.map(IpAddr::V4)), v6: address(pod.v6.map(IpAddr::V6)) },
-        )
+        // What is excluded from now on stands before the pod says that there is some; what no longer is goes afterwards.
+        let flags = self.maps.exclude(pod.cookie, pod.capture)?;
+        let entry =
+            Pod { sidecar_cgroup: cgroup_id, v4: address(pod.v4.map(IpAddr::V4)), v6: address(pod.v6.map(IpAddr::V6)), flags };
+        let former = self.maps.pod(pod.cookie)?;
+        self.maps.put_pod(pod.cookie, entry)?;
+        former.map_or(Ok(()), |former| self.maps.include(pod.cookie, former, pod.capture))
     }
 
     /// Attaches `program` for a pod and pins the link, unless that is so already.

@@ -12,7 +12,7 @@ struct World {
     web: Pod,
     caller: Pod,
     /// Takes the mesh down behind the pods.
-    _mesh: Mesh,
+    mesh: Mesh,
 }
 
 /// Runs the group.
@@ -20,7 +20,7 @@ pub(crate) fn run(runner: &mut Runner) {
     let make = || {
         let mesh = Mesh::up()?;
         mesh.apply(&service("capture", "web", 80, 8080))?;
-        let world = World { web: echo(&mesh, "capture/web", "web")?, caller: client(&mesh, "capture/caller")?, _mesh: mesh };
+        let world = World { web: echo(&mesh, "capture/web", "web")?, caller: client(&mesh, "capture/caller")?, mesh };
         until(&world.caller, "http://web.capture/", 200)?;
         Ok(world)
     };
@@ -33,6 +33,10 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_pod_that_calls_itself_is_answered", run: |world, _| itself(world) },
             Case { name: "what_listens_on_loopback_is_reached_inside_the_pod_only", run: |world, _| loopback(world) },
             Case { name: "a_sidecars_own_ports_are_closed_to_everybody_outside", run: |world, _| own_ports(world) },
+            Case {
+                name: "what_a_pods_annotations_exclude_passes_its_sidecar_by_and_is_counted",
+                run: |world, _| excluded(world),
+            },
             Case { name: "the_agent_tells_what_the_kernel_did", run: |world, _| counted(world) },
         ],
     );
@@ -105,10 +109,60 @@ fn own_ports(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// What the agent counts: of `pod`, in the metric `name`, by the value of its third label.
+fn agent_counts(pod: &str, name: &str, value: &str) -> Result<f64> {
+    let text = agent_metrics()?;
+    let parts = [format!("pod=\"{pod}\""), format!("=\"{value}\"")];
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && parts.iter().all(|part| line.contains(part)));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .with_context(|| format!("no {name} of {pod} and {value} in {text}"))
+}
+
+fn agent_metrics() -> Result<String> {
+    let url = "http://127.0.0.1:14030/metrics";
+    finish(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "--max-time", "5", url]), PATIENCE)?.ok()
+}
+
+fn excluded(world: &World) -> Result<()> {
+    const BYPASS: &str = "outrigger_capture_bypass_total";
+    let serve = [e2e::programs::shop().into_os_string(), "echo".into()];
+    let open = world.mesh.pod("capture/open").annotation("outrigger.dev/exclude-inbound-ports", "8080").run(serve)?;
+    open.wait_listening(8080)?;
+    let url = |pod: &Pod| Ok::<_, anyhow::Error>(format!("http://{}:8080/", pod.address()?));
+    // From the machine, in clear: what is excluded is reached, what is not is for the mesh alone.
+    let from_outside = |pod: &Pod| {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--noproxy", "*", "--max-time", "5", &url(pod)?]);
+        finish(&mut command, PATIENCE)
+    };
+    ensure!(from_outside(&open)?.stdout == "200", "{}", from_outside(&open)?.all());
+    ensure!(from_outside(&world.web)?.stdout != "200", "what is not excluded was reached from outside");
+    // From a pod, without its sidecar; its connections to everybody else are captured as ever.
+    let network = format!("{}/32", open.address()?);
+    let past =
+        world.mesh.pod("capture/past").account("past").annotation("outrigger.dev/exclude-outbound-cidrs", &network).idle()?;
+    until(&past, &url(&open)?, 200)?;
+    until(&past, "http://web.capture/", 200)?;
+    for (pod, reason, some) in [
+        ("open", "excluded_inbound_port", true),
+        ("past", "excluded_outbound_cidr", true),
+        ("past", "excluded_outbound_port", false),
+        ("web", "excluded_inbound_port", false),
+    ] {
+        let count = agent_counts(pod, BYPASS, reason)?;
+        ensure!((count >= 1.0) == some, "{BYPASS} of {pod} by {reason} is {count}");
+    }
+    ensure!(agent_counts("past", "outrigger_capture_connections", "redirected")? >= 1.0, "nothing else was captured");
+    // A slip is no wish.
+    let mut slip = e2e::mesh::outrigger(["run", "slip", "--annotation", "outrigger.dev/exclude-ports=80", "--", "true"]);
+    let said = finish(&mut slip, PATIENCE)?;
+    ensure!(said.code == 2 && said.stderr.contains("exclude-outbound-ports"), "{}", said.all());
+    Ok(())
+}
+
 fn counted(world: &World) -> Result<()> {
     until(&world.caller, "http://web.capture/", 200)?;
-    let url = "http://127.0.0.1:14030/metrics";
-    let text = finish(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "--max-time", "5", url]), PATIENCE)?.ok()?;
+    let text = agent_metrics()?;
     for (pod, event, some) in [
         ("caller", "redirected", true),
         ("caller", "original_found", true),

@@ -5,6 +5,7 @@
 //! disturbed: the programs know their own pods only.
 
 mod complete;
+mod exclusions;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -128,6 +129,10 @@ impl Side {
     }
 
     fn enrol(&self, kernel: &mut Kernel) {
+        self.enrol_as(kernel, &CaptureConfig::default());
+    }
+
+    fn enrol_as(&self, kernel: &mut Kernel, capture: &CaptureConfig) {
         let netns = File::open(Path::new("/run/netns").join(&self.netns)).unwrap();
         kernel
             .enrol(&PodEntry {
@@ -136,6 +141,7 @@ impl Side {
                 v6: Some(self.v6),
                 sidecar_cgroup: self.cgroup(Who::Sidecar),
                 netns: netns.as_fd(),
+                capture,
             })
             .unwrap();
     }
@@ -581,12 +587,14 @@ fn pod_whose_namespace_is_gone_is_forgotten() {
     let gone = format!("{}g", world.a.netns);
     ip(&["netns", "add", &gone]);
     let netns = File::open(Path::new("/run/netns").join(&gone)).unwrap();
+    let capture = CaptureConfig { outbound_ports: [80].into(), ..CaptureConfig::default() };
     let entry = |netns| PodEntry {
         cookie: 4711,
         v4: Some(Ipv4Addr::new(10, 77, 0, 9)),
         v6: None,
         sidecar_cgroup: world.a.cgroup(Who::Sidecar),
         netns,
+        capture: &capture,
     };
     kernel.enrol(&entry(netns.as_fd())).unwrap();
     kernel.enrol(&entry(netns.as_fd())).unwrap();

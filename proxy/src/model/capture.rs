@@ -1,0 +1,140 @@
+//! What a pod's owner asks of its capture, as annotations of the pod: which connections pass its sidecar by, and what
+//! becomes of those that get past it unasked.
+//!
+//! Invariant: an annotation of ours that nobody knows is a mistake, never a wish: `exclude-outbound-port` must not mean
+//! silently what `exclude-outbound-ports` means.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+/// What is asked for one pod. Default: nothing is excluded, and what gets past the sidecar is counted.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct CaptureConfig {
+    /// Ports that the app reaches without its sidecar.
+    pub(crate) outbound_ports: BTreeSet<u16>,
+    /// Networks that the app reaches without its sidecar.
+    pub(crate) outbound_cidrs: BTreeSet<IpNet>,
+    /// Ports at which others reach the app without its sidecar.
+    pub(crate) inbound_ports: BTreeSet<u16>,
+}
+
+/// Why an annotation says nothing. The user is at fault.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum CaptureError {
+    #[error("annotation {0}: there is none of that name; write one of {ports}, {cidrs}, {inbound}", ports = OUTBOUND_PORTS, cidrs = OUTBOUND_CIDRS, inbound = INBOUND_PORTS)]
+    Unknown(String),
+    #[error("annotation {name}: {text:?} is not a port; write 1 to 65535, several with commas between them")]
+    Port { name: &'static str, text: String },
+    #[error(
+        "annotation {name}: {text:?} is not a network; write for example 10.1.0.0/16 or fd00::/8, several with commas between them"
+    )]
+    Network { name: &'static str, text: String },
+    #[error("annotation {name}: {port} is a port of the sidecar's own, which is never the app's")]
+    OwnPort { name: &'static str, port: u16 },
+    #[error("annotation {name}: it names {found}, a pod may exclude {MOST}")]
+    TooMany { name: &'static str, found: usize },
+}
+
+impl CaptureConfig {
+    /// Reads a pod's annotations. Those that are not ours are somebody else's.
+    ///
+    /// # Errors
+    /// One of ours says nothing that can be done.
+    pub(crate) fn of(annotations: &BTreeMap<String, String>) -> Result<Self, CaptureError> {
+        let mut config = Self::default();
+        for (name, text) in annotations.iter().filter(|(name, _text)| name.starts_with(OURS)) {
+            match name.as_str() {
+                OUTBOUND_PORTS => config.outbound_ports = ports(OUTBOUND_PORTS, text)?,
+                OUTBOUND_CIDRS => config.outbound_cidrs = networks(OUTBOUND_CIDRS, text)?,
+                INBOUND_PORTS => {
+                    config.inbound_ports = ports(INBOUND_PORTS, text)?;
+                    if let Some(port) = config.inbound_ports.iter().find(|port| SIDECARS_PORTS.contains(port)) {
+                        return Err(CaptureError::OwnPort { name: INBOUND_PORTS, port: *port });
+                    }
+                }
+                _unknown => return Err(CaptureError::Unknown(name.clone())),
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn ports(name: &'static str, text: &str) -> Result<BTreeSet<u16>, CaptureError> {
+    let port = |text: &str| {
+        let port = text.parse().ok().filter(|port| *port != 0);
+        port.ok_or_else(|| CaptureError::Port { name, text: text.to_owned() })
+    };
+    few(name, items(text).map(port).collect::<Result<_, _>>()?)
+}
+
+fn networks(name: &'static str, text: &str) -> Result<BTreeSet<IpNet>, CaptureError> {
+    let network = |text: &str| {
+        // A single address stands for itself.
+        let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
+        let plain = parsed.filter(|network| !matches!(network, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()));
+        plain.map(|network| network.trunc()).ok_or_else(|| CaptureError::Network { name, text: text.to_owned() })
+    };
+    few(name, items(text).map(network).collect::<Result<_, _>>()?)
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
+}
+
+fn few<T>(name: &'static str, found: BTreeSet<T>) -> Result<BTreeSet<T>, CaptureError> {
+    if found.len() > MOST { Err(CaptureError::TooMany { name, found: found.len() }) } else { Ok(found) }
+}
+
+/// What our annotations begin with.
+const OURS: &str = "outrigger.dev/";
+const OUTBOUND_PORTS: &str = "outrigger.dev/exclude-outbound-ports";
+const OUTBOUND_CIDRS: &str = "outrigger.dev/exclude-outbound-cidrs";
+const INBOUND_PORTS: &str = "outrigger.dev/exclude-inbound-ports";
+const SIDECARS_PORTS: [u16; 4] = [14_001, 14_006, 14_020, 14_021];
+/// The kernel's tables hold what all pods of a node exclude.
+const MOST: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&str, &str)]) -> Result<CaptureConfig, CaptureError> {
+        CaptureConfig::of(&pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
+    }
+
+    #[test]
+    fn lists_are_read_whatever_the_spaces_and_networks_are_cut_to_their_prefix() {
+        let config = of(&[
+            (OUTBOUND_PORTS, "3306, 5432,3306"),
+            (OUTBOUND_CIDRS, "10.1.2.3/16,fd00::1/8 ,192.0.2.7"),
+            (INBOUND_PORTS, "9100"),
+            ("example.com/note", "anything"),
+        ])
+        .unwrap();
+        assert_eq!(config.outbound_ports, [3306, 5432].into());
+        let networks = ["10.1.0.0/16", "192.0.2.7/32", "fd00::/8"].map(|text| text.parse().unwrap());
+        assert_eq!(config.outbound_cidrs, networks.into());
+        assert_eq!(config.inbound_ports, [9100].into());
+        assert_eq!(of(&[]).unwrap(), CaptureConfig::default());
+    }
+
+    #[test]
+    fn what_says_nothing_is_refused_by_name() {
+        for (name, text, told) in [
+            (OUTBOUND_PORTS, "0", "\"0\" is not a port"),
+            (OUTBOUND_PORTS, "80-90", "\"80-90\" is not a port"),
+            (OUTBOUND_PORTS, "", "\"\" is not a port"),
+            (INBOUND_PORTS, "70000", "\"70000\" is not a port"),
+            (INBOUND_PORTS, "80,14021", "14021 is a port of the sidecar's own"),
+            (OUTBOUND_CIDRS, "10.0.0.0/33", "\"10.0.0.0/33\" is not a network"),
+            (OUTBOUND_CIDRS, "::ffff:10.0.0.0/104", "is not a network"),
+            ("outrigger.dev/exclude-outbound-port", "80", "there is none of that name; write one of outrigger.dev/exclude-outb"),
+        ] {
+            let error = of(&[(name, text)]).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
+        let many = (1..=65).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!(of(&[(OUTBOUND_PORTS, &many)]), Err(CaptureError::TooMany { name: OUTBOUND_PORTS, found: 65 }));
+    }
+}
