@@ -49,8 +49,8 @@ pub(crate) struct ApplyArgs {
 
 A security policy that loses the Service that it is for is told of; it goes on covering what the Service led to.
 
-Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 3 the control plane does not run, or
-its token may not be read.")]
+Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 2 there is no document to delete; 3 the
+control plane does not run, or its token may not be read.")]
 pub(crate) struct DeleteArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -81,9 +81,16 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<ExitCode, Failure> {
 pub(crate) fn delete(args: &DeleteArgs) -> Result<ExitCode, Failure> {
     let answer = change(&args.api, "/api/delete", &args.files)?;
     tell(&answer)?;
+    deleted(&answer)
+}
+
+fn deleted(answer: &Answer) -> Result<ExitCode, Failure> {
     let (refusing, warning): (Vec<&Wrong>, Vec<&Wrong>) = answer.problems.iter().partition(|problem| problem.refuses);
     for problem in warning {
         warn(&format!("warning: {}", line(problem)));
+    }
+    if refusing.is_empty() && answer.results.is_empty() {
+        return Err(Failure::invalid(["there is no document to delete"]));
     }
     if refusing.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -225,6 +232,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn nothing_to_delete_is_wrong_input_and_nothing_deleted_is_a_refusal() {
+        let wrong = |refuses: bool| json!({ "text": "it is not there", "refuses": refuses });
+        let code = |answer: Value| deleted(&serde_json::from_value(answer).unwrap()).err().map(|failure| failure.code);
+        assert_eq!(code(json!({})), Some(2));
+        assert_eq!(code(json!({ "problems": [wrong(false)] })), Some(2));
+        assert_eq!(code(json!({ "problems": [wrong(true)] })), Some(1));
+        let done = json!([{ "resource": "Service/shop/web", "action": "deleted" }]);
+        assert_eq!(code(json!({ "results": done, "problems": [wrong(true)] })), Some(1));
+        assert_eq!(code(json!({ "results": done, "problems": [wrong(false)] })), None);
+    }
 
     #[test]
     fn a_wait_counts_every_pod_and_says_what_each_lacks() {

@@ -230,6 +230,13 @@ impl Api {
                         let position = document.position(&FieldPath::root());
                         (Some(document.resource.key()), format!("{}:{position}", text.name))
                     }
+                    // What means nothing here is not stored either.
+                    Err(fault) if fault.severity == Severity::Warns => {
+                        let place = Some(format!("{}:{}", text.name, fault.at));
+                        let told = Wrong { refuses: false, ..Wrong::refusing(None, place, fault.text, &fault.remedy) };
+                        answer.problems.push(told);
+                        continue;
+                    }
                     // A document that is no good any more can still name what is to go.
                     Err(fault) => (fault.key, format!("{}:{}", text.name, fault.at)),
                 };
