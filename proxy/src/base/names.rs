@@ -20,6 +20,12 @@ pub(crate) enum NameError {
         "{0:?} is not a name; use lower-case letters, digits, '-' and '.', starting and ending with a letter or digit, as web-1"
     )]
     Name(String),
+    #[error(
+        "{0:?} is not a name of one part; use at most {LABEL_MAX} lower-case letters, digits and '-', starting and ending with a letter or digit, as web-1"
+    )]
+    Part(String),
+    #[error("{0:?} has {1} letters; use at most {LABEL_MAX}, as a host's name has")]
+    Long(String, usize),
     /// There is one part, or there are three.
     #[error("{0:?} is not a namespace and a name; write NAMESPACE/NAME, as {1}")]
     Named(String, String),
@@ -79,6 +85,48 @@ pub(crate) fn check_name(text: &str) -> Result<(), NameError> {
     if text.len() <= 253 && text.split('.').all(label) { Ok(()) } else { Err(NameError::Name(text.to_owned())) }
 }
 
+/// Accepts a DNS label (RFC 1123): what Kubernetes takes for the name of a namespace, of a Service and of a port.
+///
+/// # Errors
+/// The text is empty, longer than 63 bytes, or holds another character.
+pub(crate) fn check_part(text: &str) -> Result<(), NameError> {
+    let is_part = text.len() <= LABEL_MAX && !text.contains('.') && check_name(text).is_ok();
+    if is_part { Ok(()) } else { Err(NameError::Part(text.to_owned())) }
+}
+
+/// Accepts what can be the name of a host (RFC 1123 2.1, RFC 1035 2.3.4): a name of at most 63 bytes, so that it is good as
+/// one part of a longer one.
+///
+/// # Errors
+/// It is no name, or it is longer.
+pub(crate) fn check_host(text: &str) -> Result<(), NameError> {
+    check_name(text)?;
+    if text.len() <= LABEL_MAX { Ok(()) } else { Err(NameError::Long(text.to_owned(), text.len())) }
+}
+
+/// Why a text cannot be a label of an object, which selectors look for; none where it can. Source: Kubernetes, "Labels and
+/// Selectors": a key is a name of at most 63 bytes, perhaps with a DNS subdomain and a slash in front; a value is one or
+/// empty.
+pub(crate) fn label_fault(key: &str, value: &str) -> Option<String> {
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let is_word = |text: &str| {
+        let bytes = text.as_bytes();
+        let inner = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+        bytes.len() <= LABEL_MAX && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(inner)
+    };
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    if !is_word(name) || prefix.is_some_and(|prefix| check_name(prefix).is_err()) {
+        return Some(format!("{key:?} is not the key of a label"));
+    }
+    (!value.is_empty() && !is_word(value)).then(|| format!("{value:?} is not the value of a label"))
+}
+
+/// What to write instead of what [`label_fault`] names.
+pub(crate) const LABELS: &str = "use at most 63 letters, digits, '-', '_' and '.', starting and ending with a letter or digit, as app: web or example.com/tier: front";
+
+/// The most bytes of one part of a name (RFC 1035 2.3.4).
+const LABEL_MAX: usize = 63;
+
 /// The name that was probably meant: the one that differs least, if it differs in no more than a third of its letters.
 pub(crate) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wrong = wrong.to_ascii_lowercase();
@@ -120,6 +168,31 @@ mod tests {
         }
         for bad in ["", "Web", "-a", "a-", "a..b", "a/b", "a_b", &"a".repeat(254)] {
             assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_name_holds_no_dot_and_a_host_is_no_longer_than_one() {
+        let long = "a".repeat(64);
+        for (text, part, host) in
+            [("web-1", true, true), ("a.b", false, true), ("Web", false, false), ("", false, false), (&long, false, false)]
+        {
+            assert_eq!((check_part(text).is_ok(), check_host(text).is_ok()), (part, host), "{text}");
+        }
+        assert!(check_host(&long).unwrap_err().to_string().contains("has 64 letters"));
+    }
+
+    #[test]
+    fn a_label_is_a_key_and_a_value_that_kubernetes_takes() {
+        let long = "a".repeat(64);
+        for (key, value) in [("app", "web"), ("App_1", ""), ("example.com/tier", "v1.2_x"), ("a", "A")] {
+            assert_eq!(label_fault(key, value), None, "{key}={value}");
+        }
+        for key in ["", "/a", "a/", "-a", "a b", "Example.com/a", "a/b/c", "ä", &long] {
+            assert_eq!(label_fault(key, "x"), Some(format!("{key:?} is not the key of a label")));
+        }
+        for value in ["-", "a b", "a,b", "a=b", "x!", &long] {
+            assert_eq!(label_fault("app", value), Some(format!("{value:?} is not the value of a label")));
         }
     }
 

@@ -338,6 +338,146 @@ mod tests {
     }
 
     #[test]
+    fn what_a_workload_writes_twice_or_as_nobody_looks_for_it_is_refused() {
+        let workload = |name: &str, labels: &str, spec: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: {name}\n  labels: {labels}\nspec:\n  addresses: {spec}\n---\n"
+            )
+        };
+        let documents = [
+            workload("a", "{app: a}", "[10.64.1.1]\n  ports:\n  - {name: http, port: 80}\n  - {name: db, port: 80}"),
+            workload("b", "{app: b}", "[10.64.1.2]\n  ports:\n  - {name: http, port: 80}\n  - {name: http, port: 81}"),
+            workload("c", "{app: c}", "[10.64.1.3, \"::ffff:10.64.1.3\"]"),
+            workload("d", "{app: \"d,e\"}", "[10.64.1.4]\n  ports:\n  - {name: Http, port: 80, appProtocol: x}"),
+            workload(&"e".repeat(80), "{}", "[10.64.1.5]"),
+        ];
+        check(
+            &[("a.yaml", &documents.concat())],
+            expect![[r#"
+            a.yaml:10:16: Workload/default/a: spec.ports[1].port: port 80 is there already
+                write each port once
+            a.yaml:21:6: Workload/default/b: spec.ports[1].name: a port is named "http" already
+                give each port a name of its own
+            a.yaml:29:26: Workload/default/c: spec.addresses[1]: the address ::ffff:10.64.1.3 is there already
+                write each address once
+            a.yaml:35:3: Workload/default/d: metadata.labels: "d,e" is not the value of a label
+                use at most 63 letters, digits, '-', '_' and '.', starting and ending with a letter or digit, as app: web or example.com/tier: front
+            a.yaml:39:6: Workload/default/d: spec.ports[0].name: "Http" is not a name of one part
+                use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit, as web-1
+            a.yaml:39:28: warning: Workload/default/d: spec.ports[0].appProtocol: "x" means nothing here; the first bytes tell
+                write http, http2, grpc, tcp, or leave it out
+            a.yaml:44:3: Workload/default/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee: metadata.name: "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee" has 80 letters
+                use at most 63, as a host's name has
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_service_has_one_name_one_address_and_labels_that_somebody_can_have() {
+        let service = |name: &str, spec: &str| {
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  {spec}\n---\n")
+        };
+        let documents = [
+            service("a", "clusterIP: 10.65.1.1\n  clusterIPs: [10.65.1.2]"),
+            service("b", "clusterIP: None\n  clusterIPs: [10.65.1.3]"),
+            service("c", "clusterIPs: [None, 10.65.1.4]"),
+            service("d.e", "selector: {app: \"a b\"}"),
+            service("f", "clusterIP: None\n  clusterIPs: [None]"),
+            service("g", "clusterIP: \"fd65:0::7\"\n  clusterIPs: [\"fd65::7\", 10.65.1.7]"),
+        ];
+        check(
+            &[("a.yaml", &documents.concat())],
+            expect![[r#"
+            a.yaml:5:3: Service/shop/a: spec.clusterIP: clusterIP is 10.65.1.1 and the first of clusterIPs is 10.65.1.2: they are one address
+                write the same in both, or leave one of them out
+            a.yaml:12:3: Service/shop/b: spec.clusterIP: clusterIP is None and the first of clusterIPs is 10.65.1.3: they are one address
+                write the same in both, or leave one of them out
+            a.yaml:19:3: Service/shop/c: spec.clusterIPs: a Service has no address (None) or it has some
+                write None alone, or the addresses without it
+            a.yaml:23:12: Service/shop/d.e: metadata.name: "d.e" is not a name of one part
+                use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit, as web-1
+            a.yaml:25:3: Service/shop/d.e: spec.selector: "a b" is not the value of a label
+                use at most 63 letters, digits, '-', '_' and '.', starting and ending with a letter or digit, as app: web or example.com/tier: front
+        "#]],
+        );
+    }
+
+    #[test]
+    fn the_ranges_of_a_mesh_are_networks_and_not_all_there_is() {
+        let mesh = |ranges: &str| {
+            format!("apiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: m}}\nspec:\n  ranges: {ranges}\n")
+        };
+        for (ranges, told) in [
+            (
+                "[]",
+                expect![[r#"
+                a.yaml:5:3: Mesh/outrigger-system/m: spec.ranges: the mesh has no range: nothing would be in the mesh
+                    write the networks of pods and services, or leave it out for those of a local mesh
+            "#]],
+            ),
+            (
+                "[10.0.0.0/8, 0.0.0.0/0]",
+                expect![[r#"
+                a.yaml:5:24: Mesh/outrigger-system/m: spec.ranges[1]: 0.0.0.0/0 is every address there is: nothing would be outside of the mesh
+                    write the networks of pods and services, or leave it out for those of a local mesh
+            "#]],
+            ),
+            (
+                "[\"::/0\"]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: spec.ranges[0]: ::/0 is every address there is: nothing would be outside of the mesh
+                    write the networks of pods and services, or leave it out for those of a local mesh
+            "#]],
+            ),
+            (
+                "[10.0.0.0/33]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: "33" is not the length of a network of IPv4
+                    write 1 to 32 behind the slash
+            "#]],
+            ),
+            (
+                "[\"fd64::/129\"]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: "129" is not the length of a network of IPv6
+                    write 1 to 128 behind the slash
+            "#]],
+            ),
+            (
+                "[10.0.0.0/x]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: "x" is not the length of a network of IPv4
+                    write 1 to 32 behind the slash
+            "#]],
+            ),
+            (
+                "[10.0.0.0]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: "10.0.0.0" is an address without the length of its network
+                    write 10.0.0.0/32
+            "#]],
+            ),
+            (
+                "[pods]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: "pods" is not a network
+                    write one as 10.64.0.0/16 or fd64::/64
+            "#]],
+            ),
+            (
+                "[10.0.0.300/8]",
+                expect![[r#"
+                a.yaml:5:12: Mesh/outrigger-system/m: "10.0.0.300" is not an IP address
+                    write one as 10.64.0.0/16 or fd64::/64
+            "#]],
+            ),
+            ("[10.0.0.0/8, \"fd00::/8\"]", expect![[""]]),
+        ] {
+            check(&[("a.yaml", &mesh(ranges))], told);
+        }
+    }
+
+    #[test]
     fn an_allow_policy_without_rules_is_a_warning() {
         let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\nspec:\n  targetRefs:\n  - {kind: Service, name: web}\n  - {kind: Workload, name: gone}\n  action: ALLOW\n  rules: []\n";
         check(

@@ -1,10 +1,12 @@
 //! `Mesh`: what holds for the whole mesh. There is one; where several are written, the first by name counts.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Kind;
 use super::object::Spec;
@@ -16,10 +18,10 @@ use crate::policy::limits::LimitsConfig;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MeshSpec {
     /// Networks of pods and services. An address in one of them is never dialled in plaintext because its configuration is
-    /// missing. Default: `10.64.0.0/16`, `10.65.0.0/16`, `fd64::/64`, `fd65::/112`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// missing. At least one, and not every address there is. Default: `10.64.0.0/16`, `10.65.0.0/16`, `fd64::/64`, `fd65::/112`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Vec<String>")]
-    pub(crate) ranges: Vec<IpNet>,
+    pub(crate) ranges: Option<Vec<Network>>,
     /// May a pod dial an address outside the ranges? Default: `Allow`.
     #[serde(default, skip_serializing_if = "Choice::is_allow")]
     pub(crate) egress: Choice,
@@ -36,6 +38,41 @@ pub(crate) struct MeshSpec {
     /// A connection keeps the limits with which it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<LimitsConfig>,
+}
+
+/// A network, as `10.64.0.0/16`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Network(pub(crate) IpNet);
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|_not_one| D::Error::custom(no_network(&text)))
+    }
+}
+
+/// Why a text is not a network, and what to write.
+fn no_network(text: &str) -> String {
+    const REMEDY: &str = "write one as 10.64.0.0/16 or fd64::/64";
+    let Some((address, prefix)) = text.split_once('/') else {
+        return match text.parse::<IpAddr>() {
+            Ok(address) => format!("{text:?} is an address without the length of its network; write {address}/{}", bits(address)),
+            Err(_neither) => format!("{text:?} is not a network; {REMEDY}"),
+        };
+    };
+    match address.parse::<IpAddr>() {
+        Ok(address) => {
+            let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+            let most = bits(address);
+            format!("{prefix:?} is not the length of a network of {family}; write 1 to {most} behind the slash")
+        }
+        Err(_not_one) => format!("{address:?} is not an IP address; {REMEDY}"),
+    }
+}
+
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Yes or no, in words.
@@ -61,7 +98,10 @@ impl Spec for MeshSpec {
 impl MeshSpec {
     /// The networks of pods and services.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
-        if self.ranges.is_empty() { default_ranges() } else { self.ranges.clone() }
+        match &self.ranges {
+            Some(ranges) if !ranges.is_empty() => ranges.iter().map(|Network(range)| *range).collect(),
+            _none => default_ranges(),
+        }
     }
 
     /// Share of requests in the access log.

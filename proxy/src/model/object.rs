@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::target::Former;
 use super::{Kind, ResourceKey};
-use crate::base::names::{Named, check_name};
+use crate::base::names::{Named, check_name, check_part};
 
 /// The namespace of a document that names none.
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
@@ -132,7 +132,7 @@ struct Written<S> {
 struct WrittenMetadata {
     #[serde(deserialize_with = "name")]
     name: String,
-    #[serde(default = "default_namespace", deserialize_with = "name")]
+    #[serde(default = "default_namespace", deserialize_with = "namespace")]
     namespace: String,
     #[serde(default, deserialize_with = "nullable")]
     labels: BTreeMap<String, String>,
@@ -177,6 +177,13 @@ fn default_namespace() -> String {
 fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = Cow::<'de, str>::deserialize(deserializer)?;
     check_name(&text).map_err(D::Error::custom)?;
+    Ok(text.into_owned())
+}
+
+/// A namespace: it holds no dot, so that what is made of namespace and name (a file, a host) is of one pair alone.
+fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = Cow::<'de, str>::deserialize(deserializer)?;
+    check_part(&text).map_err(D::Error::custom)?;
     Ok(text.into_owned())
 }
 

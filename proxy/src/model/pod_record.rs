@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::capture::{CaptureConfig, CaptureError};
-use crate::base::names::{NameError, Named, check_name};
+use crate::base::names::{NameError, Named, check_host, check_name, check_part};
 
 /// One local pod.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -81,8 +81,8 @@ impl PodRecord {
     /// It is not one.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
         let record: Self = serde_json::from_slice(bytes)?;
-        check_name(&record.namespace)?;
-        check_name(&record.name)?;
+        check_part(&record.namespace)?;
+        check_host(&record.name)?;
         check_name(&record.service_account)?;
         if record.addresses.is_empty() {
             return Err(RecordError::NoAddress);

@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Kind;
 use super::object::{Spec, nullable};
 
+/// What a Service without an address says in the place of one.
+pub(crate) const NO_ADDRESS: &str = "None";
+
 /// The body of a Service.
 #[derive(Clone, Debug, Default, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -22,10 +25,12 @@ pub(crate) struct ServiceSpec {
     /// What it offers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) ports: Vec<ServicePortSpec>,
-    /// The address by which it is called; given by the control plane where none is written. `None`: it has none.
+    /// The address by which it is called; given by the control plane where none is written. One that is written lies in the
+    /// ranges of `Mesh` (or in 10.65.0.0/16, fd65::/112), and no Workload has it: any other is refused. `None`: it has none, and
+    /// its name resolves to the addresses of the workloads behind it.
     #[serde(default, rename = "clusterIP", skip_serializing_if = "Option::is_none")]
     pub(crate) cluster_ip: Option<String>,
-    /// All addresses, where there are several.
+    /// All addresses, where there are several. The first one is the `clusterIP`.
     #[serde(default, rename = "clusterIPs", skip_serializing_if = "Vec::is_empty")]
     pub(crate) cluster_ips: Vec<String>,
 }
@@ -65,7 +70,13 @@ impl ServiceSpec {
     /// Its addresses as written, each once; none for a headless service.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
         let single = self.cluster_ip.as_deref().filter(|ip| !self.cluster_ips.iter().any(|other| other == ip));
-        single.into_iter().chain(self.cluster_ips.iter().map(String::as_str)).filter(|ip| !ip.is_empty() && *ip != "None")
+        single.into_iter().chain(self.cluster_ips.iter().map(String::as_str)).filter(|ip| !ip.is_empty() && *ip != NO_ADDRESS)
+    }
+
+    /// Has it no address of its own, by its writer's word (`clusterIP: None`)? Who calls it calls the workloads behind it, each
+    /// at its own address.
+    pub(crate) fn is_headless(&self) -> bool {
+        self.cluster_ip.iter().chain(&self.cluster_ips).any(|address| address == NO_ADDRESS) && self.addresses().next().is_none()
     }
 
     /// Does it select a workload with these labels?

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Kind;
 use super::object::{Object, Spec};
-use super::pod_record::PodRecord;
+use super::pod_record::{PodPort, PodRecord};
 use super::service::PortRef;
 
 /// The service account of a workload that names none.
@@ -64,19 +64,20 @@ impl Spec for WorkloadSpec {
 impl Object<WorkloadSpec> {
     /// The Workload that a local pod is.
     pub(crate) fn of_pod(pod: &PodRecord) -> Self {
-        let ports = pod.ports.iter().map(|port| WorkloadPort {
-            name: Some(port.name.clone()),
-            port: port.port,
-            app_protocol: port.app_protocol.clone(),
-        });
         let spec = WorkloadSpec {
             addresses: pod.addresses.clone(),
             service_account: Some(pod.service_account.clone()),
-            ports: ports.collect(),
+            ports: pod.ports.iter().map(WorkloadPort::from).collect(),
             transport: if pod.meshed { WorkloadTransport::MutualTls } else { WorkloadTransport::Plaintext },
             terminating: pod.terminating,
         };
         Self::new(&pod.named(), pod.labels.clone(), spec)
+    }
+}
+
+impl From<&PodPort> for WorkloadPort {
+    fn from(port: &PodPort) -> Self {
+        Self { name: Some(port.name.clone()), port: port.port, app_protocol: port.app_protocol.clone() }
     }
 }
 

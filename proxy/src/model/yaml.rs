@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_saphyr::{DefaultMessageFormatter, Error, Location, MessageFormatter as _, Options};
 
 use super::{Kind, Resource, ResourceKey, yaml_tree};
-use crate::base::names::{Named, check_name, nearest};
+use crate::base::names::{Named, check_name, check_part, nearest};
 use crate::base::problems::{FieldPath, Severity};
 use crate::model::object::{DEFAULT_NAMESPACE, MESH_NAMESPACE};
 
@@ -238,7 +238,7 @@ fn key_of(kind: Kind, metadata: HeaderMetadata) -> Option<ResourceKey> {
         _ => metadata.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
     };
     let name = metadata.name?;
-    (check_name(&namespace).is_ok() && check_name(&name).is_ok()).then(|| ResourceKey { kind, name: Named::new(namespace, name) })
+    (check_part(&namespace).is_ok() && check_name(&name).is_ok()).then(|| ResourceKey { kind, name: Named::new(namespace, name) })
 }
 
 /// An error of the parser in our words.

@@ -11,12 +11,12 @@ use super::cluster_address::ClusterAddresses;
 use super::route_table::{self, Attached};
 use super::service::{self, Backends};
 use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, inbound, references, route};
-use crate::base::names::{Named, check_name};
+use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
-use crate::model::mesh::{Choice, MeshSpec};
+use crate::model::mesh::{Choice, MeshSpec, Network};
 use crate::model::object::Object;
-use crate::model::service::{PortRef, ServiceSpec};
+use crate::model::service::{NO_ADDRESS, PortRef, ServiceSpec};
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::policy::limits::Limits;
@@ -118,6 +118,7 @@ pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
     let mut problems = Problems::of(key);
     match resource {
         Resource::Mesh(mesh) => {
+            check_mesh(&mesh.spec, &mut problems);
             limits_of(&mesh.spec, &mut problems);
         }
         Resource::Service(service) => check_service(service, &mut problems),
@@ -244,36 +245,33 @@ pub(crate) fn is_protocol(word: &str) -> bool {
 /// What to write instead of a word that does not.
 pub(crate) const PROTOCOLS: &str = "write http, http2, grpc, tcp, or leave it out";
 
-fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
-    let at = FieldPath::root().field("spec");
-    for address in service.spec.addresses() {
-        let field = at.field(if service.spec.cluster_ips.is_empty() { "clusterIP" } else { "clusterIPs" });
-        let remedy = "write one as 10.65.1.1, or leave it out";
-        match address.parse::<IpAddr>() {
-            Ok(ip) => {
-                if let Some(what) = no_host(ip) {
-                    problems.refuse(&field, format!("{address} is {what}"), remedy);
-                }
-            }
-            Err(_not_one) => problems.refuse(&field, format!("{address:?} is not an IP address"), remedy),
+fn check_mesh(mesh: &MeshSpec, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec").field("ranges");
+    let remedy = "write the networks of pods and services, or leave it out for those of a local mesh";
+    for (index, Network(range)) in mesh.ranges.iter().flatten().enumerate() {
+        if range.prefix_len() == 0 {
+            let text = format!("{range} is every address there is: nothing would be outside of the mesh");
+            problems.refuse(&at.index(index), text, remedy);
         }
     }
-    let mut seen = BTreeSet::new();
+    if mesh.ranges.as_ref().is_some_and(Vec::is_empty) {
+        problems.refuse(&at, "the mesh has no range: nothing would be in the mesh", remedy);
+    }
+}
+
+fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec");
+    if let Err(error) = check_part(&service.metadata.name) {
+        told(&FieldPath::root().field("metadata").field("name"), &error, problems);
+    }
+    check_labels(&service.spec.selector, &at.field("selector"), problems);
+    check_cluster_ips(&service.spec, &at, problems);
     let mut names = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for (index, port) in service.spec.ports.iter().enumerate() {
         let at = at.field("ports").index(index);
-        if let Some(name) = &port.name
-            && !names.insert(name)
-        {
-            problems.refuse(&at.field("name"), format!("a port is named {name:?} already"), "give each port a name of its own");
-        }
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        if !seen.insert((protocol, port.port)) {
-            problems.refuse(&at.field("port"), format!("port {} is there already", port.port), "write each port once");
-        }
-        if port.port == 0 {
-            problems.refuse(&at.field("port"), "0 is not a port", "write 1 to 65535");
-        }
+        check_port(port.name.as_deref(), (protocol, port.port), &at, (&mut names, &mut seen), problems);
         let number = match &port.target_port {
             None => Some(port.port),
             Some(PortRef::Number(number)) => Some(*number),
@@ -289,31 +287,113 @@ fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
         if !port.is_tcp() {
             problems.warn(&at.field("protocol"), "the port is not TCP and means nothing here", "leave it to others");
         }
-        if let Some(word) = &port.app_protocol
-            && !is_protocol(word)
-        {
-            problems.warn(&at.field("appProtocol"), format!("{word:?} means nothing here; the first bytes tell"), PROTOCOLS);
+        check_protocol(port.app_protocol.as_deref(), &at, problems);
+    }
+}
+
+/// Kubernetes writes one address into both fields: what differs says two things.
+fn check_cluster_ips(service: &ServiceSpec, at: &FieldPath, problems: &mut Problems) {
+    for address in service.addresses() {
+        let field = at.field(if service.cluster_ips.is_empty() { "clusterIP" } else { "clusterIPs" });
+        let remedy = "write one as 10.65.1.1, or leave it out";
+        match address.parse::<IpAddr>() {
+            Ok(ip) => {
+                if let Some(what) = no_host(ip) {
+                    problems.refuse(&field, format!("{address} is {what}"), remedy);
+                }
+            }
+            Err(_not_one) => problems.refuse(&field, format!("{address:?} is not an IP address"), remedy),
         }
+    }
+    let canonical = |text: &str| text.parse::<IpAddr>().map_or_else(|_| text.to_owned(), |ip| ip.to_canonical().to_string());
+    let single = service.cluster_ip.as_deref().filter(|address| !address.is_empty());
+    if let (Some(single), Some(first)) = (single, service.cluster_ips.first())
+        && canonical(single) != canonical(first)
+    {
+        let text = format!("clusterIP is {single} and the first of clusterIPs is {first}: they are one address");
+        problems.refuse(&at.field("clusterIP"), text, "write the same in both, or leave one of them out");
+    } else if service.cluster_ips.len() > 1 && service.cluster_ips.iter().any(|address| address == NO_ADDRESS) {
+        let text = "a Service has no address (None) or it has some";
+        problems.refuse(&at.field("clusterIPs"), text, "write None alone, or the addresses without it");
     }
 }
 
 fn check_workload(workload: &Object<WorkloadSpec>, problems: &mut Problems) {
-    let at = FieldPath::root().field("spec");
+    let at = FieldPath::root().field("spec").field("addresses");
     if workload.spec.addresses.is_empty() {
-        problems.refuse(&at.field("addresses"), "the workload has no address", "write at least one");
+        problems.refuse(&at, "the workload has no address", "write at least one");
     }
+    let mut seen = BTreeSet::new();
     for (index, address) in workload.spec.addresses.iter().enumerate() {
+        let at = at.index(index);
         if let Some(what) = no_host(*address) {
-            let at = at.field("addresses").index(index);
             problems.refuse(&at, format!("{address} is {what}"), "write the address at which others reach it");
+        } else if !seen.insert(address.to_canonical()) {
+            problems.refuse(&at, format!("the address {address} is there already"), "write each address once");
         }
     }
+    problems.append(pod(workload));
+}
+
+/// What is wrong with a workload but for its addresses: with what its writer says of it, or who runs a pod.
+pub(crate) fn pod(workload: &Object<WorkloadSpec>) -> Problems {
+    let mut problems = Problems::of(workload.key());
+    let (metadata, at) = (FieldPath::root().field("metadata"), FieldPath::root().field("spec"));
+    if let Err(error) = check_host(&workload.metadata.name) {
+        told(&metadata.field("name"), &error, &mut problems);
+    }
+    check_labels(&workload.metadata.labels, &metadata.field("labels"), &mut problems);
     if let Err(error) = check_name(workload.spec.account()) {
         problems.refuse(&at.field("serviceAccount"), error.to_string(), "write the name of a service account");
     }
+    let mut names = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for (index, port) in workload.spec.ports.iter().enumerate() {
-        if port.port == 0 {
-            problems.refuse(&at.field("ports").index(index).field("port"), "0 is not a port", "write 1 to 65535");
+        let at = at.field("ports").index(index);
+        check_port(port.name.as_deref(), ("TCP", port.port), &at, (&mut names, &mut seen), &mut problems);
+        check_protocol(port.app_protocol.as_deref(), &at, &mut problems);
+    }
+    problems
+}
+
+/// One port of a Service or a workload: named as no other and numbered as no other.
+fn check_port<'a>(
+    name: Option<&'a str>,
+    port: (&'a str, u16),
+    at: &FieldPath,
+    (names, seen): (&mut BTreeSet<&'a str>, &mut BTreeSet<(&'a str, u16)>),
+    problems: &mut Problems,
+) {
+    if let Some(name) = name {
+        if let Err(error) = check_part(name) {
+            told(&at.field("name"), &error, problems);
+        }
+        if !names.insert(name) {
+            problems.refuse(&at.field("name"), format!("a port is named {name:?} already"), "give each port a name of its own");
         }
     }
+    if port.1 == 0 {
+        problems.refuse(&at.field("port"), "0 is not a port", "write 1 to 65535");
+    } else if !seen.insert(port) {
+        problems.refuse(&at.field("port"), format!("port {} is there already", port.1), "write each port once");
+    }
+}
+
+fn check_protocol(word: Option<&str>, at: &FieldPath, problems: &mut Problems) {
+    if let Some(word) = word.filter(|word| !is_protocol(word)) {
+        problems.warn(&at.field("appProtocol"), format!("{word:?} means nothing here; the first bytes tell"), PROTOCOLS);
+    }
+}
+
+fn check_labels(labels: &BTreeMap<String, String>, at: &FieldPath, problems: &mut Problems) {
+    for text in labels.iter().filter_map(|(key, value)| label_fault(key, value)) {
+        problems.refuse(at, text, LABELS);
+    }
+}
+
+/// A name's error, which says what to write behind what is wrong.
+fn told(at: &FieldPath, error: &NameError, problems: &mut Problems) {
+    let text = error.to_string();
+    let (text, remedy) = text.split_once("; ").unwrap_or((&text, "choose another name"));
+    problems.refuse(at, text, remedy);
 }

@@ -12,6 +12,7 @@ use super::super::check::Loaded;
 use super::super::client::{self, ApiArgs};
 use super::told::Told;
 use crate::base::names::{Named, nearest};
+use crate::model::mesh::Network;
 use crate::model::object::Object;
 use crate::model::service::{PortRef, ServiceSpec};
 use crate::model::workload::{WorkloadPort, WorkloadSpec};
@@ -78,8 +79,9 @@ pub(super) fn prepare(
         }
     }
     let mut mesh = compile::mesh_of(resources);
-    mesh.ranges = mesh.networks();
-    mesh.ranges.extend(Ipv4Net::new(ASSUMED, 4).map(IpNet::V4));
+    let mut ranges = mesh.networks();
+    ranges.extend(Ipv4Net::new(ASSUMED, 4).map(IpNet::V4));
+    mesh.ranges = Some(ranges.into_iter().map(Network).collect());
     let name = resources.of_kind(Kind::Mesh).next().map_or_else(|| Named::new("", "mesh"), |(key, _)| key.name.clone());
     let mesh = Object::new(&name, std::collections::BTreeMap::new(), mesh);
     resources.by_key.insert(mesh.key(), Arc::new(Resource::Mesh(mesh)));

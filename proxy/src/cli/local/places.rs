@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::Failure;
-use crate::base::names::{Named, check_name};
+use crate::base::names::{Named, check_host, check_part};
 use crate::base::state;
 use crate::model::pod_record::PodRecord;
 
@@ -78,13 +78,8 @@ impl PodPlaces {
     /// # Errors
     /// The namespace or the name is none.
     pub(crate) fn new(state: &Path, namespace: &str, name: &str) -> Result<Self, Failure> {
-        for text in [namespace, name] {
-            check_name(text).map_err(|error| Failure::invalid([error]))?;
-        }
         // The file name of a record has the namespace up to the first dot.
-        if namespace.contains('.') {
-            return Err(Failure::invalid([format!("{namespace:?} is not a namespace; it may not hold a dot")]));
-        }
+        check_part(namespace).and_then(|()| check_host(name)).map_err(|error| Failure::invalid([error]))?;
         Ok(Self::of(state, &Named::new(namespace, name)))
     }
 

@@ -1,6 +1,7 @@
 //! Making a local pod and removing it, each step so that it may be repeated: what a crash left behind is removed by the
 //! same code that removes a pod at its regular end.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::{File, Permissions};
 use std::io;
@@ -35,8 +36,8 @@ pub(crate) struct LocalPod {
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) service_account: String,
-    pub(crate) labels: Vec<(String, String)>,
-    pub(crate) annotations: Vec<(String, String)>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) ports: Vec<PodPort>,
     pub(crate) meshed: bool,
 }
@@ -82,8 +83,8 @@ impl LocalPod {
             namespace: places.pod.namespace.to_string(),
             name: places.pod.name.to_string(),
             service_account: wish.service_account,
-            labels: wish.labels.into_iter().collect(),
-            annotations: wish.annotations.into_iter().collect(),
+            labels: wish.labels,
+            annotations: wish.annotations,
             ports: wish.ports,
             addresses,
             netns: netns_path,

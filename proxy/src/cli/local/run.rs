@@ -4,6 +4,7 @@
 //! on and removes the pod when the program has ended. Invariant: the program starts after its sidecar is ready and ends
 //! before it, and a pod without a sidecar is closed, never open.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -27,10 +28,13 @@ use super::places::{self, PodPlaces, UpRecord, runtime};
 use super::pod::{LocalPod, Wish, cannot};
 use super::user::User;
 use super::{RunArgs, cgroup, detach, dns, pod, visit};
-use crate::base::names::check_name;
+use crate::base::names::{Named, check_part};
+use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
 use crate::model::capture::CaptureConfig;
+use crate::model::object::Object;
 use crate::model::pod_record::{PodPort, PodRecord};
+use crate::model::workload::{WorkloadPort, WorkloadSpec};
 use crate::node::enrolment::{Answer, Question};
 use crate::node::kernel;
 use crate::snapshot::compile;
@@ -346,17 +350,47 @@ fn in_front_of_a_terminal() -> bool {
 }
 
 fn wish(args: &RunArgs) -> Result<Wish, Failure> {
-    check_name(&args.service_account).map_err(|error| Failure::invalid([error]))?;
-    let pairs = |texts: &[String], flag| texts.iter().map(|pair| split(pair, flag, "K=V")).collect::<Result<Vec<_>, _>>();
     let annotations = pairs(&args.annotations, "--annotation")?;
-    CaptureConfig::of(&annotations.iter().cloned().collect()).map_err(|error| Failure::invalid([error]))?;
-    Ok(Wish {
+    CaptureConfig::of(&annotations).map_err(|error| Failure::invalid([error]))?;
+    let wish = Wish {
         service_account: args.service_account.clone(),
         labels: pairs(&args.labels, "--label")?,
         annotations,
         ports: args.ports.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
         meshed: !args.no_sidecar,
-    })
+    };
+    let faults = faults(&Named::new(args.namespace.as_str(), args.name.as_str()), &wish);
+    if faults.is_empty() { Ok(wish) } else { Err(Failure::invalid(faults)) }
+}
+
+/// What is wrong with the pod by the rules of every Workload, in the words of the command line.
+fn faults(pod: &Named, wish: &Wish) -> Vec<String> {
+    let spec = WorkloadSpec {
+        service_account: Some(wish.service_account.clone()),
+        ports: wish.ports.iter().map(WorkloadPort::from).collect(),
+        ..WorkloadSpec::default()
+    };
+    let problems = compile::pod(&Object::new(pod, wish.labels.clone(), spec)).into_vec().into_iter();
+    let refused = problems.filter(|problem| problem.severity == Severity::Refuses);
+    let flag = |at: &FieldPath| match at.as_str() {
+        "metadata.name" => "NAME",
+        "metadata.labels" => "--label",
+        "spec.serviceAccount" => "--service-account",
+        _port => "--port",
+    };
+    refused.map(|Problem { at, text, remedy, .. }| format!("{}: {text}; {remedy}", flag(&at))).collect()
+}
+
+/// Each key once: of two the user means one, and nobody else knows which.
+fn pairs(texts: &[String], flag: &str) -> Result<BTreeMap<String, String>, Failure> {
+    let mut pairs = BTreeMap::new();
+    for text in texts {
+        let (key, value) = split(text, flag, "K=V")?;
+        if let Some(before) = pairs.insert(key.clone(), value) {
+            return Err(Failure::invalid([format!("{flag} {key} is written twice, first as {before:?}; write each key once")]));
+        }
+    }
+    Ok(pairs)
 }
 
 fn split(pair: &str, flag: &str, form: &str) -> Result<(String, String), Failure> {
@@ -377,7 +411,7 @@ fn port(text: &str) -> Result<PodPort, Failure> {
     };
     let not_a_port = || Failure::invalid([format!("--port {text:?}: {number:?} is not a port; write 1 to 65535")]);
     let port = number.parse().ok().filter(|port| *port != 0).ok_or_else(not_a_port)?;
-    check_name(name).map_err(|_not_a_name| fail())?;
+    check_part(name).map_err(|_not_a_name| fail())?;
     if let Some(word) = app_protocol.as_deref().filter(|word| !compile::is_protocol(word)) {
         return Err(Failure::invalid([format!(
             "--port {text:?}: {word:?} is no protocol that means something here; {}",
@@ -453,6 +487,34 @@ mod tests {
         for bad in ["http:99999", "http:0", "http:x"] {
             let told = format!("{:?}", port(bad).unwrap_err());
             assert!(told.contains("write 1 to 65535"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_refused_by_the_rules_of_every_workload_before_it_is_made() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: RunArgs,
+        }
+        let told = |line: &str| {
+            let words = std::iter::once("run").chain(line.split(' ')).chain(["--", "true"]);
+            let args = <Line as clap::Parser>::try_parse_from(words).unwrap().args;
+            wish(&args).err().map(|failure| (failure.code, format!("{failure:?}")))
+        };
+        assert_eq!(told("web-1 -n shop --label app=web --label example.com/tier= --port http:8080 --port db:5432"), None);
+        let long = "a".repeat(80);
+        for (line, part) in [
+            ("web --label app=a,b", "--label: \\\"a,b\\\" is not the value of a label"),
+            ("web --label=-=b", "is not the key of a label"),
+            ("web --label app=a --label app=b", "--label app is written twice"),
+            (&*long, "has 80 letters"),
+            ("web --port http:80 --port http:81", "--port: a port is named"),
+            ("web --port a:80 --port b:80", "--port: port 80 is there already"),
+            ("web --service-account A", "--service-account: "),
+        ] {
+            let (code, text) = told(line).unwrap();
+            assert!(code == 2 && text.contains(part), "{line}: {text}");
         }
     }
 
