@@ -21,7 +21,7 @@ use crate::control::api::Wrong;
   outrigger status -o json
 
 Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for
-a Service that does not exist, a pod's sidecar or the node agent is not connected, a certificate has ended, or the
+a Service that does not exist or covers more than its Services ever led to, a pod's sidecar or the node agent is not connected, a certificate has ended, or the
 authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it. Of a control plane that
 was just started it waits up to 6 s for sidecars and the node agent to come back.")]
 pub(crate) struct StatusArgs {
@@ -200,7 +200,8 @@ fn unwell(answer: &Value) -> Vec<String> {
     let now = number(answer, "/control/now");
     let mut lines: Vec<String> =
         problems(answer).iter().filter(|problem| problem.refuses).map(|problem| format!("refused: {}", line(problem))).collect();
-    lines.extend(list(answer, "/withoutTarget").iter().filter_map(Value::as_str).map(str::to_owned));
+    let told = list(answer, "/withoutTarget").iter().chain(list(answer, "/coverage"));
+    lines.extend(told.filter_map(Value::as_str).map(str::to_owned));
     let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
     let ended = |item: &Value| item.pointer("/certificateExpires").and_then(Value::as_u64).is_some_and(|ends| ends <= now);
     let mut local = false;
@@ -317,6 +318,7 @@ mod tests {
             &|all| all["problems"]["list"][0]["refuses"] = true.into(),
             "refused: r.yaml:4:1: HTTPRoute/shop/r: spec: no such Service; create it",
         );
+        one(&|all| all["coverage"] = json!(["the policy covers too much"]), "the policy covers too much");
         one(&|all| all["withoutTarget"] = json!(["the policy has none"]), "the policy has none");
         one(
             &|all| all["pods"][0]["connected"] = false.into(),

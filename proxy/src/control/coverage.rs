@@ -4,8 +4,9 @@
 //! pods by that: what a Service led to stays covered until the policy goes or is written otherwise (the keys of a
 //! RequestAuthentication aside, which change by themselves). The form in force is remembered too, so that a change is known
 //! as one after a restart. A file that is renamed or written anew is gone for a moment: what a policy covered is kept for it until
-//! it is back, if it comes back in the same words. Invariant: a policy's forms only grow, and never beyond [`FORMS_MAX`]; what
-//! is too much becomes wider, not less.
+//! it is back, if it comes back in the same words. Invariant: a policy's forms only grow, and never beyond [`FORMS_MAX`] of
+//! [`PORTS_MAX`]; what is too much becomes wider, not less, and where the memory of an earlier life is lost every policy that
+//! is there covers all that it may have covered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,9 +26,43 @@ pub(crate) struct Coverage {
     gone: BTreeMap<ResourceKey, Covered>,
     /// What policies let go of because they were written otherwise, until it is told.
     released: Vec<(ResourceKey, Vec<Former>)>,
-    /// Policies of which there are more forms than are remembered, until it is told.
-    widened: Vec<ResourceKey>,
+    /// Policies that came to cover more than their Services ever led to, until it is told.
+    widened: Vec<(ResourceKey, Wide)>,
+    /// What an earlier life wrote could not be read, and not everything that there is was seen yet.
+    is_lost: bool,
     changed: bool,
+}
+
+/// Why a policy covers more than its Services ever led to.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Wide {
+    /// Its Services led to more than is remembered.
+    TooMuch,
+    /// What its Services led to was remembered, and cannot be read any more.
+    Forgotten,
+}
+
+impl Wide {
+    /// All reasons.
+    pub(crate) const ALL: [Self; 2] = [Self::TooMuch, Self::Forgotten];
+
+    /// As in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::TooMuch => "too_much",
+            Self::Forgotten => "forgotten",
+        }
+    }
+
+    /// What it means, for people.
+    pub(crate) fn told(self) -> &'static str {
+        match self {
+            Self::TooMuch => "its Services led to more than can be remembered: it covers more than they ever led to",
+            Self::Forgotten => {
+                "what its Services led to before is not known any more: it covers every port of every pod of its namespace"
+            }
+        }
+    }
 }
 
 /// What one policy has covered.
@@ -40,23 +75,35 @@ struct Covered {
     /// Counts the policies that went, from 1. 0: it is there.
     #[serde(default, skip_serializing_if = "is_there")]
     gone: u64,
+    /// What it covered in an earlier life is not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_forgotten: bool,
     /// What it covers beyond where its Services lead now.
     #[serde(skip)]
     kept: Vec<Former>,
 }
 
 impl Coverage {
-    /// What an earlier life wrote; nothing, where that cannot be read.
+    /// What an earlier life wrote.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let policies: BTreeMap<String, Covered> = serde_json::from_slice(bytes)?;
-        let policies = policies.into_iter().filter_map(|(key, covered)| Some((key.parse().ok()?, covered)));
-        let (policies, gone) = policies.partition(|(_, covered)| covered.gone == 0);
-        Ok(Self { policies, gone, ..Self::default() })
+        let written: BTreeMap<String, Covered> = serde_json::from_slice(bytes)?;
+        let mut read = Self::default();
+        for (key, covered) in written {
+            let key = key.parse().map_err(serde::de::Error::custom)?;
+            let all = if covered.gone == 0 { &mut read.policies } else { &mut read.gone };
+            all.insert(key, covered);
+        }
+        Ok(read)
     }
 
-    /// For the next life. None: nothing is different since the last time.
-    pub(crate) fn write(&mut self) -> Option<Vec<u8>> {
-        if !std::mem::take(&mut self.changed) {
+    /// What an earlier life wrote cannot be read: each policy that is found may have covered anything in its namespace.
+    pub(crate) fn lost() -> Self {
+        Self { is_lost: true, changed: true, ..Self::default() }
+    }
+
+    /// For the next life. None: nothing is different since the last time, and that was not in vain.
+    pub(crate) fn write(&mut self, in_vain: bool) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.changed) && !in_vain {
             return None;
         }
         let policies: BTreeMap<String, &Covered> =
@@ -79,6 +126,14 @@ impl Coverage {
         self.changed |= returned.is_some();
         let mut covered = match self.policies.remove(&key).or(returned) {
             Some(covered) if covered.policy == written => Covered { gone: 0, ..covered },
+            _of_this_life if self.is_lost => {
+                self.changed = true;
+                let covered = Covered::forgotten(written, policy);
+                if covered.is_wide().is_some() && !self.widened.contains(&(key.clone(), Wide::Forgotten)) {
+                    self.widened.push((key.clone(), Wide::Forgotten));
+                }
+                covered
+            }
             before => {
                 self.changed = true;
                 let kept = before.map(|before| before.beyond(&now)).unwrap_or_default();
@@ -88,11 +143,13 @@ impl Coverage {
                 Covered { policy: written, ..Covered::default() }
             }
         };
+        let was_wide = covered.is_wide();
         for form in &now {
             self.changed |= covered.take(form);
         }
-        if covered.limit() {
-            self.widened.push(key.clone());
+        covered.limit();
+        if was_wide.is_none() && covered.is_wide().is_some() {
+            self.widened.push((key.clone(), Wide::TooMuch));
         }
         let kept = covered.beyond(&now);
         covered.kept.clone_from(&kept);
@@ -123,8 +180,10 @@ impl Coverage {
         }
     }
 
-    /// Sets policies of an earlier life aside that are not there any more.
+    /// Everything that there is was seen: sets policies of an earlier life aside that are not there any more. What comes from
+    /// now on is new.
     pub(crate) fn retain(&mut self, is_there: impl Fn(&ResourceKey) -> bool) {
+        self.is_lost = false;
         let gone: Vec<ResourceKey> = self.policies.keys().filter(|policy| !is_there(policy)).cloned().collect();
         for policy in gone {
             self.set_aside(&policy);
@@ -143,43 +202,68 @@ impl Coverage {
         std::mem::take(&mut self.released)
     }
 
-    /// Policies that were made wider since this was asked last, because there are more forms of their Services than are
-    /// remembered.
-    pub(crate) fn widened(&mut self) -> Vec<ResourceKey> {
+    /// Policies that were made wider since this was asked last.
+    pub(crate) fn widened(&mut self) -> Vec<(ResourceKey, Wide)> {
         std::mem::take(&mut self.widened)
+    }
+
+    /// Policies that cover more than their Services ever led to.
+    pub(crate) fn wide(&self) -> impl Iterator<Item = (&ResourceKey, Wide)> {
+        self.policies.iter().filter_map(|(policy, covered)| Some((policy, covered.is_wide()?)))
     }
 }
 
 impl Covered {
+    /// Of a policy that was there before, and may have covered anything to which one of its Services can lead.
+    fn forgotten(written: String, policy: &Resource) -> Self {
+        let services = policy.targets().iter().filter(|target| target.kind == TargetKind::Service);
+        let forms = services.map(|target| Former::anywhere(&target.name)).collect();
+        Self { policy: written, forms, is_forgotten: true, ..Self::default() }
+    }
+
+    /// Does it cover more than its Services ever led to?
+    fn is_wide(&self) -> Option<Wide> {
+        let why = if self.is_forgotten { Wide::Forgotten } else { Wide::TooMuch };
+        self.forms.iter().any(|form| form.every_port || form.selector.is_empty()).then_some(why)
+    }
+
     /// Remembers a form. Says whether it is new.
     fn take(&mut self, form: &Former) -> bool {
-        let same = |known: &&mut Former| known.service == form.service && known.selector == form.selector;
-        match self.forms.iter_mut().find(same) {
-            Some(known) if form.ports.is_subset(&known.ports) => false,
-            Some(known) => {
-                known.ports.extend(form.ports.iter().cloned());
-                true
-            }
-            None => {
-                self.forms.push(form.clone());
-                true
-            }
+        let has = |known: &Former| known.every_port || form.ports.is_subset(&known.ports);
+        if self.forms.iter().any(|known| known.service == form.service && known.selector.is_empty() && has(known)) {
+            return false;
         }
+        let same = |known: &Former| known.service == form.service && known.selector == form.selector;
+        let index = self.forms.iter().position(same).unwrap_or(self.forms.len());
+        match self.forms.get_mut(index) {
+            Some(known) if has(known) => return false,
+            Some(known) => known.ports.extend(form.ports.iter().cloned()),
+            None => self.forms.push(form.clone()),
+        }
+        if let Some(known) = self.forms.get_mut(index).filter(|known| known.ports.len() > PORTS_MAX) {
+            (known.every_port, known.ports) = (true, BTreeSet::new());
+        }
+        true
     }
 
     /// Keeps the forms from growing without end: one that selects everybody takes the place of all of a Service's. None is
-    /// forgotten, though it may select nobody now: its pods may come back. Says whether it came to that.
-    fn limit(&mut self) -> bool {
+    /// forgotten, though it may select nobody now: its pods may come back.
+    fn limit(&mut self) {
         if self.forms.len() <= FORMS_MAX {
-            return false;
+            return;
         }
-        let mut ports: BTreeMap<String, BTreeSet<PortRef>> = BTreeMap::new();
+        let mut ports: BTreeMap<String, (bool, BTreeSet<PortRef>)> = BTreeMap::new();
         for form in self.forms.drain(..) {
-            ports.entry(form.service).or_default().extend(form.ports);
+            let (every_port, ports) = ports.entry(form.service).or_default();
+            *every_port |= form.every_port;
+            ports.extend(form.ports);
         }
-        let wide = ports.into_iter().map(|(service, ports)| Former { service, selector: BTreeMap::new(), ports });
+        let wide = ports.into_iter().map(|(service, (every_port, ports))| {
+            let every_port = every_port || ports.len() > PORTS_MAX;
+            let ports = if every_port { BTreeSet::new() } else { ports };
+            Former { service, selector: BTreeMap::new(), ports, every_port }
+        });
         self.forms.extend(wide);
-        true
     }
 
     /// What was covered and is not where the Services lead now.
@@ -189,7 +273,7 @@ impl Covered {
             let ports = form.ports.iter().filter(|port| !is_led_to(port)).cloned().collect();
             Former { ports, ..form.clone() }
         });
-        left.filter(|form| !form.ports.is_empty()).collect()
+        left.filter(|form| form.every_port || !form.ports.is_empty()).collect()
     }
 }
 
@@ -215,6 +299,9 @@ fn is_there(gone: &u64) -> bool {
 /// The most forms of its Services that are remembered of one policy: a new selector with each release is many releases.
 const FORMS_MAX: usize = 256;
 
+/// The most ports that are remembered of one form: those of a Service, and what they were renamed to.
+const PORTS_MAX: usize = 1024;
+
 /// The most policies that are gone and remembered all the same.
 const GONE_MAX: usize = 1024;
 
@@ -239,8 +326,9 @@ mod tests {
             let policy = documents.iter().find(|it| it.key().kind.is_security()).unwrap();
             said.clear();
             for former in coverage.keep(policy, &resources) {
-                writeln!(said, "{} {:?} {}", former.service, former.selector, serde_json::to_string(&former.ports).unwrap())
-                    .unwrap();
+                let every = if former.every_port { " every port" } else { "" };
+                let ports = serde_json::to_string(&former.ports).unwrap();
+                writeln!(said, "{} {:?} {ports}{every}", former.service, former.selector).unwrap();
             }
         }
         for (policy, forms) in coverage.released() {
@@ -316,8 +404,8 @@ mod tests {
     fn a_change_is_known_as_one_after_a_restart() {
         let mut coverage = Coverage::default();
         check(&mut coverage, &[&service("{app: web}", "{port: 80}")], expect![[""]]);
-        let bytes = coverage.write().unwrap();
-        assert!(coverage.write().is_none());
+        let bytes = coverage.write(false).unwrap();
+        assert!(coverage.write(false).is_none());
         check(
             &mut Coverage::read(&bytes).unwrap(),
             &[&service("{app: nobody}", "{port: 80}")],
@@ -340,11 +428,11 @@ mod tests {
         let kept = || expect![["web {\"app\": \"web\"} [80]\n"]];
         check(&mut moved(), &[&second], kept());
         // Over a restart, too, whether it went before or in between.
-        let bytes = moved().write().unwrap();
+        let bytes = moved().write(false).unwrap();
         check(&mut Coverage::read(&bytes).unwrap(), &[&second], kept());
         let mut away = moved();
         check(&mut away, &[&first], expect![[""]]);
-        let mut between = Coverage::read(&away.write().unwrap()).unwrap();
+        let mut between = Coverage::read(&away.write(false).unwrap()).unwrap();
         between.retain(|_| false);
         check(&mut between, &[&second], kept());
         // In other words it is another policy.
@@ -386,7 +474,48 @@ mod tests {
         assert_eq!(coverage.kept_in("shop").next().unwrap().1.len(), FORMS_MAX - 1);
         assert!(coverage.widened().is_empty());
         check(&mut coverage, &[last], expect![["web {} [80]\n"]]);
-        assert_eq!(coverage.widened(), [gate]);
+        assert_eq!(coverage.widened(), [(gate, Wide::TooMuch)]);
+        assert_eq!(coverage.wide().count(), 1);
+    }
+
+    #[test]
+    fn too_many_ports_of_one_form_are_all_ports_of_it() {
+        let mut coverage = Coverage::default();
+        for n in 0..=PORTS_MAX {
+            check_quietly(&mut coverage, &service("{app: web}", &format!("{{port: 80, targetPort: p{n}}}")));
+        }
+        assert_eq!(coverage.widened().len(), 1);
+        let everywhere = expect![[r#"
+            web {"app": "web"} [] every port
+        "#]];
+        check(&mut coverage, &[&service("{app: web}", "{port: 80}")], everywhere);
+    }
+
+    #[test]
+    fn where_the_memory_is_lost_each_policy_that_is_there_covers_all_that_it_may_have_covered() {
+        assert!(Coverage::read(b"").is_err() && Coverage::read(b"{\"no key\":{\"policy\":\"\",\"forms\":[]}}").is_err());
+        let anywhere = || expect![["web {} [] every port\n"]];
+        let (first, second) = (service("{app: web}", "{port: 80}"), service("{app: nobody}", "{port: 80}"));
+        let mut coverage = Coverage::lost();
+        // However often it is seen before all is, and in whatever words.
+        check(&mut coverage, &[GATE, &first, &first.replace("action: ALLOW", "action: DENY"), &first], anywhere());
+        coverage.retain(|_| true);
+        check(&mut coverage, &[&second], anywhere());
+        assert_eq!(coverage.widened(), [("AuthorizationPolicy/shop/gate".parse().unwrap(), Wide::Forgotten)]);
+        // The next life knows it from the first.
+        let mut again = Coverage::read(&coverage.write(false).unwrap()).unwrap();
+        check(&mut again, &[&first], anywhere());
+        assert_eq!(again.wide().map(|(_, why)| why).collect::<Vec<_>>(), [Wide::Forgotten]);
+        // Who may change the policy lets go, and a policy that is written later is new.
+        check(
+            &mut again,
+            &[&first.replace("action: ALLOW", "action: DENY")],
+            expect![["AuthorizationPolicy/shop/gate lets go of 1\n"]],
+        );
+        assert_eq!(again.wide().count(), 0);
+        let mut later = Coverage::lost();
+        later.retain(|_| true);
+        check(&mut later, &[&first, &second], expect![["web {\"app\": \"web\"} [80]\n"]]);
     }
 
     fn check_quietly(coverage: &mut Coverage, text: &str) {

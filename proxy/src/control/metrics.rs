@@ -8,6 +8,7 @@ use axum::http::header;
 use axum::routing::get;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use super::coverage::Wide;
 use super::sessions::Sessions;
 use super::store::Store;
 use crate::base::problems::Severity;
@@ -26,6 +27,8 @@ pub(crate) struct Metrics {
     certificates: IntCounterVec,
     streams: IntCounterVec,
     pub(super) root_expiry: IntGauge,
+    widened: IntGaugeVec,
+    unwritten: IntGauge,
 }
 
 impl Metrics {
@@ -70,6 +73,15 @@ impl Metrics {
                 "outrigger_control_root_expiry_timestamp_seconds",
                 "When the root ends, in seconds since the epoch.",
             )?,
+            widened: gauges(
+                "outrigger_control_policies_widened",
+                "Security policies that cover more than their Services ever led to, by reason.",
+                "reason",
+            )?,
+            unwritten: gauge(
+                "outrigger_control_coverage_unwritten",
+                "1 while what security policies covered cannot be written, and would not be known after a restart.",
+            )?,
             certificates,
             streams,
             registry,
@@ -111,6 +123,10 @@ impl Metrics {
         let mut kinds: BTreeMap<Kind, usize> = Kind::ALL.into_iter().map(|kind| (kind, 0)).collect();
         let revision = {
             let world = store.world();
+            for why in Wide::ALL {
+                let count = world.coverage().wide().filter(|(_, found)| *found == why).count();
+                self.widened.with_label_values(&[why.as_str()]).set(signed(count));
+            }
             for key in world.resources().by_key.keys() {
                 *kinds.entry(key.kind).or_default() += 1;
             }
@@ -120,6 +136,7 @@ impl Metrics {
             self.resources.with_label_values(&[kind.as_str()]).set(signed(count));
         }
         self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.unwritten.set(store.unwritten().is_some().into());
         let problems = store.problems();
         for (label, severity) in [("refuses", Severity::Refuses), ("warns", Severity::Warns)] {
             let count = problems.iter().filter(|wrong| wrong.problem.severity == severity).count();
@@ -144,6 +161,7 @@ mod tests {
         metrics.stream(true);
         metrics.resources.with_label_values(&["Mesh"]).set(1);
         metrics.problems.with_label_values(&["warns"]).set(1);
+        metrics.widened.with_label_values(&["forgotten"]).set(1);
         for family in metrics.registry.gather() {
             let kind = format!("{:?}", family.get_field_type()).to_lowercase();
             let labels = family.get_metric().first().map(|metric| {

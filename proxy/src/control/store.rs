@@ -34,6 +34,8 @@ pub(crate) struct Store {
     names: PathBuf,
     /// What security policies covered, for the next life.
     covered: PathBuf,
+    /// Why that could not be written the last time.
+    unwritten: Mutex<Option<String>>,
     /// Held while a batch is applied, so that addresses, world and names change in one order.
     writing: Mutex<NameTable>,
     /// What is wrong, and at which revision that was found.
@@ -70,6 +72,7 @@ impl Store {
             addresses: folder.join("addresses.json"),
             names: folder.join("names.json"),
             covered,
+            unwritten: Mutex::default(),
             writing: Mutex::default(),
             problems: Mutex::new((None, Arc::new([]))),
             told: Mutex::default(),
@@ -193,14 +196,24 @@ impl Store {
         for (policy, forms) in coverage.released() {
             warn!(%policy, forms = forms.len(), "the policy was changed or deleted: it covers what its Services lead to now, if it is there, and lets go of what it kept");
         }
-        for policy in coverage.widened() {
-            warn!(%policy, "its Services led to more than can be remembered: it covers the same ports of every pod of the namespace until it is changed");
+        for (policy, why) in coverage.widened() {
+            warn!(%policy, reason = why.as_str(), "{} until it is changed", why.told());
         }
-        if let Some(bytes) = coverage.write()
-            && let Err(error) = state::write_atomic(&self.covered, &bytes, 0o600)
-        {
-            error!(%error, path = %self.covered.display(), "what policies covered is not kept over a restart");
+        let mut unwritten = self.unwritten.lock();
+        if coverage.write(unwritten.is_some()).is_some_and(|bytes| {
+            let written = state::write_atomic(&self.covered, &bytes, 0o600);
+            *unwritten = written.as_ref().err().map(ToString::to_string);
+            unwritten.is_some()
+        }) {
+            let error = unwritten.as_deref().unwrap_or_default();
+            error!(error, path = %self.covered.display(), "what policies covered is not kept over a restart");
         }
+    }
+
+    /// Why what policies covered is not kept over a restart, where that is so.
+    pub(crate) fn unwritten(&self) -> Option<String> {
+        let path = self.covered.display();
+        self.unwritten.lock().as_ref().map(|error| format!("{path} cannot be written: {error}"))
     }
 
     fn write_names(&self, names: &NameTable) -> io::Result<()> {
@@ -208,15 +221,26 @@ impl Store {
     }
 }
 
-/// What an earlier life kept. Without it, policies cover what their Services lead to now.
+/// What an earlier life kept. A file that was never written is a first life; one that is there and cannot be read is put
+/// aside for people to look at.
 fn read_coverage(path: &Path) -> Coverage {
-    let read = std::fs::read(path).and_then(|bytes| Ok(Coverage::read(&bytes)?));
-    read.unwrap_or_else(|error| {
-        if error.kind() != io::ErrorKind::NotFound {
-            error!(%error, path = %path.display(), "what policies covered before cannot be read: they cover what their Services lead to now");
-        }
-        Coverage::default()
-    })
+    let error = match std::fs::read(path).and_then(|bytes| Ok(Coverage::read(&bytes)?)) {
+        Ok(coverage) => return coverage,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Coverage::default(),
+        Err(error) => error,
+    };
+    // A copy: were the file itself gone before the next one is written, the next life would be taken for the first.
+    let aside = path.with_extension("json.unreadable");
+    if let Err(error) = std::fs::copy(path, &aside) {
+        warn!(%error, path = %aside.display(), "the file cannot be put aside");
+    }
+    error!(
+        %error,
+        path = %path.display(),
+        aside = %aside.display(),
+        "what policies covered cannot be read: each policy for a Service covers every port of every pod of its namespace until it is changed"
+    );
+    Coverage::lost()
 }
 
 /// What is said of a document that is named like a pod that runs here, and what to do about it.

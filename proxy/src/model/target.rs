@@ -40,6 +40,9 @@ pub(crate) struct Former {
     pub(crate) selector: BTreeMap<String, String>,
     /// Ports of the workload, by number or name.
     pub(crate) ports: BTreeSet<PortRef>,
+    /// All of its ports: which ones they were is more than can be remembered, or not known any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) every_port: bool,
 }
 
 impl Former {
@@ -47,8 +50,14 @@ impl Former {
     pub(crate) fn of(service: &Object<ServiceSpec>) -> Option<Self> {
         let ports: BTreeSet<PortRef> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.target()).collect();
         let leads_somewhere = !service.spec.selector.is_empty() && !ports.is_empty();
-        let former = Self { service: service.metadata.name.clone(), selector: service.spec.selector.clone(), ports };
+        let former =
+            Self { service: service.metadata.name.clone(), selector: service.spec.selector.clone(), ports, every_port: false };
         leads_somewhere.then_some(former)
+    }
+
+    /// Every port of every workload of the namespace: where a Service of which nothing more is known may have led.
+    pub(crate) fn anywhere(service: &str) -> Self {
+        Self { service: service.to_owned(), selector: BTreeMap::new(), ports: BTreeSet::new(), every_port: true }
     }
 
     /// Does it lead to every workload to which the other leads?
@@ -61,7 +70,7 @@ impl Former {
         self.selector.iter().all(|(key, value)| workload.metadata.labels.get(key) == Some(value))
     }
 
-    /// The ports of a workload of the same namespace to which it leads.
+    /// The ports of a workload of the same namespace to which it leads, as far as they are known one by one.
     pub(crate) fn ports_of(&self, workload: &Object<WorkloadSpec>) -> BTreeSet<u16> {
         let ports = self.ports.iter().filter(|_| self.selects(workload));
         ports.filter_map(|port| workload.spec.port(port)).collect()

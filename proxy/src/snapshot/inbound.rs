@@ -171,7 +171,7 @@ struct Reach {
     namespace: String,
     targets: Vec<TargetRef>,
     /// Ports of the own workload that it goes on covering, though its Services lead there no longer.
-    kept: BTreeSet<u16>,
+    kept: kept::Ports,
 }
 
 impl Reach {
@@ -194,7 +194,7 @@ impl Reach {
 
     /// Does it go on covering a port which it does not reach any more?
     fn keeps(&self, own: &Named, port: Option<u16>, services: &[&Named]) -> bool {
-        port.is_some_and(|port| self.kept.contains(&port)) && self.level(own, services).is_none()
+        self.kept.contain(port) && self.level(own, services).is_none()
     }
 
     fn of(resource: &Resource, own: &Object<WorkloadSpec>) -> Self {
@@ -204,7 +204,7 @@ impl Reach {
 
     /// Of a policy of which nothing but its name could be read: it may be for everything in its namespace.
     fn unread(key: &ResourceKey) -> Self {
-        Self { namespace: key.name.namespace.to_string(), targets: Vec::new(), kept: BTreeSet::new() }
+        Self { namespace: key.name.namespace.to_string(), targets: Vec::new(), kept: kept::Ports::default() }
     }
 }
 
@@ -265,7 +265,7 @@ impl<'a> Policies<'a> {
         let tokens = self.tokens.iter().map(|(reach, _)| reach);
         let peers = self.peers.iter().map(|(reach, _)| reach);
         let strict = self.strict.iter().map(|(reach, _)| reach);
-        authorization.chain(tokens).chain(peers).chain(strict).flat_map(|reach| reach.kept.iter().copied())
+        authorization.chain(tokens).chain(peers).chain(strict).flat_map(|reach| reach.kept.numbers())
     }
 
     fn authorization(&self, port: Option<u16>, services: &[&Named], default: Choice) -> Authorization {

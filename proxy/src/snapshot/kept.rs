@@ -12,19 +12,56 @@ use crate::model::target::{Former, TargetKind};
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Resource, Resources};
 
-/// The ports of a workload that a policy goes on covering.
-pub(super) fn ports(policy: &Resource, workload: &Object<WorkloadSpec>) -> BTreeSet<u16> {
-    if policy.metadata().namespace != workload.metadata.namespace {
-        return BTreeSet::new();
+/// Ports of a workload.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Ports {
+    /// All there are.
+    every: bool,
+    numbers: BTreeSet<u16>,
+}
+
+impl Ports {
+    /// Is this port one of them? None: any that nothing names.
+    pub(super) fn contain(&self, port: Option<u16>) -> bool {
+        self.every || port.is_some_and(|port| self.numbers.contains(&port))
     }
-    policy.kept().iter().flat_map(|form| form.ports_of(workload)).collect()
+
+    /// Those that are known one by one.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u16> {
+        self.numbers.iter().copied()
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.every && self.numbers.is_empty()
+    }
+
+    fn text(&self) -> String {
+        let numbers: Vec<String> = self.numbers.iter().map(u16::to_string).collect();
+        match numbers.as_slice() {
+            _all if self.every => "every port".to_owned(),
+            [one] => format!("port {one}"),
+            several => format!("ports {}", several.join(", ")),
+        }
+    }
+}
+
+/// The ports of a workload that a policy goes on covering.
+pub(super) fn ports(policy: &Resource, workload: &Object<WorkloadSpec>) -> Ports {
+    if policy.metadata().namespace != workload.metadata.namespace {
+        return Ports::default();
+    }
+    let forms = policy.kept().iter();
+    Ports {
+        every: forms.clone().any(|form| form.every_port && form.selects(workload)),
+        numbers: forms.flat_map(|form| form.ports_of(workload)).collect(),
+    }
 }
 
 /// Of these forms, the ports of workloads that are there and that the policy does not cover by its Services: as
 /// `port 8080 of shop/web-1`, by the Service that led there.
 pub(crate) fn beyond(resources: &Resources, policy: &Resource, forms: &[Former]) -> BTreeMap<Named, String> {
     let namespace = policy.metadata().namespace.as_str();
-    let mut found: BTreeMap<Named, BTreeMap<BTreeSet<u16>, Vec<Named>>> = BTreeMap::new();
+    let mut found: BTreeMap<Named, BTreeMap<Ports, Vec<Named>>> = BTreeMap::new();
     for workload in resources.workloads_in(namespace) {
         let is_target = |name: &str| policy.targets().iter().any(|target| target.is(TargetKind::Workload, name));
         if is_target(&workload.metadata.name) {
@@ -39,10 +76,11 @@ pub(crate) fn beyond(resources: &Resources, policy: &Resource, forms: &[Former])
             .flat_map(|service| service.spec.ports.iter().filter(|port| port.is_tcp()))
             .filter_map(|port| service::target_port(port, &workload.spec))
             .collect();
-        let mut by_service: BTreeMap<&str, BTreeSet<u16>> = BTreeMap::new();
+        let mut by_service: BTreeMap<&str, Ports> = BTreeMap::new();
         for form in forms {
-            let ports = form.ports_of(workload).into_iter().filter(|port| !led_to.contains(port));
-            by_service.entry(&form.service).or_default().extend(ports);
+            let ports = by_service.entry(&form.service).or_default();
+            ports.every |= form.every_port && form.selects(workload);
+            ports.numbers.extend(form.ports_of(workload).into_iter().filter(|port| !led_to.contains(port)));
         }
         for (service, ports) in by_service.into_iter().filter(|(_, ports)| !ports.is_empty()) {
             found.entry(Named::new(namespace, service)).or_default().entry(ports).or_default().push(workload.named());
@@ -51,13 +89,11 @@ pub(crate) fn beyond(resources: &Resources, policy: &Resource, forms: &[Former])
     found.into_iter().map(|(service, covered)| (service, text(&covered))).collect()
 }
 
-fn text(covered: &BTreeMap<BTreeSet<u16>, Vec<Named>>) -> String {
+fn text(covered: &BTreeMap<Ports, Vec<Named>>) -> String {
     let each = covered.iter().map(|(ports, workloads)| {
-        let plural = if ports.len() == 1 { "port" } else { "ports" };
-        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
         let more = if workloads.len() > WORKLOADS_TOLD { ", …" } else { "" };
         let workloads: Vec<String> = workloads.iter().take(WORKLOADS_TOLD).map(Named::to_string).collect();
-        format!("{plural} {} of {}{more}", ports.join(", "), workloads.join(", "))
+        format!("{} of {}{more}", ports.text(), workloads.join(", "))
     });
     each.collect::<Vec<_>>().join("; ")
 }

@@ -186,10 +186,22 @@ fn check_targets(resources: &Resources, policy: &Resource, problems: &mut Proble
 /// What a policy covers beyond where its Services lead.
 fn check_kept(resources: &Resources, policy: &Resource, problems: &mut Problems) {
     // Told though no pod is there: any that comes is covered.
-    for form in policy.kept().iter().filter(|form| form.selector.is_empty()) {
+    for form in policy.kept() {
         let service = ResourceKey { kind: Kind::Service, name: Named::new(&*policy.key().name.namespace, form.service.as_str()) };
-        let text =
-            format!("{service} led to more than can be remembered: the policy covers those ports of every pod of the namespace");
+        let text = match (form.selector.is_empty(), form.every_port) {
+            (true, true) => {
+                format!("what {service} led to is not known any more: the policy covers every port of every pod of the namespace")
+            }
+            (true, false) => format!(
+                "{service} led to more than can be remembered: the policy covers those ports of every pod of the namespace"
+            ),
+            (false, true) => {
+                format!(
+                    "{service} led to more ports than can be remembered: the policy covers every port of the pods that it led to"
+                )
+            }
+            (false, false) => continue,
+        };
         problems.warn(&FieldPath::root().field("spec").field("targetRefs"), text, "change the policy: an annotation will do");
     }
     for (service, covered) in kept::beyond(resources, policy, policy.kept()) {

@@ -681,6 +681,67 @@ mod tests {
     }
 
     #[test]
+    fn where_what_policies_covered_cannot_be_read_they_cover_all_that_they_may_have_covered() {
+        let state = tempfile::tempdir().unwrap();
+        let gate = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec: { targetRefs: [{ kind: Service, name: web }], action: DENY, rules: [{}] }\n";
+        let pod = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec: { addresses: [10.64.0.5] }\n";
+        let service = |app: &str| SERVICE.replace("spec: {", &format!("spec: {{ selector: {{ app: {app} }},"));
+        let first = api(state.path());
+        for text in [gate, pod, &service("web"), &service("nobody")] {
+            assert!(!first.apply(&texts(text)).problems.iter().any(|problem| problem.refuses));
+        }
+        drop(first);
+        let covered = state.path().join("covered.json");
+        // The next life reads what is stored, and takes it for all there is.
+        let next = || {
+            let api = api(state.path());
+            let documents = [gate.to_owned(), pod.to_owned(), service("nobody")];
+            let stored = documents.iter().map(|text| {
+                let resource = yaml::read(text).remove(0).unwrap().resource;
+                let (key, form) = (resource.key(), Form::Read(Arc::new(resource)));
+                Change::Put { origin: Origin::Applied(api.stored(&key)), key, form }
+            });
+            api.store.apply(stored.collect());
+            api.store.forget_gone_policies();
+            api
+        };
+        let refuses = |api: &Api, port: u16| {
+            let world = api.store.world();
+            let keys = select(&world, &"shop/web-1".parse().unwrap(), &"workload/shop/web-1".parse().unwrap()).keys;
+            let mut resources = Resources::default();
+            for key in keys {
+                let resource = Resource::from_json(key.kind, world.body(&key).unwrap().json.as_bytes()).unwrap();
+                compile::admit(&mut resources, key, Ok(Arc::new(resource)));
+            }
+            let own = compile::Own { workload: "shop/web-1".parse().unwrap(), trust_domain: "cluster.local".parse().unwrap() };
+            let (snapshot, _) = compile::compile(&resources, &own, &crate::snapshot::Snapshot::empty());
+            let rules = format!("{:?}", snapshot.inbound.port(port).policies.authorization);
+            rules.contains("AuthorizationPolicy/shop/gate")
+        };
+        let wide = |api: &Api| api.store.world().coverage().wide().count();
+        let known = next();
+        assert_eq!((refuses(&known, 80), refuses(&known, 81), wide(&known)), (true, false, 0));
+        for garbage in ["", "{\"AuthorizationPolicy/shop/gate\":{\"policy\":\"x\",\"forms\":[{\"service\":\"we"] {
+            std::fs::write(&covered, garbage).unwrap();
+            let lost = next();
+            assert_eq!((refuses(&lost, 80), refuses(&lost, 81), wide(&lost)), (true, true, 1));
+            assert!(lost.store.problems().iter().any(|wrong| wrong.problem.text.contains("is not known any more")));
+            assert_eq!(std::fs::read_to_string(state.path().join("covered.json.unreadable")).unwrap(), garbage);
+            // It is remembered that nothing is known, until the policy is changed.
+            let again = next();
+            assert_eq!((refuses(&again, 81), wide(&again)), (true, 1));
+        }
+        let api = next();
+        let answer = api.apply(&texts(&gate.replace("name: gate,", "name: gate, annotations: { reviewed: today },")));
+        assert!(
+            answer.problems.iter().any(|problem| problem.text.contains("lets go of every port of shop/web-1")),
+            "{:?}",
+            answer.problems
+        );
+        assert_eq!((refuses(&api, 80), wide(&api)), (false, 0));
+    }
+
+    #[test]
     fn a_service_that_led_to_more_than_can_be_remembered_is_told_of() {
         let state = tempfile::tempdir().unwrap();
         let api = api(state.path());

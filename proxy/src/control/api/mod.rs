@@ -267,6 +267,11 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
         .into_iter()
         .map(|((policy, service), means)| format!("{policy}: {service} does not exist; {means}"))
         .collect();
+    let widened = world
+        .coverage()
+        .wide()
+        .map(|(policy, why)| format!("{policy}: {}; change the policy: an annotation will do", why.told()));
+    let widened: Vec<String> = widened.chain(api.store.unwritten()).collect();
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     let mut pods = Vec::new();
     for (key, resource) in &world.resources().by_key {
@@ -306,6 +311,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "list": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
         },
         "withoutTarget": without_target,
+        "coverage": widened,
         "pods": pods,
     }))
     .into_response()
