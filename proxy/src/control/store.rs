@@ -15,8 +15,8 @@ use tracing::{error, info, warn};
 
 use super::coverage::Coverage;
 use super::source::Told;
-use super::source::file::place_of;
-use super::world::{Change, Form, World};
+use super::source::file::{place_in, place_of};
+use super::world::{Change, Form, Origin, World};
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
 use crate::model::address_book::{AddressBook, service_addresses};
@@ -146,8 +146,15 @@ impl Store {
             let known: BTreeSet<&Problem> = told.iter().map(|wrong| &wrong.problem).collect();
             let others = world.problems().into_iter().filter(|problem| !known.contains(problem));
             all.extend(others.map(|problem| {
-                let origin = problem.resource.parse().ok().and_then(|key| world.origin(&key).map(ToString::to_string));
-                Wrong { place: origin, problem }
+                let key: Option<ResourceKey> = problem.resource.parse().ok();
+                let place = key.as_ref().and_then(|key| match world.origin(key)? {
+                    // What is kept out by another document is told with its line, as what is kept out by itself is.
+                    Origin::File(path) | Origin::Applied(path) if problem.severity == Severity::Refuses => {
+                        Some(place_in(path, key, &problem.at))
+                    }
+                    origin => Some(origin.to_string()),
+                });
+                Wrong { place, problem }
             }));
             all.extend(world.shadowed().map(|(key, first, other)| Wrong {
                 place: Some(place_of(other, key)),
@@ -303,7 +310,6 @@ fn name_table(world: &World) -> NameTable {
 mod tests {
     use super::*;
     use crate::base::names::Named;
-    use crate::control::world::Origin;
     use crate::model::yaml;
     use crate::model::{Kind, ResourceKey};
 

@@ -200,9 +200,9 @@ async fn a_stream_that_breaks_is_resumed_and_what_is_held_is_not_sent_again() {
     assert_eq!(update.scopes.len(), 2);
     update.ack.accept(Vec::new());
 
-    mesh.write("more.yaml", &workload("web-22", "web"));
+    mesh.write("more.yaml", &workload("web-222", "web"));
     let update = next(&mut updates).await;
-    assert_eq!(keys(&update), ["Workload/shop/web-22"]);
+    assert_eq!(keys(&update), ["Workload/shop/web-222"]);
     assert_eq!(update.scopes.iter().map(|state| state.scope.clone()).collect::<Vec<_>>(), [scope("service/shop/web")]);
     // The stream breaks while the update is being published: it counts all the same.
     cut.send_replace(2);
@@ -241,9 +241,9 @@ async fn a_refusal_is_shown_with_its_reason_until_the_resource_changes() {
     assert_eq!((refused.resource.as_str(), refused.reason.as_str()), ("Service/shop/web", "this sidecar cannot"));
     assert_eq!(sidecar.identity, "spiffe://cluster.local/ns/shop/sa/client");
     // Another service changes: the refused version does not come again.
-    mesh.write("more.yaml", &workload("web-22", "web"));
+    mesh.write("more.yaml", &workload("web-222", "web"));
     let update = next(&mut updates).await;
-    assert_eq!(keys(&update), ["Workload/shop/web-22"]);
+    assert_eq!(keys(&update), ["Workload/shop/web-222"]);
     update.ack.accept(Vec::new());
     mesh.write(
         "shop.yaml",
@@ -346,10 +346,10 @@ async fn a_folder_that_disappears_takes_nothing_with_it() {
     next(&mut updates).await.ack.accept(Vec::new());
     std::fs::remove_dir_all(&mesh.folder).unwrap();
     // A pod's record is a change of another folder; when it arrives, the loss of the first was seen.
-    let record = r#"{"namespace":"shop","name":"web-22","serviceAccount":"web","labels":{"app":"web"},"addresses":["10.64.0.9"],"netns":"/run/netns/x","netnsCookie":1,"cgroup":"/sys/fs/cgroup/x","meshed":true,"supervisor":1,"startedMs":0}"#;
+    let record = r#"{"namespace":"shop","name":"web-222","serviceAccount":"web","labels":{"app":"web"},"addresses":["10.64.0.9"],"netns":"/run/netns/x","netnsCookie":1,"cgroup":"/sys/fs/cgroup/x","meshed":true,"supervisor":1,"startedMs":0}"#;
     write_whole(&mesh.state.join("pods"), "shop.web-22.json", record);
     let update = next(&mut updates).await;
-    assert_eq!(keys(&update), ["Workload/shop/web-22"]);
+    assert_eq!(keys(&update), ["Workload/shop/web-222"]);
     assert!(update.removed.is_empty());
     update.ack.accept(Vec::new());
     drop(updates);

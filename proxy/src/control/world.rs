@@ -16,12 +16,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use super::coverage::Coverage;
 use crate::base::names::Named;
-use crate::base::problems::{FieldPath, Problem, Severity};
+use crate::base::problems::{FieldPath, Problem, Problems, Severity};
 use crate::model::object::{MESH_NAMESPACE, Object};
 use crate::model::service::ServiceSpec;
 use crate::model::target::TargetKind;
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
+use crate::snapshot::claims::{self, Claim, Lost};
 use crate::snapshot::cluster_address::ClusterAddresses;
 use crate::snapshot::compile;
 
@@ -73,6 +74,10 @@ pub(crate) struct World {
     resources: Resources,
     bodies: BTreeMap<ResourceKey, Body>,
     references: References,
+    /// Workloads by the addresses that they write, in force or not.
+    claims: BTreeMap<IpAddr, BTreeSet<ResourceKey>>,
+    /// Workloads that write an address which is another one's, and are not in force.
+    lost: BTreeMap<ResourceKey, Lost>,
     coverage: Coverage,
     revision: u64,
 }
@@ -94,6 +99,8 @@ impl World {
     /// Takes a change. Returns the keys whose effective form is new, changed or gone.
     pub(crate) fn apply(&mut self, change: Change) -> BTreeSet<ResourceKey> {
         let mut is_deleted = false;
+        let (Change::Put { key, .. } | Change::Remove { key, .. }) = &change;
+        let addresses_before = self.addresses_written(key);
         let key = match change {
             Change::Put { key, form, origin } => {
                 self.written.entry(key.clone()).or_default().insert(origin, form);
@@ -110,23 +117,72 @@ impl World {
                 key
             }
         };
-        let mut called = self.services_by(&key);
-        let is_changed = self.settle(&key);
+        let mut concerned = self.contest(&key, addresses_before);
+        concerned.insert(key.clone());
+        let mut called: BTreeSet<ResourceKey> = concerned.iter().flat_map(|key| self.services_by(key)).collect();
+        let mut changed = concerned;
+        changed.retain(|key| self.settle(key));
         // What is deleted by name does not come back as what it was; a file that goes may just be written anew.
         if is_deleted && !self.written.contains_key(&key) {
             self.coverage.let_go(&key);
         }
-        if !is_changed {
-            return BTreeSet::new();
+        if changed.is_empty() {
+            return changed;
         }
-        let mut changed = BTreeSet::from([key.clone()]);
-        called.extend(self.services_by(&key));
+        called.extend(changed.iter().flat_map(|key| self.services_by(key)));
         changed.extend(called.into_iter().filter(|service| self.settle(service)));
         if key.kind == Kind::Service {
             let policies: Vec<ResourceKey> = self.policies_of(TargetKind::Service, &key.name).cloned().collect();
             changed.extend(policies.into_iter().filter(|policy| policy.kind.is_security() && self.settle(policy)));
         }
         changed
+    }
+
+    /// The addresses that a Workload writes, if it is good by itself.
+    fn addresses_written(&self, key: &ResourceKey) -> BTreeSet<IpAddr> {
+        let workload = self.claim(key).map(|claim| claim.workload);
+        workload.into_iter().flat_map(|workload| &workload.spec.addresses).map(IpAddr::to_canonical).collect()
+    }
+
+    fn claim(&self, key: &ResourceKey) -> Option<Claim<'_>> {
+        let (origin, form) = self.written.get(key)?.first_key_value()?;
+        let Form::Read(resource) = form else { return None };
+        let Resource::Workload(workload) = resource.as_ref() else { return None };
+        let is_good = !compile::alone(key, resource).refused();
+        is_good.then_some(Claim { workload, runs: matches!(origin, Origin::Pod(_)) })
+    }
+
+    /// Settles anew who has the addresses that a Workload writes or wrote before. Returns the Workloads that come into force or
+    /// go out of it by that.
+    fn contest(&mut self, key: &ResourceKey, before: BTreeSet<IpAddr>) -> BTreeSet<ResourceKey> {
+        if key.kind != Kind::Workload {
+            return BTreeSet::new();
+        }
+        let now = self.addresses_written(key);
+        for address in before.difference(&now) {
+            drop_from(&mut self.claims, address, key);
+        }
+        for address in &now {
+            self.claims.entry(*address).or_default().insert(key.clone());
+        }
+        // Who loses one address leaves its others to the next: all are concerned that are tied by addresses.
+        let mut addresses: Vec<IpAddr> = before.union(&now).copied().collect();
+        let mut rivals = BTreeSet::from([key.clone()]);
+        while let Some(address) = addresses.pop() {
+            for rival in self.claims.get(&address).into_iter().flatten() {
+                if rivals.insert(rival.clone()) {
+                    addresses.extend(self.addresses_written(rival));
+                }
+            }
+        }
+        let mut lost = claims::lost(rivals.iter().filter_map(|rival| self.claim(rival)));
+        rivals.retain(|rival| {
+            let (before, now) = (self.lost.remove(rival), lost.remove(rival));
+            let is_other = before.is_some() != now.is_some();
+            self.lost.extend(now.map(|now| (rival.clone(), now)));
+            is_other
+        });
+        rivals
     }
 
     /// The Services whose addresses depend on a resource: which of them are theirs is the Mesh's and the Workloads' to say.
@@ -250,10 +306,21 @@ impl World {
         self.revision
     }
 
+    /// What is wrong with what is in force, and with Workloads that are not because of their addresses.
+    pub(crate) fn faults(&self) -> Problems {
+        let mut problems = compile::check(&self.resources);
+        for (key, lost) in &self.lost {
+            let mut one = Problems::of(key);
+            lost.tell(&mut one);
+            problems.append(one);
+        }
+        problems
+    }
+
     /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source, what
     /// `apply` overrides by [`World::shadowed`], what a running pod overrides by [`World::claimed`].
     pub(crate) fn problems(&self) -> Vec<Problem> {
-        let mut problems = compile::check(&self.resources).into_vec();
+        let mut problems = self.faults().into_vec();
         for (key, places) in &self.written {
             let mut origins = places.keys();
             if let Some(first) = origins.next() {
@@ -315,7 +382,12 @@ impl World {
             (Some(Form::Read(resource)), Some(known)) => key.kind != Kind::Service || resource == known,
             _ => true,
         };
-        if body.as_ref() == self.bodies.get(key) && is_written_alike {
+        let stands_alike = key.kind != Kind::Workload || {
+            let stands = |resource: &Resource| !self.lost.contains_key(key) && !compile::alone(key, resource).refused();
+            let will_stand = matches!(&form, Some(Form::Read(resource)) if stands(resource));
+            will_stand == self.resources.by_key.contains_key(key)
+        };
+        if body.as_ref() == self.bodies.get(key) && is_written_alike && stands_alike {
             return false;
         }
         self.revision += 1;
@@ -328,6 +400,10 @@ impl World {
             None => self.bodies.remove(key),
         };
         match form {
+            // It is shown, and nobody is led there.
+            Some(Form::Read(resource)) if self.lost.contains_key(key) => {
+                self.resources.refused.insert(key.clone(), Some(resource));
+            }
             Some(Form::Read(resource)) => {
                 for place in places(&resource) {
                     self.references.remember(place, key);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::cluster_address::ClusterAddresses;
 use super::route_table::{self, Attached};
 use super::service::{self, Backends};
-use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, inbound, references, route};
+use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, inbound, references, route};
 use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
@@ -70,6 +70,10 @@ pub(crate) fn compile(resources: &Resources, own: &Own, previous: &Snapshot) -> 
     for (key, resource) in &resources.by_key {
         problems.append(alone(key, resource));
     }
+    // Who passes the documents on sends one Workload of an address. Where there are two all the same, as between two parts of
+    // an answer, one counts.
+    let in_force = claims::in_force(resources);
+    let resources = in_force.as_ref();
     let mesh = mesh_of(resources);
     // Without the own Workload nothing is known of the pod: nobody is let in, as before the first configuration.
     let inbound = inbound::build(resources, own, mesh.default_authorization, &previous.inbound).unwrap_or_else(closed);

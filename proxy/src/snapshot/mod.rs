@@ -3,6 +3,7 @@
 //! Unchanged parts are shared between snapshots. State that must outlive a swap (buckets, budgets, breakers, ejections)
 //! is carried over by `live`.
 
+pub(crate) mod claims;
 pub(crate) mod cluster_address;
 pub(crate) mod compile;
 pub(crate) mod publish;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::cluster_address::{ClusterAddresses, is_given};
-use super::{compile, kept, route};
+use super::{claims, compile, kept, route};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::http_route::HttpRouteSpec;
@@ -25,8 +25,10 @@ pub(super) fn check(resources: &Resources) -> Problems {
     let mut addresses: BTreeMap<IpAddr, String> = BTreeMap::new();
     let ranges = compile::mesh_of(resources).networks();
     let cluster = ClusterAddresses::of(resources);
+    let lost = claims::lost_among(resources);
     let pods: BTreeMap<IpAddr, &ResourceKey> = resources
         .of_kind(Kind::Workload)
+        .filter(|(key, _)| !lost.contains_key(*key))
         .filter_map(|(key, resource)| if let Resource::Workload(workload) = resource { Some((key, workload)) } else { None })
         .flat_map(|(key, workload)| workload.spec.addresses.iter().map(move |address| (address.to_canonical(), key)))
         .collect();
@@ -53,6 +55,11 @@ pub(super) fn check(resources: &Resources) -> Problems {
                 taken(own, "clusterIP", key, &mut addresses, &mut problems);
             }
             Resource::Workload(workload) => {
+                if let Some(lost) = lost.get(key) {
+                    lost.tell(&mut problems);
+                    all.append(problems);
+                    continue;
+                }
                 for (index, address) in workload.spec.addresses.iter().enumerate() {
                     let at = FieldPath::root().field("spec").field("addresses").index(index);
                     check_edges(&ranges, [*address], &at, &mut problems);

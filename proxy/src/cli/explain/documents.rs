@@ -29,7 +29,12 @@ pub(super) fn ask(api: &ApiArgs) -> Result<(Resources, String), Failure> {
         let resource = Resource::read(kind, item.clone()).map_err(|error| {
             Failure::environment(format!("the control plane's answer cannot be read: {error}"), "use the control plane's version")
         })?;
-        resources.by_key.insert(resource.key(), Arc::new(resource));
+        let (key, resource) = (resource.key(), Arc::new(resource));
+        if item.pointer("/status/inForce").and_then(Value::as_bool) == Some(false) {
+            resources.refused.insert(key, Some(resource));
+        } else {
+            resources.by_key.insert(key, resource);
+        }
     }
     let status = client::get(api, "/api/status")?;
     let domain = status.pointer("/control/trustDomain").and_then(Value::as_str).unwrap_or("cluster.local");

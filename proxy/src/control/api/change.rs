@@ -149,8 +149,8 @@ impl Api {
             candidate.apply(Change::Put { key: key.clone(), form, origin: Origin::Applied(self.stored(key)) });
         }
         let by_name: BTreeMap<String, _> = written.iter().map(|(key, written)| (key.to_string(), written)).collect();
-        let before = LazyCell::new(|| compile::check(self.store.world().resources()).into_vec());
-        for problem in compile::check(candidate.resources()).iter() {
+        let before = LazyCell::new(|| self.store.world().faults().into_vec());
+        for problem in candidate.faults().iter() {
             let found = match by_name.get(&problem.resource) {
                 Some((name, document)) => wrong(problem, Some(format!("{name}:{}", document.position(&problem.at)))),
                 // Of two that want one address the other may be the one that is told; the change is the cause all the same.
@@ -801,6 +801,96 @@ mod tests {
         // It goes, and the documents are what there is.
         api.store.apply(vec![Change::Remove { key: key.clone(), origin }]);
         assert!(in_force("10.64.0.9"));
+    }
+
+    #[test]
+    fn nobody_takes_an_address_from_a_pod_that_runs_or_a_policy_off_it() {
+        let workload = |name: &str, spec: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name}, namespace: shop, labels: {{ app: {name} }} }}\nspec: {{ serviceAccount: {name}, {spec} }}\n"
+            )
+        };
+        let [thief, pod] = [
+            workload("a-thief", "transport: Plaintext, addresses: [10.64.9.9, 10.64.0.5]"),
+            workload("web-1", "addresses: [10.64.0.5, \"fd64::5\"]"),
+        ];
+        let gate = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec: { targetRefs: [{ kind: Workload, name: web-1 }], action: DENY, rules: [{}] }\n";
+        let key: ResourceKey = "Workload/shop/web-1".parse().unwrap();
+        let thiefs: ResourceKey = "Workload/shop/a-thief".parse().unwrap();
+        let record = Origin::Pod("pods/shop.web-1.json".into());
+        // Whoever comes first, the pod or the document.
+        for pod_first in [true, false] {
+            let state = tempfile::tempdir().unwrap();
+            let api = api(state.path());
+            let path = state.path().join("mesh.yaml");
+            let start = || {
+                let form = Form::Read(Arc::new(yaml::read(&pod).remove(0).unwrap().resource));
+                api.store.apply(vec![Change::Put { key: key.clone(), form, origin: record.clone() }]);
+            };
+            let seen = |scope: &str| {
+                let world = api.store.world();
+                let keys = select(&world, &"shop/client".parse().unwrap(), &scope.parse().unwrap()).keys;
+                let mut resources = Resources::default();
+                for key in keys {
+                    let resource = Resource::from_json(key.kind, world.body(&key).unwrap().json.as_bytes()).unwrap();
+                    compile::admit(&mut resources, key, Ok(Arc::new(resource)));
+                }
+                resources
+            };
+            let compiled = |scope: &str, own: &str| {
+                let own = compile::Own { workload: own.parse().unwrap(), trust_domain: "cluster.local".parse().unwrap() };
+                compile::compile(&seen(scope), &own, &crate::snapshot::Snapshot::empty()).0
+            };
+            api.apply(&texts(gate));
+            if pod_first {
+                start();
+            }
+            in_folder(&api, &path, &thief);
+            start();
+            for address in ["10.64.0.5", "fd64::5"] {
+                let snapshot = compiled(&format!("address/{address}"), "shop/client");
+                let endpoint = &snapshot.outbound.workloads[&address.parse().unwrap()];
+                let identity = "spiffe://cluster.local/ns/shop/sa/web-1".parse().unwrap();
+                assert_eq!(endpoint.transport, crate::snapshot::Transport::MutualTls(identity), "{address}");
+            }
+            // Its other address is not the document's either, nobody is led to it by a name, and it gets no stream.
+            assert!(!seen("address/10.64.9.9").by_key.contains_key(&thiefs));
+            assert!(api.store.world().resources().workload(&thiefs.name).is_none());
+            let own = seen("workload/shop/web-1");
+            assert!(own.by_key.contains_key(&"AuthorizationPolicy/shop/gate".parse().unwrap()) && own.by_key.contains_key(&key));
+            let told = api.store.problems();
+            let [wrong] = &*told else { panic!("{told:?}") };
+            assert_eq!(wrong.place, Some(format!("{}:4:79", path.display())));
+            assert!(wrong.problem.severity == Severity::Refuses && wrong.problem.resource == thiefs.to_string(), "{wrong:?}");
+            assert!(wrong.problem.text.contains("is the address of Workload/shop/web-1, a pod that runs here"), "{wrong:?}");
+            // Applied, it is refused at once.
+            let answer = api.apply(&texts(&thief.replace("a-thief", "b-thief")));
+            let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+            assert!(problem.refuses && problem.place.as_deref() == Some("web.yaml:4:79") && answer.results.is_empty());
+            // The pod goes, and the document is what there is.
+            api.store.apply(vec![Change::Remove { key: key.clone(), origin: record.clone() }]);
+            assert!(api.store.world().resources().workload(&thiefs.name).is_some());
+            assert!(api.store.problems().iter().all(|wrong| wrong.problem.severity == Severity::Warns));
+        }
+    }
+
+    #[test]
+    fn of_two_documents_with_one_address_the_one_that_is_applied_later_is_refused() {
+        let workload = |name: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name} }}\nspec: {{ addresses: [10.99.0.5] }}\n"
+            )
+        };
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        assert!(api.apply(&texts(&workload("m"))).problems.is_empty());
+        // By its name the first would count; what is applied takes nothing away all the same.
+        for name in ["a", "z"] {
+            let answer = api.apply(&texts(&workload(name)));
+            let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+            assert!(problem.refuses && problem.text.contains("10.99.0.5 is the address of Workload/default/"), "{problem:?}");
+            assert!(api.store.world().resources().workload(&"default/m".parse().unwrap()).is_some());
+        }
     }
 
     #[test]

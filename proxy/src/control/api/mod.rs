@@ -139,6 +139,9 @@ async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> R
             let mut document = serde_json::from_str::<Value>(&body.json).ok()?;
             let origin = world.origin(key).map(ToString::to_string);
             let mut standing = standing(key, &body.version, origin, &problems, &sidecars);
+            if let Some(standing) = standing.as_object_mut() {
+                standing.insert("inForce".to_owned(), world.resources().by_key.contains_key(key).into());
+            }
             // What the control plane added to the document stays with it.
             if let (Some(standing), Some(kept)) = (standing.as_object_mut(), document.pointer("/status/kept")) {
                 standing.insert("kept".to_owned(), kept.clone());

@@ -119,9 +119,14 @@ pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<String> {
 
 /// Where a document stands in a file, as `FILE:LINE:COLUMN`; the file alone where it cannot be found in it any more.
 pub(crate) fn place_of(path: &Path, key: &ResourceKey) -> String {
+    place_in(path, key, &FieldPath::root())
+}
+
+/// Where a field of a document stands in a file.
+pub(crate) fn place_in(path: &Path, key: &ResourceKey, at: &FieldPath) -> String {
     let text = read_at_most(path, FILE_BYTES_MAX).unwrap_or_default();
     let position = yaml::read(&text).into_iter().find_map(|document| match document {
-        Ok(document) => (document.resource.key() == *key).then(|| document.position(&FieldPath::root())),
+        Ok(document) => (document.resource.key() == *key).then(|| document.position(at)),
         Err(fault) => (fault.key.as_ref() == Some(key)).then_some(fault.at),
     });
     position.map_or_else(|| path.display().to_string(), |position| format!("{}:{position}", path.display()))
