@@ -373,6 +373,37 @@ mod tests {
     }
 
     #[test]
+    fn of_two_workloads_with_one_address_the_one_that_does_not_count_is_named_with_its_place() {
+        let workload = |name: &str, addresses: &str| {
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  addresses:\n  {addresses}\n---\n"
+            )
+        };
+        check(
+            &[("a.yaml", &workload("b", "- 10.64.0.5")), ("b.yaml", &workload("a", "- 10.64.0.6\n  - 10.64.0.5"))],
+            expect![[r#"
+                a.yaml:6:5: Workload/shop/b: spec.addresses[0]: 10.64.0.5 is the address of Workload/shop/a too, which counts
+                    write the address at which the workload is, or take Workload/shop/a out
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_port_that_a_service_without_an_address_would_have_to_translate_is_told() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec:\n  clusterIP: None\n  selector: {app: db}\n  ports:\n  - {name: a, port: 80, targetPort: 8080}\n  - {name: b, port: 81, targetPort: http}\n  - {name: c, port: 8080}\n---\n";
+        let pod = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {name: db-0, namespace: shop, labels: {app: db}}\nspec: {addresses: [10.64.0.5], ports: [{name: http, port: 8080}]}\n";
+        check(
+            &[("a.yaml", &format!("{service}{pod}"))],
+            expect![[r#"
+            a.yaml:8:25: warning: Service/shop/db: spec.ports[0].targetPort: a Service without an address translates no port: who calls its port 80 reaches that port of a pod, and not 8080
+                write port: 8080, or leave clusterIP out
+            a.yaml:9:25: warning: Service/shop/db: spec.ports[1].targetPort: a Service without an address translates no port: who calls its port 81 reaches that port of a pod, and not 8080
+                write port: 8080, or leave clusterIP out
+        "#]],
+        );
+    }
+
+    #[test]
     fn a_service_has_one_name_one_address_and_labels_that_somebody_can_have() {
         let service = |name: &str, spec: &str| {
             format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  {spec}\n---\n")

@@ -36,7 +36,10 @@ pub(crate) fn select(world: &World, client: &Named, scope: &Scope) -> Selection 
                     Kind::Service => {
                         has(world, &key.name, address.to_canonical()) && service(world, client, &key.name, &mut keys)
                     }
-                    _ => keys.insert(key.clone()),
+                    _ => {
+                        headless_services(world, client, &key.name, &mut keys);
+                        keys.insert(key.clone())
+                    }
                 };
             }
             !known
@@ -90,6 +93,19 @@ fn service(world: &World, client: &Named, name: &Named, keys: &mut BTreeSet<Reso
         }
     }
     true
+}
+
+/// The services without an address of their own whose names lead to a workload: who dials the workload may mean one of them.
+fn headless_services(world: &World, client: &Named, name: &Named, keys: &mut BTreeSet<ResourceKey>) {
+    let Some(workload) = world.resources().workload(name) else { return };
+    for (key, resource) in of_namespace(world, Kind::Service, &name.namespace) {
+        if let Resource::Service(object) = resource
+            && object.spec.is_headless()
+            && object.spec.selects(&workload.metadata.labels)
+        {
+            service(world, client, &key.name, keys);
+        }
+    }
 }
 
 /// A service as somewhere to send requests: itself, its traffic policies and the workloads behind it.
@@ -223,6 +239,27 @@ mod tests {
             expect![[r#"
             absent
         "#]],
+        );
+    }
+
+    #[test]
+    fn a_pods_address_comes_with_the_services_whose_names_lead_to_it() {
+        let world = world(&[include_str!("../../testdata/compile/headless.yaml")]);
+        check(
+            &world,
+            "shop/client-1",
+            "address/10.64.0.6",
+            expect![[r#"
+                absent
+                Service/shop/db
+                Service/shop/db-readers
+                Service/shop/own
+                Workload/shop/db-0
+                Workload/shop/db-1
+                Workload/shop/db-2
+                HTTPRoute/shop/db
+                TrafficPolicy/shop/db
+            "#]],
         );
     }
 

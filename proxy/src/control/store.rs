@@ -17,6 +17,7 @@ use super::coverage::Coverage;
 use super::source::Told;
 use super::source::file::{place_in, place_of};
 use super::world::{Change, Form, Origin, World};
+use crate::base::names::check_part;
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
 use crate::model::address_book::{AddressBook, service_addresses};
@@ -279,7 +280,7 @@ fn give_address(change: &mut Change, book: &mut AddressBook) {
     }
 }
 
-/// What resolves inside pods: every Service by its full name.
+/// What resolves inside pods: every Service by its full name; workloads below Services without an address.
 fn name_table(world: &World) -> NameTable {
     let resources = &world.resources().by_key;
     // By label, so that a service looks at the workloads that it may select instead of at all of them.
@@ -293,15 +294,27 @@ fn name_table(world: &World) -> NameTable {
     let mut table = BTreeMap::new();
     for resource in resources.values() {
         let Resource::Service(service) = resource.as_ref() else { continue };
-        let mut answer = NameAnswer { service: world.addresses_of(service).into_iter().collect(), endpoints: Vec::new() };
         let first = service.spec.selector.first_key_value();
         let candidates = first.and_then(|(label, value)| labelled.get(&(service.metadata.namespace.as_str(), label, value)));
-        for workload in candidates.into_iter().flatten() {
-            if !workload.spec.terminating && service.spec.selects(&workload.metadata.labels) {
-                answer.endpoints.extend(&workload.spec.addresses);
-            }
+        let is_behind =
+            |workload: &&&Object<WorkloadSpec>| !workload.spec.terminating && service.spec.selects(&workload.metadata.labels);
+        let behind: Vec<&Object<WorkloadSpec>> = candidates.into_iter().flatten().filter(is_behind).copied().collect();
+        let mut answer = NameAnswer {
+            service: world.addresses_of(service).into_iter().collect(),
+            endpoints: behind.iter().flat_map(|workload| workload.spec.addresses.iter().copied()).collect(),
+        };
+        let full = format!("{}.{}.svc.cluster.local", service.metadata.name, service.metadata.namespace);
+        if service.spec.is_headless() {
+            // Without an address of its own it is all of its workloads, and each of them has a name below it.
+            answer.service.clone_from(&answer.endpoints);
+            let named = behind.into_iter().filter(|workload| check_part(&workload.metadata.name).is_ok());
+            table.extend(named.map(|workload| {
+                let addresses = workload.spec.addresses.clone();
+                let answer = NameAnswer { service: addresses.clone(), endpoints: addresses };
+                (format!("{}.{full}", workload.metadata.name), answer)
+            }));
         }
-        table.insert(format!("{}.{}.svc.cluster.local", service.metadata.name, service.metadata.namespace), answer);
+        table.insert(full, answer);
     }
     NameTable(table)
 }
@@ -367,6 +380,21 @@ mod tests {
         store.apply(put(&WORKLOAD.replace("addresses", "terminating: true, addresses")));
         let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
         assert!(names.contains(r#""endpoints":[]"#), "{names}");
+    }
+
+    #[test]
+    fn a_service_without_an_address_is_named_as_its_pods_are() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        let other = WORKLOAD.replace("web-1", "web.2").replace("10.64.0.5", "10.64.0.6, \"fd64::6\"");
+        let ended =
+            WORKLOAD.replace("web-1", "web-3").replace("addresses: [10.64.0.5]", "terminating: true, addresses: [10.64.0.7]");
+        store.apply(put(&[service("web", ", clusterIP: None"), WORKLOAD.to_owned(), other, ended].join("---\n")));
+        let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
+        let both = r#"["10.64.0.5","10.64.0.6","fd64::6"]"#;
+        let below = r#""web-1.web.shop.svc.cluster.local":{"service":["10.64.0.5"],"endpoints":["10.64.0.5"]}"#;
+        let expected = format!("{{{below},\"web.shop.svc.cluster.local\":{{\"service\":{both},\"endpoints\":{both}}}}}");
+        assert_eq!(names, expected);
     }
 
     #[test]

@@ -251,7 +251,8 @@ fn called(scopes: &BTreeSet<Scope>) -> Called {
 
 fn endpoints(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
     let backends = snapshot.outbound.backends.values().flat_map(|backend| &backend.endpoints);
-    let defaults = snapshot.outbound.services.values().flat_map(|port| &port.default_backend.endpoints);
+    let headless = snapshot.outbound.headless.values().flatten();
+    let defaults = snapshot.outbound.services.values().chain(headless).flat_map(|port| &port.default_backend.endpoints);
     let direct = snapshot.outbound.workloads.values();
     backends.chain(defaults).chain(direct).map(|endpoint| endpoint.address).collect()
 }

@@ -350,7 +350,7 @@ async fn lookup(proxy: &Proxy, original: SocketAddr) -> Leads {
 /// What a snapshot says of an address; `None` where it says nothing.
 fn known(snapshot: &Snapshot, original: SocketAddr) -> Option<Leads> {
     let outbound = &snapshot.outbound;
-    if let Some(port) = outbound.services.get(&original) {
+    if let Some(port) = outbound.service_at(original) {
         if leads_to_own_ports(port) {
             return Some(Leads::Refused(Reject::OwnPort));
         }

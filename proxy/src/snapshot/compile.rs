@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::cluster_address::ClusterAddresses;
 use super::route_table::{self, Attached};
 use super::service::{self, Backends};
-use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, inbound, references, route};
+use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, headless, inbound, references, route};
 use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
@@ -155,16 +155,19 @@ fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
     let routes: Vec<Attached<'_>> = route_table::compile_all(resources);
     let mut backends = Backends::new(resources, own, previous);
     let mut services = BTreeMap::new();
+    let mut headless: BTreeMap<SocketAddr, Vec<Arc<ServicePort>>> = BTreeMap::new();
+    let asked = resources.called.as_ref();
+    let is_asked = |address: &IpAddr| asked.is_none_or(|called| called.addresses.contains(address));
     let cluster = ClusterAddresses::of(resources);
     let workloads = resources.workloads().flat_map(|workload| &workload.spec.addresses);
     let taken: BTreeSet<IpAddr> = workloads.map(IpAddr::to_canonical).collect();
     for object in resources.services() {
         let addresses = cluster.of_service(object, |address| taken.contains(&address));
         let name = object.named();
-        let is_called = resources.called.as_ref().is_none_or(|called| {
-            called.services.contains(&name) || addresses.iter().any(|address| called.addresses.contains(address))
-        });
-        if !is_called {
+        let is_named = asked.is_some_and(|called| called.services.contains(&name));
+        let behind: Vec<_> =
+            headless::workloads(resources, object).filter(|(address, _)| is_named || is_asked(address)).collect();
+        if !is_named && asked.is_some() && behind.is_empty() && !addresses.iter().any(is_asked) {
             continue;
         }
         let fault = service::traffic_of(resources, &name).fault;
@@ -180,19 +183,28 @@ fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
             for address in &addresses {
                 services.insert(SocketAddr::new(*address, port.port), Arc::clone(&built));
             }
+            for workload in &behind {
+                if let Some((dialled, built)) = headless::at(&built, port, *workload, own) {
+                    headless.entry(dialled).or_default().push(Arc::new(built));
+                }
+            }
         }
     }
     let mut workloads = BTreeMap::new();
     for workload in resources.workloads() {
         for address in &workload.spec.addresses {
             let address = address.to_canonical();
+            // Services without an address may lead to one that is known in part, as an endpoint of another service.
+            if !is_asked(&address) {
+                continue;
+            }
             if let Some(endpoint) = service::endpoint_at(workload, address, 0, own) {
                 let previous = previous.workloads.get(&address).filter(|known| ***known == endpoint);
                 workloads.insert(address, previous.map_or_else(|| Arc::new(endpoint), Arc::clone));
             }
         }
     }
-    Outbound { services, workloads, backends: backends.finish(), absent: resources.absent.clone() }
+    Outbound { services, headless, workloads, backends: backends.finish(), absent: resources.absent.clone() }
 }
 
 /// The cluster addresses of a service, as they are written.

@@ -8,6 +8,7 @@ pub(crate) mod cluster_address;
 pub(crate) mod compile;
 pub(crate) mod publish;
 
+mod headless;
 mod inbound;
 pub(crate) mod kept;
 mod live;
@@ -132,6 +133,9 @@ pub(crate) enum AppProtocol {
 pub(crate) struct Outbound {
     /// By the address and port that the application dialled: a service's cluster IP.
     pub(crate) services: BTreeMap<SocketAddr, Arc<ServicePort>>,
+    /// By the address and port that the application dialled: those of a pod, to which the names of these services without an
+    /// address lead. None is empty.
+    pub(crate) headless: BTreeMap<SocketAddr, Vec<Arc<ServicePort>>>,
     /// By the address that the application dialled: a pod, reached directly.
     pub(crate) workloads: BTreeMap<IpAddr, Arc<Endpoint>>,
     /// Services by name and port: backends of routes and shadows.
@@ -242,6 +246,18 @@ impl ServicePort {
     }
 }
 
+impl Outbound {
+    /// The service that a connection to this address and port is for, before anything is known of what it asks.
+    pub(crate) fn service_at(&self, dialled: SocketAddr) -> Option<&Arc<ServicePort>> {
+        self.services.get(&dialled).or_else(|| self.headless.get(&dialled)?.first())
+    }
+
+    /// The service that a request for `host` (lower case, without port) on such a connection is for. None: the pod itself.
+    pub(crate) fn service_called(&self, dialled: SocketAddr, host: &str) -> Option<&Arc<ServicePort>> {
+        self.services.get(&dialled).or_else(|| headless::called(self.headless.get(&dialled)?, host))
+    }
+}
+
 impl Inbound {
     /// What applies to a port of the own workload.
     pub(crate) fn port(&self, number: u16) -> &Arc<InboundPort> {
@@ -292,7 +308,8 @@ impl Snapshot {
     /// The service that is known here by this name, lower case: one that the own application calls, or its own.
     pub(crate) fn service_called(&self, host: &str) -> Option<&Named> {
         let host = host.strip_suffix('.').unwrap_or(host);
-        let called = self.outbound.services.values().map(|port| &port.service);
+        let headless = self.outbound.headless.values().flatten();
+        let called = self.outbound.services.values().chain(headless).map(|port| &port.service);
         let ports = self.inbound.ports.values().chain(std::iter::once(&self.inbound.other));
         let own = ports.flat_map(|port| port.services.iter().map(|service| &service.name));
         called.chain(own).find(|service| names(host, service))
@@ -325,6 +342,7 @@ impl Snapshot {
             },
             outbound: Outbound {
                 services: BTreeMap::new(),
+                headless: BTreeMap::new(),
                 workloads: BTreeMap::new(),
                 backends: BTreeMap::new(),
                 absent: BTreeSet::new(),

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::cluster_address::{ClusterAddresses, is_given};
-use super::{claims, compile, kept, route};
+use super::{claims, compile, kept, route, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::http_route::HttpRouteSpec;
 use crate::model::object::Object;
-use crate::model::service::{PortRef, ServiceSpec};
+use crate::model::service::{PortRef, ServicePortSpec, ServiceSpec};
 use crate::model::target::TargetKind;
+use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 
 /// All of it.
@@ -150,11 +151,14 @@ fn check_edges(ranges: &[IpNet], addresses: impl IntoIterator<Item = IpAddr>, at
 
 fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &mut Problems) {
     for (index, port) in object.spec.ports.iter().enumerate() {
-        let Some(PortRef::Name(name)) = &port.target_port else { continue };
         let workloads = resources.workloads_in(&object.metadata.namespace);
-        let mut selected = workloads.filter(|workload| object.spec.selects(&workload.metadata.labels)).peekable();
-        let nobody = selected.peek().is_none();
-        let numbers: BTreeSet<u16> = selected.filter_map(|workload| workload.spec.port_named(name)).collect();
+        let selected: Vec<_> = workloads.filter(|workload| object.spec.selects(&workload.metadata.labels)).collect();
+        if object.spec.is_headless() && port.is_tcp() {
+            check_headless(port, index, &selected, problems);
+        }
+        let Some(PortRef::Name(name)) = &port.target_port else { continue };
+        let nobody = selected.is_empty();
+        let numbers: BTreeSet<u16> = selected.iter().filter_map(|workload| workload.spec.port_named(name)).collect();
         let at = FieldPath::root().field("spec").field("ports").index(index).field("targetPort");
         if let Some(own) = numbers.iter().find(|port| compile::is_sidecars(**port)) {
             problems.warn(&at, compile::own_port_text(*own), "name a port of the application");
@@ -167,6 +171,23 @@ fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &m
                 "name the workload's port, or write its number",
             );
         }
+    }
+}
+
+/// Where a Service has no address of its own, its callers dial its workloads themselves: the port that they write is the one
+/// that they reach.
+fn check_headless(port: &ServicePortSpec, index: usize, workloads: &[&Object<WorkloadSpec>], problems: &mut Problems) {
+    let target = match port.target() {
+        PortRef::Number(number) => Some(number),
+        PortRef::Name(_) => workloads.iter().find_map(|workload| service::target_port(port, &workload.spec)),
+    };
+    if let Some(target) = target.filter(|target| *target != port.port) {
+        let at = FieldPath::root().field("spec").field("ports").index(index).field("targetPort");
+        let text = format!(
+            "a Service without an address translates no port: who calls its port {} reaches that port of a pod, and not {target}",
+            port.port
+        );
+        problems.warn(&at, text, format!("write port: {target}, or leave clusterIP out"));
     }
 }
 

@@ -194,7 +194,7 @@ impl<'a> Backends<'a> {
 }
 
 /// Is it a port of the endpoint's sidecar?
-fn is_sidecars(endpoint: &Endpoint) -> bool {
+pub(super) fn is_sidecars(endpoint: &Endpoint) -> bool {
     matches!(endpoint.transport, Transport::MutualTls(_)) && compile::is_sidecars(endpoint.address.port())
 }
 

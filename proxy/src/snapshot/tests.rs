@@ -4,6 +4,7 @@
 //! `UPDATE_EXPECT=1 cargo test` writes it anew.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +111,70 @@ fn a_request_is_for_the_service_that_it_names() {
 }
 
 #[test]
+fn a_service_without_an_address_is_called_at_its_pods() {
+    golden("headless");
+}
+
+#[test]
+fn what_pods_of_a_service_without_an_address_share_is_the_services() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/compile/headless.yaml")).unwrap();
+    let mut resources = Resources::default();
+    admit_all(&text, &mut resources);
+    let (snapshot, _) = compile(&resources, &own("shop/client-1"), &Snapshot::empty());
+    let outbound = &snapshot.outbound;
+    let [first, second] = ["10.64.0.5:8080", "10.64.0.6:8080"].map(|at| at.parse::<SocketAddr>().unwrap());
+    let backend = |at: SocketAddr| Arc::clone(&outbound.service_at(at).unwrap().default_backend);
+    assert!(Arc::ptr_eq(&backend(first).breaker, &backend(second).breaker));
+    assert!(Arc::ptr_eq(&backend(first).budget, &outbound.backends[&("shop/db".parse().unwrap(), 8080)].budget));
+    let called = |host: &str| outbound.service_called(second, host).map(|port| port.service.to_string());
+    for (host, expected) in [
+        ("db", Some("shop/db")),
+        ("db-readers.shop.svc.cluster.local.", Some("shop/db-readers")),
+        ("db-1.db-readers.shop", Some("shop/db-readers")),
+        // Who names neither calls the first all the same, and who names an address calls the pod.
+        ("db-0.db-readers.shop", Some("shop/db")),
+        ("example.com", Some("shop/db")),
+        ("", Some("shop/db")),
+        ("10.64.0.6", None),
+        ("[fd64::6]", None),
+    ] {
+        assert_eq!(called(host).as_deref(), expected, "{host}");
+    }
+    // Only what was asked for by the pod's address is known in full.
+    let known = |addresses: &[&str]| {
+        let called = Called { addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(), ..Called::default() };
+        let resources = Resources { called: Some(called), ..resources.clone() };
+        let (snapshot, _) = compile(&resources, &own("shop/client-1"), &Snapshot::empty());
+        (snapshot.outbound.headless.len(), snapshot.outbound.workloads.len())
+    };
+    assert_eq!([known(&[]), known(&["10.64.0.6"]), known(&["fd64::5"])], [(0, 0), (2, 1), (2, 1)]);
+}
+
+#[test]
+fn of_two_workloads_with_one_address_one_is_reached_there_and_the_other_lets_nobody_in() {
+    let workload = |name: &str, transport: &str| {
+        format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{addresses: [10.64.0.5], serviceAccount: {name}, transport: {transport}}}\n---\n"
+        )
+    };
+    for (first, second, owner) in
+        [("MutualTls", "MutualTls", "a"), ("MutualTls", "Plaintext", "a"), ("Plaintext", "MutualTls", "b")]
+    {
+        let mut resources = Resources::default();
+        admit_all(&format!("{}{}", workload("a", first), workload("b", second)), &mut resources);
+        let of = |name: &str| compile(&resources, &own(name), &Snapshot::empty()).0;
+        let endpoint = &of("shop/client").outbound.workloads[&"10.64.0.5".parse().unwrap()];
+        let identity = format!("spiffe://cluster.local/ns/shop/sa/{owner}").parse().unwrap();
+        assert_eq!(endpoint.transport, super::Transport::MutualTls(identity));
+        for name in ["a", "b"] {
+            let port = of(&format!("shop/{name}")).inbound.port(80).plaintext.clone();
+            let is_closed = matches!(port, Plaintext::Refuse(rule) if rule.as_str() == "no_configuration");
+            assert_eq!(is_closed, name != owner, "{name} of {first}, {second}");
+        }
+    }
+}
+
+#[test]
 fn an_unreadable_security_policy_closes_its_target() {
     golden("refused");
 }
@@ -185,6 +250,18 @@ fn show(snapshot: &Snapshot, dump: &mut String) {
         writeln!(dump, "service {address} is {}:{} {:?}", port.service, port.port, port.protocol).unwrap();
         for rule in &port.rules {
             show_rule(rule, dump);
+        }
+    }
+    for (address, ports) in &snapshot.outbound.headless {
+        for port in ports {
+            writeln!(dump, "pod {address} is {}:{} {:?}", port.service, port.port, port.protocol).unwrap();
+            for rule in &port.rules {
+                show_rule(rule, dump);
+                for backend in rule.backends.iter().filter_map(|backend| backend.backend.as_ref()) {
+                    let to = backend.endpoints.iter().map(|endpoint| endpoint.address.to_string());
+                    writeln!(dump, "      at {}", to.collect::<Vec<_>>().join(" ")).unwrap();
+                }
+            }
         }
     }
     for (address, endpoint) in &snapshot.outbound.workloads {

@@ -78,6 +78,7 @@ pub(super) fn prepare(
     for resource in resources.by_key.values_mut() {
         if let Resource::Service(service) = Arc::make_mut(resource)
             && service.spec.addresses().next().is_none()
+            && !service.spec.is_headless()
         {
             service.spec.cluster_ip = Some(Ipv4Addr::from(next).to_string());
             next += 1;

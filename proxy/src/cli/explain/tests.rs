@@ -208,6 +208,68 @@ fn what_is_asked_wrongly_is_told_with_what_there_is() {
 }
 
 #[test]
+fn a_service_without_an_address_is_followed_to_each_of_its_pods() {
+    let shop = include_str!("../../../testdata/compile/headless.yaml");
+    let told = |to: &str| {
+        let args = Line::try_parse_from(["explain", "--from", "shop/db-0", "--to", to]).unwrap().args;
+        let mut resources = Resources::default();
+        for document in yaml::read(shop) {
+            let resource = document.unwrap().resource;
+            resources.by_key.insert(resource.key(), Arc::new(resource));
+        }
+        let mut told = Told::default();
+        let domain = args.trust_domain.parse().unwrap();
+        let question = Question::read(&args).unwrap();
+        prepare(&mut resources, &args.from, &args.service_account, false, &mut told).unwrap();
+        explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told).unwrap();
+        told.text()
+    };
+    expect![[r#"
+        from            shop/db-0 as spiffe://cluster.local/ns/shop/sa/db
+        to              Service/shop/db has no address of its own: its name is 10.64.0.5, fd64::5, 10.64.0.6, and one of them is dialled
+        to              Service/shop/db port 8080 (10.64.0.5:8080), Http
+        route           decides  [HTTPRoute/shop/db rules[1]]
+        timeouts        request 5s, each attempt no limit
+        retry           up to 3 attempts, from 25ms apart, after what never left
+        backend         100 % to Service/shop/db port 8080, 1 endpoints, connect within 3s  [TrafficPolicy/shop/db circuitBreaking.limits]
+        endpoint        shop/db-0 10.64.0.5:8080 by mutual TLS as spiffe://cluster.local/ns/shop/sa/db
+          authorization allowed  [default_allow]
+        to              Service/shop/db port 8080 (10.64.0.6:8080), Http
+        route           decides  [HTTPRoute/shop/db rules[1]]
+        timeouts        request 5s, each attempt no limit
+        retry           up to 3 attempts, from 25ms apart, after what never left
+        backend         100 % to Service/shop/db port 8080, 1 endpoints, connect within 3s  [TrafficPolicy/shop/db circuitBreaking.limits]
+        endpoint        shop/db-1 10.64.0.6:8080 by mutual TLS as spiffe://cluster.local/ns/shop/sa/db
+          authorization allowed  [default_allow]
+        outcome         let in
+    "#]].assert_eq(&told("db:8080"));
+    expect![[r#"
+        from            shop/db-0 as spiffe://cluster.local/ns/shop/sa/db
+        to              Service/shop/db-readers has no address of its own: its name is 10.64.0.6, and one of them is dialled
+        to              Workload/shop/db-1 itself (10.64.0.6:80)
+        endpoint        shop/db-1 10.64.0.6:80 by mutual TLS as spiffe://cluster.local/ns/shop/sa/db
+          authorization allowed  [default_allow]
+        outcome         let in
+    "#]]
+    .assert_eq(&told("db-readers"));
+    expect![[r#"
+        from            shop/db-0 as spiffe://cluster.local/ns/shop/sa/db
+        to              Service/shop/none has no address of its own, and its name no address: no workload is behind it
+        outcome         refused
+    "#]]
+    .assert_eq(&told("none"));
+    expect![[r#"
+        from            shop/db-0 as spiffe://cluster.local/ns/shop/sa/db
+        to              Service/shop/db port 7000 (10.64.0.5:7000), Opaque
+        route           none: the port is declared opaque, its bytes are not looked into
+        endpoint        shop/db-0 10.64.0.5:7000 by mutual TLS as spiffe://cluster.local/ns/shop/sa/db
+          authorization allowed  [default_allow]
+        outcome         let in
+    "#]]
+    .assert_eq(&told("10.64.0.5:7000"));
+}
+
+#[test]
 fn what_no_sidecar_reads_is_refused_as_the_sidecar_refuses_it() {
     let told = |line: &[&str], change: &dyn Fn(&str) -> String| {
         let args = Line::try_parse_from(["explain"].iter().chain(line)).unwrap().args;

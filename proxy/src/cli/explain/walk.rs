@@ -11,11 +11,13 @@ use crate::base::names::Named;
 use crate::base::units::Span;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::model::Resources;
+use crate::model::object::Object;
+use crate::model::service::ServiceSpec;
 use crate::model::workload::WorkloadTransport;
 use crate::policy::Peer;
 use crate::policy::authorization::Verdict;
 use crate::snapshot::compile::{self, Own};
-use crate::snapshot::{AppProtocol, Egress, Endpoint, Plaintext, RoutePolicies, Snapshot, Transport};
+use crate::snapshot::{AppProtocol, Egress, Endpoint, Plaintext, RoutePolicies, ServicePort, Snapshot, Transport};
 
 /// Who calls.
 struct Caller<'a> {
@@ -61,6 +63,10 @@ pub(super) fn explain(
         direct(resources, &snapshot, &caller, address, question, told);
         return Ok(());
     };
+    if service.spec.is_headless() {
+        headless(resources, &snapshot, &caller, (service, number), question, told);
+        return Ok(());
+    }
     let Some(port) = snapshot.outbound.services.get(&address) else {
         let ports: Vec<_> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port.to_string()).collect();
         let says = if ports.is_empty() {
@@ -72,23 +78,63 @@ pub(super) fn explain(
         return Ok(());
     };
     told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
+    by_port(resources, port, &caller, question, told);
+    Ok(())
+}
+
+/// A connection to a service that has no address of its own: to one of the workloads to which its name leads.
+fn headless(
+    resources: &Resources,
+    snapshot: &Snapshot,
+    caller: &Caller<'_>,
+    (service, number): (&Object<ServiceSpec>, u16),
+    question: &Question,
+    told: &mut Told,
+) {
+    let behind = resources.workloads_in(&service.metadata.namespace);
+    let behind: Vec<_> =
+        behind.filter(|workload| service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating).collect();
+    let all: Vec<String> =
+        behind.iter().flat_map(|workload| &workload.spec.addresses).map(|address| address.to_canonical().to_string()).collect();
+    let key = service.key();
+    if all.is_empty() {
+        told.refuse("to", format!("{key} has no address of its own, and its name no address: no workload is behind it"), None);
+        return;
+    }
+    told.say("to", format!("{key} has no address of its own: its name is {}, and one of them is dialled", all.join(", ")), None);
+    for address in behind.iter().filter_map(|workload| workload.spec.addresses.first()) {
+        let dialled = SocketAddr::new(address.to_canonical(), number);
+        let ports = snapshot.outbound.headless.get(&dialled).into_iter().flatten();
+        match ports.into_iter().find(|port| port.service == service.named()) {
+            Some(port) => {
+                told.say("to", format!("Service/{} port {} ({dialled}), {:?}", port.service, port.port, port.protocol), None);
+                by_port(resources, port, caller, question, told);
+            }
+            // No port of the Service's leads there.
+            None => direct(resources, snapshot, caller, dialled, question, told),
+        }
+    }
+}
+
+/// What becomes of a request at a port of a service.
+fn by_port(resources: &Resources, port: &ServicePort, caller: &Caller<'_>, question: &Question, told: &mut Told) {
     if port.protocol == AppProtocol::Opaque {
         told.say("route", "none: the port is declared opaque, its bytes are not looked into", None);
         let mut opaque = question.again();
         opaque.opaque = true;
         for endpoint in &port.default_backend.endpoints {
-            arrive(resources, &caller, endpoint, &opaque, told);
+            arrive(resources, caller, endpoint, &opaque, told);
         }
-        return Ok(());
+        return;
     }
     let mut question = question.again();
     if let Err(reason) = question.normalize() {
         told.refuse("request", reason, None);
-        return Ok(());
+        return;
     }
     let Some(rule) = port.rule(&question.host, question.view()) else {
         told.refuse("route", "routes are attached, and none of their rules matches: 404 no_route", None);
-        return Ok(());
+        return;
     };
     told.say("route", "decides", Some(rule.name.to_string()));
     let mut arriving = question.again();
@@ -129,11 +175,10 @@ pub(super) fn explain(
         }
         for endpoint in &target.endpoints {
             if asked.insert(endpoint.address) {
-                arrive(resources, &caller, endpoint, &arriving, told);
+                arrive(resources, caller, endpoint, &arriving, told);
             }
         }
     }
-    Ok(())
 }
 
 /// A connection to an address that is no service's.
@@ -147,6 +192,10 @@ fn direct(
 ) {
     if address.ip().is_loopback() && compile::is_own_port(address.port()) {
         told.refuse("to", format!("{address} is the caller's own sidecar: 421 own_port"), None);
+    } else if let Some(port) = snapshot.outbound.service_at(address).filter(|port| port.protocol == AppProtocol::Opaque) {
+        // Nothing that is sent tells whether the service or the pod is meant.
+        told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
+        by_port(resources, port, caller, question, told);
     } else if let Some(endpoint) = snapshot.outbound.workloads.get(&address.ip()) {
         told.say("to", format!("Workload/{} itself ({address})", endpoint.workload), None);
         let meshed = matches!(endpoint.transport, Transport::MutualTls(_));

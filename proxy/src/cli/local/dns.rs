@@ -107,7 +107,12 @@ fn answer(question: &[u8], table: &NameTable, view: View, carrier: Carrier) -> O
                     View::Meshed => &found.service,
                     View::Outside => &found.endpoints,
                 };
-                reply.add_answers(addresses.iter().filter_map(|address| record(query.name(), query.query_type(), *address)));
+                let mut records: Vec<Record> =
+                    addresses.iter().filter_map(|address| record(query.name(), query.query_type(), *address)).collect();
+                // Who takes the first of several takes another one with each question.
+                let turn = usize::from(question.id()).checked_rem(records.len()).unwrap_or_default();
+                records.rotate_left(turn);
+                reply.add_answers(records);
                 ResponseCode::NoError
             }
             Looked::AboveOthers => ResponseCode::NoError,
@@ -287,6 +292,24 @@ mod tests {
         assert!(cut.truncated());
         let whole = Message::from_vec(&answer(&question, &table, View::Meshed, Carrier::Stream).unwrap()).unwrap();
         assert!(!whole.truncated() && whole.answers().len() == 100);
+    }
+
+    #[test]
+    fn of_several_addresses_another_one_stands_first_with_each_question() {
+        let found = NameAnswer {
+            service: ["10.64.0.5", "fd64::5", "10.64.0.6"].map(|it| it.parse().unwrap()).into(),
+            ..NameAnswer::default()
+        };
+        let table = NameTable([("db.shop.svc.cluster.local".to_owned(), found)].into());
+        let firsts = [7, 8].map(|id| {
+            let mut question = ask("db.shop.svc.cluster.local.", RecordType::A);
+            question.set_id(id);
+            let bytes = answer(&question.to_vec().unwrap(), &table, View::Meshed, Carrier::Datagram).unwrap();
+            let reply = Message::from_vec(&bytes).unwrap();
+            assert_eq!(reply.answers().len(), 2);
+            reply.answers()[0].data().to_string()
+        });
+        assert_eq!(firsts, ["10.64.0.6", "10.64.0.5"]);
     }
 
     #[test]

@@ -494,14 +494,14 @@ fn route<'a>(
             Ok(Chosen::Inbound(port))
         }
         Direction::Outbound => {
-            if let Some(port) = snapshot.outbound.services.get(&connection.original) {
+            let host = normalize::host(request.authority);
+            if let Some(port) = snapshot.outbound.service_called(connection.original, host) {
                 record.ends.service = Some(port.service.clone());
-                let rule = port
-                    .rule(normalize::host(request.authority), request)
-                    .ok_or_else(|| Reject::NoRoute(port.service.clone()))?;
+                let rule = port.rule(host, request).ok_or_else(|| Reject::NoRoute(port.service.clone()))?;
                 record.ends.route = Some(rule.name.clone());
                 return Ok(Chosen::Rule { port, rule });
             }
+            record.ends.service = None;
             match snapshot.outbound.workloads.get(&connection.original.ip()) {
                 Some(endpoint) => Ok(Chosen::Workload(Upstream::Workload(endpoint, connection.original.port()))),
                 None => Err(Reject::NoConfiguration),

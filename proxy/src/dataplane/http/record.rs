@@ -247,7 +247,7 @@ impl Ends {
                 ..Self::default()
             },
             Direction::Outbound => {
-                let service = snapshot.outbound.services.get(&original).map(|port| port.service.clone());
+                let service = snapshot.outbound.service_at(original).map(|port| port.service.clone());
                 let endpoint = snapshot.outbound.workloads.get(&original.ip()).map(|endpoint| endpoint.workload.clone());
                 Self { source: own, service, endpoint, ..Self::default() }
             }

@@ -39,6 +39,32 @@ fn versions(more: &[Value]) -> (World, Arc<Proxy>) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_is_called_by_a_service_without_an_address_is_called_by_the_services_rules() {
+    let mut peers = service("peers", "v1", 9);
+    peers["spec"]["clusterIP"] = json!("None");
+    peers["spec"]["ports"] = json!([{ "port": 8080 }]);
+    let edit =
+        json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": { "set": [{ "name": "x-edit", "value": "1" }] } });
+    let rules = json!([{ "filters": [edit], "backendRefs": [{ "name": "peers", "port": 8080 }] }]);
+    let mut route = route(rules);
+    route["spec"]["parentRefs"][0]["name"] = json!("peers");
+    let mut more = pod("v1", "v1-2", 5);
+    more["metadata"]["labels"] = json!({ "app": "v1" });
+    let (world, web) = versions(&[peers, route, more]);
+    world.sidecar("v1", "v1-2", 5);
+    let told = |pod: &'static str| move |request: Request<_>| text(format!("{pod} {:?}", request.headers().get("x-edit")));
+    world.app(app_at(3), told("v1-1"));
+    world.app(app_at(5), told("v1-2"));
+    let asked = |host: &str| Request::get("/").header("host", host).body(Full::default()).unwrap();
+    // Each is the pod that was dialled, whatever the balancer would choose.
+    for _ in 0..4 {
+        assert_eq!(ask(world.connect(&web, app_at(3)), asked("peers")).await.body, "v1-1 Some(\"1\")");
+        assert_eq!(ask(world.connect(&web, app_at(5)), asked("v1-2.peers.shop")).await.body, "v1-2 Some(\"1\")");
+    }
+    assert_eq!(ask(world.connect(&web, app_at(5)), asked("10.64.0.5:8080")).await.body, "v1-2 None");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_route_matches_and_edits() {
     let (world, web) = versions(&[route(json!([
         {
