@@ -37,8 +37,9 @@ pub(crate) fn select(world: &World, client: &Named, scope: &Scope) -> Selection 
                         has(world, &key.name, address.to_canonical()) && service(world, client, &key.name, &mut keys)
                     }
                     _ => {
+                        keys.insert(key.clone());
                         headless_services(world, client, &key.name, &mut keys);
-                        keys.insert(key.clone())
+                        true
                     }
                 };
             }
@@ -250,7 +251,6 @@ mod tests {
             "shop/client-1",
             "address/10.64.0.6",
             expect![[r#"
-                absent
                 Service/shop/db
                 Service/shop/db-readers
                 Service/shop/own
