@@ -9,7 +9,7 @@ use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigg
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
-use crate::world::{Nobody, client, echo, service, until};
+use crate::world::{Nobody, client, echo, expect, route, service, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
@@ -27,6 +27,8 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
             Case { name: "no_process_of_the_mesh_keeps_what_its_caller_had_open", run: |(), _| lets_go() },
             Case { name: "rare_events_of_the_kernel_programs_reach_the_log_where_asked_for", run: |(), _| kernel_log() },
+            Case { name: "a_service_without_an_address_is_its_pods", run: |(), _| headless() },
+            Case { name: "a_pod_that_no_workload_may_be_is_refused_before_it_is_made", run: |(), _| refused_pods() },
             Case { name: "a_pod_passes_its_programs_exit_code_and_output_through", run: |(), _| passes_through() },
         ],
     );
@@ -88,7 +90,7 @@ fn folder() -> Result<()> {
     std::fs::remove_dir_all(&resources)?;
     std::thread::sleep(Duration::from_secs(1));
     // The last good state stays in force.
-    crate::world::expect(&caller, &["http://web/"], 200)?;
+    expect(&caller, &["http://web/"], 200)?;
     std::fs::create_dir(&resources)?;
     std::fs::write(resources.join("web.yaml"), service("life", "web", 80, 8080) + &service("life", "again", 80, 8080))?;
     e2e::mesh::wait_for("the folder is read again", PATIENCE, || {
@@ -97,6 +99,55 @@ fn folder() -> Result<()> {
         Ok(())
     })?;
     drop((web, caller));
+    mesh.down()
+}
+
+fn headless() -> Result<()> {
+    let mesh = Mesh::up()?;
+    let [first, second] = [echo(&mesh, "life/db-0", "db")?, echo(&mesh, "life/db-1", "db")?];
+    let caller = client(&mesh, "life/client")?;
+    let closed = "[{ matches: [{ path: { type: PathPrefix, value: /closed } }] }, { backendRefs: [{ name: db, port: 8080 }] }]";
+    let service = service("life", "db", 8080, 8080).replace("spec:", "spec:\n  clusterIP: None");
+    mesh.apply(&(service + &route("life", "db", "db", closed)))?;
+    until(&caller, "http://db:8080/", 200)?;
+    let addresses = [first.address()?, second.address()?];
+    let named = caller.exec(["getent", "ahosts", "db"])?.ok()?;
+    for address in &addresses {
+        ensure!(named.contains(address.as_str()), "{address} is not behind db: {named}");
+        // By the name of the Service its routes hold; by the pod's address it is the pod.
+        let resolved = format!("db:8080:{address}");
+        expect(&caller, &["--resolve", &resolved, "http://db:8080/closed"], 500)?;
+        expect(&caller, &[&format!("http://{address}:8080/closed")], 200)?;
+    }
+    for (pod, own) in [("db-0", "life/db-0"), ("db-1", "life/db-1")] {
+        for _ in 0..4 {
+            let answer = expect(&caller, &[&format!("http://{pod}.db.life:8080/")], 200)?;
+            ensure!(answer.body.contains(own), "{pod} was not asked: {}", answer.body);
+        }
+    }
+    let told = finish(&mut outrigger(["explain", "--from", "life/client", "--to", "db"]), PATIENCE)?.ok()?;
+    ensure!(addresses.iter().all(|address| told.contains(address)) && !told.contains("240.0"), "{told}");
+    drop((first, second, caller));
+    mesh.down()
+}
+
+fn refused_pods() -> Result<()> {
+    let mesh = Mesh::up()?;
+    let long = "a".repeat(80);
+    for arguments in [
+        &["--label", "app=a,b"][..],
+        &["--label", "app=a", "--label", "app=b"],
+        &["--port", "http:80", "--port", "http:81"],
+        &["--port", "a:80", "--port", "b:80"],
+        &[long.as_str()],
+    ] {
+        let name: &[&str] = if arguments == [long.as_str()] { &[] } else { &["odd"] };
+        let words = [&["run"], name, arguments, &["-n", "life", "--", "true"]].concat();
+        let said = finish(&mut outrigger(words), PATIENCE)?;
+        ensure!(said.code == 2 && said.stderr.lines().count() <= 6, "{arguments:?}: {}: {}", said.code, said.all());
+    }
+    let said = finish(&mut outrigger(["delete", "-f", "/dev/null"]), PATIENCE)?;
+    ensure!(said.code == 2 && said.stderr.contains("no document"), "{}: {}", said.code, said.all());
     mesh.down()
 }
 
