@@ -8,7 +8,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::cut::{
     CONTINUATION, Cut, Cutter, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM, WINDOW_UPDATE,
 };
-use super::reject::{Flood, Limit, Reject};
+use super::reject::{Flood, Limit, REASON, Reject, Told};
 use super::unseen::{Unseen, Written};
 use crate::dataplane::wire::Wire;
 use crate::policy::limits::Limits;
@@ -30,12 +30,14 @@ pub(crate) struct Traffic {
     limits: Limits,
     control: Window,
     resets: Window,
-    /// Of the head that is being read, and of the whole connection.
+    /// Of the head that is being read: its frames behind the first, its bytes on the wire.
     continuations: AtomicU32,
+    head_bytes: AtomicUsize,
+    /// Of the whole connection.
     heads: AtomicU32,
     empties: AtomicU32,
     taken_back: AtomicU32,
-    breach: Mutex<Option<Flood>>,
+    breach: Mutex<Option<Breach>>,
     breached: Notify,
     /// The preface or a head began and did not end yet.
     head: AtomicBool,
@@ -60,6 +62,14 @@ pub(crate) enum Stands {
     Idle,
 }
 
+/// What the client did, and where it can be answered besides.
+#[derive(Clone, Debug)]
+pub(crate) struct Breach {
+    pub(crate) reject: Reject,
+    /// The stream of the request whose head it was.
+    pub(crate) stream: Option<u32>,
+}
+
 /// A count within ten seconds.
 #[derive(Debug)]
 struct Window(Mutex<(Instant, u32)>);
@@ -71,9 +81,8 @@ pub(crate) struct Framed {
     read: Cutter,
     /// What is passed over ends a head, or the preface.
     ends_head: bool,
-    /// The head that is being read: its stream, its bytes on the wire.
+    /// Of the head that is being read.
     stream: u32,
-    head_bytes: usize,
     written: Written,
 }
 
@@ -109,6 +118,7 @@ impl Traffic {
             control: Window::new(),
             resets: Window::new(),
             continuations: AtomicU32::new(0),
+            head_bytes: AtomicUsize::new(0),
             heads: AtomicU32::new(0),
             empties: AtomicU32::new(0),
             taken_back: AtomicU32::new(0),
@@ -123,12 +133,16 @@ impl Traffic {
         })
     }
 
-    /// What the client did too often.
-    pub(crate) fn breach(&self) -> Option<Flood> {
-        *self.breach.lock()
+    /// What the client did too often, or beyond all measure.
+    pub(crate) fn breach(&self) -> Option<Breach> {
+        self.breach.lock().clone()
     }
 
-    /// Returns when the client did something too often. Cancel-safe.
+    fn is_breached(&self) -> bool {
+        self.breach.lock().is_some()
+    }
+
+    /// Returns when there is a breach. Cancel-safe.
     pub(crate) async fn breached(&self) {
         self.breached.notified().await;
     }
@@ -171,12 +185,21 @@ impl Traffic {
         self.between_frames.load(Ordering::Relaxed)
     }
 
-    /// What the codec ended the connection for, when it asks for calm: it does not say more, but the frames do.
-    pub(crate) fn likely(&self) -> Reject {
-        let many = |count: &AtomicU32| count.load(Ordering::Relaxed) >= FEW;
-        let flood = if many(&self.continuations) {
+    /// What the codec ended the connection for. It has a word for several things; the frames tell them apart.
+    pub(crate) fn likely(&self, error: &h2::Error) -> Reject {
+        let head = Reject::TooLarge(Limit::HeadBytes(self.limits.header_bytes));
+        match error.reason() {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => {}
+            // Of a head that is over its limit the codec reads no string that goes on for ever, and says so in this way alone.
+            Some(h2::Reason::COMPRESSION_ERROR) => return head,
+            _another => return Reject::BadRequest("the connection broke the rules of HTTP/2"),
+        }
+        let flood = if self.continuations.load(Ordering::Relaxed) > self.continuations_read() {
+            if self.is_head_over(1) {
+                return head;
+            }
             Flood::Continuations
-        } else if many(&self.empties) {
+        } else if self.empties.load(Ordering::Relaxed) >= FEW {
             Flood::EmptyData
         } else if self.taken_back.load(Ordering::Relaxed) >= self.limits.pending_resets {
             Flood::PendingResets(self.limits.pending_resets)
@@ -184,9 +207,21 @@ impl Traffic {
             Flood::ErrorResets(self.limits.error_resets)
         } else {
             // Too few streams for anything else: it was the size of one head, many times over the limit.
-            return Reject::TooLarge(Limit::HeadBytes(self.limits.header_bytes));
+            return head;
         };
         Reject::Flood(flood)
+    }
+
+    /// Is the head that is being read so many times over its limit, by its bytes on the wire?
+    fn is_head_over(&self, times: u32) -> bool {
+        let limit = self.limits.header_bytes.saturating_mul(times);
+        u32::try_from(self.head_bytes.load(Ordering::Relaxed)).map_or(true, |bytes| bytes > limit)
+    }
+
+    /// How many frames behind the first the codec reads of one head: a quarter more than its limit on heads fills.
+    fn continuations_read(&self) -> u32 {
+        let fill = (self.limits.header_bytes.saturating_mul(HEADERS_READ) / FRAME_BYTES).max(1);
+        fill.saturating_add(fill / 4).max(5)
     }
 
     /// The client is given up.
@@ -199,8 +234,8 @@ impl Traffic {
         *self.late.lock()
     }
 
-    fn refuse(&self, flood: Flood) {
-        self.breach.lock().get_or_insert(flood);
+    fn refuse(&self, reject: Reject, stream: Option<u32>) {
+        self.breach.lock().get_or_insert(Breach { reject, stream });
         self.breached.notify_one();
     }
 
@@ -256,7 +291,7 @@ impl Drop for Unanswered {
     fn drop(&mut self) {
         let traffic = &self.traffic;
         if !self.answered && self.since.elapsed() < AT_ONCE && traffic.resets.over(traffic.limits.resets) {
-            traffic.refuse(Flood::Resets(traffic.limits.resets));
+            traffic.refuse(Reject::Flood(Flood::Resets(traffic.limits.resets)), None);
         }
     }
 }
@@ -265,7 +300,7 @@ impl Framed {
     /// Counts the frames of a stream that begins with the preface.
     pub(crate) fn new(io: Wire, traffic: Arc<Traffic>) -> Self {
         let read = Cutter::new(PREFACE_BYTES);
-        Self { io, traffic, read, ends_head: true, stream: 0, head_bytes: 0, written: Written::new() }
+        Self { io, traffic, read, ends_head: true, stream: 0, written: Written::new() }
     }
 
     fn take(&mut self, mut bytes: &[u8]) {
@@ -282,16 +317,21 @@ impl Framed {
         let Frame { length, kind, flags, stream, code: _ } = frame;
         match kind {
             HEADERS | CONTINUATION => {
-                match kind {
-                    CONTINUATION => {
-                        one_more(&self.traffic.continuations);
-                        self.head_bytes = self.head_bytes.saturating_add(length);
+                let traffic = &self.traffic;
+                if kind == CONTINUATION {
+                    one_more(&traffic.continuations);
+                    let bytes = traffic.head_bytes.load(Ordering::Relaxed).saturating_add(length);
+                    traffic.head_bytes.store(bytes, Ordering::Relaxed);
+                    // Left to the codec, it would be told as a flood of frames: what the codec counts is these.
+                    if flags & END_HEADERS == 0 && traffic.is_head_over(HEAD_PASSED_ON) {
+                        let stream = traffic.unseen.is_new(self.stream).then_some(self.stream);
+                        traffic.refuse(Reject::TooLarge(Limit::HeadBytes(traffic.limits.header_bytes)), stream);
                     }
-                    _headers => {
-                        one_more(&self.traffic.heads);
-                        self.traffic.continuations.store(0, Ordering::Relaxed);
-                        (self.stream, self.head_bytes) = (stream, length);
-                    }
+                } else {
+                    one_more(&traffic.heads);
+                    traffic.continuations.store(0, Ordering::Relaxed);
+                    traffic.head_bytes.store(length, Ordering::Relaxed);
+                    self.stream = stream;
                 }
                 self.traffic.head.store(true, Ordering::Relaxed);
                 self.ends_head = flags & END_HEADERS != 0;
@@ -309,7 +349,7 @@ impl Framed {
                 }
                 let limit = self.traffic.limits.control_frames;
                 if self.traffic.control.over(limit) {
-                    self.traffic.refuse(Flood::ControlFrames(limit));
+                    self.traffic.refuse(Reject::Flood(Flood::ControlFrames(limit)), None);
                 }
             }
         }
@@ -318,7 +358,7 @@ impl Framed {
     fn head_ended(&mut self) {
         self.ends_head = false;
         self.traffic.head.store(false, Ordering::Relaxed);
-        self.traffic.unseen.head(self.stream, self.head_bytes);
+        self.traffic.unseen.head(self.stream, self.traffic.head_bytes.load(Ordering::Relaxed));
     }
 }
 
@@ -330,7 +370,7 @@ impl AsyncRead for Framed {
         if let Some(bytes) = buf.filled().get(before..) {
             this.traffic.moved();
             this.take(bytes);
-            if this.traffic.breach().is_some() {
+            if this.traffic.is_breached() {
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }
         }
@@ -394,6 +434,28 @@ impl AsyncWrite for Framed {
     }
 }
 
+/// The answer to a request whose head is not read to its end: a status, and why (RFC 9113 8.1: before the request is complete;
+/// RFC 7541 6.2.2 and 6.3: nothing of it goes into a table, which is empty from here on).
+pub(crate) fn answer(stream: u32, told: &Told<'_>) -> Vec<u8> {
+    let mut block = vec![TABLE_OF_NOTHING, STATUS_LITERAL];
+    string(&mut block, told.status.as_str());
+    block.push(NAME_LITERAL);
+    string(&mut block, REASON.as_str());
+    string(&mut block, told.reason.as_str());
+    let mut frame = u32::try_from(block.len()).unwrap_or(0).to_be_bytes().get(1..).unwrap_or_default().to_vec();
+    frame.extend_from_slice(&[HEADERS, END_HEADERS | END_STREAM]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(&block);
+    frame
+}
+
+/// A string of a block of headers, whose length has one byte: statuses and reasons are short.
+fn string(block: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.len().min(126)).unwrap_or_default();
+    block.push(u8::try_from(text.len()).unwrap_or(0));
+    block.extend_from_slice(text.as_bytes());
+}
+
 /// A GOAWAY that asks for calm and says why (RFC 9113 6.8 and 7).
 pub(crate) fn calm(text: &str) -> Vec<u8> {
     let text = text.as_bytes();
@@ -416,3 +478,14 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// A request that is taken back sooner was hardly meant.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const ENHANCE_YOUR_CALM: u8 = 11;
+/// How many times the limit on a head is read of one by the codec.
+pub(super) const HEADERS_READ: u32 = 4;
+/// How many times its limit a head that does not end is passed on to the codec, which takes a quarter more of frames than what
+/// it reads of one fills.
+const HEAD_PASSED_ON: u32 = 5;
+/// The size of a frame, where nobody asked for larger ones (RFC 9113 6.5.2).
+const FRAME_BYTES: u32 = 16_384;
+/// In a block of headers: the table is emptied; a status follows; a name and its value follow.
+const TABLE_OF_NOTHING: u8 = 0x20;
+const STATUS_LITERAL: u8 = 0x08;
+const NAME_LITERAL: u8 = 0x00;

@@ -18,7 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::frames::{self, Framed, Stands, Traffic};
+use super::frames::{self, Framed, HEADERS_READ, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
 use super::inflow::Inflow;
 use super::pipeline::{self, Connection};
@@ -32,6 +32,7 @@ use crate::base::net::BoxedIo;
 use crate::dataplane::pool::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
 use crate::dataplane::sniff::Prefixed;
 use crate::dataplane::wire::Wire;
+use crate::policy::limits::Limits;
 use crate::telemetry::Protocol;
 
 /// What a client speaks.
@@ -123,15 +124,8 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             }
         })
     };
-    let served = http1::Builder::new()
-        .auto_date_header(false)
-        .half_close(true)
-        .max_header_size(size(limits.header_bytes))
-        .max_headers(size(limits.header_count))
-        // The clock below tells waiting for a head from waiting within one.
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(Guarded::new(first, io, Arc::clone(&turn))), service)
-        .with_upgrades();
+    let served =
+        codec_http1(&limits).serve_connection(TokioIo::new(Guarded::new(first, io, Arc::clone(&turn))), service).with_upgrades();
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(served);
     let mut drain = connection.drain.clone();
@@ -237,11 +231,12 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     while let Some(reject) = traffic.refused_unseen() {
         refused(&connection, protocol, &reject);
     }
-    if let Some(flood) = traffic.breach() {
-        let reject = Reject::Flood(flood);
+    if let Some(frames::Breach { reject, stream }) = traffic.breach() {
         refused(&connection, protocol, &reject);
         if traffic.between_frames() {
-            let words = frames::calm(&reject.told().text);
+            let told = reject.told();
+            let mut words = stream.map_or_else(Vec::new, |stream| frames::answer(stream, &told));
+            words.extend(frames::calm(&told.text));
             wire.clone().drive(guard::farewell(wire, &words)).await;
         }
         return;
@@ -255,10 +250,21 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     tracing::debug!(%error, "a connection ended early");
     // The client is told by a GOAWAY, which has no place for our words.
     if error.is_library() && error.is_go_away() {
-        let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-        let reject = if calm { traffic.likely() } else { Reject::BadRequest("the connection broke the rules of HTTP/2") };
-        refused(&connection, protocol, &reject);
+        refused(&connection, protocol, &traffic.likely(&error));
     }
+}
+
+/// The codec of HTTP/1, which keeps the limits on heads.
+pub(super) fn codec_http1(limits: &Limits) -> http1::Builder {
+    let mut codec = http1::Builder::new();
+    codec
+        .auto_date_header(false)
+        .half_close(true)
+        .max_header_size(size(limits.header_bytes))
+        .max_headers(size(limits.header_count))
+        // A clock of our own tells waiting for a head from waiting within one.
+        .header_read_timeout(None);
+    codec
 }
 
 /// Tells of a request that was refused before it was one.
@@ -279,7 +285,5 @@ fn size(limit: u32) -> usize {
 
 /// What a head of an answer may hold on a link, in HTTP/2's way of counting (RFC 9113 10.5.1).
 pub(crate) const HEADER_BYTES_MAX: u32 = 64 * 1024;
-/// How many times the limit on a head is read of one.
-const HEADERS_READ: u32 = 4;
 /// What one stream may have waiting to be sent beyond its client's window.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -49,7 +49,7 @@ impl Unseen {
     /// A head came whole: so many bytes of it.
     pub(super) fn head(&self, stream: u32, bytes: usize) {
         // Trailers are no head.
-        if stream <= self.last.load(Ordering::Relaxed) {
+        if !self.is_new(stream) {
             return;
         }
         self.last.store(stream, Ordering::Relaxed);
@@ -61,6 +61,11 @@ impl Unseen {
             }
             long.push_back(stream);
         }
+    }
+
+    /// Is it a request's stream, and not one whose head came before, of which trailers come?
+    pub(super) fn is_new(&self, stream: u32) -> bool {
+        stream > self.last.load(Ordering::Relaxed)
     }
 
     /// A request was seen.

@@ -238,6 +238,76 @@ async fn a_head_of_endless_continuations_is_ended() {
     }
 }
 
+/// A header's name and the length of its value, of so many bytes.
+fn begun(length: usize) -> Vec<u8> {
+    let mut bytes = b"\x00\x01x\x7f".to_vec();
+    let mut rest = length - 127;
+    while rest >= 128 {
+        bytes.push(u8::try_from(rest % 128).unwrap() | 128);
+        rest /= 128;
+    }
+    bytes.push(u8::try_from(rest).unwrap());
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_goes_on_beyond_all_measure_is_answered_and_told_by_its_size() {
+    let header = [begun(16_000), vec![b'a'; 16_000]].concat();
+    let endless = |index| if index == 1 { [begun(1 << 24), vec![b'a'; 16_000]].concat() } else { vec![b'a'; 16_000] };
+    for each_its_own in [true, false] {
+        let bench = bench(&json!({}));
+        for (proxy, direction) in bench.sides() {
+            let attack = |index| match index {
+                0 => frame(HEADERS, END_STREAM, 1, HEAD),
+                _ if each_its_own => frame(CONTINUATION, 0, 1, &header),
+                _ => frame(CONTINUATION, 0, 1, &endless(index)),
+            };
+            let heard = flood(bench.open(direction), attack, 200).await;
+            let answer = heard.iter().find(|(kind, _)| *kind == HEADERS).map(|(_, payload)| String::from_utf8_lossy(payload));
+            let answer = answer.expect("an answer");
+            assert!(answer.contains("431") && answer.contains("headers_too_large"), "{direction} {answer:?}");
+            let (code, text) = goodbye(&heard);
+            assert!(code == CALM && text.contains("larger than 65536 bytes (headerBytes)"), "{direction} {code} {text}");
+            told(proxy, &["outrigger_refusals_total", direction, "headers_too_large", "shop/api"]);
+            told(proxy, &["outrigger_requests_total", direction, "headers_too_large", "status=\"431\""]);
+            assert!(!proxy.telemetry.metrics.render().contains("too_many_frames"), "{direction}");
+            bench.others_are_served().await;
+        }
+    }
+}
+
+/// The codec ends these by itself, by three different words.
+#[tokio::test(start_paused = true)]
+async fn a_head_over_its_limit_is_told_by_its_size_whatever_the_codec_ends_it_for() {
+    let small = [begun(4_000), vec![b'a'; 4_000]].concat();
+    let in_the_table = [b"\x40".to_vec(), begun(4_000)[1..].to_vec(), vec![b'a'; 4_000]].concat();
+    let string = [begun(1 << 24), vec![b'a'; 100]].concat();
+    let many_frames = |_| small.clone();
+    let unfolded = |index| match index {
+        1 => in_the_table.clone(),
+        2..=6 => vec![0xbe],
+        _ => vec![0xbe; 1_000],
+    };
+    let string_beyond = |index| match index {
+        1 => in_the_table.clone(),
+        2 => vec![0xbe; 70],
+        3 => string.clone(),
+        _ => vec![b'a'; 16_384],
+    };
+    for piece in [&many_frames as &dyn Fn(u32) -> Vec<u8>, &unfolded, &string_beyond] {
+        let bench = bench(&json!({}));
+        for (proxy, direction) in bench.sides() {
+            let attack = |index| match index {
+                0 => frame(HEADERS, END_STREAM, 1, HEAD),
+                _ => frame(CONTINUATION, 0, 1, &piece(index)),
+            };
+            flood(bench.open(direction), attack, 200).await;
+            told(proxy, &["outrigger_refusals_total", direction, "headers_too_large", "shop/api"]);
+            assert!(!proxy.telemetry.metrics.render().contains("too_many_frames"), "{direction}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_bomb_of_headers_is_refused_and_never_unfolded() {
     let bench = bench(&json!({}));
