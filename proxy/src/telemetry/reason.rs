@@ -123,7 +123,8 @@ reasons! {
     UpstreamReset = "upstream_reset", Upstream;
     /// The destination's answer is not valid HTTP.
     UpstreamProtocol = "upstream_protocol", Upstream;
-    /// The caller speaks HTTP/2 and the application does not: declare its port as `http`, or have it speak HTTP/2.
+    /// The caller speaks HTTP/2 and the application does not: have it speak HTTP/2, and declare its port by
+    /// `appProtocol: kubernetes.io/h2c` or a name that begins with `grpc` or `http2`; or, unless the calls are gRPC, declare its port as `http`.
     AppNotHttp2 = "app_not_http2", Upstream;
     /// One attempt took longer than its timeout, and no attempt was left.
     AttemptTimeout = "attempt_timeout", Upstream;

@@ -143,7 +143,8 @@ async fn an_application_that_does_not_speak_http_2_is_told_apart_and_not_ejected
             let request = Request::get("http://api.shop/").body(Full::default()).unwrap();
             let heard = ask_h2(world.connect(&web, vip(1)), request).await;
             assert_eq!((heard.status, heard.reason()), (502, "app_not_http2"), "{heard:?}");
-            assert!(heard.body.contains("declare its port as `http`"), "{heard:?}");
+            assert!(heard.body.contains("unless the calls are gRPC, declare its port as `http`"), "{heard:?}");
+            assert!(heard.body.contains("`appProtocol: kubernetes.io/h2c` or a name that begins with `grpc`"), "{heard:?}");
         }
         assert!(tell.iter().any(|proxy| proxy.telemetry.metrics.render().contains("reason=\"app_not_http2\"")));
         let metrics = web.telemetry.metrics.render();
