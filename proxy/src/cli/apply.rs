@@ -26,9 +26,7 @@ use crate::control::source::file::{document_files, read_keys};
   outrigger apply -f ./mesh --wait --timeout 10s
   cat route.yaml | outrigger apply -f -
 
-Exit codes: 0 applied (with --wait: and acknowledged); 1 --wait ended with sidecars that refused, did not answer or are not
-connected;
-2 a document is refused, nothing was applied; 3 the control plane does not run, or its token may not be read.")]
+Exit codes: 0 applied (with --wait: and acknowledged); 1 --wait ended with sidecars that refused, did not answer or are not connected; 2 a document is refused, nothing was applied; 3 the control plane does not run, or its token may not be read.")]
 pub(crate) struct ApplyArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -49,8 +47,7 @@ pub(crate) struct ApplyArgs {
 
 A security policy that loses the Service that it is for is told of; it goes on covering what the Service led to.
 
-Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 2 there is no document to delete; 3 the
-control plane does not run, or its token may not be read.")]
+Exit codes: 0 deleted; 1 a document is not there, or stands in a watched folder; 2 there is no document to delete; 3 the control plane does not run, or its token may not be read.")]
 pub(crate) struct DeleteArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]

@@ -29,8 +29,7 @@ use crate::snapshot::compile;
   outrigger check -f ./mesh
   outrigger check -f route.yaml -f policies/ -o json
 
-Exit codes: 0 every document would be in force; 1 one would be refused; 2 a file cannot be read, or there is
-no document to check (what is left to Kubernetes is none).")]
+Exit codes: 0 every document would be in force; 1 one would be refused; 2 a file cannot be read, or there is no document to check (what is left to Kubernetes is none).")]
 pub(crate) struct CheckArgs {
     /// A file or a folder of documents; `-` is stdin; may be given several times
     #[arg(short, long = "file", value_name = "DIR|FILE|-", default_value = ".")]

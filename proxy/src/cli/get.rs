@@ -17,8 +17,7 @@ use crate::model::Kind;
   outrigger get httproute web -n shop -o yaml
   outrigger get all -o wide
 
-Kinds: mesh, service (svc), workload (wl), httproute (route), authorizationpolicy (authz), requestauthentication (authn),
-peerauthentication (peer), trafficpolicy (tp); plurals too.")]
+Kinds: mesh, service (svc), workload (wl), httproute (route), authorizationpolicy (authz), requestauthentication (authn), peerauthentication (peer), trafficpolicy (tp); plurals too.")]
 pub(crate) struct GetArgs {
     /// A kind by its name, its plural or its short form, or `all`
     pub(crate) kind: String,

@@ -25,7 +25,7 @@ mod table;
 
 /// An eBPF-accelerated sidecar service mesh.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "outrigger", version, arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 80)]
 #[command(after_help = "Examples:
   outrigger up --resources ./mesh          start the mesh on this machine
   outrigger run web -n shop -- ./web       run a program as a pod of it
@@ -205,5 +205,29 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_fits_eighty_columns_and_is_wrapped_once() {
+        let mut cli = Cli::command();
+        cli.build();
+        let names: Vec<String> = cli.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        let commands = std::iter::once(cli.clone()).chain(names.iter().filter_map(|name| cli.find_subcommand(name).cloned()));
+        for mut command in commands {
+            for help in [command.render_help().to_string(), command.render_long_help().to_string()] {
+                for line in help.lines() {
+                    assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+                }
+            }
+            // What is a paragraph is one line, which is wrapped where it is shown; what is indented stays as it is.
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            for pair in lines.windows(2) {
+                let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ');
+                let wrapped = pair.iter().all(|line| is_prose(line));
+                assert!(!wrapped, "{}: {pair:?}", command.get_name());
+                assert!(is_prose(pair[0]) || pair[0].chars().count() <= 80, "{}: {}", command.get_name(), pair[0]);
+            }
+        }
     }
 }

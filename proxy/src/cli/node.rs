@@ -14,7 +14,7 @@ use crate::node::{Config, authority, chain};
 use crate::telemetry::log::{self, LogFormat};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger node --state /var/lib/outrigger --control 127.0.0.1:14010 --name laptop")]
+#[command(after_help = "Example:\n  outrigger node --control 127.0.0.1:14010 --name laptop")]
 pub(crate) struct NodeArgs {
     /// Where the mesh keeps its state
     #[arg(long, env = "OUTRIGGER_STATE", value_name = "DIR", default_value = "/var/lib/outrigger")]

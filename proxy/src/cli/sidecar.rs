@@ -23,9 +23,7 @@ use crate::telemetry::log::{self, LogFormat};
 use crate::telemetry::metrics::Metrics;
 
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  outrigger sidecar --namespace shop --name web-1 --control 10.64.0.1:14010 --state /var/lib/outrigger/sidecars/shop.web-1"
-)]
+#[command(after_help = "Example:\n  outrigger sidecar --namespace shop --name web-1 --state ./web-1")]
 pub(crate) struct SidecarArgs {
     /// The pod's namespace
     #[arg(long, env = "OUTRIGGER_NAMESPACE", value_name = "NS")]

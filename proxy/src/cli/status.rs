@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::apply::line;
 use super::client::{self, ApiArgs};
+use super::local::has_lost_supervisor;
 use super::table::{self, Output, day, moment};
 use super::{Failure, print, warn};
 use crate::control::api::Wrong;
@@ -20,10 +21,9 @@ use crate::control::api::Wrong;
 #[command(after_help = "Example:
   outrigger status -o json
 
-Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for
-a Service that does not exist or covers more than its Services ever led to, a pod's sidecar or the node agent is not connected, a certificate has ended, or the
-authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it. Of a control plane that
-was just started it waits up to 6 s for sidecars and the node agent to come back.")]
+Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service that does not exist or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
+
+Of a control plane that was just started it waits up to 6 s for sidecars and the node agent to come back. With -o wide, pods are listed with all of their addresses.")]
 pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
@@ -33,7 +33,9 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger proxies -o wide")]
+#[command(
+    after_help = "Example:\n  outrigger proxies -o wide\n\nWith -o wide, each is told with its identity, software and address."
+)]
 pub(crate) struct ProxiesArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
@@ -45,7 +47,7 @@ pub(crate) struct ProxiesArgs {
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mut answer = settled(&args.api)?;
-    let unwell = unwell(&answer);
+    let unwell = unwell(&answer, &has_lost_supervisor);
     let code = if unwell.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if let Some(whole) = answer.as_object_mut() {
         whole.insert("unwell".to_owned(), unwell.clone().into());
@@ -55,7 +57,8 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     }
     let now = number(&answer, "/control/now");
     let mut text = String::new();
-    let mut say = |title: &str, line: String| text.push_str(&format!("{title:<15}{line}\n"));
+    let width = table::width();
+    let mut say = |title: &str, line: String| text.push_str(&table::fold(&format!("{title:<15}{line}"), width, 15));
     let control = format!(
         "up for {}, version {}, trust domain {}, revision {}",
         moment(number(&answer, "/control/started"), now).trim_end_matches(" ago"),
@@ -79,11 +82,14 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     say("resources", if kinds.is_empty() { "none".to_owned() } else { kinds });
     say("problems", format!("{} refuse, {} warn", number(&answer, "/problems/refuses"), number(&answer, "/problems/warns")));
     print(&text)?;
+    let wide = args.output == Some(Output::Wide);
     let rows = list(&answer, "/pods").iter().map(|pod| {
         let meshed = pod.pointer("/meshed").and_then(Value::as_bool) == Some(true);
         let connected = pod.pointer("/connected").and_then(Value::as_bool) == Some(true);
         let refused = number(pod, "/refused");
+        let gone = !connected && is_local(pod) && has_lost_supervisor(&string(pod, "/namespace"), &string(pod, "/name"));
         let configuration = match (meshed, connected) {
+            _any if gone => "supervisor gone".to_owned(),
             (false, _) => "outside the mesh".to_owned(),
             (true, false) => "not connected".to_owned(),
             (true, true) if refused > 0 => format!("{refused} refused"),
@@ -91,10 +97,11 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
             (true, true) => "acknowledged".to_owned(),
         };
         let expires = pod.pointer("/certificateExpires").and_then(Value::as_u64);
+        let addresses = list(pod, "/addresses").iter().filter_map(Value::as_str);
         vec![
             string(pod, "/namespace"),
             string(pod, "/name"),
-            list(pod, "/addresses").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+            addresses.take(if wide { usize::MAX } else { 1 }).collect::<Vec<_>>().join(","),
             string(pod, "/serviceAccount"),
             configuration,
             expires.map_or_else(|| "-".to_owned(), |expires| moment(expires, now)),
@@ -103,12 +110,13 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let rows: Vec<_> = rows.collect();
     if !rows.is_empty() {
         print("\n")?;
-        table::rows(&["NAMESPACE", "POD", "ADDRESSES", "ACCOUNT", "CONFIGURATION", "CERTIFICATE ENDS"], rows)?;
+        let addresses = if wide { "ADDRESSES" } else { "ADDRESS" };
+        table::rows(&["NAMESPACE", "POD", addresses, "ACCOUNT", "CONFIGURATION", "CERTIFICATE"], rows)?;
     }
     let warnings = problems(&answer).into_iter().filter(|problem| !problem.refuses);
     let told: Vec<String> = warnings.map(|problem| format!("warning: {}", line(&problem))).chain(unwell).collect();
     if !told.is_empty() {
-        print(&format!("\n{}\n", told.join("\n")))?;
+        print(&told.iter().fold("\n".to_owned(), |text, line| text + &table::fold(line, width, 2)))?;
     }
     Ok(code)
 }
@@ -147,9 +155,9 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
     }
     let wide = args.output == Some(Output::Wide);
     let revision = number(&answer, "/revision");
-    let mut titles = vec!["NAMESPACE", "POD", "IDENTITY", "CONFIGURATION", "RESOURCES", "REFUSED"];
+    let mut titles = vec!["NAMESPACE", "POD", "CONFIGURATION", "RESOURCES", "REFUSED"];
     if wide {
-        titles.extend(["SCOPES", "SOFTWARE", "ADDRESS"]);
+        titles.extend(["IDENTITY", "SCOPES", "SOFTWARE", "ADDRESS"]);
     }
     let items = list(&answer, "/items");
     let rows = items.iter().map(|item| {
@@ -159,32 +167,32 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
         let mut row = vec![
             string(item, "/namespace"),
             string(item, "/name"),
-            string(item, "/identity"),
             configuration,
             number(item, "/resources").to_string(),
             list(item, "/refused").len().to_string(),
         ];
         if wide {
             let scopes = list(item, "/scopes").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
-            row.extend([scopes, string(item, "/software"), string(item, "/address")]);
+            row.extend([string(item, "/identity"), scopes, string(item, "/software"), string(item, "/address")]);
         }
         row
     });
     let missing = list(&answer, "/notConnected").iter().map(|pod| {
-        let mut row = vec![string(pod, "/namespace"), string(pod, "/name"), "-".to_owned(), "not connected".to_owned()];
+        let mut row = vec![string(pod, "/namespace"), string(pod, "/name"), "not connected".to_owned()];
         row.resize(titles.len(), "-".to_owned());
         row
     });
     table::rows(&titles, rows.chain(missing).collect())?;
     for item in items {
         for refused in list(item, "/refused") {
-            print(&format!(
-                "\n{}/{} refuses {}: {}\n",
+            let line = format!(
+                "{}/{} refuses {}: {}",
                 string(item, "/namespace"),
                 string(item, "/name"),
                 string(refused, "/resource"),
                 string(refused, "/reason"),
-            ))?;
+            );
+            print(&format!("\n{}", table::fold(&line, table::width(), 2)))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -196,7 +204,7 @@ const RECONNECT_SECONDS: u64 = 6;
 const POLL: Duration = Duration::from_millis(100);
 
 /// What is not well, each on a line.
-fn unwell(answer: &Value) -> Vec<String> {
+fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> Vec<String> {
     let now = number(answer, "/control/now");
     let mut lines: Vec<String> =
         problems(answer).iter().filter(|problem| problem.refuses).map(|problem| format!("refused: {}", line(problem))).collect();
@@ -205,9 +213,20 @@ fn unwell(answer: &Value) -> Vec<String> {
     let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
     let ended = |item: &Value| item.pointer("/certificateExpires").and_then(Value::as_u64).is_some_and(|ends| ends <= now);
     let mut local = false;
-    for pod in list(answer, "/pods").iter().filter(|pod| is(pod, "/local") && is(pod, "/meshed")) {
+    for pod in list(answer, "/pods").iter().filter(|pod| is_local(pod)) {
+        let (namespace, name) = (string(pod, "/namespace"), string(pod, "/name"));
+        if !is(pod, "/connected") && has_lost_supervisor(&namespace, &name) {
+            lines.push(format!(
+                "{namespace}/{name} has lost its supervisor, `outrigger run`, and with it its program and sidecar: run it again \
+                 under its name; what is left goes by itself in a moment, or by `outrigger stop {name} -n {namespace}`"
+            ));
+            continue;
+        }
+        if !is(pod, "/meshed") {
+            continue;
+        }
         local = true;
-        let name = format!("{}/{}", string(pod, "/namespace"), string(pod, "/name"));
+        let name = format!("{namespace}/{name}");
         if !is(pod, "/connected") && !is(pod, "/terminating") {
             lines.push(format!("{name} is not connected: its sidecar keeps its last good configuration"));
         }
@@ -230,6 +249,11 @@ fn unwell(answer: &Value) -> Vec<String> {
         lines.push(format!("the authority's root is good until {} only", day(root)));
     }
     lines
+}
+
+/// Did `outrigger run` make the pod?
+fn is_local(pod: &Value) -> bool {
+    pod.pointer("/local").and_then(Value::as_bool) == Some(true)
 }
 
 fn problems(answer: &Value) -> Vec<Wrong> {
@@ -268,6 +292,10 @@ mod tests {
     use super::*;
 
     fn answer(change: impl FnOnce(&mut Value)) -> Vec<String> {
+        answer_with(change, &|_, _| false)
+    }
+
+    fn answer_with(change: impl FnOnce(&mut Value), has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> Vec<String> {
         let mut answer = json!({
             "control": { "now": 1_000_000, "revision": 4, "rootExpires": 100_000_000 },
             "nodes": [{ "name": "vm", "certificateExpires": 1_003_000 }],
@@ -280,7 +308,18 @@ mod tests {
             ],
         });
         change(&mut answer);
-        unwell(&answer)
+        unwell(&answer, has_lost_supervisor)
+    }
+
+    #[test]
+    fn a_pod_whose_supervisor_was_killed_is_told_with_what_to_do_and_not_as_one_that_serves_on() {
+        let lost =
+            |lost: &'static str| answer_with(|all| all["pods"][0]["connected"] = false.into(), &move |_, name| name == lost);
+        let [web] = lost("web-1").try_into().unwrap();
+        assert!(web.starts_with("shop/web-1 has lost its supervisor") && web.contains("`outrigger stop web-1 -n shop`"), "{web}");
+        // A pod outside of the mesh is one as well; one that is connected has its sidecar.
+        assert!(lost("out-1").iter().any(|line| line.starts_with("shop/out-1 has lost its supervisor")));
+        assert_eq!(answer_with(|_| (), &|_, name| name == "web-1"), Vec::<String>::new());
     }
 
     #[test]

@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 pub(crate) use down::down;
-pub(crate) use places::{STATE, UpRecord, read_up_record, supervised};
+pub(crate) use places::{GATEWAYS, STATE, UpRecord, read_up_record, supervised};
+pub(crate) use visit::has_lost_supervisor;
 pub(crate) use visit::stop;
 
 use super::Failure;
@@ -79,14 +80,11 @@ pub(crate) struct DownArgs {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
-  outrigger run web-1 -n shop --label app=web --port http:8080 -- python3 -m http.server 8080
+  outrigger run web-1 -n shop --label app=web --port http:8080 -- ./web 8080
 
-A local pod reaches the other pods, the services of the mesh and this machine, but not the internet: nothing translates its
-address, and only names of the mesh resolve (docs/operations.md).
+A local pod reaches the other pods, the services of the mesh and this machine, but not the internet: nothing translates its address, and only names of the mesh resolve (docs/operations.md).
 
-A pod has a network of its own, and shares processes, files and users with the machine: a program that root runs without
---user is root on this machine, can enter other pods and read the mesh's keys. Give what you do not trust a user of its own
-(docs/security.md).")]
+A pod has a network of its own, and shares processes, files and users with the machine: a program that root runs without --user is root on this machine, can enter other pods and read the mesh's keys. Give what you do not trust a user of its own (docs/security.md).")]
 pub(crate) struct RunArgs {
     /// The pod's name
     pub(crate) name: String,

@@ -40,6 +40,8 @@ pub(crate) const RUNTIME: &str = "/run/outrigger";
 pub(crate) const BRIDGE: &str = "outrigger0";
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, 1);
+/// Both.
+pub(crate) const GATEWAYS: [IpAddr; 2] = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
 /// The users and groups of sidecars: one for each address that a pod can have, so that no two sidecars share one.
 /// Distributions give these numbers to nobody.
 pub(crate) const SIDECAR_IDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;

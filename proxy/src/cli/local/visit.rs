@@ -74,6 +74,15 @@ pub(crate) fn stop(args: StopArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Was the supervisor of a pod of this machine killed, so that only what it would have removed is left?
+pub(crate) fn has_lost_supervisor(namespace: &str, name: &str) -> bool {
+    let places = PodPlaces::new(&places::known_state(), namespace, name);
+    places.is_ok_and(|places| {
+        // Whoever may not look does not know it.
+        matches!(places.read_record(), Ok(Some(_))) && matches!(places.is_alive(), Ok(false))
+    })
+}
+
 /// Asks again and again, for at most that long, whether something has happened.
 pub(crate) fn wait_until(at_most: Duration, mut happened: impl FnMut() -> Result<bool, Failure>) -> Result<bool, Failure> {
     let begun = Instant::now();
