@@ -32,11 +32,13 @@ use walk::explain;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  outrigger explain --from shop/front-1 --to payments --method POST --path /charge --token token.jwt
-  outrigger explain --from shop/front-1 --to reviews.shop:80 --header 'x-user: ada' -f ./mesh -o json
+  outrigger explain --from shop/front-1 --to payments --method POST --path /pay
+  outrigger explain --from shop/front-1 --to reviews.shop:80 -f ./mesh -o json
+  outrigger explain --from shop/front-1 --to web --header 'x-user: ada'
 
-Exit codes: 0 it would be let in wherever it may go; 1 it would be refused somewhere; 2 the question is wrong;
-3 the control plane does not answer.")]
+The request is read as one of HTTP/1.1. Whether a program listens at the port, and whether it answers, is not asked.
+
+Exit codes: 0 it would be let in wherever it may go; 1 it would be refused somewhere; 2 the question is wrong; 3 the control plane does not answer.")]
 pub(crate) struct ExplainArgs {
     /// The pod that calls
     #[arg(long, value_name = "NS/POD")]
@@ -46,7 +48,7 @@ pub(crate) struct ExplainArgs {
     pub(crate) to: String,
     #[arg(long, default_value = "GET")]
     pub(crate) method: Method,
-    /// With its query
+    /// With its query; `*` and a whole URL are targets too
     #[arg(long, default_value = "/")]
     pub(crate) path: String,
     /// A header of the request; may be given several times
@@ -82,7 +84,7 @@ pub(crate) fn run(args: ExplainArgs) -> Result<ExitCode, Failure> {
     let now = WallClock::system().since_epoch();
     explain(&resources, &args.from, &question, &trust_domain, now, &mut told)?;
     match args.output {
-        None => print(&told.text())?,
+        None => print(&told.text(table::width()))?,
         Some(Output::Json) => table::json(&told.json())?,
         Some(Output::Yaml | Output::Wide) => return Err(Failure::invalid(["explain writes text or json"])),
     }

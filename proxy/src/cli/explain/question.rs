@@ -1,8 +1,10 @@
 //! The request that is asked about, and where its connection would go.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::super::Failure;
@@ -10,11 +12,13 @@ use super::ExplainArgs;
 use crate::base::names::{Named, check_name, nearest};
 use crate::control::source::file::read_at_most;
 use crate::dataplane::http::normalize;
+use crate::dataplane::http::reading::{Read, read};
 use crate::dataplane::http::reject::Reject;
 use crate::model::Resources;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
 use crate::policy::RequestView;
+use crate::policy::limits::Limits;
 use crate::snapshot::compile;
 
 /// The request.
@@ -23,6 +27,10 @@ pub(super) struct Question {
     pub(super) host: String,
     port: Option<u16>,
     pub(super) method: Method,
+    /// As a client writes it.
+    target: String,
+    /// Host and port by which the request calls whom it is for.
+    pub(super) authority: String,
     pub(super) path: String,
     pub(super) query: Option<String>,
     pub(super) headers: HeaderMap,
@@ -47,7 +55,11 @@ impl Question {
             ),
             None => None,
         };
-        if !args.path.starts_with('/') {
+        if args.path.chars().any(|letter| letter == ' ' || letter.is_control()) {
+            return Err(invalid(format!("--path {:?} is not as a client sends it; write a space as %20", args.path)));
+        }
+        // Whether a sidecar takes the forms without a slash is not decided here.
+        if !args.path.starts_with('/') && args.path != "*" && !args.path.contains("://") {
             return Err(invalid(format!("--path {:?} does not begin with '/'; write --path /{}", args.path, args.path)));
         }
         let (path, query) = args.path.split_once('?').map_or((args.path.as_str(), None), |(path, query)| (path, Some(query)));
@@ -70,10 +82,14 @@ impl Question {
                 .insert(header::AUTHORIZATION, value.map_err(|_not_text| invalid(format!("{} holds no token", file.display())))?);
         }
         let (path, ambiguous) = normalize::normal_path(path);
+        // Clients leave out the port that HTTP has anyway.
+        let authority = if port.is_none_or(|port| port == 80) { host } else { to.as_str() };
         Ok(Self {
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
             method: args.method.clone(),
+            target: args.path.clone(),
+            authority: authority.to_owned(),
             path: path.into_owned(),
             query: query.map(str::to_owned),
             headers,
@@ -82,23 +98,54 @@ impl Question {
         })
     }
 
-    /// What the first sidecar takes away before anything is decided; or why it refuses to read the request.
-    pub(super) fn normalize(&mut self) -> Result<(), String> {
+    /// What the first sidecar reads before anything is decided; or why it refuses to read the request.
+    pub(super) fn normalize(&mut self, limits: &Limits) -> Result<(), String> {
         if self.method == Method::CONNECT {
             return Err("CONNECT asks for a forward proxy, which a sidecar is not: 400 bad_request".to_owned());
         }
-        normalize::strip_hop_by_hop(&mut self.headers);
-        normalize::take_reserved(&mut self.headers, false).map_err(|reject| {
+        let Read { parts, target } = read(self.written(), limits).map_err(|reject| {
             let told = reject.told();
-            let name = if let Reject::ReservedHeader(name) = &reject { name.as_str() } else { "a header" };
-            format!("{name} is for sidecars alone: {} {}", told.status.as_u16(), told.reason.as_str())
-        })
+            let why = match &reject {
+                Reject::ReservedHeader(name) => format!("{name} is for sidecars alone"),
+                _another => told.text.trim_end_matches('.').to_owned(),
+            };
+            format!("{why}: {} {}", told.status.as_u16(), told.reason.as_str())
+        })?;
+        self.authority = target.authority.map(|authority| authority.to_string()).unwrap_or_default();
+        target.path_and_query.path().clone_into(&mut self.path);
+        self.query = target.path_and_query.query().map(str::to_owned);
+        self.ambiguous = target.ambiguous;
+        self.headers = parts.headers;
+        Ok(())
+    }
+
+    /// The request's head as a client of HTTP/1.1 writes it.
+    fn written(&self) -> Bytes {
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
+        if !self.headers.contains_key(header::HOST) {
+            // Writing to a string does not fail.
+            let written = write!(head, "host: {}\r\n", self.authority);
+            debug_assert!(written.is_ok(), "a string takes what is written");
+        }
+        let mut head = head.into_bytes();
+        for (name, value) in &self.headers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                head.extend_from_slice(part);
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        head.into()
+    }
+
+    /// Is it asked for by a name, which leads somewhere else for a caller without a sidecar?
+    pub(super) fn is_by_name(&self) -> bool {
+        self.host.parse::<IpAddr>().is_err()
     }
 
     pub(super) fn view(&self) -> RequestView<'_> {
         RequestView {
             method: &self.method,
-            authority: &self.host,
+            authority: &self.authority,
             path: &self.path,
             query: self.query.as_deref(),
             headers: &self.headers,
@@ -110,6 +157,8 @@ impl Question {
             host: self.host.clone(),
             port: self.port,
             method: self.method.clone(),
+            target: self.target.clone(),
+            authority: self.authority.clone(),
             path: self.path.clone(),
             query: self.query.clone(),
             headers: self.headers.clone(),

@@ -32,7 +32,7 @@ fn check(line: &str, expected: Expect) {
         explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told)
     });
     match said {
-        Ok(()) => expected.assert_eq(&told.text()),
+        Ok(()) => expected.assert_eq(&told.text(None)),
         Err(failure) => expected.assert_eq(&format!("{failure:?}\n")),
     }
 }
@@ -154,8 +154,9 @@ fn addresses_ports_and_protocols_are_followed_too() {
             note            the documents hold no pods for some services; assumed are shop/assumed-web-v2
             from            outside/curl, which is outside the mesh
             route           none: the caller has no sidecar
-            endpoint        shop/web-1 10.64.0.2:8080 in plaintext
-              plaintext     refused  [strict_default]
+            note            the name leads a caller without a sidecar to the pods themselves: port 80 is theirs, and not the 8080 to which Service/shop/web leads; ask for that one by --to web.shop:8080
+            endpoint        shop/web-1 10.64.0.2:80 in plaintext
+              plaintext     refused: 403 plaintext_refused  [strict_default]
             outcome         refused
         "#]],
     );
@@ -195,7 +196,7 @@ fn what_is_asked_wrongly_is_told_with_what_there_is() {
         let said = Question::read(&args)
             .and_then(|question| explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told));
         match said {
-            Ok(()) => assert!(told.refused && told.text().contains(cause), "{}", told.text()),
+            Ok(()) => assert!(told.refused && told.text(None).contains(cause), "{}", told.text(None)),
             Err(failure) => assert_eq!(failure.causes, [cause]),
         }
     };
@@ -222,7 +223,7 @@ fn a_service_without_an_address_is_followed_to_each_of_its_pods() {
         let question = Question::read(&args).unwrap();
         prepare(&mut resources, &args.from, &args.service_account, false, &mut told).unwrap();
         explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told).unwrap();
-        told.text()
+        told.text(None)
     };
     expect![[r#"
         from            shop/db-0 as spiffe://cluster.local/ns/shop/sa/db
@@ -283,7 +284,7 @@ fn what_no_sidecar_reads_is_refused_as_the_sidecar_refuses_it() {
         let question = Question::read(&args).unwrap();
         prepare(&mut resources, &args.from, &args.service_account, true, &mut told).unwrap();
         explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told).unwrap();
-        (told.refused, told.text())
+        (told.refused, told.text(None))
     };
     let asked = |line: &[&str], refused: bool, cause: &str| {
         let (was, text) = told(line, &str::to_owned);
@@ -303,6 +304,19 @@ fn what_no_sidecar_reads_is_refused_as_the_sidecar_refuses_it() {
         true,
         "servers read this path differently",
     );
+    let large = ["--header", &*format!("x-long: {}", LONG.repeat(7_000)).leak()];
+    for (more, refusal) in [
+        (&["--header", "host:"][..], "a Host that is empty: 400 bad_request"),
+        (&["--header", "host: a", "--header", "host: b"], "more than one Host header: 400 bad_request"),
+        (&["--header", "transfer-encoding: gzip"], "400 bad_request"),
+        (&["--header", "transfer-encoding: gzip, chunked"], "501 bad_request"),
+        (&large, "the head of the request is larger than 65536 bytes (headerBytes): 431 headers_too_large"),
+    ] {
+        asked(&with(more), true, refusal);
+        // The first sidecar is that of the pod, where the caller has none; it reads before it asks whether it may.
+        let outside = ["--from", "outside/curl", "--to", "10.64.0.2:8080"];
+        asked(&[outside.as_slice(), more].concat(), true, refusal);
+    }
     // An opaque port's bytes are not looked into.
     asked(&[connect.as_slice(), &["db"]].concat(), true, "AuthorizationPolicy/shop/db");
     asked(&["--from", "shop/front-1", "--to", "10.64.0.2:14021"], false, "its sidecar's own metrics");
@@ -325,4 +339,92 @@ fn a_destination_that_is_written_as_something_else_is_told_with_the_right_form()
         };
         assert!(failure.code == 2 && cause.ends_with(form), "{cause}");
     }
+}
+
+/// Ten letters.
+const LONG: &str = "abcdefghij";
+
+/// What is said, with other documents beside the shop's.
+fn asked_of(more: &str, line: &str) -> (bool, String) {
+    let args = Line::try_parse_from(std::iter::once("explain").chain(line.split(' '))).unwrap().args;
+    let mut resources = Resources::default();
+    for document in yaml::read(&format!("{SHOP}\n---\n{more}")) {
+        let resource = document.unwrap().resource;
+        resources.by_key.insert(resource.key(), Arc::new(resource));
+    }
+    let mut told = Told::default();
+    let domain = args.trust_domain.parse().unwrap();
+    let question = Question::read(&args).unwrap();
+    prepare(&mut resources, &args.from, &args.service_account, true, &mut told).unwrap();
+    explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told).unwrap();
+    (told.refused, told.text(None))
+}
+
+const PERMISSIVE: &str = "apiVersion: outrigger.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {name: open, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: web}], mode: Permissive}";
+
+#[test]
+fn a_caller_without_a_sidecar_is_told_what_meets_it_at_every_kind_of_address() {
+    for (to, refused, says) in [
+        ("10.64.0.2:9999", true, "plaintext     refused: 403 plaintext_refused  [strict_default]"),
+        ("10.64.0.2:14001", true, "10.64.0.2:14001 is a port of its sidecar's own: the connection is refused"),
+        ("10.64.0.2:14020", true, "10.64.0.2:14020 is a port of its sidecar's own: the connection is refused"),
+        ("10.64.0.2:14021", false, "10.64.0.2:14021 is where its sidecar serves metrics"),
+        ("10.64.0.9:80", false, "10.64.0.9:80 in plaintext: it has no sidecar, nothing is asked there"),
+        ("10.64.0.99:80", true, "10.64.0.99:80 is an address of the mesh that no pod has: nobody answers there"),
+        ("10.64.0.1:80", false, "10.64.0.1:80 is of the machine itself: whether anything answers there, the mesh does not know"),
+        ("10.65.0.2:80", true, "10.65.0.2:80 is the address of Service/shop/web, which sidecars alone know: nobody answers"),
+        ("127.0.0.1:80", false, "127.0.0.1:80 is the caller's own loopback"),
+        ("203.0.113.1:443", false, "whether it answers, the mesh does not know"),
+        ("db.shop", true, "shop/db-1 10.64.0.5:5432 in plaintext"),
+    ] {
+        let (was, text) = asked_of(PERMISSIVE, &format!("--from outside/curl --to {to}"));
+        assert!(was == refused && text.contains(says), "{to}: {text}");
+    }
+}
+
+#[test]
+fn a_permission_for_a_service_is_one_for_the_port_to_which_it_leads() {
+    let (refused, text) = asked_of(PERMISSIVE, "--from outside/curl --to web.shop --path /cart");
+    assert!(refused && text.contains("10.64.0.2:80 in plaintext") && text.contains("[strict_default]"), "{text}");
+    assert!(text.contains("ask for that one by --to web.shop:8080"), "{text}");
+    let (refused, text) = asked_of(PERMISSIVE, "--from outside/curl --to web.shop:8080 --path /cart");
+    assert!(text.contains("10.64.0.2:8080 in plaintext") && text.contains("permitted  [PeerAuthentication/shop/open]"), "{text}");
+    // The rules ask for an identity, which such a caller has not.
+    assert!(refused && text.contains("authorization refused: 403") && !text.contains("note            the name"), "{text}");
+}
+
+#[test]
+fn loopback_is_never_captured_whatever_the_mesh_lets_out() {
+    let deny = "apiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {name: mesh}\nspec: {egress: Deny}";
+    for (to, refused, says) in [
+        ("127.0.0.1:80", false, "127.0.0.1:80 is the caller's own loopback, which is never captured"),
+        ("0.0.0.0:80", false, "which is never captured"),
+        ("127.0.0.1:14006", true, "it closes without an answer, own_port"),
+        ("127.0.0.1:14020", false, "which shows itself there and asks no policy"),
+        ("203.0.113.1:443", true, "is outside the mesh: 403 egress_denied  [Mesh egress Deny]"),
+    ] {
+        let (was, text) = asked_of(deny, &format!("--from shop/front-1 --to {to}"));
+        assert!(was == refused && text.contains(says), "{to}: {text}");
+    }
+}
+
+#[test]
+fn every_form_of_a_target_is_taken_as_the_sidecar_takes_it() {
+    for (more, refused, says) in [
+        ("--path * --method OPTIONS", true, "no_rule_matched"),
+        ("--path *", true, "only OPTIONS has the target *: 400 bad_request"),
+        ("--path http://web/cart?x", false, "allowed  [AuthorizationPolicy/shop/web rules[0]]"),
+        ("--path ftp://web/cart", true, "a scheme that is neither http nor https: 400 bad_request"),
+    ] {
+        let (was, text) = asked_of(PERMISSIVE, &format!("--from shop/front-1 --to 10.64.0.2:8080 {more}"));
+        assert!(was == refused && text.contains(says), "{more}: {text}");
+    }
+    // The rule is for a path, and the request names no path: what is told is what the route says.
+    let (_, text) = asked_of(PERMISSIVE, "--from shop/front-1 --to web --path http://web.shop/cart");
+    assert!(text.contains("decides  [HTTPRoute/shop/web rules[0]]"), "{text}");
+    let args = Line::try_parse_from(["explain", "--from", "shop/front-1", "--to", "web", "--path", "/a b"]).unwrap().args;
+    assert!(Question::read(&args).unwrap_err().causes[0].ends_with("write a space as %20"));
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::super::table::fold;
+
 /// What is said, step by step.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -36,11 +38,12 @@ impl Told {
         }
     }
 
-    pub(super) fn text(&self) -> String {
+    /// A line for each step, or several where it is wider than `width`.
+    pub(super) fn text(&self, width: Option<usize>) -> String {
         let lines = self.steps.iter().map(|Step { what, says, rule, endpoint }| {
             let indent = if endpoint.is_some() && *what != "endpoint" { "  " } else { "" };
             let rule = rule.as_ref().map(|rule| format!("  [{rule}]")).unwrap_or_default();
-            format!("{:<15} {says}{rule}\n", format!("{indent}{what}"))
+            fold(&format!("{:<15} {says}{rule}", format!("{indent}{what}")), width, INDENT)
         });
         let outcome = if self.refused { "refused" } else { "let in" };
         format!("{}{:<15} {outcome}\n", lines.collect::<String>(), "outcome")
@@ -54,3 +57,6 @@ impl Told {
         json!({ "allowed": !self.refused, "steps": steps.collect::<Vec<_>>() })
     }
 }
+
+/// Where what is said begins.
+const INDENT: usize = 16;

@@ -5,10 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::super::Failure;
+use super::super::local::GATEWAYS;
 use super::question::{Destination, Question, destination};
 use super::told::Told;
 use crate::base::names::Named;
 use crate::base::units::Span;
+use crate::dataplane::http::normalize;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::model::Resources;
 use crate::model::object::Object;
@@ -16,6 +18,7 @@ use crate::model::service::ServiceSpec;
 use crate::model::workload::WorkloadTransport;
 use crate::policy::Peer;
 use crate::policy::authorization::Verdict;
+use crate::policy::limits::Limits;
 use crate::snapshot::compile::{self, Own};
 use crate::snapshot::{AppProtocol, Egress, Endpoint, Plaintext, RoutePolicies, ServicePort, Snapshot, Transport};
 
@@ -25,6 +28,8 @@ struct Caller<'a> {
     address: SocketAddr,
     domain: &'a TrustDomain,
     now: Duration,
+    /// What one caller may send, everywhere in the mesh.
+    limits: Limits,
 }
 
 pub(super) fn explain(
@@ -45,17 +50,26 @@ pub(super) fn explain(
         None => told.say("from", format!("{from}, which is outside the mesh"), None),
     }
     let Destination { address, service } = destination(resources, from, question)?;
-    let caller =
-        Caller { identity, address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0), domain: trust_domain, now };
+    let caller = Caller {
+        identity,
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0),
+        domain: trust_domain,
+        now,
+        limits: snapshot.mesh.limits,
+    };
     if caller.identity.is_none() {
         // No sidecar: no route, no policy of the caller's side.
         told.say("route", "none: the caller has no sidecar", None);
-        for endpoint in service
-            .iter()
-            .flat_map(|(service, port)| snapshot.outbound.backends.get(&(service.named(), *port)))
-            .flat_map(|backend| &backend.endpoints)
-        {
-            arrive(resources, &caller, endpoint, question, told);
+        match service {
+            Some((service, port)) if question.is_by_name() => {
+                by_name(resources, &snapshot, &caller, service, port, question, told)
+            }
+            Some((service, _)) => told.refuse(
+                "to",
+                format!("{address} is the address of {}, which sidecars alone know: nobody answers there", service.key()),
+                None,
+            ),
+            None => bare(resources, &snapshot, &caller, address, question, told),
         }
         return Ok(());
     }
@@ -128,11 +142,11 @@ fn by_port(resources: &Resources, port: &ServicePort, caller: &Caller<'_>, quest
         return;
     }
     let mut question = question.again();
-    if let Err(reason) = question.normalize() {
+    if let Err(reason) = question.normalize(&caller.limits) {
         told.refuse("request", reason, None);
         return;
     }
-    let Some(rule) = port.rule(&question.host, question.view()) else {
+    let Some(rule) = port.rule(normalize::host(&question.authority), question.view()) else {
         told.refuse("route", "routes are attached, and none of their rules matches: 404 no_route", None);
         return;
     };
@@ -181,6 +195,94 @@ fn by_port(resources: &Resources, port: &ServicePort, caller: &Caller<'_>, quest
     }
 }
 
+/// What a name leads to where there is no sidecar to know the service's own address: the pods themselves.
+fn by_name(
+    resources: &Resources,
+    snapshot: &Snapshot,
+    caller: &Caller<'_>,
+    service: &Object<ServiceSpec>,
+    port: u16,
+    question: &Question,
+    told: &mut Told,
+) {
+    let selected = resources.workloads_in(&service.metadata.namespace);
+    let selected = selected.filter(|workload| !workload.spec.terminating && service.spec.selects(&workload.metadata.labels));
+    let mut pods = selected.filter(|workload| !workload.spec.addresses.is_empty()).peekable();
+    if pods.peek().is_none() {
+        told.refuse("endpoint", "there is none, so that the name has no address", None);
+        return;
+    }
+    let declared = service.spec.ports.iter().find(|declared| declared.is_tcp() && declared.port == port);
+    let mut told_apart = false;
+    for workload in pods {
+        let led = declared.and_then(|declared| workload.spec.port(&declared.target()));
+        if let Some(led) = led.filter(|led| *led != port && !std::mem::replace(&mut told_apart, true)) {
+            let says = format!(
+                "the name leads a caller without a sidecar to the pods themselves: port {port} is theirs, and not the {led} to \
+                 which {} leads; ask for that one by --to {}:{led}",
+                service.key(),
+                question.host,
+            );
+            told.say("note", says, None);
+        }
+        let endpoint =
+            workload.spec.addresses.first().and_then(|address| snapshot.outbound.workloads.get(&address.to_canonical()));
+        if let Some(endpoint) = endpoint {
+            let address = SocketAddr::new(endpoint.address.ip(), port);
+            arrive(resources, caller, &Endpoint { address, ..endpoint.as_ref().clone() }, question, told);
+        }
+    }
+}
+
+/// A connection of a caller without a sidecar to an address that is no service's.
+fn bare(
+    resources: &Resources,
+    snapshot: &Snapshot,
+    caller: &Caller<'_>,
+    address: SocketAddr,
+    question: &Question,
+    told: &mut Told,
+) {
+    let ip = address.ip();
+    if ip.is_loopback() || ip.is_unspecified() {
+        told.say("to", format!("{address} is the caller's own loopback: the mesh has no part in it"), None);
+    } else if let Some(endpoint) = snapshot.outbound.workloads.get(&ip) {
+        arrive(resources, caller, &Endpoint { address, ..endpoint.as_ref().clone() }, question, told);
+    } else if GATEWAYS.contains(&ip) {
+        told.say(
+            "to",
+            format!("{address} is of the machine itself: whether anything answers there, the mesh does not know"),
+            None,
+        );
+    } else if snapshot.mesh.ranges.iter().any(|range| range.contains(&ip)) {
+        told.refuse("to", format!("{address} is an address of the mesh that no pod has: nobody answers there"), None);
+    } else {
+        told.say(
+            "to",
+            format!("{address} is outside the mesh, and no sidecar is asked: whether it answers, the mesh does not know"),
+            None,
+        );
+    }
+}
+
+/// The caller's own loopback, to which connections are never captured.
+fn loopback(address: SocketAddr, told: &mut Told) {
+    match address.port() {
+        proxy_common::PORT_OUTBOUND => told.refuse("to", format!("{address} is the caller's own sidecar: 421 own_port"), None),
+        proxy_common::PORT_INBOUND => {
+            told.refuse("to", format!("{address} is the caller's own sidecar: it closes without an answer, own_port"), None);
+        }
+        proxy_common::PORT_ADMIN | proxy_common::PORT_METRICS => {
+            told.say("to", format!("{address} is the caller's own sidecar, which shows itself there and asks no policy"), None);
+        }
+        _anything_else => told.say(
+            "to",
+            format!("{address} is the caller's own loopback, which is never captured: no sidecar and no policy is asked"),
+            None,
+        ),
+    }
+}
+
 /// A connection to an address that is no service's.
 fn direct(
     resources: &Resources,
@@ -190,8 +292,8 @@ fn direct(
     question: &Question,
     told: &mut Told,
 ) {
-    if address.ip().is_loopback() && compile::is_own_port(address.port()) {
-        told.refuse("to", format!("{address} is the caller's own sidecar: 421 own_port"), None);
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        loopback(address, told);
     } else if let Some(port) = snapshot.outbound.service_at(address).filter(|port| port.protocol == AppProtocol::Opaque) {
         // Nothing that is sent tells whether the service or the pod is meant.
         told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
@@ -207,7 +309,7 @@ fn direct(
         let mut question = question.again();
         // What is closed at once is not read.
         if !(meshed && compile::is_own_port(address.port()))
-            && let Err(reason) = question.normalize()
+            && let Err(reason) = question.normalize(&caller.limits)
         {
             told.refuse("request", reason, None);
             return;
@@ -218,7 +320,7 @@ fn direct(
     } else if snapshot.mesh.egress == Egress::Allow {
         told.say("to", format!("{address} is outside the mesh and is dialled as it is"), Some("Mesh egress Allow".to_owned()));
     } else {
-        told.refuse("to", format!("{address} is outside the mesh"), Some("Mesh egress Deny".to_owned()));
+        told.refuse("to", format!("{address} is outside the mesh: 403 egress_denied"), Some("Mesh egress Deny".to_owned()));
     }
 }
 
@@ -245,12 +347,12 @@ fn apply(policies: &RoutePolicies, question: &mut Question, told: &mut Told) {
     }
     if let Some(rewrite) = rewrite {
         if let Some(authority) = &rewrite.authority {
-            question.host = authority.to_string();
+            question.authority = authority.to_string();
         }
         if let Some(whole) = rewrite.path(&question.path, question.query.as_deref()) {
             question.path = whole.split('?').next().unwrap_or_default().to_owned();
         }
-        told.say("rewrite", format!("the request is for {}{}", question.host, question.path), None);
+        told.say("rewrite", format!("the request is for {}{}", question.authority, question.path), None);
     }
     for shadow in shadow {
         told.say("shadow", format!("a share is copied to Service/{} port {}", shadow.service, shadow.port), None);
@@ -308,25 +410,24 @@ fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, quest
     let own = Own { workload: endpoint.workload.clone(), trust_domain: caller.domain.clone() };
     let (snapshot, _) = compile::compile(resources, &own, &Snapshot::empty());
     let port = snapshot.inbound.port(endpoint.address.port());
+    let mut question = question.again();
+    // The first sidecar on the way; a caller's own has done it before.
+    if caller.identity.is_none()
+        && let Err(reason) = question.normalize(&caller.limits)
+    {
+        told.refuse("request", reason, None);
+        told.about(begin, &name);
+        return;
+    }
     if caller.identity.is_none() {
         match &port.plaintext {
             Plaintext::Refuse(rule) => {
-                told.refuse("plaintext", "refused", Some(rule.to_string()));
+                told.refuse("plaintext", "refused: 403 plaintext_refused", Some(rule.to_string()));
                 told.about(begin, &name);
                 return;
             }
             Plaintext::Permit(rule) => told.say("plaintext", "permitted", Some(rule.to_string())),
         }
-    }
-    let mut question = question.again();
-    // The first sidecar on the way; a caller's own has done it before.
-    if caller.identity.is_none()
-        && !question.opaque
-        && let Err(reason) = question.normalize()
-    {
-        told.refuse("request", reason, None);
-        told.about(begin, &name);
-        return;
     }
     let view = question.view();
     let peer = Peer { identity: caller.identity.clone(), address: caller.address, port: endpoint.address.port() };

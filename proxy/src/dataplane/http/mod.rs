@@ -11,6 +11,7 @@ pub(crate) mod marks;
 pub(crate) mod normalize;
 pub(crate) mod outflow;
 pub(crate) mod pipeline;
+pub(crate) mod reading;
 pub(crate) mod record;
 pub(crate) mod reject;
 mod rest;

@@ -102,6 +102,21 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     Ok(Target { authority, path_and_query, ambiguous })
 }
 
+/// Has the target's authority stand for the Host of a request that has its target in absolute form: "the proxy MUST ignore the
+/// received Host header field (if any) and instead replace it" (RFC 9112 3.2.2).
+///
+/// # Errors
+/// It cannot be written as a header.
+pub(crate) fn host_of_absolute_form(request: &mut Parts) -> Result<(), Reject> {
+    if request.version != Version::HTTP_2
+        && let Some(authority) = request.uri.authority()
+    {
+        let host = HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| Reject::BadRequest("a Host that is none"))?;
+        request.headers.insert(HOST, host);
+    }
+    Ok(())
+}
+
 /// Is the body as it was before it was coded for the connection? The codec undoes the chunked coding and no other, and what
 /// says that there was another goes no further.
 pub(crate) fn decoded(headers: &HeaderMap) -> bool {

@@ -174,14 +174,7 @@ async fn line(
     }
     let (path, query) = (path_and_query.path(), path_and_query.query());
     let named = authority.as_ref().map_or("", Authority::as_str);
-    if parts.version != Version::HTTP_2
-        && let Some(authority) = parts.uri.authority()
-    {
-        // "When a proxy receives a request with an absolute-form ... the proxy MUST ignore the received Host header field
-        // (if any) and instead replace it" (RFC 9112 3.2.2).
-        let host = HeaderValue::try_from(authority.as_str()).map_err(|_not_ascii| Reject::BadRequest("a Host that is none"))?;
-        parts.headers.insert(http::header::HOST, host);
-    }
+    normalize::host_of_absolute_form(&mut parts)?;
     normalize::strip_hop_by_hop(&mut parts.headers);
     let (mut token, mut spelling) = (None, spelling);
     if marks.has(Mark::RESERVED) {
