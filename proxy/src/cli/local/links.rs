@@ -81,8 +81,9 @@ pub(crate) fn has_v6() -> bool {
 }
 
 fn bridge_batch(v6: bool) -> String {
-    let mut batch =
-        format!("link add {BRIDGE} type bridge forward_delay 0 stp_state 0\naddress add {GATEWAY_V4}/16 dev {BRIDGE}\n");
+    let mut batch = format!(
+        "link add {BRIDGE} address {BRIDGE_ADDRESS} type bridge forward_delay 0 stp_state 0\naddress add {GATEWAY_V4}/16 dev {BRIDGE}\n"
+    );
     if v6 {
         append(&mut batch, format_args!("address add {GATEWAY_V6}/64 dev {BRIDGE} nodad\n"));
     }
@@ -147,6 +148,10 @@ fn ip(arguments: &[&str], batch: &str) -> Result<(), Failure> {
     ))
 }
 
+/// A bridge that was given none takes the lowest address of its ports, and another one whenever that port goes: whoever
+/// knows it as a neighbour by then talks to nobody for seconds. Of the range that is administered locally (IEEE 802).
+const BRIDGE_ADDRESS: &str = "02:6f:75:74:00:01";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +165,7 @@ mod tests {
         );
         assert!(pod_batch(&PodLink { v6: "fd64::5".parse().ok(), ..link }).contains("address add fd64::5/64 dev eth0 nodad\n"));
         assert!(!bridge_batch(false).contains("fd64"));
+        assert!(bridge_batch(true).starts_with("link add outrigger0 address 02:6f:75:74:00:01 type bridge "));
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(crate) fn run(runner: &mut Runner) {
                 name: "what_a_pods_annotations_exclude_passes_its_sidecar_by_and_is_counted",
                 run: |world, _| excluded(world),
             },
+            Case { name: "pods_that_come_and_go_do_not_change_their_gateways_address", run: |_, _| gateway() },
             Case { name: "the_agent_tells_what_the_kernel_did", run: |world, _| counted(world) },
         ],
     );
@@ -157,6 +158,20 @@ fn excluded(world: &World) -> Result<()> {
     let mut slip = e2e::mesh::outrigger(["run", "slip", "--annotation", "outrigger.dev/exclude-ports=80", "--", "true"]);
     let said = finish(&mut slip, PATIENCE)?;
     ensure!(said.code == 2 && said.stderr.contains("exclude-outbound-ports"), "{}", said.all());
+    Ok(())
+}
+
+/// A bridge without an address of its own takes its ports' lowest; its neighbours would talk to nobody until they notice.
+fn gateway() -> Result<()> {
+    let address = || std::fs::read_to_string("/sys/class/net/outrigger0/address");
+    let ip = |line: &str| finish(Command::new("ip").args(line.split(' ')), PATIENCE)?.ok();
+    let before = address()?;
+    ip("link add orlowest address 02:00:00:00:00:01 type veth peer name orlowest-peer")?;
+    let joined = ip("link set orlowest master outrigger0 up");
+    let after = address();
+    ip("link delete orlowest")?;
+    joined?;
+    ensure!(after? == before, "the bridge took the address of a port");
     Ok(())
 }
 
