@@ -332,6 +332,18 @@ impl PodBuilder<'_> {
         self.argument("--user", user)
     }
 
+    /// How long connections wait while the sidecar is away.
+    #[must_use]
+    pub fn hold(self, time: &str) -> Self {
+        self.argument("--hold", time)
+    }
+
+    /// Starts the program at once and its sidecar this much later.
+    #[must_use]
+    pub fn sidecar_after(self, time: &str) -> Self {
+        self.argument("--sidecar-after", time)
+    }
+
     /// A pod outside the mesh.
     #[must_use]
     pub fn outside(mut self) -> Self {
@@ -461,6 +473,11 @@ impl Pod {
     /// The sidecar's process.
     pub fn sidecar(&self) -> Result<u32> {
         self.processes("sidecar")?.first().copied().context("no process in the pod's sidecar cgroup")
+    }
+
+    /// The process that supervises the pod, unless it was detached.
+    pub fn supervisor(&self) -> Result<u32> {
+        self.runner.as_ref().map(Child::id).context("a detached pod's supervisor is nobody's child")
     }
 
     /// Stops the pod as a user does.

@@ -3,6 +3,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod drain;
+pub(crate) mod handover;
 pub(crate) mod memory;
 pub(crate) mod names;
 pub(crate) mod net;

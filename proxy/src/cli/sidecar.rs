@@ -13,7 +13,7 @@ use crate::admin::{Admin, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
-use crate::dataplane::{Settings, Sidecar, Window, Workers};
+use crate::dataplane::{Settings, Sidecar, Window, Workers, listen_only};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
 use crate::telemetry::Telemetry;
@@ -64,6 +64,9 @@ pub(crate) struct SidecarArgs {
     /// Threads that carry traffic; `auto`: as many as the processors that the CPU limit has room for
     #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "NUMBER|auto", default_value = "1")]
     pub(crate) workers: Workers,
+    /// Make the pod's listeners, hand them to the node agent, where connections wait in them for the sidecar, and end
+    #[arg(long)]
+    pub(crate) listen_only: bool,
     /// Repeats the random choices of another run; drawn and logged when absent
     #[arg(long, env = "OUTRIGGER_SEED", value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,
@@ -76,6 +79,11 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
         check_name(name).map_err(|error| Failure::invalid([error]))?;
     }
     let name = Named::new(args.namespace, args.name);
+    if args.listen_only {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(listen_only(&args.node, &name)).map_err(anyhow::Error::from)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let clock = WallClock::system();
     let seed = args.seed.unwrap_or_else(|| {
         let time = u64::try_from(clock.since_epoch().as_nanos() & u128::from(u64::MAX)).unwrap_or(0);

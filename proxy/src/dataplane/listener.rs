@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as Listener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,37 +20,47 @@ use super::connection::{self, Accepted};
 use super::{Proxy, StartError, stopping};
 use crate::base::drain::DrainGuard;
 
-/// Where the own application's connections arrive: on both loopback addresses, where the pod has both.
-///
-/// # Errors
-/// A port is taken.
-pub(crate) fn outbound() -> Result<Vec<Listener>, StartError> {
-    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT_OUTBOUND));
-    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, PORT_OUTBOUND));
-    let mut listeners = vec![listen(v4)?];
-    match listen(v6) {
-        Ok(listener) => listeners.push(listener),
-        Err(error) => warn!(error = &error as &dyn std::error::Error, "no IPv6 in this pod"),
+/// The pod's own listeners.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    /// Where everybody's connections to the pod arrive, of both families, whichever port they were for.
+    pub(crate) inbound: Listener,
+    /// Where the own application's connections arrive: on both loopback addresses, where the pod has both.
+    pub(crate) outbound: Vec<Listener>,
+}
+
+impl Listeners {
+    /// Those of `kept`, which a former sidecar of the pod left behind with the connections that wait in them, and new ones
+    /// for what is missing.
+    ///
+    /// # Errors
+    /// A port is taken.
+    pub(crate) fn open(kept: Vec<OwnedFd>) -> Result<Self, StartError> {
+        let mut kept: Vec<Listener> = kept.into_iter().map(Listener::from).collect();
+        let mut open = |address: SocketAddr| match kept
+            .iter()
+            .position(|listener| listener.local_addr().is_ok_and(|local| local == address))
+        {
+            Some(place) => Ok(kept.swap_remove(place)),
+            None => listen(address),
+        };
+        let mut outbound = vec![open(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT_OUTBOUND)))?];
+        match open(SocketAddr::from((Ipv6Addr::LOCALHOST, PORT_OUTBOUND))) {
+            Ok(listener) => outbound.push(listener),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "no IPv6 in this pod"),
+        }
+        let inbound = open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)))
+            .or_else(|_no_ipv6| open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_INBOUND))))?;
+        Ok(Self { inbound, outbound })
     }
-    Ok(listeners)
-}
 
-/// Where everybody's connections to the pod arrive, of both families, whichever port they were for.
-///
-/// # Errors
-/// The port is taken.
-pub(crate) fn inbound() -> Result<Listener, StartError> {
-    listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)))
-        .or_else(|_no_ipv6| listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_INBOUND))))
-}
-
-/// A second handle on a listener, to be handed over.
-///
-/// # Errors
-/// There are no descriptors left.
-pub(crate) fn duplicate(listener: &Listener) -> Result<Listener, StartError> {
-    let address = listener.local_addr().unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)));
-    listener.try_clone().map_err(|source| StartError::Listen { address, source })
+    /// Second handles on all of them, the inbound one first, to be handed over.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(crate) fn duplicate(&self) -> Result<Vec<OwnedFd>, StartError> {
+        std::iter::once(&self.inbound).chain(&self.outbound).map(|listener| duplicate(listener).map(OwnedFd::from)).collect()
+    }
 }
 
 /// A worker's own handle on a listener; the kernel wakes whoever is there. To be called on the worker's runtime.
@@ -133,6 +144,11 @@ async fn accept(
             drop(place);
         });
     }
+}
+
+fn duplicate(listener: &Listener) -> Result<Listener, StartError> {
+    let address = listener.local_addr().unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_INBOUND)));
+    listener.try_clone().map_err(|source| StartError::Listen { address, source })
 }
 
 fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {

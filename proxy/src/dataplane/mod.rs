@@ -2,7 +2,7 @@
 //!
 //! A connection's way: `listener` accepts it and learns where its client wanted to go, `sniff` and `race` tell what it
 //! speaks, `connection` and `opaque` are the line at level 4, `http/pipeline` the line at level 7, `pool` has the
-//! connections upstream. `config` follows the control plane, `enrolment` hands the inbound listener to the node agent.
+//! connections upstream. `config` follows the control plane, `enrolment` hands the listeners to the node agent.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,6 +45,7 @@ mod tests;
 mod world;
 
 use self::config::Follower;
+use self::listener::Listeners;
 use self::pool::Pool;
 use self::pool::connect::{Dial, TcpDial};
 use self::tasks::Tasks;
@@ -126,6 +127,8 @@ pub(crate) enum StartError {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot hand the pod's listeners to the node agent")]
+    HandOver(#[source] std::io::Error),
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
     #[error("cannot make TLS configurations")]
@@ -245,6 +248,13 @@ impl Proxy {
         self.generations.send_replace(generation);
     }
 
+    /// Returns when there is a configuration, or the time is up. Cancel-safe.
+    async fn configured(&self, at_most: Duration) {
+        let mut generations = self.generations.subscribe();
+        // Late or never: the requests that come say that there is none.
+        drop(tokio::time::timeout(at_most, generations.wait_for(|generation| *generation > 0)).await);
+    }
+
     /// Draws with the given chance.
     fn draw(&self, chance: f64) -> bool {
         // The usual shares need no dice.
@@ -271,11 +281,20 @@ impl Proxy {
     }
 }
 
+/// Makes the pod's listeners and hands them to the node agent, which lets connections wait in them until the sidecar comes.
+///
+/// # Errors
+/// A port is taken, or the agent refuses them.
+pub(crate) async fn listen_only(node: &std::path::Path, name: &Named) -> Result<(), StartError> {
+    let listeners = Listeners::open(enrolment::resume(node, name).await)?;
+    enrolment::hand_over(node, name, &listeners.duplicate()?).await.map_err(StartError::HandOver)
+}
+
 impl Sidecar {
     /// Starts: hand-over and identity on a thread of their own, then configuration, then the doors. Returns when connections
     /// are taken; [`Window::ready`] says when traffic may come. `window` was made of the same `identity` and `telemetry`.
     ///
-    /// Before there is an identity, the pod's door stays shut: connections to it wait in its backlog. The application's own
+    /// Before there is an identity and a configuration, the pod's door stays shut: connections to it wait in its backlog. The application's own
     /// connections are taken as soon as there is a configuration that says where they may go, which one that was kept does.
     ///
     /// # Errors
@@ -287,11 +306,9 @@ impl Sidecar {
         window: &Arc<Window>,
     ) -> Result<Self, StartError> {
         let mut owned = JoinSet::new();
-        let outbound = listener::outbound()?;
-        let inbound = listener::inbound()?;
+        let listeners = Listeners::open(enrolment::resume(&settings.node, &settings.name).await)?;
         let aside = Thread::start("aside").map_err(StartError::Thread)?;
-        let enrolment =
-            enrolment::keep(settings.node, settings.name.clone(), listener::duplicate(&inbound)?.into(), Arc::clone(window));
+        let enrolment = enrolment::keep(settings.node, settings.name.clone(), listeners.duplicate()?, Arc::clone(window));
         owned.spawn_on(enrolment, aside.handle());
         let follow = identity.clone();
         owned.spawn_on(async move { follow.follow(settings.workload_api).await }, aside.handle());
@@ -338,22 +355,25 @@ impl Sidecar {
             std::iter::once(Handle::current()).chain(threads.iter().map(|thread| thread.handle().clone())).collect();
         threads.push(aside);
         let (drain, guard) = Drain::new();
-        if !is_configured && identity.own().is_none() {
-            info!("waiting for an identity");
+        if !is_configured {
+            info!("waiting for an identity and a configuration");
             identity.arrived().await;
+            proxy.configured(CONFIGURED_AT_MOST).await;
         }
         for worker in &workers {
             let _there = worker.enter();
-            for listener in &outbound {
+            for listener in &listeners.outbound {
                 let listener = listener::share(listener)?;
                 owned.spawn_on(listener::serve_outbound(Arc::clone(&proxy), listener, guard.clone()), worker);
             }
         }
-        // The follower says every few seconds why there is none; without one, nobody may come in.
+        // The follower says every few seconds why there is none; without one, nobody may come in. Who dials a pod that has
+        // only just begun waits for its configuration as well, instead of being told that there is none.
         identity.arrived().await;
+        proxy.configured(CONFIGURED_AT_MOST).await;
         for worker in &workers {
             let _there = worker.enter();
-            let listener = listener::share(&inbound)?;
+            let listener = listener::share(&listeners.inbound)?;
             owned.spawn_on(listener::serve_inbound(Arc::clone(&proxy), listener, guard.clone()), worker);
         }
         owned.spawn(sweep(Arc::clone(&proxy), Arc::clone(window)));
@@ -393,6 +413,8 @@ fn stopping(guard: &DrainGuard) -> bool {
     guard.is_stopped()
 }
 
+/// How long the pod's door stays shut while the control plane says nothing.
+const CONFIGURED_AT_MOST: Duration = Duration::from_secs(5);
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(2);
 /// For answers' last bytes after the last connection ended.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub(crate) struct PodRecord {
     /// Set when the pod is being stopped: it still serves, but nobody should begin anything new with it.
     #[serde(default)]
     pub(crate) terminating: bool,
+    /// How long connections wait for a sidecar that is not there, in milliseconds.
+    #[serde(default = "hold_by_default")]
+    pub(crate) hold_ms: u64,
     /// The process that owns the pod.
     pub(crate) supervisor: u32,
     /// Milliseconds since 1970-01-01T00:00:00Z.
@@ -74,7 +78,15 @@ pub(crate) enum RecordError {
     Capture(#[from] CaptureError),
 }
 
+/// How long connections wait for a sidecar, where nobody says otherwise.
+pub(crate) const HOLD: Duration = Duration::from_secs(10);
+
 impl PodRecord {
+    /// How long connections wait for a sidecar that is not there; zero: they are refused.
+    pub(crate) const fn hold(&self) -> Duration {
+        Duration::from_millis(self.hold_ms)
+    }
+
     /// Reads a record.
     ///
     /// # Errors
@@ -116,6 +128,10 @@ impl PodRecord {
     }
 }
 
+fn hold_by_default() -> u64 {
+    u64::try_from(HOLD.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +146,7 @@ mod tests {
         let record = PodRecord::parse(WEB.as_bytes()).unwrap();
         assert_eq!(record.addresses.len(), 2);
         assert!(!record.terminating);
+        assert_eq!(record.hold(), HOLD);
         assert_eq!(PodRecord::parse(&serde_json::to_vec(&record).unwrap()).unwrap(), record);
         assert_eq!(PodRecord::file_stem(&record.named()), "shop.web-1");
     }

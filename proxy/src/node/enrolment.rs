@@ -1,59 +1,31 @@
 //! Enrolment: a sidecar hands its inbound listener over and is told its identity and addresses.
 //!
-//! One Unix socket for the node, one connection per sidecar, kept open for as long as the sidecar lives. A request is one
-//! JSON line together with the listener (`SCM_RIGHTS`, unix(7)); so is the answer, without a descriptor. Who asks is
-//! read from the kernel: the network namespace of the asking socket and of the listener (`SO_NETNS_COOKIE`), the cgroup
-//! of the asking process (`SO_PEERCRED`). What the request says of itself is only compared with that, so that a mistake
-//! is named. [`decide`] is the whole decision, without a system call in it.
+//! One Unix socket for the node, one connection per sidecar, kept open for as long as the sidecar lives; the messages are
+//! [`handover`]'s. Who asks is read from the kernel: the network namespace of the asking socket and of the listener
+//! (`SO_NETNS_COOKIE`), the cgroup of the asking process (`SO_PEERCRED`). What the question says of itself is only compared
+//! with that, so that a mistake is named. [`decide`] is the whole decision, without a system call in it.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, sockopt};
-use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt as _;
+use proxy_common::{PORT_INBOUND, PORT_OUTBOUND};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::Agent;
 use super::callers::{Callers, Place};
 use super::netns;
 use super::pods::{Pod, Pods};
+use crate::base::handover::{self, Answer, Purpose, Question, VERSION};
 use crate::base::names::Named;
-
-/// Where a sidecar listens for its pod's inbound connections.
-pub(crate) const INBOUND_PORT: u16 = 14_006;
-
-/// What the agent answers, one line.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Answer {
-    /// The pod is enrolled, and the listener, where one was handed over, is in force.
-    #[serde(rename_all = "camelCase")]
-    Ok { spiffe_id: String, addresses: Vec<IpAddr>, capture: String },
-    /// Nothing was changed.
-    Error { text: String, remedy: String },
-}
-
-/// What is asked, one line.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Question {
-    /// The protocol's version: 1.
-    pub(crate) outrigger: u32,
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    /// Only tell when the pod is enrolled: asked by who starts the sidecar, without a listener.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) wait: bool,
-}
 
 /// What the kernel says about who asks.
 #[derive(Clone, Debug)]
@@ -95,8 +67,8 @@ pub(crate) enum Refusal {
     /// A process of the pod that is not its sidecar.
     #[error("the caller (pid {pid}) is in cgroup {actual}, not in the sidecar's {expected}")]
     NotTheSidecar { pid: u32, actual: String, expected: String },
-    /// No descriptor, or several.
-    #[error("{0} descriptors came with the question instead of one")]
+    /// Not one inbound listener and at most two outbound ones.
+    #[error("{0} descriptors came with the question, and not the pod's listeners")]
     Descriptors(usize),
     /// Something else than a TCP socket.
     #[error("the descriptor is no TCP socket")]
@@ -108,7 +80,7 @@ pub(crate) enum Refusal {
     #[error("the socket does not listen")]
     NotListening,
     /// A listener at another port: it may be the app's.
-    #[error("the listener is at port {0}, not at {INBOUND_PORT}")]
+    #[error("the listener is at port {0}, not at {PORT_INBOUND} or {PORT_OUTBOUND}")]
     OtherPort(u16),
     /// The pod that is waited for did not appear.
     #[error("no pod {0} appeared on this node")]
@@ -127,22 +99,22 @@ impl Refusal {
             Self::NoPod { .. } => "start the sidecar inside a pod that `outrigger run` made",
             Self::AnotherPod { .. } => "give the sidecar the namespace and name of its own pod",
             Self::NotTheSidecar { .. } => "only the process in the pod's sidecar cgroup may enrol it",
-            Self::Descriptors(_) => "send the inbound listener, and nothing else, with the question",
+            Self::Descriptors(_) => "send the inbound listener, the outbound ones, and nothing else with the question",
             Self::NotTcp | Self::NotListening => "send a TCP socket that listens",
             Self::ForeignListener(_) => "make the listener inside the pod",
-            Self::OtherPort(_) => "send the inbound listener",
+            Self::OtherPort(_) => "send the sidecar's own listeners",
             Self::NotAppeared(_) => "look into the node agent's log for why the pod was not enrolled",
             Self::Kernel(_) => "look into the node agent's log",
         }
     }
 }
 
-/// May this caller put this listener in force? Returns its pod.
+/// May this caller do what it asks for: put these listeners in force, or have those back that are kept? Returns its pod.
 ///
 /// # Errors
 /// It may not.
 pub(crate) fn decide<'a>(question: &Question, facts: &Facts, pods: &'a Pods) -> Result<&'a Arc<Pod>, Refusal> {
-    if question.outrigger != 1 {
+    if question.outrigger != VERSION {
         return Err(Refusal::Version(question.outrigger));
     }
     let asked = Named::new(question.namespace.as_str(), question.name.as_str());
@@ -157,14 +129,36 @@ pub(crate) fn decide<'a>(question: &Question, facts: &Facts, pods: &'a Pods) -> 
         let actual = facts.caller_cgroup.as_ref().map_or_else(|| "unknown".to_owned(), |cgroup| cgroup.display().to_string());
         return Err(Refusal::NotTheSidecar { pid, actual, expected: expected.display().to_string() });
     }
-    match facts.listeners.as_slice() {
-        [None | Some(ListenerFacts { tcp: false, .. })] => Err(Refusal::NotTcp),
-        [Some(listener)] if listener.cookie != facts.caller_cookie => Err(Refusal::ForeignListener(actual)),
-        [Some(listener)] if !listener.listening => Err(Refusal::NotListening),
-        [Some(listener)] if listener.port != INBOUND_PORT => Err(Refusal::OtherPort(listener.port)),
-        [Some(_the_inbound_listener)] => Ok(pod),
-        none_or_several => Err(Refusal::Descriptors(none_or_several.len())),
+    if question.purpose == Purpose::Enrol {
+        are_listeners(facts, &actual)?
+    } else if !facts.listeners.is_empty() {
+        return Err(Refusal::Descriptors(facts.listeners.len()));
     }
+    Ok(pod)
+}
+
+/// One inbound listener of the pod, first, and the outbound ones of one family or two.
+fn are_listeners(facts: &Facts, pod: &Named) -> Result<(), Refusal> {
+    let ports: Vec<u16> =
+        facts.listeners.iter().map(|listener| listener_port(listener.as_ref(), facts, pod)).collect::<Result<_, _>>()?;
+    match ports.as_slice() {
+        [PORT_INBOUND] | [PORT_INBOUND, PORT_OUTBOUND] | [PORT_INBOUND, PORT_OUTBOUND, PORT_OUTBOUND] => Ok(()),
+        others => Err(Refusal::Descriptors(others.len())),
+    }
+}
+
+fn listener_port(listener: Option<&ListenerFacts>, facts: &Facts, pod: &Named) -> Result<u16, Refusal> {
+    let listener = listener.filter(|listener| listener.tcp).ok_or(Refusal::NotTcp)?;
+    if listener.cookie != facts.caller_cookie {
+        return Err(Refusal::ForeignListener(pod.clone()));
+    }
+    if !listener.listening {
+        return Err(Refusal::NotListening);
+    }
+    if ![PORT_INBOUND, PORT_OUTBOUND].contains(&listener.port) {
+        return Err(Refusal::OtherPort(listener.port));
+    }
+    Ok(listener.port)
 }
 
 /// Answers on `socket` until the agent ends.
@@ -196,23 +190,26 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
     }
 }
 
-async fn connection(agent: Arc<Agent>, mut stream: UnixStream, _place: Place) {
-    let mut enrolled = None;
+async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
+    let mut enrolled: Option<Enrolment> = None;
     loop {
         // A sidecar that is enrolled stays silent until it ends; before that it has a deadline.
-        let read = read_question(&stream);
-        let received = if enrolled.is_some() { Ok(read.await) } else { tokio::time::timeout(QUESTION_AT_MOST, read).await };
-        let answer = match received {
+        let read = handover::receive(&stream);
+        let received = if enrolled.is_some() { Ok(read.await) } else { timeout(QUESTION_AT_MOST, read).await };
+        let (answer, given) = match received {
             Ok(Ok(Some((line, descriptors)))) => match take(&agent, &stream, &line, descriptors).await {
-                Ok(pod) => {
-                    enrolled = Some(pod.record.named());
+                Ok(Taken { pod, enrolment, given }) => {
                     let addresses = pod.record.addresses.clone();
-                    Answer::Ok { spiffe_id: pod.id.to_string(), addresses, capture: "ebpf".to_owned() }
+                    let answer = Answer::Ok { spiffe_id: pod.id.to_string(), addresses, capture: "ebpf".to_owned() };
+                    if let Some(number) = enrolment {
+                        enrolled = Some(Enrolment { pod, number });
+                    }
+                    (answer, given)
                 }
                 Err(refusal) => {
                     agent.metrics.enrolments.with_label_values(&["refused"]).inc();
                     warn!(error = %refusal, remedy = refusal.remedy(), "enrolment refused");
-                    Answer::Error { text: refusal.to_string(), remedy: refusal.remedy().to_owned() }
+                    (Answer::Error { text: refusal.to_string(), remedy: refusal.remedy().to_owned() }, Vec::new())
                 }
             },
             Ok(Ok(None)) => break,
@@ -222,84 +219,108 @@ async fn connection(agent: Arc<Agent>, mut stream: UnixStream, _place: Place) {
             }
             Err(_elapsed) => break,
         };
-        let Ok(mut line) = serde_json::to_vec(&answer) else { break };
-        line.push(b'\n');
-        let written = tokio::time::timeout(QUESTION_AT_MOST, stream.write_all(&line)).await;
-        if !matches!(written, Ok(Ok(()))) || matches!(answer, Answer::Error { .. }) {
+        let given: Vec<BorrowedFd<'_>> = given.iter().map(OwnedFd::as_fd).collect();
+        let sent = timeout(QUESTION_AT_MOST, handover::send(&stream, &answer, &given)).await;
+        if !matches!(sent, Ok(Ok(()))) || matches!(answer, Answer::Error { .. }) {
             break;
         }
     }
-    if let Some(pod) = enrolled {
+    if let Some(enrolment) = enrolled {
+        left(&agent, &enrolment);
+    }
+}
+
+/// A sidecar that is enrolled, for as long as its connection stands.
+struct Enrolment {
+    pod: Arc<Pod>,
+    number: u64,
+}
+
+/// What became of a question.
+struct Taken {
+    pod: Arc<Pod>,
+    /// Of a sidecar that handed its listeners over.
+    enrolment: Option<u64>,
+    /// What goes back with the answer.
+    given: Vec<OwnedFd>,
+}
+
+async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Taken, Refusal> {
+    let question: Question = serde_json::from_slice(line).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+    if question.purpose == Purpose::Wait {
+        let pod = wait_for(agent.pods.subscribe(), &Named::new(question.namespace, question.name)).await?;
+        return Ok(Taken { pod, enrolment: None, given: Vec::new() });
+    }
+    let facts = facts(stream, &descriptors, &agent.cgroup_root).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+    let pod = decide(&question, &facts, &agent.pods.borrow()).map(Arc::clone)?;
+    let cookie = pod.record.netns_cookie;
+    if question.purpose == Purpose::Resume {
+        let copies = agent.keeper.lock().listeners(cookie).iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+        let given = copies.map_err(|error| Refusal::Kernel(error.to_string()))?;
+        return Ok(Taken { pod, enrolment: None, given });
+    }
+    let [inbound, ..] = descriptors.as_slice() else { return Err(Refusal::Descriptors(descriptors.len())) };
+    let registered = agent.kernel.lock().register_listener(cookie, inbound.as_fd());
+    registered.map_err(|error| Refusal::Kernel(super::chain(&error)))?;
+    agent.metrics.enrolments.with_label_values(&["enrolled"]).inc();
+    // Without a hold time no copy stays here: the kernel then forgets a listener when its sidecar ends.
+    let kept = if pod.record.hold().is_zero() { Vec::new() } else { descriptors };
+    let (number, waited) = agent.keeper.lock().keep(cookie, kept, Instant::now());
+    if waited {
+        agent.metrics.holds.with_label_values(&["resumed"]).inc();
+    }
+    info!(pod = %pod.record.named(), pid = facts.caller_pid, waited, "sidecar enrolled");
+    Ok(Taken { pod, enrolment: Some(number), given: Vec::new() })
+}
+
+/// A sidecar is gone. What dials its pod, and what the pod dials, waits for the next one, unless the pod is about to go too.
+fn left(agent: &Agent, enrolment: &Enrolment) {
+    let cookie = enrolment.pod.record.netns_cookie;
+    let pod = enrolment.pod.record.named();
+    // The record as it is now.
+    let record = agent.pods.borrow().get(&cookie).map(|pod| pod.record.clone());
+    let Some(record) = record.filter(|record| !record.terminating) else {
+        agent.keeper.lock().forget(cookie);
+        debug!(%pod, "the sidecar of a pod that ends is gone");
+        return;
+    };
+    let held = agent.keeper.lock().left(cookie, enrolment.number, record.hold(), Instant::now());
+    if let Some(held) = held {
+        agent.metrics.holds.with_label_values(&["begun"]).inc();
+        agent.held.notify_one();
+        warn!(%pod, at_most_ms = held.as_millis(), "the sidecar is gone, connections wait for the next one");
+    } else {
         debug!(%pod, "enrolment connection closed");
     }
 }
 
-async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Arc<Pod>, Refusal> {
-    let question: Question = serde_json::from_slice(line).map_err(|error| Refusal::Unreadable(error.to_string()))?;
-    if question.wait {
-        return wait_for(agent.pods.subscribe(), &Named::new(question.namespace, question.name)).await;
+/// Closes listeners whose sidecar did not come back in time, until the agent ends.
+pub(crate) async fn expire(agent: Arc<Agent>) {
+    loop {
+        let next = agent.keeper.lock().next();
+        // Cancel-safe: both are asked again.
+        tokio::select! {
+            () = agent.held.notified() => {}
+            () = sleep_until(next.unwrap_or_else(|| Instant::now() + LOOK_EVERY)) => {}
+        }
+        let expired = agent.keeper.lock().expire(Instant::now());
+        for cookie in expired {
+            agent.metrics.holds.with_label_values(&["expired"]).inc();
+            let pod = agent.pods.borrow().get(&cookie).map(|pod| pod.record.named().to_string()).unwrap_or_default();
+            warn!(pod, "no sidecar came back in time, connections are refused");
+        }
     }
-    let facts = facts(stream, &descriptors, &agent.cgroup_root).map_err(|error| Refusal::Unreadable(error.to_string()))?;
-    let pod = decide(&question, &facts, &agent.pods.borrow()).map(Arc::clone)?;
-    let [listener] = descriptors.as_slice() else { return Err(Refusal::Descriptors(descriptors.len())) };
-    let registered = agent.kernel.lock().register_listener(pod.record.netns_cookie, listener.as_fd());
-    registered.map_err(|error| Refusal::Kernel(super::chain(&error)))?;
-    agent.metrics.enrolments.with_label_values(&["enrolled"]).inc();
-    // The agent's own copy of the listener is closed here: the kernel then forgets it when the sidecar ends, and a port
-    // that nobody serves is not held against the next sidecar.
-    info!(pod = %pod.record.named(), pid = facts.caller_pid, "sidecar enrolled");
-    Ok(pod)
 }
 
 /// Waits until a pod of that name is enrolled.
 async fn wait_for(mut pods: watch::Receiver<Pods>, asked: &Named) -> Result<Arc<Pod>, Refusal> {
     let find = |pods: &Pods| pods.values().find(|pod| pod.record.named() == *asked).map(Arc::clone);
     let appeared = pods.wait_for(|pods| find(pods).is_some());
-    match tokio::time::timeout(APPEAR_AT_MOST, appeared).await {
+    match timeout(APPEAR_AT_MOST, appeared).await {
         Ok(Ok(pods)) => find(&pods).ok_or_else(|| Refusal::NotAppeared(asked.clone())),
         Ok(Err(_agent_ends)) => Err(Refusal::NotAppeared(asked.clone())),
         Err(_elapsed) => Err(Refusal::NotAppeared(asked.clone())),
     }
-}
-
-/// One line and the descriptors that came with it; `None` when the other side closed. Cancelling loses what was read.
-async fn read_question(stream: &UnixStream) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
-    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
-    loop {
-        stream.readable().await?;
-        let mut chunk = [0; LINE_MAX];
-        let (count, mut received) = match stream.try_io(tokio::io::Interest::READABLE, || receive(stream, &mut chunk)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            received => received?,
-        };
-        descriptors.append(&mut received);
-        line.extend_from_slice(chunk.get(..count).unwrap_or_default());
-        if count == 0 {
-            return if line.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-        }
-        if line.last() == Some(&b'\n') {
-            return Ok(Some((line, descriptors)));
-        }
-        if line.len() > LINE_MAX || descriptors.len() > DESCRIPTORS_MAX {
-            return Err(io::Error::other("the question is too long"));
-        }
-    }
-}
-
-fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let mut descriptors = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::other("too many descriptors came with the question"));
-    }
-    Ok((received.bytes, descriptors))
 }
 
 fn facts(stream: &UnixStream, descriptors: &[OwnedFd], cgroup_root: &Path) -> io::Result<Facts> {
@@ -335,23 +356,18 @@ fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
 }
 
 const CONNECTIONS_MAX: usize = 4096;
-const LINE_MAX: usize = 4096;
-const DESCRIPTORS_MAX: usize = 4;
 const QUESTION_AT_MOST: Duration = Duration::from_secs(5);
 const APPEAR_AT_MOST: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::io::IoSlice;
-
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-
     use super::super::pods::tests::{known, record};
     use super::*;
 
     fn web() -> Question {
-        Question { outrigger: 1, namespace: "shop".into(), name: "web".into(), wait: false }
+        Question::new(&Named::new("shop", "web"), Purpose::Enrol)
     }
 
     fn sidecar() -> Facts {
@@ -364,7 +380,7 @@ mod tests {
     }
 
     fn inbound() -> ListenerFacts {
-        ListenerFacts { cookie: 1, tcp: true, listening: true, port: INBOUND_PORT }
+        ListenerFacts { cookie: 1, tcp: true, listening: true, port: PORT_INBOUND }
     }
 
     #[track_caller]
@@ -409,21 +425,42 @@ mod tests {
     #[test]
     fn only_the_pods_own_inbound_listener_is_taken() {
         let with = |listeners: Vec<Option<ListenerFacts>>| Facts { listeners, ..sidecar() };
-        refused(&web(), &with(vec![]), "0 descriptors came with the question instead of one");
-        refused(&web(), &with(vec![Some(inbound()), Some(inbound())]), "2 descriptors came with the question instead of one");
+        let outbound = || Some(ListenerFacts { port: PORT_OUTBOUND, ..inbound() });
+        let pods = known(&[record("web", 1)]);
+        for good in [vec![Some(inbound()), outbound()], vec![Some(inbound()), outbound(), outbound()]] {
+            assert!(decide(&web(), &with(good), &pods).is_ok());
+        }
+        let none = "0 descriptors came with the question, and not the pod's listeners";
+        refused(&web(), &with(vec![]), none);
+        let two = "2 descriptors came with the question, and not the pod's listeners";
+        refused(&web(), &with(vec![Some(inbound()), Some(inbound())]), two);
+        refused(&web(), &with(vec![outbound(), Some(inbound())]), two);
         refused(&web(), &with(vec![None]), "the descriptor is no TCP socket");
         refused(&web(), &with(vec![Some(ListenerFacts { tcp: false, ..inbound() })]), "the descriptor is no TCP socket");
         refused(&web(), &with(vec![Some(ListenerFacts { listening: false, ..inbound() })]), "the socket does not listen");
         refused(
             &web(),
             &with(vec![Some(ListenerFacts { port: 8080, ..inbound() })]),
-            "the listener is at port 8080, not at 14006",
+            "the listener is at port 8080, not at 14006 or 14001",
         );
         refused(
             &web(),
             &with(vec![Some(ListenerFacts { cookie: 2, ..inbound() })]),
             "the listener is from another network namespace than the pod shop/web",
         );
+    }
+
+    #[test]
+    fn what_is_kept_is_given_to_the_pods_sidecar_alone() {
+        let resume = Question::new(&Named::new("shop", "web"), Purpose::Resume);
+        let asks = Facts { listeners: Vec::new(), ..sidecar() };
+        let pods = known(&[record("web", 1), record("api", 2)]);
+        assert_eq!(decide(&resume, &asks, &pods).unwrap().record.name, "web");
+        let app = Facts { caller_cgroup: Some("/sys/fs/cgroup/outrigger/pods/shop.web/app".into()), ..asks.clone() };
+        assert!(matches!(decide(&resume, &app, &pods), Err(Refusal::NotTheSidecar { .. })));
+        let another = Facts { caller_cookie: 2, ..asks };
+        assert!(matches!(decide(&resume, &another, &pods), Err(Refusal::AnotherPod { .. })));
+        assert!(matches!(decide(&resume, &sidecar(), &pods), Err(Refusal::Descriptors(1))));
     }
 
     #[test]
@@ -437,42 +474,5 @@ mod tests {
         assert_eq!(cgroup_of("0::/outrigger/pods/a.b/sidecar\n", root), Some(root.join("outrigger/pods/a.b/sidecar")));
         assert_eq!(cgroup_of("4:memory:/x\n1:name=systemd:/y\n0::/\n", root), Some(root.join("")));
         assert_eq!(cgroup_of("4:memory:/x\n", root), None);
-    }
-
-    #[test]
-    fn the_answer_is_written_as_the_protocol_says() {
-        let ok = Answer::Ok {
-            spiffe_id: "spiffe://cluster.local/ns/shop/sa/web".into(),
-            addresses: vec!["10.64.0.5".parse().unwrap(), "fd64::5".parse().unwrap()],
-            capture: "ebpf".into(),
-        };
-        assert_eq!(
-            serde_json::to_string(&ok).unwrap(),
-            r#"{"ok":{"spiffeId":"spiffe://cluster.local/ns/shop/sa/web","addresses":["10.64.0.5","fd64::5"],"capture":"ebpf"}}"#
-        );
-        let error = Answer::Error { text: "no".into(), remedy: "yes".into() };
-        assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"error":{"text":"no","remedy":"yes"}}"#);
-        let question: Question = serde_json::from_str(r#"{"outrigger":1,"namespace":"shop","name":"web-1"}"#).unwrap();
-        assert!(!question.wait);
-    }
-
-    #[tokio::test]
-    async fn a_question_arrives_with_its_descriptor_in_pieces_or_at_once() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let rights = [listener.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&rights)));
-        rustix::net::sendmsg(&theirs, &[IoSlice::new(b"{\"outrigger\"")], &mut control, SendFlags::empty()).unwrap();
-        let read = tokio::spawn(async move { read_question(&ours).await });
-        tokio::task::yield_now().await;
-        rustix::net::send(&theirs, b":1}\n", SendFlags::empty()).unwrap();
-        let (line, descriptors) = read.await.unwrap().unwrap().unwrap();
-        assert_eq!(line, b"{\"outrigger\":1}\n");
-        let facts = listener_facts(&descriptors[0]).unwrap();
-        assert!(facts.tcp && facts.listening && facts.port == port);
-        assert_eq!(facts.cookie, netns::cookie_of_socket(&listener).unwrap());
     }
 }

@@ -23,6 +23,10 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGauge,
     /// Questions of sidecars, by what became of them.
     pub(crate) enrolments: IntCounterVec,
+    /// What became of pods that lost their sidecar.
+    pub(crate) holds: IntCounterVec,
+    /// Pods whose connections wait for a sidecar.
+    held: IntGauge,
     /// 1 while the node's certificate is good and the agent may have others signed.
     joined: IntGauge,
     /// When each pod's certificate ends.
@@ -50,6 +54,13 @@ impl Metrics {
                 "Questions of sidecars, by what became of them.",
                 &["outcome"],
             )?,
+            holds: metrics::counters(
+                &registry,
+                "outrigger_node_holds_total",
+                "Times that a pod lost its sidecar and its connections had to wait, by what became of it.",
+                &["outcome"],
+            )?,
+            held: metrics::gauge(&registry, "outrigger_node_pods_held", "Pods whose connections wait for a sidecar.")?,
             joined: metrics::gauge(&registry, "outrigger_node_joined", "1 once the control plane certified this node.")?,
             expiry: metrics::gauges(
                 &registry,
@@ -87,6 +98,7 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: TcpListener) -> std::io::
 async fn render(State(agent): State<Arc<Agent>>) -> String {
     let metrics = &agent.metrics;
     metrics.joined.set(i64::from(agent.authority.is_joined()));
+    metrics.held.set(i64::try_from(agent.keeper.lock().waiting()).unwrap_or(i64::MAX));
     // Pods that are gone leave no series behind.
     metrics.expiry.reset();
     metrics.capture.reset();

@@ -9,6 +9,7 @@ pub(crate) mod callers;
 pub(crate) mod enrolment;
 pub(crate) mod flows;
 pub(crate) mod identities;
+mod keeper;
 pub(crate) mod kernel;
 mod maps;
 pub(crate) mod metrics;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,11 +31,12 @@ use std::time::Duration;
 use notify::Watcher as _;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{info, warn};
 
 use self::authority::Authority;
+use self::keeper::Keeper;
 use self::kernel::{Kernel, KernelError, PodEntry};
 use self::metrics::Metrics;
 use self::pods::{Changes, Pod, Pods};
@@ -97,6 +99,10 @@ pub(crate) struct Agent {
     pub(crate) pods: watch::Sender<Pods>,
     /// Locked for one system call or a few, never across a wait.
     pub(crate) kernel: Mutex<Kernel>,
+    /// Locked for a moment, never together with the kernel.
+    pub(crate) keeper: Mutex<Keeper<OwnedFd>>,
+    /// Told when a pod's connections begin to wait.
+    pub(crate) held: Notify,
     pub(crate) cgroup_root: PathBuf,
     pub(crate) authority: Authority,
     pub(crate) metrics: Metrics,
@@ -129,6 +135,8 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let agent = Arc::new(Agent {
         pods: watch::Sender::default(),
         kernel: Mutex::new(kernel),
+        keeper: Mutex::new(Keeper::new()),
+        held: Notify::new(),
         cgroup_root,
         authority: Authority::new(config.authority, clock, Dice::from_seed(config.seed))?,
         metrics: Metrics::new()?,
@@ -151,6 +159,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let bundle = agent.authority.clone();
     parts.spawn(async move { bundle.follow_bundle().await });
     parts.spawn(enrolment::serve(Arc::clone(&agent), enrolment));
+    parts.spawn(enrolment::expire(Arc::clone(&agent)));
     parts.spawn(workload_api::serve(Arc::clone(&agent), workload_api));
     let served = metrics::serve(Arc::clone(&agent), metrics);
     parts.spawn(async move { drop(served.await) });
@@ -227,6 +236,8 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     let Changes { withdraw, enrol, describe } = pods::compare(&found, &agent.pods.borrow());
     for cookie in withdraw {
         fresh.stop(cookie);
+        // A descriptor of the pod keeps its network namespace.
+        agent.keeper.lock().forget(cookie);
         withdraw_from_kernel(agent, cookie);
         agent.pods.send_modify(|pods| {
             if let Some(pod) = pods.remove(&cookie) {

@@ -126,6 +126,7 @@ pub(super) mod tests {
             cgroup: format!("/sys/fs/cgroup/outrigger/pods/shop.{name}").into(),
             meshed: true,
             terminating: false,
+            hold_ms: 10_000,
             supervisor: 1,
             started_ms: 0,
         }

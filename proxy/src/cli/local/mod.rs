@@ -28,6 +28,7 @@ pub(crate) use visit::has_lost_supervisor;
 pub(crate) use visit::stop;
 
 use super::Failure;
+use crate::base::units::Span;
 
 /// Runs `outrigger up`.
 pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
@@ -113,6 +114,12 @@ pub(crate) struct RunArgs {
     /// A pod outside the mesh
     #[arg(long)]
     pub(crate) no_sidecar: bool,
+    /// How long connections wait while the pod's sidecar is away, before they are refused; 0s: not at all
+    #[arg(long, value_name = "DURATION", default_value = "10s", conflicts_with = "no_sidecar")]
+    pub(crate) hold: Span,
+    /// Start the program at once, and its sidecar this much later; its connections wait
+    #[arg(long, value_name = "DURATION", conflicts_with = "no_sidecar")]
+    pub(crate) sidecar_after: Option<Span>,
     /// Return once the program runs
     #[arg(long)]
     pub(crate) detach: bool,

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -40,6 +41,7 @@ pub(crate) struct Wish {
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) ports: Vec<PodPort>,
     pub(crate) meshed: bool,
+    pub(crate) hold: Duration,
 }
 
 impl LocalPod {
@@ -92,6 +94,7 @@ impl LocalPod {
             cgroup,
             meshed: wish.meshed,
             terminating: false,
+            hold_ms: u64::try_from(wish.hold.as_millis()).unwrap_or(u64::MAX),
             supervisor: std::process::id(),
             started_ms: u64::try_from(WallClock::system().since_epoch().as_millis()).unwrap_or(u64::MAX),
         };
@@ -164,6 +167,16 @@ pub(crate) fn app_command(
         },
     );
     Ok(child)
+}
+
+/// What makes the listeners of the pod's sidecar, so that connections wait for it. Not started yet.
+///
+/// # Errors
+/// The pod does not stand.
+pub(crate) fn listeners_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command, Failure> {
+    let mut command = sidecar_command(pod, mesh)?;
+    command.arg("--listen-only");
+    Ok(command)
 }
 
 /// The pod's sidecar. Not started yet.

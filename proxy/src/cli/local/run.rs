@@ -1,8 +1,8 @@
 //! `outrigger run`: a program as a local pod, from its first system call to its exit code.
 //!
 //! This process supervises the pod: it answers the pod's questions for names, keeps its sidecar running, passes signals
-//! on and removes the pod when the program has ended. Invariant: the program starts after its sidecar is ready and ends
-//! before it, and a pod without a sidecar is closed, never open.
+//! on and removes the pod when the program has ended. Invariant: the program starts after its sidecar is ready, or after
+//! the listeners where its connections wait for it stand, and ends before it; a pod without a sidecar is closed, never open.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +28,7 @@ use super::places::{self, PodPlaces, UpRecord, runtime};
 use super::pod::{LocalPod, Wish, cannot};
 use super::user::User;
 use super::{RunArgs, cgroup, detach, dns, pod, visit};
+use crate::base::handover::{self, Answer, Purpose, Question};
 use crate::base::names::{Named, check_part};
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
@@ -35,7 +36,6 @@ use crate::model::capture::CaptureConfig;
 use crate::model::object::Object;
 use crate::model::pod_record::{PodPort, PodRecord};
 use crate::model::workload::{WorkloadPort, WorkloadSpec};
-use crate::node::enrolment::{Answer, Question};
 use crate::node::kernel;
 use crate::snapshot::compile;
 use crate::telemetry::log::{self, LogFormat};
@@ -109,7 +109,16 @@ async fn supervise(mut pod: LocalPod, args: &RunArgs, program: Program, mesh: &U
 
     let mut sidecar = Sidecar::none();
     if pod.record.meshed {
-        let started = start_sidecar(&pod, mesh, &mut sidecar);
+        let started = async {
+            match args.sidecar_after {
+                None => start_sidecar(&pod, mesh, &mut sidecar).await,
+                Some(after) => {
+                    make_listeners(&pod, mesh).await?;
+                    sidecar.start_later(after.0);
+                    Ok(())
+                }
+            }
+        };
         // Cancel-safe: a signal ends the pod, whatever was reached.
         tokio::select! {
             started = started => started?,
@@ -175,7 +184,9 @@ async fn run_app(
                 }
             }
             () = sidecar.ended_and_paused() => {
-                warn!("the sidecar ended, starting it again");
+                if sidecar.started.is_some() {
+                    warn!("the sidecar ended, starting it again");
+                }
                 if let Err(failure) = sidecar.start(pod, mesh) {
                     warn!(?failure, "the sidecar did not start");
                 }
@@ -215,16 +226,29 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
     }
 }
 
+/// Enrols the pod and makes its sidecar's listeners: connections wait there from now on.
+async fn make_listeners(pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
+    wait_for_enrolment(&pod.record).await?;
+    let mut maker = tokio::process::Command::from(pod::listeners_command(pod, mesh)?);
+    let log = pod.places.log(".sidecar");
+    let not_made = |why: String| {
+        let text = format!("the sidecar's listeners could not be made ({why}){}", last_line(&log));
+        Failure::environment(text, format!("look into {}", log.display()))
+    };
+    match tokio::time::timeout(ENROL_AT_MOST, maker.kill_on_drop(true).status()).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(not_made(status.to_string())),
+        Ok(Err(error)) => Err(not_made(error.to_string())),
+        Err(_elapsed) => Err(not_made("it took too long".to_owned())),
+    }
+}
+
 async fn wait_for_enrolment(record: &PodRecord) -> Result<(), Failure> {
     let asked = async {
-        let mut stream = UnixStream::connect(runtime("node.sock")).await?;
-        let question = Question { outrigger: 1, namespace: record.namespace.clone(), name: record.name.clone(), wait: true };
-        let mut line = serde_json::to_vec(&question)?;
-        line.push(b'\n');
-        stream.write_all(&line).await?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).await?;
-        Ok::<Answer, io::Error>(serde_json::from_str(&answer)?)
+        let stream = UnixStream::connect(runtime("node.sock")).await?;
+        handover::send(&stream, &Question::new(&record.named(), Purpose::Wait), &[]).await?;
+        let (line, _none) = handover::receive(&stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok::<Answer, io::Error>(serde_json::from_slice(&line)?)
     };
     let not_answering = |why: String| {
         Failure::environment(
@@ -255,7 +279,9 @@ pub(crate) async fn answers(server: SocketAddr, path: &str) -> bool {
 /// The pod's sidecar, which is started again whenever it ends.
 struct Sidecar {
     child: Option<Child>,
-    started: Instant,
+    /// When the last one was.
+    started: Option<Instant>,
+    /// Before the next one is started.
     pause: Duration,
     /// Pods outside the mesh have none.
     wanted: bool,
@@ -263,22 +289,27 @@ struct Sidecar {
 
 impl Sidecar {
     fn none() -> Self {
-        Self { child: None, started: Instant::now(), pause: FIRST_PAUSE, wanted: false }
+        Self { child: None, started: None, pause: FIRST_PAUSE, wanted: false }
     }
 
     fn start(&mut self, pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
-        (self.wanted, self.started) = (true, Instant::now());
+        (self.wanted, self.started) = (true, Some(Instant::now()));
         let command = pod::sidecar_command(pod, mesh)?;
         let child = tokio::process::Command::from(command).spawn();
         self.child = Some(child.map_err(|error| cannot("start the sidecar", &error))?);
         Ok(())
     }
 
+    /// It is not there yet: [`Self::ended_and_paused`] says when it is due.
+    fn start_later(&mut self, pause: Duration) {
+        (self.wanted, self.pause) = (true, pause);
+    }
+
     fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
     }
 
-    /// Returns a moment after it ended. Cancel-safe: the pause starts again.
+    /// Returns a moment after it ended, or when it is due for the first time. Cancel-safe: the pause starts again.
     async fn ended_and_paused(&mut self) {
         if !self.wanted {
             return std::future::pending().await;
@@ -286,7 +317,8 @@ impl Sidecar {
         if let Some(child) = &mut self.child {
             drop(child.wait().await);
             self.child = None;
-            self.pause = if self.started.elapsed() > STEADY { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+            let is_steady = self.started.is_none_or(|started| started.elapsed() > STEADY);
+            self.pause = if is_steady { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
         }
         tokio::time::sleep(self.pause).await;
     }
@@ -358,6 +390,7 @@ fn wish(args: &RunArgs) -> Result<Wish, Failure> {
         annotations,
         ports: args.ports.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
         meshed: !args.no_sidecar,
+        hold: args.hold.0,
     };
     let faults = faults(&Named::new(args.namespace.as_str(), args.name.as_str()), &wish);
     if faults.is_empty() { Ok(wish) } else { Err(Failure::invalid(faults)) }

@@ -15,6 +15,7 @@ mod enrolment;
 mod faults;
 mod fidelity;
 mod hangups;
+mod hold;
 mod life;
 mod observability;
 mod policies;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     observability::run(&mut runner);
     tools::run(&mut runner);
     faults::run(&mut runner);
+    hold::run(&mut runner);
     hangups::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
