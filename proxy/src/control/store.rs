@@ -98,6 +98,9 @@ impl Store {
             (world.revision(), changed)
         };
         if changed > 0 {
+            info!(revision, changed, "the desired state changed");
+            // Sidecars first: a pod that starts waits for its identity and its configuration, and all names are much to write.
+            self.revision.send_replace(revision);
             let table = name_table(&self.world.read());
             if table != *names {
                 *names = table;
@@ -105,8 +108,6 @@ impl Store {
                     error!(%error, path = %self.names.display(), "names cannot be written");
                 }
             }
-            info!(revision, changed, "the desired state changed");
-            self.revision.send_replace(revision);
         }
         if some {
             // A document that is not in force changes no revision, and may be wrong all the same.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::documents::{Found, documents};
@@ -33,7 +34,7 @@ const KEYS_BYTES_MAX: u64 = 1 << 20;
 /// How deep folders are followed.
 const DEPTH_MAX: usize = 16;
 
-/// After a notification: writers often write several times.
+/// After a notification of documents: writers often write several times.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Between two looks at everything.
@@ -52,27 +53,44 @@ pub(crate) struct Watched {
     pub(crate) kept: PathBuf,
 }
 
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Look {
+    /// The records of pods alone. Each is written in one step and a pod waits for it, so nothing else is waited for.
+    Records,
+    Everything,
+}
+
 /// Watches until `stop` says so or nobody listens any more. The first batch holds everything and comes at once.
 pub(crate) async fn watch(watched: Watched, batches: mpsc::Sender<Batch>, mut stop: DrainGuard) {
     let (notices, mut noticed) = mpsc::channel(1);
+    let (records, mut recorded) = mpsc::channel(1);
+    let pods = watched.pods.clone();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // One waiting notice is enough: what comes after it is seen by the look that it causes.
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            notices.try_send(()).unwrap_or_default();
+        match event.ok().and_then(|event| news(&event, &pods)) {
+            Some(Look::Everything) => notices.try_send(()).unwrap_or_default(),
+            Some(Look::Records) => records.try_send(()).unwrap_or_default(),
+            None => {}
         }
     })
     .inspect_err(|error| warn!(%error, "folders are looked at slowly, because the system does not tell of changes"))
     .ok();
     let mut folders = Some(Folders::new(watched));
     let mut first = true;
+    let mut look = Look::Everything;
+    let mut rescan = Instant::now();
     loop {
         let Some(mut now) = folders.take() else { return };
         if let Some(watcher) = &mut watcher {
             now.subscribe(watcher);
         }
+        if look == Look::Everything {
+            rescan = Instant::now() + RESCAN;
+        }
         // Reading files blocks; the state travels there and back.
         let looked = tokio::task::spawn_blocking(move || {
-            let batch = now.look();
+            let batch = now.look(look);
             (now, batch)
         });
         let Ok((now, batch)) = looked.await else {
@@ -87,14 +105,31 @@ pub(crate) async fn watch(watched: Watched, batches: mpsc::Sender<Batch>, mut st
                 return;
             }
         }
-        tokio::select! {
+        look = tokio::select! {
             () = stop.stopped() => return,
-            _ = noticed.recv(), if watcher.is_some() => tokio::time::sleep(DEBOUNCE).await,
-            () = tokio::time::sleep(RESCAN) => {}
-        }
-        // What came meanwhile is seen by the look that follows.
-        noticed.try_recv().unwrap_or_default();
+            _ = recorded.recv(), if watcher.is_some() => Look::Records,
+            _ = noticed.recv(), if watcher.is_some() => {
+                tokio::time::sleep(DEBOUNCE).await;
+                // What came meanwhile is seen by the look that follows.
+                noticed.try_recv().unwrap_or_default();
+                Look::Everything
+            }
+            () = tokio::time::sleep_until(rescan) => Look::Everything,
+        };
     }
+}
+
+/// What a notification is a reason to look at.
+fn news(event: &notify::Event, pods: &Path) -> Option<Look> {
+    if event.kind.is_access() {
+        return None;
+    }
+    let in_folder = |path: &PathBuf| path.parent() == Some(pods);
+    // What was lost names no file.
+    if event.paths.is_empty() || !event.paths.iter().all(in_folder) {
+        return Some(Look::Everything);
+    }
+    event.paths.iter().any(|path| !is_hidden(path)).then_some(Look::Records)
 }
 
 /// Reads the keys that a document beside `path` names.
@@ -153,10 +188,8 @@ fn files(root: &Path, endings: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
         };
         for entry in entries {
             let path = entry?.path();
-            // Hidden ones are editors' and ours, half written ones among them.
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
             let Ok(metadata) = std::fs::metadata(&path) else { continue };
-            if hidden {
+            if is_hidden(&path) {
             } else if metadata.is_dir() && depth < DEPTH_MAX {
                 folders.push((path, depth + 1));
             } else if metadata.is_file() && path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known)) {
@@ -165,6 +198,11 @@ fn files(root: &Path, endings: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Hidden files are editors' and ours, half written ones among them.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// What kind of folder it is.
@@ -229,11 +267,11 @@ impl Folders {
         }
     }
 
-    /// Looks at everything. None: nothing is different.
-    fn look(&mut self) -> Option<Batch> {
+    /// Looks at what is asked for. None: nothing is different.
+    fn look(&mut self, look: Look) -> Option<Batch> {
         let before = self.told();
         let mut changes = Vec::new();
-        for folder in &mut self.0 {
+        for folder in self.0.iter_mut().filter(|folder| look == Look::Everything || folder.kind == Kind::Pods) {
             folder.look(&mut changes);
         }
         let problems = self.told();
@@ -403,6 +441,8 @@ mod tests {
     const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
     const DENY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: no, namespace: shop}\nspec: {action: DENY, rules: [{}]}\n";
 
+    const POD: &str = r#"{"namespace":"shop","name":"web-1","serviceAccount":"web","addresses":["10.64.0.5"],"netns":"/n","netnsCookie":1,"cgroup":"/c","meshed":true,"supervisor":1,"startedMs":1}"#;
+
     struct Place {
         root: TempDir,
         folders: Folders,
@@ -436,7 +476,7 @@ mod tests {
         /// What the next look says, with the folder's name taken out.
         fn look(&mut self, expected: Expect) {
             let mut text = String::new();
-            for change in self.folders.look().unwrap_or_default().changes {
+            for change in self.folders.look(Look::Everything).unwrap_or_default().changes {
                 text += &match change {
                     Change::Put { key, form: Form::Read(resource), .. } => format!("put {key} {}\n", resource.to_json().len()),
                     Change::Put { key, form: Form::Unreadable { reason, .. }, .. } => format!("put {key} unreadable: {reason}\n"),
@@ -600,8 +640,7 @@ mod tests {
     #[test]
     fn a_pods_record_is_a_workload() {
         let mut place = Place::new();
-        let pod = r#"{"namespace":"shop","name":"web-1","serviceAccount":"web","addresses":["10.64.0.5"],"netns":"/n","netnsCookie":1,"cgroup":"/c","meshed":true,"supervisor":1,"startedMs":1}"#;
-        place.write("pods/shop.web-1.json", pod);
+        place.write("pods/shop.web-1.json", POD);
         place.look(expect![[r#"
             put Workload/shop/web-1 162
         "#]]);
@@ -612,6 +651,34 @@ mod tests {
         fs::remove_file(place.root.path().join("pods/shop.web-1.json")).unwrap();
         place.look(expect![[r#"
             remove Workload/shop/web-1
+        "#]]);
+    }
+
+    #[test]
+    fn a_record_is_looked_at_by_itself_and_not_before_it_is_whole() {
+        use notify::event::{AccessKind, CreateKind, Flag, ModifyKind, RemoveKind, RenameMode};
+        use notify::{Event, EventKind};
+        let heard = |kind, path: &str| news(&Event::new(kind).add_path(path.into()), Path::new("/state/pods"));
+        let moved = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+        assert_eq!(heard(moved, "/state/pods/shop.web-1.json"), Some(Look::Records));
+        assert_eq!(heard(EventKind::Create(CreateKind::File), "/state/pods/.shop.web-1.json.tmp7"), None);
+        assert_eq!(heard(EventKind::Access(AccessKind::Any), "/state/pods/shop.web-1.json"), None);
+        assert_eq!(heard(moved, "/mesh/web.yaml"), Some(Look::Everything));
+        assert_eq!(heard(EventKind::Remove(RemoveKind::Folder), "/state/pods"), Some(Look::Everything));
+        let lost = Event::new(EventKind::Other).set_flag(Flag::Rescan);
+        assert_eq!(news(&lost, Path::new("/state/pods")), Some(Look::Everything));
+    }
+
+    #[test]
+    fn a_look_at_records_leaves_documents_alone() {
+        let mut place = Place::new();
+        place.write("mesh/web.yaml", WEB);
+        place.write("pods/shop.web-1.json", POD);
+        let changes = place.folders.look(Look::Records).unwrap().changes;
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        assert!(place.folders.look(Look::Records).is_none());
+        place.look(expect![[r#"
+            put Service/shop/web 112
         "#]]);
     }
 
