@@ -1,7 +1,11 @@
 //! The pod network: one bridge, and a veth pair into each pod's network namespace. Made with ip(8) in one batch per
 //! namespace; what is to be done is text, written by pure functions.
+//!
+//! Invariant: nothing here asks ip(8) to enter a namespace. It would make a mount namespace for that, whose end waits for
+//! the kernel longer than all the rest takes; who starts it is there already.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -9,6 +13,8 @@ use std::process::{Command, Stdio};
 
 use super::super::Failure;
 use super::places::{BRIDGE, GATEWAY_V4, GATEWAY_V6};
+use super::pod::cannot;
+use crate::node::netns;
 
 /// The addresses of one pod.
 #[derive(Clone, Copy, Debug)]
@@ -49,14 +55,16 @@ pub(crate) fn remove_bridge() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a pod's network namespace with its link, addresses and routes.
+/// Makes a pod's network namespace, named `name` and found at `path`, with its link, addresses and routes.
 ///
 /// # Errors
 /// ip(8) is missing or refuses.
-pub(crate) fn make_pod(netns: &str, link: &PodLink) -> Result<(), Failure> {
-    ip(&["netns", "add", netns], "")?;
-    ip(&["-batch", "-"], &host_batch(netns, link))?;
-    ip(&["-n", netns, "-batch", "-"], &pod_batch(link))
+pub(crate) fn make_pod(name: &str, path: &Path, link: &PodLink) -> Result<File, Failure> {
+    ip(&["-batch", "-"], &host_batch(name, link))?;
+    let made = File::open(path).map_err(|error| cannot("open the pod's network namespace", &error))?;
+    let furnished = netns::inside(&made, || Ok(ip(&["-batch", "-"], &pod_batch(link))));
+    furnished.map_err(|error| cannot("enter the pod's network namespace", &error))??;
+    Ok(made)
 }
 
 /// Removes a pod's network namespace, and with it its link. Nothing where none stands.
@@ -93,7 +101,7 @@ fn bridge_batch(v6: bool) -> String {
 
 fn host_batch(netns: &str, link: &PodLink) -> String {
     let host = host_end(link.number);
-    format!("link add {host} type veth peer name eth0 netns {netns}\nlink set {host} master {BRIDGE} up\n")
+    format!("netns add {netns}\nlink add {host} type veth peer name eth0 netns {netns}\nlink set {host} master {BRIDGE} up\n")
 }
 
 fn pod_batch(link: &PodLink) -> String {

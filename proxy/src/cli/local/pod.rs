@@ -69,8 +69,7 @@ impl LocalPod {
         let (v4, v6) = pod_addresses(number);
         let link = PodLink { number, v4, v6: links::has_v6().then_some(v6) };
         let (netns_name, netns_path) = places.netns();
-        links::make_pod(&netns_name, &link)?;
-        let netns = File::open(&netns_path).map_err(|error| cannot("open the pod's network namespace", &error))?;
+        let netns = links::make_pod(&netns_name, &netns_path, &link)?;
         let cookie = netns::cookie(&netns).map_err(|error| {
             Failure::environment(
                 format!("cannot enter the pod's network namespace: {error}"),
