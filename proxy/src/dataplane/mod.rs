@@ -28,6 +28,7 @@ mod opaque;
 mod pool;
 mod race;
 mod sniff;
+mod tap;
 mod tasks;
 mod tcp;
 mod thread;

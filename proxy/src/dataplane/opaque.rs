@@ -11,7 +11,7 @@ use tracing::debug;
 use super::Proxy;
 use super::connection::{Leads, inbound_port};
 use super::hello::Overheard;
-use super::http::attempt::{CONNECT_MAX, peer_of, pick, refusal_of};
+use super::http::attempt::{pick, refusal_of};
 use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
 use super::http::reject::Reject;
 use super::pool::{Destination, Opaque, distrusted};
@@ -40,7 +40,7 @@ pub(super) async fn outbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, 
 pub(super) async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, original: SocketAddr) {
     let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
     record.ends.source = proxy.identity.own().map(|own| own.id.clone());
-    let destination = Destination { address: original, peer: None, client: None, connect_timeout: CONNECT_MAX, breaker: None };
+    let destination = Destination::outside(original);
     match proxy.pool.opaque(&destination).await {
         Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
         Err(error) => record.refused(&refusal_of(error)),
@@ -100,25 +100,10 @@ pub(super) async fn reach_endpoint(proxy: &Proxy, leads: &Leads, original: Socke
                     }
                     return Reached { ends, upstream: Err(Reject::OwnPort) };
                 }
-                let destination = Destination {
-                    address: endpoint.address,
-                    peer: peer_of(&endpoint),
-                    client: None,
-                    connect_timeout: backend.connect_timeout,
-                    breaker: Some(Arc::clone(&backend.breaker)),
-                };
+                let destination = Destination::endpoint(&endpoint, backend);
                 (endpoint, destination)
             }
-            Leads::Workload(endpoint) => {
-                let destination = Destination {
-                    address: SocketAddr::new(endpoint.address.ip(), original.port()),
-                    peer: peer_of(endpoint),
-                    client: None,
-                    connect_timeout: CONNECT_MAX,
-                    breaker: None,
-                };
-                (Arc::clone(endpoint), destination)
-            }
+            Leads::Workload(endpoint) => (Arc::clone(endpoint), Destination::workload(endpoint, original.port())),
             Leads::Refused(reject) => return Reached { ends, upstream: Err(reject.clone()) },
             // Untouched, and never asked for here.
             Leads::Outside => return Reached { ends, upstream: Err(Reject::EgressDenied) },
@@ -143,8 +128,7 @@ pub(super) async fn reach_endpoint(proxy: &Proxy, leads: &Leads, original: Socke
 
 /// Connects to the own application, which is shown its true client.
 pub(super) async fn reach_app(proxy: &Proxy, client: SocketAddr, original: SocketAddr) -> Reached {
-    let destination =
-        Destination { address: original, peer: None, client: Some(client), connect_timeout: CONNECT_MAX, breaker: None };
+    let destination = Destination::application(original, client);
     Reached { ends: Ends::default(), upstream: proxy.pool.opaque(&destination).await.map_err(refusal_of) }
 }
 

@@ -27,7 +27,7 @@ use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks, WireEr
 use crate::policy::breaker::Slot;
 use crate::policy::outlier::Outcome;
 use crate::policy::retry::WireState;
-use crate::snapshot::{AppProtocol, Backend, Endpoint, Transport};
+use crate::snapshot::{AppProtocol, Backend, Endpoint};
 use crate::telemetry::reason::Reason;
 
 /// A request's head in the form that attempts are made from.
@@ -104,30 +104,14 @@ pub(crate) async fn attempt(
                 let endpoint = Some(endpoint);
                 return Tried { endpoint, ..none(Reject::OwnPort) };
             }
-            let destination = Destination {
-                address: endpoint.address,
-                peer: peer_of(&endpoint),
-                client: None,
-                connect_timeout: backend.connect_timeout,
-                breaker: Some(Arc::clone(&backend.breaker)),
-            };
+            let destination = Destination::endpoint(&endpoint, backend);
             (Some(endpoint), destination, backend.protocol)
         }
         Upstream::Workload(endpoint, port) => {
-            let destination = Destination {
-                address: SocketAddr::new(endpoint.address.ip(), port),
-                peer: peer_of(endpoint),
-                client: None,
-                connect_timeout: CONNECT_MAX,
-                breaker: None,
-            };
+            let destination = Destination::workload(endpoint, port);
             (Some(Arc::clone(endpoint)), destination, AppProtocol::Detect)
         }
-        Upstream::Application { at, client, protocol } => {
-            let destination =
-                Destination { address: at, peer: None, client: Some(client), connect_timeout: CONNECT_MAX, breaker: None };
-            (None, destination, protocol)
-        }
+        Upstream::Application { at, client, protocol } => (None, Destination::application(at, client), protocol),
     };
     let slot = match to {
         Upstream::Service(backend) => match backend.breaker.admit_request() {
@@ -265,13 +249,6 @@ pub(crate) fn pick(proxy: &Proxy, backend: &Backend, tried: &[SocketAddr]) -> Op
     let load = |endpoint: &Endpoint| proxy.pool.load(endpoint.address);
     let mut dice = proxy.dice.lock();
     balance::pick(backend, tried, now, load, &mut dice).map(Arc::clone)
-}
-
-pub(crate) fn peer_of(endpoint: &Endpoint) -> Option<crate::identity::spiffe::SpiffeId> {
-    match &endpoint.transport {
-        Transport::MutualTls(id) => Some(id.clone()),
-        Transport::Plaintext => None,
-    }
 }
 
 /// What the caller is told about a connection that was not made.
@@ -459,5 +436,3 @@ pub(crate) const CARRIER: StatusCode = StatusCode::BAD_REQUEST;
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How often a request is sent again that provably nobody read.
 const REPEATS_MAX: usize = 3;
-/// Where no service says otherwise.
-pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);

@@ -31,6 +31,7 @@ use super::upgrade;
 use crate::base::drain::DrainGuard;
 use crate::dataplane::Proxy;
 use crate::dataplane::learned::First;
+use crate::dataplane::pool::peer_of;
 use crate::policy::authorization::Verdict;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::limits::Limits;
@@ -359,7 +360,7 @@ async fn line(
         let tried = attempt(proxy, &head, body.attempt(), upstream, &addresses, timeouts.attempt, deadline).await;
         if let Some(endpoint) = &tried.endpoint {
             record.ends.endpoint = Some(endpoint.workload.clone());
-            record.ends.destination = super::attempt::peer_of(endpoint);
+            record.ends.destination = peer_of(endpoint);
             if connection.direction == Direction::Outbound {
                 record.ends.mtls = record.ends.destination.is_some();
             }
@@ -371,7 +372,7 @@ async fn line(
                     record.wire(WireState::Answered(status));
                     break tried;
                 }
-                let peer = tried.endpoint.as_deref().and_then(super::attempt::peer_of);
+                let peer = tried.endpoint.as_deref().and_then(peer_of);
                 if peer.is_some() && unprocessed(&sent.response) { WireState::NotSent } else { WireState::Answered(status) }
             }
             // What our own limits refuse is not tried again against the same limits.
@@ -427,7 +428,7 @@ async fn line(
 
     // response
     Ok(Answered {
-        from_link: tried.endpoint.as_ref().is_some_and(|endpoint| super::attempt::peer_of(endpoint).is_some()),
+        from_link: tried.endpoint.as_ref().is_some_and(|endpoint| peer_of(endpoint).is_some()),
         tried,
         response_edits: response_headers.iter().cloned().collect(),
         weighted_edit,

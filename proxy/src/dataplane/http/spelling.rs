@@ -16,9 +16,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -28,9 +28,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::base::net::BoxedIo;
+use crate::dataplane::tap::{Listens, Tap};
 
 /// A head's names as they were spelled, in order, with commas between.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -99,12 +99,6 @@ enum At {
 /// The heads of the answers on an upstream connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers(Arc<Mutex<Heads>>);
-
-/// An upstream connection whose answers' heads are read.
-pub(crate) struct Watched {
-    io: BoxedIo,
-    answers: Answers,
-}
 
 impl Heads {
     /// For requests: every head is read, and what is between them is passed over.
@@ -344,9 +338,9 @@ impl Heads {
 
 impl Answers {
     /// Reads the answers of an upstream connection, each after it was [asked](Self::asked) for.
-    pub(crate) fn watch(io: BoxedIo) -> (Watched, Self) {
+    pub(in crate::dataplane) fn watch(io: BoxedIo) -> (Tap<Self>, Self) {
         let answers = Self(Arc::new(Mutex::new(Heads::new(true))));
-        (Watched { io, answers: answers.clone() }, answers)
+        (Tap::new(io, answers.clone()), answers)
     }
 
     /// A request is about to be sent: the next head is of its answer.
@@ -359,6 +353,12 @@ impl Answers {
     /// The spelling of the head that was read last.
     pub(crate) fn answered(&self) -> Option<Spelling> {
         self.0.lock().next()
+    }
+}
+
+impl Listens for Answers {
+    fn hear(&mut self, bytes: &[u8]) {
+        self.0.lock().read(bytes);
     }
 }
 
@@ -436,40 +436,6 @@ fn read_by_codec(spelling: &Spelling) -> Option<Extensions> {
     let mut extensions = found.lock().take()?;
     extensions.remove::<hyper::upgrade::OnUpgrade>();
     Some(extensions)
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        let mut heads = self.answers.0.lock();
-        if let (true, Some(bytes)) = (heads.at != At::Rest, buf.filled().get(before..)) {
-            heads.read(bytes);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }
 
 thread_local! {

@@ -4,23 +4,18 @@
 //! frame the server sends"). A server of HTTP/1 takes the client's preface for a request that it does not understand, and
 //! answers in its own words.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::base::net::BoxedIo;
+use crate::dataplane::tap::{Listens, Tap};
 
 /// What is known of it. Clones are handles on one connection.
 #[derive(Clone, Debug, Default)]
 pub(super) struct First(Arc<AtomicBool>);
 
-/// The stream under the codec.
-struct Watched {
-    io: BoxedIo,
+/// Reads the first frame.
+struct Reader {
     first: First,
     /// Bytes of the first frame that were looked at.
     seen: usize,
@@ -29,7 +24,7 @@ struct Watched {
 impl First {
     /// Looks at the first bytes that come.
     pub(super) fn watch(&self, io: BoxedIo) -> BoxedIo {
-        Box::new(Watched { io, first: self.clone(), seen: 0 })
+        Box::new(Tap::new(io, Reader { first: self.clone(), seen: 0 }))
     }
 
     /// Did it say something else than a server of HTTP/2 does?
@@ -38,8 +33,8 @@ impl First {
     }
 }
 
-impl Watched {
-    fn take(&mut self, bytes: &[u8]) {
+impl Listens for Reader {
+    fn hear(&mut self, bytes: &[u8]) {
         for byte in bytes.iter().take(HEAD - self.seen) {
             // The frame's length is short, its type is SETTINGS, and it is about the connection.
             let fits = match self.seen {
@@ -55,42 +50,6 @@ impl Watched {
                 return;
             }
         }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        if this.seen < HEAD
-            && let Some(bytes) = buf.filled().get(before..)
-        {
-            this.take(bytes);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -43,6 +43,7 @@ use crate::base::random::Dice;
 use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::breaker::{Breaker, Slot};
+use crate::snapshot::{Backend, Endpoint, Transport};
 
 /// Where a request or connection goes, and how.
 #[derive(Clone, Debug)]
@@ -55,6 +56,42 @@ pub(crate) struct Destination {
     pub(crate) connect_timeout: Duration,
     /// Counts the connections of the service.
     pub(crate) breaker: Option<Arc<Breaker>>,
+}
+
+impl Destination {
+    /// An endpoint of a service, by the service's policies.
+    pub(crate) fn endpoint(endpoint: &Endpoint, backend: &Backend) -> Self {
+        Self {
+            address: endpoint.address,
+            peer: peer_of(endpoint),
+            client: None,
+            connect_timeout: backend.connect_timeout,
+            breaker: Some(Arc::clone(&backend.breaker)),
+        }
+    }
+
+    /// A port of a workload that is called by its own address.
+    pub(crate) fn workload(workload: &Endpoint, port: u16) -> Self {
+        Self { peer: peer_of(workload), ..Self::outside(SocketAddr::new(workload.address.ip(), port)) }
+    }
+
+    /// The own application, which is shown its true client.
+    pub(crate) fn application(address: SocketAddr, client: SocketAddr) -> Self {
+        Self { client: Some(client), ..Self::outside(address) }
+    }
+
+    /// What no service and no policy is known of.
+    pub(crate) fn outside(address: SocketAddr) -> Self {
+        Self { address, peer: None, client: None, connect_timeout: CONNECT_MAX, breaker: None }
+    }
+}
+
+/// Who an endpoint must prove to be.
+pub(crate) fn peer_of(endpoint: &Endpoint) -> Option<SpiffeId> {
+    match &endpoint.transport {
+        Transport::MutualTls(id) => Some(id.clone()),
+        Transport::Plaintext => None,
+    }
 }
 
 /// What a destination is spoken to.
@@ -330,6 +367,8 @@ impl Pool {
     }
 }
 
+/// How long a connection may take to be made where no policy says it.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long a shared connection in clear is kept that nobody uses. There may be one for each client of the application.
 const UNUSED_MAX: Duration = Duration::from_secs(60);
 

@@ -35,7 +35,7 @@ impl Held {
     pub(super) fn give_back(self) {
         if let Self::Uploads { whole, .. } = self {
             // Nobody hears it if the request ended too.
-            if whole.send(()).is_err() {}
+            whole.send(()).unwrap_or_default();
         }
     }
 }
