@@ -310,6 +310,8 @@ impl Pool {
                             let open = Arc::new(open);
                             let place = link.taken(&open, false);
                             link.open.lock().push(open);
+                            // There is room on it for some of those who wait because no connection was to be had before.
+                            link.freed.notify_waiters();
                             return Ok(place);
                         }
                         // The service may have no more connections, but those it has will do.

@@ -58,6 +58,60 @@ async fn who_finds_no_place_on_any_connection_waits_for_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_more_wait_for_a_place_than_there_is_room_for() {
+    let (world, web) = pair(1);
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    let begun = Instant::now();
+    // By the pod's address, so that no service's limits decide before.
+    let one = async || {
+        let heard = ask(world.connect(&web, app_at(3)), get("/slow")).await;
+        (heard, begun.elapsed())
+    };
+    // One is carried, and who dials for all waits as well.
+    let mut all: Vec<_> = join_all((0..1 + 1_024 + 5).map(|_| one())).await;
+    all.sort_by_key(|(_, long)| *long);
+    let refused: Vec<_> = all.extract_if(.., |(heard, _)| heard.status == 503).collect();
+    assert_eq!(refused.len(), 5);
+    for (heard, long) in refused {
+        assert_eq!(heard.reason(), "breaker_rejected", "{heard:?}");
+        assert!(heard.body.contains("waiting_for_streams"), "{heard:?}");
+        assert!(long < Duration::from_millis(100), "{long:?}: it does not wait to be refused");
+    }
+    assert!(all.iter().all(|(heard, _)| heard.status == 200), "whoever waits is served");
+    // The places of those who waited are there again.
+    assert!(at_once(&world, &web, 40).await.iter().all(|heard| heard.status == 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_opened_later_wakes_who_waits_for_a_place() {
+    let (mut world, web) = pair(2);
+    let at_most = |connections: u32| {
+        let limits = json!({ "limits": { "maxConnections": connections } });
+        document(
+            "TrafficPolicy",
+            "api",
+            json!({ "targetRefs": [{ "kind": "Service", "name": "api" }], "circuitBreaking": limits }),
+        )
+    };
+    world.change(&at_most(1), &web, "web-1");
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    let slow = [(); 2].map(|()| tokio::spawn(ask(world.connect(&web, vip(1)), get("/slow"))));
+    sleep(Duration::from_millis(100)).await;
+    let waits = tokio::spawn(ask(world.connect(&web, vip(1)), get("/")));
+    sleep(Duration::from_millis(100)).await;
+    assert!(!waits.is_finished() && world.dialled().len() == 1, "the service may have no more connections");
+    world.change(&at_most(2), &web, "web-1");
+    // Whoever opens the second one stays on it.
+    let opens = tokio::spawn(ask(world.connect(&web, vip(1)), get("/slow")));
+    assert_eq!(timeout(Duration::from_millis(100), waits).await.expect("it is woken").unwrap().status, 200);
+    assert_eq!(world.dialled().len(), 2);
+    assert!(slow.iter().chain([&opens]).all(|one| !one.is_finished()), "none of them made room");
+    for one in slow.into_iter().chain([opens]) {
+        assert_eq!(one.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_connection_ends_what_it_carries_and_takes_nothing_new() {
     let (world, web) = pair(100);
     assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
