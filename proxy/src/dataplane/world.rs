@@ -16,8 +16,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::base::drain::{Drain, DrainGuard};
 use crate::base::names::Named;
@@ -25,6 +28,7 @@ use crate::base::net::BoxedIo;
 use crate::dataplane::config::Kept;
 use crate::dataplane::connection::{self, Accepted};
 use crate::dataplane::pool::connect::{Dial, Dialling};
+use crate::dataplane::tls::Alpn;
 use crate::dataplane::{Demand, Proxy};
 use crate::identity::source::Identity;
 use crate::identity::testing::{Authority, Leaf, clock};
@@ -273,6 +277,16 @@ impl World {
         };
         tokio::spawn(connection::outbound(Arc::clone(proxy), accepted));
         near
+    }
+
+    /// A link to a pod, opened by whoever has the identity of `account` and need not be a sidecar otherwise.
+    pub(super) async fn link(&self, account: &str, peer: &str, proxy: &Arc<Proxy>, to: SocketAddr) -> TlsStream<DuplexStream> {
+        let identity = Identity::new("cluster.local".parse().unwrap(), clock());
+        self.authority.issue_to(&identity, &Leaf::workload(account), &[&self.authority]);
+        let expected = format!("spiffe://cluster.local/ns/shop/sa/{peer}").parse().unwrap();
+        let config = identity.client_config(&expected, &[Alpn::H2.as_bytes()]).unwrap();
+        let name = ServerName::try_from("sidecar.mesh").unwrap();
+        TlsConnector::from(config).connect(name, self.connect_inbound(proxy, to)).await.unwrap()
     }
 
     /// A connection from outside of the mesh to a pod.

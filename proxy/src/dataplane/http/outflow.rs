@@ -169,3 +169,33 @@ fn reason_of(error: &BodyError) -> Reason {
         BodyError::Sender(_) | BodyError::Stalled | BodyError::GivenUp => Reason::INTERNAL_ERROR,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+
+    use super::*;
+
+    /// Who reads the request holds the stream as well, so that its end would not be heard by itself.
+    #[tokio::test]
+    async fn a_stream_that_takes_no_more_of_a_body_is_taken_back() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let served = tokio::spawn(async move {
+            let mut codec = h2::server::handshake(far).await.unwrap();
+            let (request, mut respond) = codec.accept().await.unwrap().unwrap();
+            let mut to = respond.send_response(Response::new(()), false).unwrap();
+            to.send_data(Bytes::from_static(b"all"), true).unwrap();
+            Outflow::new(Body::Full(Bytes::from_static(b"more")), to).await;
+            // The codec goes on.
+            drop(codec.accept().await);
+            drop((request, respond));
+        });
+        let (sender, connection) = h2::client::handshake(near).await.unwrap();
+        let driven = tokio::spawn(connection);
+        let (answer, _upload) =
+            sender.ready().await.unwrap().send_request(Request::post("http://api.shop/").body(()).unwrap(), false).unwrap();
+        assert_eq!(answer.await.unwrap_err().reason(), Some(Reason::INTERNAL_ERROR));
+        driven.abort();
+        served.abort();
+    }
+}

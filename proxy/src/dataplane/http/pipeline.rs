@@ -666,6 +666,17 @@ pub(crate) const SHADOWS_MAX: usize = 128;
 mod tests {
     use super::*;
 
+    /// It is boxed once for each request.
+    #[test]
+    fn what_the_line_keeps_for_a_request_is_small() {
+        fn of<A, B, C, D, E, F, O: Future>(_function: impl Fn(A, B, C, D, E, F) -> O) -> usize {
+            size_of::<O>()
+        }
+        assert!(of(line) <= LINE_MAX, "{} bytes", of(line));
+    }
+
+    const LINE_MAX: usize = 6_800;
+
     #[test]
     fn the_order_is_the_documented_one() {
         let order: Vec<_> = ORDER.iter().map(|(step, _)| *step).collect();

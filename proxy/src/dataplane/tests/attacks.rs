@@ -9,7 +9,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::world::{World, app_at, ask, document, get, pod, service, text, vip};
@@ -60,10 +60,10 @@ struct Bench {
     api: Arc<Proxy>,
 }
 
-/// Two sidecars; the application answers `/never` never, `/large` with a megabyte and everything else at once.
-fn bench(limits: &serde_json::Value) -> Bench {
+/// Two sidecars that let everybody in, of which `web` calls `api` by this protocol.
+pub(super) fn open_pair(protocol: &str, limits: &serde_json::Value) -> (World, Arc<Proxy>, Arc<Proxy>) {
     let mut declared = service("api", "api", 1);
-    declared["spec"]["ports"][0]["appProtocol"] = json!("http");
+    declared["spec"]["ports"][0]["appProtocol"] = json!(protocol);
     let world = World::new(&[
         pod("web", "web-1", 2),
         pod("api", "api-1", 3),
@@ -72,6 +72,12 @@ fn bench(limits: &serde_json::Value) -> Bench {
         document("Mesh", "mesh", json!({ "limits": limits })),
     ]);
     let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    (world, web, api)
+}
+
+/// Two sidecars; the application answers `/never` never, `/large` with a megabyte and everything else at once.
+fn bench(limits: &serde_json::Value) -> Bench {
+    let (world, web, api) = open_pair("http", limits);
     let large = Bytes::from(vec![b'a'; 1 << 20]);
     world.slow_app(app_at(3), move |request: Request<Bytes>| {
         let large = large.clone();
@@ -114,8 +120,11 @@ fn told(proxy: &Proxy, wanted: &[&str]) {
 }
 
 /// Sends the preface and then `attack` over and over, at most so many times, until the sidecar closes. What it says.
-async fn flood(mut stream: DuplexStream, mut attack: impl FnMut(u32) -> Vec<u8>, times: u32) -> Vec<(u8, Vec<u8>)> {
-    let (mut read, mut write) = tokio::io::split(&mut stream);
+async fn flood<S>(stream: S, mut attack: impl FnMut(u32) -> Vec<u8>, times: u32) -> Vec<(u8, Vec<u8>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut read, mut write) = tokio::io::split(stream);
     let send = async {
         write.write_all(&preface(&[])).await.ok();
         for index in 0..times {
@@ -156,17 +165,46 @@ async fn check_flood(reason: &str, words: &str, times: u32, attack: impl Fn(u32)
     }
 }
 
+/// Fifty requests that are taken back in the same breath.
+fn rapid_reset(index: u32) -> Vec<u8> {
+    let streams = (0..50).map(|more| (index * 50 + more) * 2 + 1);
+    streams
+        .flat_map(|stream| {
+            [frame(HEADERS, END_HEADERS | END_STREAM, stream, HEAD), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+        })
+        .collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rapid_reset_is_ended_before_it_costs_anything() {
-    let attack = |index: u32| {
-        let streams = (0..50).map(|more| (index * 50 + more) * 2 + 1);
-        streams
-            .flat_map(|stream| {
-                [frame(HEADERS, END_HEADERS | END_STREAM, stream, HEAD), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
-            })
-            .collect()
-    };
-    check_flood("too_many_resets", "too_many_resets", 1_000, attack).await;
+    check_flood("too_many_resets", "too_many_resets", 1_000, rapid_reset).await;
+}
+
+/// A pod that was taken over speaks as its sidecar, and is none.
+async fn check_flood_on_link(limits: &serde_json::Value, reason: &str, words: &str, attack: impl Fn(u32) -> Vec<u8>) {
+    let bench = bench(limits);
+    // The link that others use stands already.
+    bench.others_are_served().await;
+    let link = bench.world.link("web", "api", &bench.api, app_at(3)).await;
+    let (code, text) = goodbye(&flood(link, attack, 10 * LARGE).await);
+    assert_eq!(code, CALM, "{text}");
+    assert!(text.contains(words), "{text}");
+    told(&bench.api, &["outrigger_refusals_total", "inbound", &format!("reason=\"{reason}\""), "sa/web"]);
+    bench.others_are_served().await;
+    assert_eq!(bench.world.dialled().len(), 1, "the others' link is the same as before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rapid_reset_on_a_link_is_ended_too() {
+    check_flood_on_link(&json!({}), "too_many_resets", "too_many_resets", rapid_reset).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_carry_nothing_are_counted_on_a_link_as_those_of_many_clients() {
+    let limits = json!({ "controlFrames": 1_000 });
+    for kind in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[])] {
+        check_flood_on_link(&limits, "too_many_frames", "more than 10000", |_| kind.clone()).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

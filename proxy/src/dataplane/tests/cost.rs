@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::world::{World, app_at, get, pod, service, text, vip};
 use crate::dataplane::connection::{inbound, outbound};
-use crate::dataplane::http::pipeline;
+use crate::dataplane::http::{attempt, pipeline};
+use crate::dataplane::pool::Pool;
 
 /// The system's allocator, counted for each thread.
 struct Counting;
@@ -82,6 +83,19 @@ fn what_is_kept_for_a_request_is_small() {
     assert!(kept <= KEPT_MAX, "{kept} bytes beside the line itself, which is boxed");
 }
 
+/// Both are a part of the line, which is boxed once for each request.
+#[test]
+fn what_is_kept_for_an_attempt_is_small() {
+    fn of_attempt<A, B, C, D, E, F, G, O: Future>(_function: impl Fn(A, B, C, D, E, F, G) -> O) -> usize {
+        size_of::<O>()
+    }
+    fn of_sending<A, B, C, D, E, O: Future>(_function: impl Fn(A, B, C, D, E) -> O) -> usize {
+        size_of::<O>()
+    }
+    let (attempt, sending) = (of_attempt(attempt::attempt), of_sending(Pool::send));
+    assert!(attempt <= ATTEMPT_MAX && sending <= SENDING_MAX, "{attempt} bytes, {sending} of them to send");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_at_rest_keeps_little() {
     let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1)]);
@@ -130,3 +144,5 @@ const CONNECTION_MAX: usize = 850;
 /// A few more than were measured.
 const ALLOCATIONS_MAX: u64 = 70;
 const KEPT_MAX: usize = 1_400;
+const ATTEMPT_MAX: usize = 4_700;
+const SENDING_MAX: usize = 3_200;

@@ -6,23 +6,14 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-use super::attacks::{END_HEADERS, END_STREAM, HEAD, HEADERS, RST_STREAM, frame, frames, preface};
-use super::world::{World, app_at, document, pod, service, text, vip};
+use super::attacks::{END_HEADERS, END_STREAM, HEAD, HEADERS, RST_STREAM, frame, frames, open_pair, preface};
+use super::world::{World, app_at, text, vip};
 use crate::dataplane::Proxy;
 
 const CONTINUATION: u8 = 9;
 
 fn world(limits: &serde_json::Value) -> (World, Arc<Proxy>, Arc<Proxy>) {
-    let mut declared = service("api", "api", 1);
-    declared["spec"]["ports"][0]["appProtocol"] = json!("http2");
-    let world = World::new(&[
-        pod("web", "web-1", 2),
-        pod("api", "api-1", 3),
-        declared,
-        document("PeerAuthentication", "open", json!({ "mode": "Permissive" })),
-        document("Mesh", "mesh", json!({ "limits": limits })),
-    ]);
-    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    let (world, web, api) = open_pair("http2", limits);
     world.slow_app(app_at(3), |request| async move {
         if request.uri().path() == "/never" {
             std::future::pending::<()>().await;
