@@ -54,6 +54,10 @@ pub(crate) struct LimitsConfig {
     /// How long a connection may carry nothing between requests, 1s to 24h; it is closed without an answer. Default: 15m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<Span>,
+    /// How long a connection of HTTP/2 takes new requests, 1s to 24h, and up to a fifth less by chance; then its client is told
+    /// to open another one (GOAWAY), and what is under way ends in peace. Default: 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) connection_age: Option<Span>,
     /// How long a request under way may stand still because its client neither sends more of the body nor reads more of the
     /// answer, 1s to 24h; before the answer began it is 408. Default: 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,6 +80,7 @@ pub(crate) struct Limits {
     pub(crate) control_frames: u32,
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
+    pub(crate) connection_age: Duration,
     pub(crate) stream_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
 }
@@ -95,6 +100,8 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             // Longer than a client keeps an idle connection, so that it is the client that closes it.
             idle_timeout: Duration::from_secs(15 * 60),
+            // Longer than a sidecar keeps a link, so that it is the one that opened it who ends it.
+            connection_age: Duration::from_secs(3_600),
             stream_timeout: Duration::from_secs(5 * 60),
             handshake_timeout: Duration::from_secs(10),
         }
@@ -142,6 +149,7 @@ impl LimitsConfig {
             control_frames,
             header_timeout: time("headerTimeout", self.header_timeout, Span(Duration::from_secs(300)), usual.header_timeout),
             idle_timeout: time("idleTimeout", self.idle_timeout, day, usual.idle_timeout),
+            connection_age: time("connectionAge", self.connection_age, day, usual.connection_age),
             stream_timeout: time("streamTimeout", self.stream_timeout, day, usual.stream_timeout),
             handshake_timeout: time(
                 "handshakeTimeout",

@@ -248,32 +248,50 @@ impl Traffic {
 pub(crate) struct Clock {
     seen: (Stands, u32),
     since: Instant,
+    /// When the connection is old, until that was told.
+    old: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
+/// What the clock of a connection says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Rings {
+    /// The client is not to be waited for any longer.
+    Late(Stands),
+    /// The connection served for as long as one connection does. Told once.
+    Old,
+}
+
 impl Clock {
-    /// Starts now.
-    pub(crate) fn start(traffic: &Traffic) -> Self {
+    /// Starts now. `spread`, between 0 and 1, makes the connection old a little sooner, so that those that were opened together
+    /// do not come back together.
+    pub(crate) fn start(traffic: &Traffic, spread: f64) -> Self {
         let timer = Box::pin(sleep(traffic.limits.header_timeout));
-        Self { seen: traffic.stands(), since: Instant::now(), timer }
+        let since = Instant::now();
+        let age = traffic.limits.connection_age.mul_f64(1.0 - AGE_JITTER * spread.clamp(0.0, 1.0));
+        Self { seen: traffic.stands(), since, old: Some(since + age), timer }
     }
 
-    /// Is ready when the client is not to be waited for any longer. To be polled after the codec was: what that did is
-    /// what is looked at.
-    pub(crate) fn poll_late(&mut self, traffic: &Traffic, cx: &mut Context<'_>) -> Poll<Stands> {
+    /// Is ready when there is something to do. To be polled after the codec was: what that did is what is looked at.
+    pub(crate) fn poll_rings(&mut self, traffic: &Traffic, cx: &mut Context<'_>) -> Poll<Rings> {
         let seen = traffic.stands();
         if std::mem::replace(&mut self.seen, seen) != seen {
             self.since = Instant::now();
         }
-        let end = self.since + traffic.patience(seen.0);
+        let late = self.since + traffic.patience(seen.0);
+        let end = self.old.map_or(late, |old| late.min(old));
         if end < self.timer.deadline() {
             self.timer.as_mut().reset(end);
         }
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            if Instant::now() >= end {
-                self.since = Instant::now();
-                return Poll::Ready(seen.0);
+            let now = Instant::now();
+            if self.old.take_if(|old| *old <= now).is_some() {
+                return Poll::Ready(Rings::Old);
+            }
+            if now >= late {
+                self.since = now;
+                return Poll::Ready(Rings::Late(seen.0));
             }
             self.timer.as_mut().reset(end);
         }
@@ -475,6 +493,8 @@ fn one_more(count: &AtomicU32) {
 /// More than an ordinary client has of what the codec counts.
 const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);
+/// By how much of it the age of a connection may be shorter.
+const AGE_JITTER: f64 = 0.2;
 /// A request that is taken back sooner was hardly meant.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const ENHANCE_YOUR_CALM: u8 = 11;

@@ -18,7 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::frames::{self, Framed, HEADERS_READ, Stands, Traffic};
+use super::frames::{self, Framed, HEADERS_READ, Rings, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
 use super::inflow::Inflow;
 use super::pipeline::{self, Connection};
@@ -193,7 +193,7 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let framed = Framed::new(wire.clone(), Arc::clone(&traffic));
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(Streams::new(&codec, framed, Arc::clone(&traffic), Arc::clone(&connection)));
-    let mut clock = frames::Clock::start(&traffic);
+    let mut clock = frames::Clock::start(&traffic, connection.proxy.dice.lock().fraction());
     let mut stopping = false;
     let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
     let driven = async {
@@ -206,14 +206,16 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 reject = poll_fn(|_cx| traffic.refused_unseen().map_or(Poll::Pending, Poll::Ready)) => {
                     refused(&connection, protocol, &reject);
                 }
-                stands = poll_fn(|cx| clock.poll_late(&traffic, cx)) => match stands {
+                rings = poll_fn(|cx| clock.poll_rings(&traffic, cx)) => match rings {
+                    // Whoever still uses it is waited for as before.
+                    Rings::Old => served.graceful_shutdown(),
                     // Requests that are under way may end; nobody else is waited for.
-                    Stands::Idle if !stopping => {
+                    Rings::Late(Stands::Idle) if !stopping => {
                         stopping = true;
                         served.graceful_shutdown();
                     }
-                    Stands::Idle => break None,
-                    Stands::Head | Stands::Reader => {
+                    Rings::Late(Stands::Idle) => break None,
+                    Rings::Late(stands) => {
                         traffic.late(stands);
                         break None;
                     }

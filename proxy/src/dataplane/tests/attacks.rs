@@ -512,6 +512,47 @@ async fn an_idle_connection_of_http_2_is_closed_and_nobody_is_refused() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_old_connection_of_http_2_takes_nothing_new_and_loses_nothing() {
+    let bench = bench(&json!({ "connectionAge": "10m", "streamTimeout": "1h" }));
+    for (proxy, direction) in bench.sides() {
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(64 << 10)
+            .handshake(TokioIo::new(bench.open(direction)))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let open = || {
+            let metrics = proxy.telemetry.metrics.render();
+            let own = [direction, "protocol=\"http2\"", "} 1"];
+            let mut lines = metrics.lines().filter(|line| line.starts_with("outrigger_connections_open{"));
+            lines.any(|line| own.iter().all(|part| line.contains(part)))
+        };
+        let begin = Instant::now();
+        let send = |path: &str| {
+            let request = Request::get(format!("http://api.shop{path}")).body(Full::<Bytes>::default()).unwrap();
+            sender.clone().send_request(request)
+        };
+        // One that is under way when the connection grows old, read only long after.
+        let slow = send("/large").await.unwrap();
+        let mut answered = 0;
+        while let Ok(answer) = send("/small").await {
+            assert_eq!(answer.status(), 200, "{direction}");
+            answered += 1;
+            sleep(Duration::from_secs(5)).await;
+        }
+        let age = begin.elapsed().as_secs();
+        assert!((480..=605).contains(&age) && answered >= 96, "{direction}: {answered} in {age} seconds");
+        sleep(Duration::from_secs(60)).await;
+        assert!(open(), "{direction}: somebody still reads");
+        assert_eq!(slow.into_body().collect().await.unwrap().to_bytes().len(), 1 << 20, "{direction}");
+        sleep(Duration::from_secs(1)).await;
+        assert!(!open(), "{direction}: its last request ended");
+        assert!(!proxy.telemetry.metrics.render().lines().any(|line| line.starts_with("outrigger_refusals_total{")));
+        bench.others_are_served().await;
+    }
+}
+
 /// On the link all of them share one connection, and so do they between client and sidecar.
 #[tokio::test(start_paused = true)]
 async fn readers_that_stand_still_stall_nobody_on_their_connection_and_on_the_link() {
