@@ -350,7 +350,7 @@ fn listener_facts(descriptor: &OwnedFd) -> io::Result<ListenerFacts> {
 }
 
 /// The cgroup2 folder in a `/proc/PID/cgroup`: its line has hierarchy 0 and no controllers (cgroups(7)).
-fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
+pub(crate) fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
     let path = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(root.join(path))
 }

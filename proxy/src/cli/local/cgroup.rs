@@ -7,7 +7,10 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
+
+use crate::node::enrolment::cgroup_of;
 
 /// Makes the pod's cgroups.
 ///
@@ -16,6 +19,30 @@ use std::time::Duration;
 pub(crate) fn make(pod: &Path) -> io::Result<()> {
     std::fs::create_dir_all(pod.join("app"))?;
     std::fs::create_dir_all(pod.join("sidecar"))
+}
+
+/// Keeps the kernel ready for moves into cgroups as long as it lives.
+///
+/// The first move after a while waits until all processors have taken notice (an RCU grace period, 10 ms and more), and moves
+/// within another such period after it do not: the lock that they take is otherwise kept cheap for whoever forks. A start moves
+/// two processes, one after the other, and waited twice. Here a thread with nothing else to do waits instead, while the pod's
+/// network is made: it moves this process to where it is, over and over.
+#[derive(Debug)]
+pub(crate) struct MovesAhead {
+    /// Its end ends the thread.
+    _until: mpsc::Sender<()>,
+}
+
+impl MovesAhead {
+    /// `root` is the cgroup2 mount. Where it does nothing, moves wait as ever.
+    pub(crate) fn expect(root: &Path) -> Option<Self> {
+        let own = cgroup_of(&std::fs::read_to_string("/proc/self/cgroup").ok()?, root)?.join("cgroup.procs");
+        let (until, ended) = mpsc::channel();
+        let again = move || ended.recv_timeout(MOVE_AGAIN) == Err(mpsc::RecvTimeoutError::Timeout);
+        let moving = move || while std::fs::write(&own, "0").is_ok() && again() {};
+        std::thread::Builder::new().name("moves".to_owned()).spawn(moving).ok()?;
+        Some(Self { _until: until })
+    }
 }
 
 /// The file to write a process into, open.
@@ -69,5 +96,7 @@ pub(crate) fn children(cgroup: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
+/// Less than what the kernel stays ready for.
+const MOVE_AGAIN: Duration = Duration::from_millis(4);
 const ATTEMPTS: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(10);

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::super::Failure;
+use super::cgroup::MovesAhead;
 use super::places::{self, PodPlaces, UpRecord, runtime};
 use super::pod::{LocalPod, Wish, cannot};
 use super::user::User;
@@ -52,11 +53,12 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     detach::leave_the_terminal();
     let _alive = take(&places, &mesh, &cgroup_root)?;
+    let moves = MovesAhead::expect(&cgroup_root);
     let pod = LocalPod::make(places.clone(), wish, &mesh, &cgroup_root)?;
     // What the supervisor has to say goes to the pod's log; the terminal is the program's.
     log::start(LogFormat::Text, "off").map_err(|error| Failure::environment(error, "report this"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(supervise(pod, &args, Program { env, user }, &mesh));
+    let outcome = runtime.block_on(supervise(pod, &args, Program { env, user }, &mesh, moves));
     let removed = pod::remove(&places, &mesh.state, &cgroup_root);
     let code = outcome?;
     removed?;
@@ -97,7 +99,13 @@ struct Program {
     user: Option<User>,
 }
 
-async fn supervise(mut pod: LocalPod, args: &RunArgs, program: Program, mesh: &UpRecord) -> Result<ExitCode, Failure> {
+async fn supervise(
+    mut pod: LocalPod,
+    args: &RunArgs,
+    program: Program,
+    mesh: &UpRecord,
+    moves: Option<MovesAhead>,
+) -> Result<ExitCode, Failure> {
     // Signals first: from here one of them ends the pod in order.
     let mut signals = Signals::listen().map_err(|error| cannot("listen for signals", &error))?;
     let sockets = dns::Sockets::bind(&pod.netns).map_err(|error| cannot("answer for names inside the pod", &error))?;
@@ -128,7 +136,7 @@ async fn supervise(mut pod: LocalPod, args: &RunArgs, program: Program, mesh: &U
             }
         }
     }
-    let outcome = run_app(&mut pod, args, program, mesh, &mut sidecar, &mut signals).await;
+    let outcome = run_app(&mut pod, args, program, mesh, &mut sidecar, &mut signals, moves).await;
     // The program has ended; what it left running ends with it.
     if let Err(error) = cgroup::kill(&pod.record.cgroup.join("app")) {
         warn!(%error, "cannot end what the program left running");
@@ -144,6 +152,7 @@ async fn run_app(
     mesh: &UpRecord,
     sidecar: &mut Sidecar,
     signals: &mut Signals,
+    moves: Option<MovesAhead>,
 ) -> Result<ExitCode, Failure> {
     let mut command = pod::app_command(&pod.places, &pod.record, &args.command, program.user.as_ref(), Some(Signal::KILL))?;
     command.envs(program.env);
@@ -157,6 +166,7 @@ async fn run_app(
         Ok(app) => app,
         Err(error) => return not_started(&args.command, &error),
     };
+    drop(moves);
     // From here `exec` finds the pod: its sidecar is ready.
     File::create(pod.places.started()).map_err(|error| cannot("write into the pod's folder", &error))?;
     if detach::is_detached() {
