@@ -8,6 +8,7 @@
 pub mod mesh;
 pub mod metrics;
 pub mod programs;
+pub mod quota;
 #[cfg(feature = "programs")]
 pub mod role;
 pub mod runner;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigger};
+use e2e::quota::Quota;
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
@@ -30,6 +31,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_service_without_an_address_is_its_pods", run: |(), _| headless() },
             Case { name: "a_pod_that_no_workload_may_be_is_refused_before_it_is_made", run: |(), _| refused_pods() },
             Case { name: "a_pod_passes_its_programs_exit_code_and_output_through", run: |(), _| passes_through() },
+            Case { name: "a_sidecar_has_as_many_workers_as_its_quota_has_room_for", run: |(), _| workers() },
         ],
     );
 }
@@ -333,5 +335,23 @@ fn passes_through() -> Result<()> {
     let said = pod.exec(["sh", "-c", "echo out; exit 5"])?;
     ensure!(said.code == 5 && said.stdout.trim() == "out", "{said:?}");
     drop(pod);
+    mesh.down()
+}
+
+fn workers() -> Result<()> {
+    let mesh = Mesh::up()?;
+    let processors = std::thread::available_parallelism()?.get();
+    for (name, percent, expected) in [("half", 50, 1), ("one", 150, 1), ("more", 250, processors.min(2)), ("free", 0, processors)]
+    {
+        let quota = if percent > 0 { Some(Quota::of(percent)?) } else { None };
+        let pod = mesh.pod(&format!("life/{name}")).sidecar_env("OUTRIGGER_WORKERS", "auto").idle()?;
+        drop(quota);
+        let threads = std::fs::read_dir(format!("/proc/{}/task", pod.sidecar()?))?;
+        let names = threads.map(|thread| Ok(std::fs::read_to_string(thread?.path().join("comm"))?));
+        let names = names.collect::<Result<Vec<String>>>()?;
+        // The first one is the process' own thread.
+        let count = 1 + names.iter().filter(|name| name.trim() == "worker").count();
+        ensure!(count == expected.clamp(1, 64), "{percent} %: {count} workers instead of {expected}: {names:?}");
+    }
     mesh.down()
 }
