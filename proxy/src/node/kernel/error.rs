@@ -41,6 +41,15 @@ pub(crate) enum KernelError {
         /// The verifier's last lines, or nothing.
         log: String,
     },
+    /// The kernel has no such helper for a program of this kind.
+    #[error("the kernel {release} lacks {what}, which the program {program} calls: {source}")]
+    Lacks {
+        program: &'static str,
+        release: String,
+        /// The helper, with its name or its number.
+        what: String,
+        source: io::Error,
+    },
     /// A call of bpf(2) failed.
     #[error("the kernel {release} refuses to {what}")]
     Call {
@@ -84,6 +93,7 @@ impl KernelError {
             Self::Object { .. } | Self::Refused { .. } => {
                 "use Linux 6.1 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF; if it is, report this message"
             }
+            Self::Lacks { .. } => "the kernel is too old: use Linux 6.1 or newer",
             Self::Call { .. } => "use Linux 6.1 or newer with CONFIG_CGROUP_BPF, and check that no security module forbids bpf(2)",
             Self::Map { .. } => "`outrigger down` removes what is pinned; at most 1,024 pods may run on a node",
             Self::Layout { .. } => "stop the pods and run `outrigger down` once: it removes the other version's pins",
@@ -110,7 +120,13 @@ impl KernelError {
     /// From what aya says of a program that did not load.
     pub(super) fn refused(program: &'static str, error: ProgramError) -> Self {
         let (source, log) = match error {
-            ProgramError::LoadError { io_error, verifier_log } => (io_error, last_lines(&verifier_log.to_string())),
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                if let Some(what) = lacking_helper(&log) {
+                    return Self::Lacks { program, release: release(), what, source: io_error };
+                }
+                (io_error, last_lines(&log))
+            }
             ProgramError::SyscallError(error) => (error.io_error, String::new()),
             other => (io::Error::other(other), String::new()),
         };
@@ -145,9 +161,27 @@ fn last_lines(log: &str) -> String {
     if tail.is_empty() { String::new() } else { format!("; verifier: {}", tail.join(" | ")) }
 }
 
+/// The helper that the verifier misses: it says `unknown func NAME#NUMBER` of one that other kinds of programs may call,
+/// and `invalid func unknown#NUMBER` of one that it has never heard of.
+fn lacking_helper(log: &str) -> Option<String> {
+    log.lines().find_map(|line| {
+        let (_, helper) = line.split_once("unknown func ").or_else(|| line.split_once("invalid func "))?;
+        let (name, number) = helper.trim().split_once('#')?;
+        Some(if name == "unknown" { format!("the helper of number {number}") } else { format!("the helper {name}") })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn helper_that_a_kernel_lacks_is_named() {
+        let missing = "12: (85) call bpf_get_netns_cookie#122\nunknown func bpf_get_netns_cookie#122\nprocessed 12 insns\n";
+        assert_eq!(lacking_helper(missing).as_deref(), Some("the helper bpf_get_netns_cookie"));
+        assert_eq!(lacking_helper("invalid func unknown#211\n").as_deref(), Some("the helper of number 211"));
+        assert_eq!(lacking_helper("invalid bpf_context access off=68 size=4\n"), None);
+    }
 
     #[test]
     fn refused_program_is_named_with_errno_kernel_and_the_verifiers_last_lines() {
