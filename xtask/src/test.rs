@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{Stop, ebpf, setup, shell, tidy};
+use crate::{Stop, ebpf, kernels, setup, shell, tidy};
 
 /// Counts of a test runner's closing lines.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     ignored: u64,
 }
 
@@ -39,6 +39,7 @@ pub(crate) fn run(root: &Path, long: bool, left_out: LeftOut) -> Result<()> {
         part("tidy", || check(|| tidy::run(root))),
         part("unit", || unit(root)),
         part("kernel programs", || check(|| ebpf::run(root, true))),
+        part("other kernels", || kernels::part(root)),
         part("end to end", || cases(root, long, &[])),
     ];
     println!();
@@ -144,7 +145,7 @@ fn watched(command: std::process::Command) -> Result<(Counts, Option<String>)> {
 
 impl Counts {
     /// Takes a line of a test runner: `test result: ok. 3 passed; 0 failed; 1 ignored; ...` counts, any other does not.
-    fn add(&mut self, line: &str) {
+    pub(crate) fn add(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else { return };
         for field in rest.split([';', '.']) {
             let mut words = field.split_whitespace();

@@ -13,6 +13,8 @@ mod records;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verdicts;
 
 use std::fs::{self, File};
 use std::io;

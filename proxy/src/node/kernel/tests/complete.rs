@@ -250,7 +250,7 @@ fn wherever_a_task_comes_from_its_connections_go_to_the_sidecar() {
                 socket
             });
             drop(outbound.takes(&app, to, &world.a));
-            fs::remove_dir(&below).unwrap();
+            remove_cgroup(&below);
         }
 
         // A task of the machine that enters the namespace, and one that stays outside with a socket that was made inside.

@@ -50,9 +50,7 @@ impl World {
     /// `None` where this machine or this user cannot make one.
     fn new() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        if !rustix::process::geteuid().is_root() {
-            // Past the harness, which keeps what a test that succeeds prints to itself.
-            io::stdout().write_all(b"\nleft out: the kernel's tests, they need root\n").unwrap();
+        if !may_load() {
             return None;
         }
         let name = format!("ork{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -73,6 +71,16 @@ impl World {
     fn open(&self) -> Kernel {
         Kernel::open(&self.pins, &self.root, Options::default()).unwrap()
     }
+}
+
+/// Only root may load programs; says so where a test has to stand aside.
+pub(super) fn may_load() -> bool {
+    let may = rustix::process::geteuid().is_root();
+    if !may {
+        // Past the harness, which keeps what a test that succeeds prints to itself.
+        io::stdout().write_all(b"\nleft out: the kernel's tests, they need root\n").unwrap();
+    }
+    may
 }
 
 impl Drop for World {
@@ -189,15 +197,17 @@ impl Side {
 
     fn remove(&self) {
         ip(&["netns", "del", &self.netns]);
-        for cgroup in &self.cgroups {
-            // Sockets on their way out may hold it for a moment.
-            for _ in 0..200 {
-                if !cgroup.exists() || fs::remove_dir(cgroup).is_ok() {
-                    break;
-                }
-                thread::sleep(Duration::from_millis(10));
-            }
+        self.cgroups.iter().for_each(|cgroup| remove_cgroup(cgroup));
+    }
+}
+
+/// Sockets and tasks on their way out may hold it for a moment: a thread that was waited for leaves its cgroup afterwards.
+fn remove_cgroup(cgroup: &Path) {
+    for _ in 0..200 {
+        if !cgroup.exists() || fs::remove_dir(cgroup).is_ok() {
+            break;
         }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
