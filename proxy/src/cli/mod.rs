@@ -14,6 +14,7 @@ mod apply;
 mod check;
 mod client;
 mod control;
+mod doctor;
 mod explain;
 mod get;
 mod holder;
@@ -60,6 +61,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List sidecars, what each has acknowledged and what it refused
     Proxies(status::ProxiesArgs),
+    /// Look at what a mesh needs of this machine, and say what to do about what is missing
+    Doctor(doctor::DoctorArgs),
     /// Compile documents offline and print their problems
     Check(check::CheckArgs),
     /// Tell what would happen to a request, and by which rule
@@ -159,6 +162,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Get(args) => get::run(&args),
         Command::Status(args) => status::status(&args),
         Command::Proxies(args) => status::proxies(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Sidecar(args) => sidecar::run(args),

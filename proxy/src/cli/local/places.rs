@@ -194,6 +194,14 @@ pub(crate) fn read_up_record() -> Option<UpRecord> {
     serde_json::from_slice(&std::fs::read(runtime("up.json")).ok()?).ok()
 }
 
+/// Is a mesh up? Asking leaves nothing behind.
+///
+/// # Errors
+/// The lock cannot be looked at.
+pub(crate) fn is_up() -> io::Result<bool> {
+    if up_lock().exists() { Ok(take_mesh_lock()?.is_none()) } else { Ok(false) }
+}
+
 /// The mesh that is up and serves its API at `api`.
 pub(crate) fn supervised(api: SocketAddr) -> Option<UpRecord> {
     let record = read_up_record().filter(|record| record.api == format!("http://{api}"))?;

@@ -25,10 +25,16 @@ pub(crate) async fn all_free() -> Result<(), Failure> {
                 tokio::time::sleep(POLL).await;
                 continue;
             }
-            return Err(taken(address, what, &error, holder.as_ref()));
+            return Err(failure(address, what, &error, holder.as_ref()));
         }
     }
     Ok(())
+}
+
+/// Those that are not free at this moment, each with its holder and what to do.
+pub(crate) fn taken() -> Vec<Failure> {
+    let looked = ports().into_iter().map(|(address, what)| (address, what, try_listen(address)));
+    looked.filter_map(|(address, what, found)| Some(failure(address, what, &found.err()?, holder(address).as_ref()))).collect()
 }
 
 fn ports() -> [(SocketAddr, &'static str); 5] {
@@ -51,7 +57,7 @@ fn try_listen(address: SocketAddr) -> io::Result<()> {
     socket.listen(1)
 }
 
-fn taken(address: SocketAddr, what: &str, error: &io::Error, holder: Option<&Holder>) -> Failure {
+fn failure(address: SocketAddr, what: &str, error: &io::Error, holder: Option<&Holder>) -> Failure {
     let port = address.port();
     if error.kind() != io::ErrorKind::AddrInUse {
         return Failure::environment(format!("cannot listen at {address} for {what}: {error}"), "run as root");
@@ -89,12 +95,12 @@ mod tests {
         let own = std::process::id();
         assert_eq!(holder(address).map(|holder| holder.process), Some(own));
         let named = Holder { process: own, command: "nginx -g daemon".to_owned() };
-        let told = format!("{:?}", taken(address, "the API", &error, Some(&named)));
+        let told = format!("{:?}", failure(address, "the API", &error, Some(&named)));
         for part in [format!("port {}", address.port()), format!("process {own} ("), format!("`kill {own}`")] {
             assert!(told.contains(&part), "{part} is not in {told}");
         }
         assert!(!told.contains("--"), "an option that `up` does not have: {told}");
-        let told = format!("{:?}", taken(address, "the API", &error, None));
+        let told = format!("{:?}", failure(address, "the API", &error, None));
         assert!(told.contains(&format!("sport = :{}", address.port())), "{told}");
         drop(listener);
         assert!(try_listen(address).is_ok());

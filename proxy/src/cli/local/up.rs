@@ -62,13 +62,20 @@ fn already_up() -> Failure {
 
 /// What the supervisor, the agent and `run` need, by the names of capabilities(7).
 fn check_capabilities() -> Result<(), Failure> {
-    let held = rustix::thread::capabilities(None).map_err(|error| cannot("ask for own capabilities", &error.into()))?.effective;
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(capability, _name)| !held.contains(*capability)).map(|(_capability, name)| *name).collect();
+    let missing = missing_capabilities().map_err(|error| cannot("ask for own capabilities", &error))?;
     if missing.is_empty() {
         return Ok(());
     }
     Err(Failure::environment(format!("this process lacks {}", missing.join(", ")), "run it as root, for example with sudo"))
+}
+
+/// Those that this process does not have.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(crate) fn missing_capabilities() -> io::Result<Vec<&'static str>> {
+    let held = rustix::thread::capabilities(None)?.effective;
+    Ok(NEEDED.iter().filter(|(capability, _name)| !held.contains(*capability)).map(|(_capability, name)| *name).collect())
 }
 
 /// Folders, token, bridge; and what a crash left of pods whose supervisor is gone is removed.

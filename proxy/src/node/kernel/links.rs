@@ -87,14 +87,19 @@ pub(super) fn target(link: BorrowedFd<'_>) -> io::Result<Target> {
 
 /// How many programs are attached to the namespace `netns` at `hook`.
 pub(super) fn attached(netns: BorrowedFd<'_>, hook: Hook) -> io::Result<u32> {
+    ids(netns, hook).map(|ids| u32::try_from(ids.len()).unwrap_or(u32::MAX))
+}
+
+/// The programs that are attached to the cgroup or namespace `target` itself at `hook`, by their ids.
+pub(super) fn ids(target: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut attributes = [0; 16];
-    put(&mut attributes, 0, word(netns), hook as u32);
+    put(&mut attributes, 0, word(target), hook as u32);
     put_pointer(&mut attributes, 2, ids.as_mut_ptr().cast());
     put(&mut attributes, 3, 64, 0);
     bpf(PROG_QUERY, &mut attributes)?;
     let [_, _, _, count, ..] = attributes;
-    Ok(low(count))
+    Ok(ids.into_iter().take(usize::try_from(low(count)).unwrap_or_default()).collect())
 }
 
 /// Opens what is pinned at `path`; `None` if nothing is.

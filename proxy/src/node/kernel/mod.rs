@@ -10,6 +10,7 @@ mod error;
 mod links;
 mod programs;
 mod records;
+mod survey;
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub(crate) use error::KernelError;
 use links::Target;
 use programs::Program;
 pub(crate) use records::Flows;
+pub(crate) use survey::{Others, others_at_root, others_in_pod, try_programs};
 
 use super::maps::{self, Maps};
 use crate::model::capture::CaptureConfig;

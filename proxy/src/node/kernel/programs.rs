@@ -56,11 +56,23 @@ pub(super) fn load(pins: &Path, log: bool) -> Result<Vec<(Program, OwnedFd)>, Ke
     for map in maps::PINNED {
         loader.map_pin_path(map, pins.join(map));
     }
-    // Read-only data of the programs: with 0 the verifier removes every line that would log.
-    let level = if log { u8::MAX } else { 0 };
-    loader.override_global("AYA_LOG_LEVEL", &level, true);
-    let mut ebpf = loader.load(OBJECT).map_err(|source| KernelError::Object { release: release(), source: Box::new(source) })?;
+    let mut ebpf = with_maps(&mut loader, log)?;
     all().map(|program| Ok((program, load_one(&mut ebpf, program)?))).collect()
+}
+
+/// Loads each program, with maps that go with it, and lets go of it; tells why the kernel does not take it. One that is
+/// refused does not end the others' try.
+pub(super) fn try_each() -> Result<Vec<(Program, Option<KernelError>)>, KernelError> {
+    let mut ebpf = with_maps(&mut EbpfLoader::new(), false)?;
+    Ok(all().map(|program| (program, load_one(&mut ebpf, program).err())).collect())
+}
+
+/// The object with its maps made, and no program loaded yet.
+fn with_maps(loader: &mut EbpfLoader<'_>, log: bool) -> Result<Ebpf, KernelError> {
+    // Read-only data of the programs: with 0 the verifier removes every line that would log.
+    let level: &'static u8 = if log { &u8::MAX } else { &0 };
+    loader.override_global("AYA_LOG_LEVEL", level, true);
+    loader.load(OBJECT).map_err(|source| KernelError::Object { release: release(), source: Box::new(source) })
 }
 
 fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {

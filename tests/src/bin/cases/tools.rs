@@ -29,6 +29,7 @@ pub(crate) fn run(runner: &mut Runner) {
         make,
         &[
             Case { name: "status_and_proxies_tell_that_all_is_well", run: |world, _| listings(world) },
+            Case { name: "doctor_finds_a_mesh_well_and_tells_who_is_not_root", run: |world, _| doctor(world) },
             Case { name: "get_shows_documents_in_three_forms", run: |world, _| get(world) },
             Case { name: "another_user_may_look_at_the_dashboard_and_at_nothing_else", run: |world, _| another_user(world) },
         ],
@@ -47,6 +48,20 @@ fn listings(_world: &World) -> Result<()> {
     ensure!(table.contains("web") && table.contains("client"), "proxies said {table}");
     let proxies = json(&["proxies", "-o", "json"])?.to_string();
     ensure!(proxies.contains("spiffe://cluster.local/ns/seen/sa/web"), "no identity in {proxies}");
+    Ok(())
+}
+
+fn doctor(_world: &World) -> Result<()> {
+    let seen = json(&["doctor", "-o", "json"])?;
+    ensure!(seen["well"] == true, "doctor said {seen}");
+    let checks = seen["checks"].as_array().context("no checks")?;
+    for name in ["kernel", "capabilities", "btf", "bpffs", "cgroup2", "programs", "pods", "mesh"] {
+        let is_ok = checks.iter().any(|check| check["check"] == name && check["verdict"] == "ok");
+        ensure!(is_ok, "{name} is not ok: {seen}");
+    }
+    let said = Nobody::new()?.finish(&["doctor"])?;
+    ensure!(said.code == 1, "doctor ended with {}: {}", said.code, said.all());
+    ensure!(said.stdout.contains("fail  capabilities") && said.stdout.contains("remedy: run it as root"), "{}", said.all());
     Ok(())
 }
 

@@ -1,0 +1,129 @@
+//! `outrigger doctor`: looks at everything that capture and a local mesh need of this machine, and says what to do about
+//! what is not as it has to be. It changes nothing, and works with and without a mesh.
+//!
+//! Exit codes: 0 nothing fails (there may be warnings), 1 something does.
+
+mod capture;
+mod machine;
+mod mesh;
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::table::{self, Output};
+use super::{Failure, print};
+use crate::node::kernel::KernelError;
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  outrigger doctor -o json
+
+It looks at the kernel and its programs, capabilities, cgroups and file systems, at programs of others at the same hooks, and at the ports and remains of a local mesh. Run it as root: others may not ask the kernel. How the identities and the configuration of a mesh are that is up, `outrigger status` tells.
+
+Exit codes: 0 nothing fails; 1 something does.")]
+pub(crate) struct DoctorArgs {
+    /// How to write it
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) output: Option<Output>,
+}
+
+/// What one look came to.
+#[derive(Debug, Eq, PartialEq)]
+struct Finding {
+    /// What was looked at.
+    check: &'static str,
+    verdict: Verdict,
+    /// What was found.
+    text: String,
+    /// What to do, where something is to be done.
+    remedy: Option<String>,
+}
+
+/// Whether it is as it has to be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verdict {
+    Ok,
+    /// The mesh works, and somebody should know.
+    Warn,
+    /// The mesh, or a part of it, does not work.
+    Fail,
+}
+
+/// Runs `outrigger doctor`.
+pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
+    let mut findings = machine::look();
+    findings.extend(capture::look());
+    findings.extend(mesh::look());
+    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
+    match args.output {
+        Some(Output::Json) => table::json(&answer(&findings))?,
+        Some(Output::Yaml) => table::yaml(&answer(&findings))?,
+        Some(Output::Wide) | None => print(&findings.iter().map(Finding::line).collect::<String>())?,
+    }
+    Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+fn answer(findings: &[Finding]) -> Value {
+    let well = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
+    json!({ "well": well, "checks": findings.iter().map(Finding::data).collect::<Vec<_>>() })
+}
+
+impl Finding {
+    fn ok(check: &'static str, text: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Ok, text: text.into(), remedy: None }
+    }
+
+    fn warn(check: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Warn, text: text.into(), remedy: Some(remedy.into()) }
+    }
+
+    fn fail(check: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Fail, text: text.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// From what the kernel's room says.
+    fn of_kernel(check: &'static str, error: &KernelError) -> Self {
+        Self::fail(check, crate::node::chain(error), error.remedy())
+    }
+
+    /// One line, and one more for the remedy.
+    fn line(&self) -> String {
+        let remedy = self.remedy.as_ref().map(|remedy| format!("{:6}{:<14}remedy: {remedy}\n", "", "")).unwrap_or_default();
+        format!("{:<6}{:<14}{}\n{remedy}", self.verdict.word(), self.check, self.text)
+    }
+
+    fn data(&self) -> Value {
+        json!({ "check": self.check, "verdict": self.verdict.word(), "text": self.text, "remedy": self.remedy })
+    }
+}
+
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_with_its_remedy_below() {
+        assert_eq!(Finding::ok("kernel", "6.18").line(), "ok    kernel        6.18\n");
+        let line = Finding::fail("btf", "none", "another kernel").line();
+        assert_eq!(line, "fail  btf           none\n                    remedy: another kernel\n");
+    }
+
+    #[test]
+    fn warnings_leave_the_machine_well_and_failures_do_not() {
+        let warning = Finding::warn("hooks", "others", "look");
+        assert_eq!(answer(&[warning])["well"], true);
+        assert_eq!(answer(&[Finding::fail("kernel", "old", "a newer one")])["well"], false);
+    }
+}
