@@ -29,7 +29,7 @@ use scrape::Readings;
 #[derive(Debug)]
 pub(crate) struct Dashboard {
     readings: Arc<Mutex<Readings>>,
-    looked: watch::Sender<Instant>,
+    looked: watch::Sender<Option<Instant>>,
     clock: WallClock,
     scraping: AbortHandle,
 }
@@ -38,7 +38,7 @@ impl Dashboard {
     /// Starts reading the sidecars of `targets` on the current runtime.
     pub(crate) fn start(targets: watch::Receiver<Vec<Target>>, clock: WallClock) -> Arc<Self> {
         let readings = Arc::new(Mutex::new(Readings::default()));
-        let (looked, looked_at) = watch::channel(Instant::now());
+        let (looked, looked_at) = watch::channel(None);
         let scraping = tokio::spawn(scrape::scrape_forever(targets, Arc::clone(&readings), looked_at)).abort_handle();
         Arc::new(Self { readings, looked, clock, scraping })
     }
@@ -46,7 +46,7 @@ impl Dashboard {
     /// What is known now.
     pub(crate) fn graph(&self) -> Graph {
         let now = Instant::now();
-        self.looked.send_replace(now);
+        self.looked.send_replace(Some(now));
         let readings = self.readings.lock();
         let age = readings.updated.map(|updated| now.duration_since(updated));
         let mut graph = graph(readings.by_workload.values(), now);

@@ -26,25 +26,26 @@ pub(crate) struct Readings {
     pub(crate) updated: Option<Instant>,
 }
 
-/// Reads the targets, over and over, until the future is dropped. `watched_at` is when somebody last looked.
+/// Reads the targets, over and over, until the future is dropped. `watched_at` is when somebody last looked, if ever.
 pub(crate) async fn scrape_forever(
     targets: watch::Receiver<Vec<Target>>,
     readings: Arc<Mutex<Readings>>,
-    watched_at: watch::Receiver<Instant>,
+    watched_at: watch::Receiver<Option<Instant>>,
 ) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last = None::<Instant>;
+    let mut last = Instant::now();
     loop {
         tick.tick().await;
         // Reading costs every sidecar a little: when nobody looks, now and then is enough to have something to show.
-        let looked_at = *watched_at.borrow();
-        if looked_at.elapsed() > ATTENTION && last.is_some_and(|last| last.elapsed() < EVERY_UNWATCHED) {
+        let is_watched = watched_at.borrow().is_some_and(|looked| looked.elapsed() <= ATTENTION);
+        if !is_watched && last.elapsed() < EVERY_UNWATCHED {
             continue;
         }
-        last = Some(Instant::now());
         let current = targets.borrow().clone();
         round(current, &readings).await;
+        // From the round's end: one over many sidecars may take longer than the pause.
+        last = Instant::now();
     }
 }
 
