@@ -106,6 +106,8 @@ impl Apt {
             ("APT::Sandbox::User", "root".to_owned()),
             ("Acquire::Languages", "none".to_owned()),
             ("Acquire::Retries", "2".to_owned()),
+            // Else lists that cannot be fetched are a warning, and the old ones are taken.
+            ("APT::Update::Error-Mode", "any".to_owned()),
             ("Acquire::http::Timeout", "20".to_owned()),
             // The suite of an old release is not signed anew for ever.
             ("Acquire::Check-Valid-Until", "false".to_owned()),
