@@ -19,7 +19,7 @@ use bytes::{Buf as _, Bytes};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::base::net::BoxedIo;
+use crate::base::net::{BoxedIo, poll_write_pieces};
 
 /// A stream that is shared by the codec and by whoever drives it. Clones are handles on one stream.
 #[derive(Clone)]
@@ -256,7 +256,7 @@ impl Write for Sink<'_, '_, '_> {
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        at_once(Pin::new(&mut *self.io).poll_write_vectored(self.cx, pieces))
+        at_once(poll_write_pieces(Pin::new(&mut *self.io), self.cx, pieces))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::body::{Body, BodyError};
 use super::reject::{Limit, Reject};
 use super::spelling::{Heads, Odd, Spelling};
-use crate::base::net::BoxedIo;
+use crate::base::net::{BoxedIo, poll_write_pieces};
 use crate::dataplane::sniff::Prefixed;
 use crate::policy::limits::Limits;
 
@@ -440,7 +440,7 @@ impl AsyncWrite for Guarded {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
-        let written = Pin::new(io).poll_write_vectored(cx, bufs);
+        let written = poll_write_pieces(Pin::new(io), cx, bufs);
         self.turn.wrote(written.is_pending());
         written
     }

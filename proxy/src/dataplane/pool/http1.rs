@@ -35,7 +35,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::Key;
 use super::idleness::Idleness;
-use crate::base::net::{BoxedIo, socket};
+use crate::base::net::{BoxedIo, poll_write_pieces, socket};
 use crate::base::sockopt::unacknowledged;
 use crate::dataplane::http::body::Body;
 use crate::dataplane::http::spelling::Answers;
@@ -341,7 +341,7 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.poll_with(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+        self.poll_with(cx, |io, cx| poll_write_pieces(io, cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
