@@ -2,22 +2,25 @@
 //! in one piece, and what came in is read in large ones.
 //!
 //! The codec flushes after every frame. Here a flush only says that something is to be sent; it is sent when the turn is
-//! over ([`Wire::drive`]): one system call and few TLS records for the frames of many requests. An idle connection holds no
-//! buffer.
+//! over ([`Wire::drive`]): one system call and few TLS records for the frames of many requests.
+//!
+//! The buffers are those of the thread. A connection has one only as long as there is something in it, and an idle one none:
+//! they never grow by being copied, and what they hold is still in the processor's caches.
 //!
 //! Sources: RFC 8446 5 (records), 6.1 (a close without `close_notify` is an error to whoever reads).
 //! Invariant: whoever polls the codec does it inside `drive`, or nothing is ever sent.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, BufRead as _, IoSlice, Write};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::thread::LocalKey;
 
-use bytes::{Buf as _, Bytes};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 use crate::base::net::{BoxedIo, poll_write_pieces};
 
@@ -28,12 +31,11 @@ pub(crate) struct Wire(Arc<Mutex<Conn>>);
 struct Conn {
     io: BoxedIo,
     tls: Option<Box<rustls::Connection>>,
-    /// Was read and has not been taken yet.
-    left: Bytes,
+    /// Was read, and how much of it was taken already. Empty where all of it was.
+    left: Vec<u8>,
+    taken: usize,
     /// Was written and has not been sent yet, in clear.
     out: Vec<u8>,
-    /// How much is collected in a turn, as the next one will hardly need more.
-    usual: usize,
     /// How much of `out` was sent already. Always 0 with TLS.
     sent: usize,
     ended: bool,
@@ -59,9 +61,8 @@ impl Wire {
     }
 
     fn new(io: BoxedIo, tls: Option<Box<rustls::Connection>>) -> Self {
-        let out = Vec::new();
-        let conn =
-            Conn { io, tls, left: Bytes::new(), out, usual: 0, sent: 0, ended: false, closing: false, heard: 0, failed: None };
+        let (left, out) = (Vec::new(), Vec::new());
+        let conn = Conn { io, tls, left, taken: 0, out, sent: 0, ended: false, closing: false, heard: 0, failed: None };
         Self(Arc::new(Mutex::new(conn)))
     }
 
@@ -84,10 +85,6 @@ impl Wire {
 
 impl Conn {
     fn turn(&mut self, cx: &mut Context<'_>) {
-        if !self.out.is_empty() {
-            // Turns differ: the largest of those lately, so that few of them grow theirs by copying it.
-            self.usual = self.out.len().max(self.usual - self.usual / 8);
-        }
         if self.failed.is_none()
             && let Poll::Ready(Err(error)) = self.poll_send(cx)
         {
@@ -120,13 +117,10 @@ impl Conn {
                     break;
                 }
                 session.writer().write_all(out)?;
-                out.clear();
+                give_back(&OUT, out);
             },
         }
-        if out.capacity() > KEPT_MAX {
-            *out = Vec::new();
-        }
-        out.clear();
+        give_back(&OUT, out);
         Pin::new(io).poll_flush(cx)
     }
 
@@ -137,9 +131,7 @@ impl Conn {
         if self.out.len() >= OUT_MAX {
             ready!(self.poll_send(cx))?;
         }
-        if self.out.capacity() == 0 {
-            self.out.reserve(self.usual);
-        }
+        lend(&OUT, &mut self.out, OUT_MAX);
         let mut taken = 0;
         for piece in pieces {
             let room = OUT_MAX.saturating_sub(self.out.len()).min(piece.len());
@@ -155,38 +147,33 @@ impl Conn {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         loop {
-            let Self { io, tls, left, ended, heard, .. } = self;
+            let Self { io, tls, left, taken, ended, heard, .. } = self;
+            let bytes = left.get(*taken..).unwrap_or_default();
             let (took, over) = match tls {
-                None => (take(left, buf), *ended),
+                None => (take(bytes, buf), *ended),
                 Some(session) => {
-                    let took = feed(session, left, buf)?;
+                    let took = feed(session, bytes, buf)?;
                     (took, plaintext(session, buf)?)
                 }
             };
-            left.advance(took);
-            if left.is_empty() {
-                // Its memory is not kept while nothing comes.
-                *left = Bytes::new();
+            *taken += took;
+            if *taken >= left.len() {
+                *taken = 0;
+                give_back(&READ, left);
             }
             if buf.filled().len() > before || over || buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            ready!(SCRATCH.with_borrow_mut(|scratch| {
-                let mut read = ReadBuf::new(scratch);
-                ready!(Pin::new(io).poll_read(cx, &mut read))?;
-                let bytes = read.filled();
-                *ended = bytes.is_empty();
-                *heard = heard.wrapping_add(1);
-                let took = match tls {
-                    None => take(bytes, buf),
-                    Some(session) if *ended => session.read_tls(&mut io::empty())?,
-                    Some(session) => feed(session, bytes, buf)?,
-                };
-                if let Some(rest) = bytes.get(took..) {
-                    *left = Bytes::copy_from_slice(rest);
-                }
-                Poll::Ready(Ok::<_, io::Error>(()))
-            }))?;
+            lend(&READ, left, READ_MAX);
+            let polled = poll_read_buf(Pin::new(&mut *io), cx, left);
+            if left.is_empty() {
+                give_back(&READ, left);
+            }
+            *ended = ready!(polled)? == 0;
+            *heard = heard.wrapping_add(1);
+            if let (true, Some(session)) = (*ended, tls) {
+                session.read_tls(&mut io::empty())?;
+            }
         }
     }
 
@@ -300,17 +287,34 @@ impl AsyncWrite for Wire {
     }
 }
 
+/// Takes the thread's buffer, where there is none yet. While another connection has not done with it, there is a new one.
+fn lend(spare: &'static LocalKey<Cell<Vec<u8>>>, buffer: &mut Vec<u8>, size: usize) {
+    if buffer.capacity() == 0 {
+        *buffer = spare.take();
+        buffer.reserve_exact(size);
+    }
+}
+
+/// Gives it back, whatever is in it.
+fn give_back(spare: &'static LocalKey<Cell<Vec<u8>>>, buffer: &mut Vec<u8>) {
+    let mut buffer = std::mem::take(buffer);
+    if buffer.capacity() > 0 {
+        buffer.clear();
+        spare.set(buffer);
+    }
+}
+
 thread_local! {
-    /// Where sockets are read into: one for all connections of a thread, for a read is over before the next begins.
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_MAX]);
+    /// What sockets are read into.
+    static READ: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// What is collected in until a turn is over.
+    static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Bytes of one read.
 const READ_MAX: usize = 32 * 1024;
 /// Bytes that are collected before they are sent within a turn.
 const OUT_MAX: usize = 64 * 1024;
-/// A buffer of this size is kept for the next turn.
-const KEPT_MAX: usize = 2 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -378,6 +382,29 @@ mod tests {
                 assert!(carry(far, near, &bytes, piece).await == bytes, "in clear, {pipe}, {piece}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_a_buffer_only_while_there_is_something_in_it() {
+        let (near, far) = link(1 << 16).await;
+        assert!(carry(near.clone(), far.clone(), &[7; 100_000], 9_000).await == [7; 100_000]);
+        for wire in [near, far] {
+            let conn = wire.0.lock();
+            assert_eq!((conn.left.capacity(), conn.out.capacity()), (0, 0));
+        }
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let wire = Wire::plain(Box::new(near));
+        let mut reader = wire.clone();
+        far.write_all(b"abcdef").await.unwrap();
+        let mut first = [0; 2];
+        reader.read_exact(&mut first).await.unwrap();
+        {
+            let conn = wire.0.lock();
+            assert_eq!((&first, conn.left.as_slice(), conn.taken), (b"ab", b"abcdef".as_slice(), 2));
+        }
+        let mut rest = [0; 4];
+        reader.read_exact(&mut rest).await.unwrap();
+        assert_eq!((&rest, wire.0.lock().left.capacity()), (b"cdef", 0));
     }
 
     #[tokio::test]
