@@ -106,6 +106,34 @@ async fn an_answer_that_is_taken_back_without_an_error_is_no_whole_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_ends_with_the_last_piece_of_its_body() {
+    let (world, web, api) = pair(true);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&seen);
+    world.raw_app(app_at(3), move |mut stream, _| {
+        let kept = Arc::clone(&kept);
+        tokio::spawn(async move {
+            if stream.read_exact(&mut [0; PREFACE]).await.is_err() {
+                return;
+            }
+            stream.write_all(&preface(&[])[PREFACE..]).await.unwrap();
+            while let Ok(byte) = stream.read_u8().await {
+                kept.lock().push(byte);
+            }
+        });
+    });
+    for mut stream in doors(&world, &web, &api) {
+        let whole = [preface(&[]), frame(HEADERS, END_HEADERS, 1, POST), frame(DATA, END_STREAM, 1, b"abc")].concat();
+        stream.write_all(&whole).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let seen = std::mem::take(&mut *seen.lock());
+        let data: Vec<_> = frames(&seen).into_iter().filter(|(kind, _)| *kind == DATA).collect();
+        assert_eq!(data, [(DATA, b"abc".to_vec())], "and no empty one behind it");
+        assert!(seen.windows(5).any(|begin| begin == [0, 0, 3, DATA, END_STREAM]), "{seen:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_asks_for_a_head_hears_why_it_is_refused() {
     let denied = json!({ "action": "DENY", "rules": [{ "to": [{ "paths": ["/admin"] }] }] });
     let world = World::new(&[
