@@ -308,8 +308,14 @@ pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Takes away what concerns only the connection on which a message came (RFC 9110 7.6.1).
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Usually there is none, and one look at each name is cheaper than seven searches.
-    if !headers.keys().any(is_hop_by_hop) {
+    // Usually there is none but what gRPC sends with every request and what goes on as it is. One look at each name is cheaper
+    // than seven searches.
+    let mut met = 0;
+    let mut goes_on = |name: &HeaderName, value: &HeaderValue| {
+        met += 1;
+        met == 1 && *name == TE && value == TRAILERS
+    };
+    if headers.iter().all(|(name, value)| !is_hop_by_hop(name) || goes_on(name, value)) {
         return;
     }
     let named: Vec<HeaderName> = headers
@@ -328,10 +334,10 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         return;
     }
     let trailers = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|coding| coding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
+        value.split(',').any(|coding| coding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case(TRAILERS)))
     });
     if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(TE, HeaderValue::from_static(TRAILERS));
     } else {
         remove_in_order(headers, |name| *name == TE);
     }
@@ -399,6 +405,7 @@ pub(crate) fn cleaned_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
 const CROSSING: [HeaderName; 7] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
 /// Headers of this prefix are for sidecars alone.
 pub(crate) const RESERVED: &str = "outrigger-";
+const TRAILERS: &str = "trailers";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -469,6 +476,23 @@ mod tests {
         let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
         assert_eq!(left, [("accept", "*/*"), ("host", "web"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn what_grpc_asks_for_goes_on_as_it_is() {
+        let mut headers: HeaderMap = [("te", "trailers"), ("accept", "*/*")]
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        let asked = headers.clone();
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, asked);
+        headers.append(TE, HeaderValue::from_static("trailers"));
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, asked, "once is enough");
+        headers.append(TE, HeaderValue::from_static("deflate"));
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, asked);
     }
 
     #[test]

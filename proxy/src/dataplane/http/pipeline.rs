@@ -113,7 +113,7 @@ pub(crate) async fn handle(
     let (parts, incoming) = request.into_parts();
     let marks = Marks::of(&parts.headers);
     if connection.link
-        && marks.has(Mark::RESERVED)
+        && marks.has(Mark::CONTINUE)
         && let Some(token) = parts.headers.get(CONTINUE)
     {
         return expect::answer(&connection.proxy, connection.peer.identity.as_ref(), token).await;
@@ -180,8 +180,8 @@ async fn line(
     let (mut token, mut spelling) = (None, spelling);
     if marks.has(Mark::RESERVED) {
         if connection.link {
-            token = parts.headers.get(EXPECT_TOKEN).cloned();
-            spelling = Spelling::take(&parts.headers);
+            token = marks.has(Mark::EXPECT_TOKEN).then(|| parts.headers.get(EXPECT_TOKEN).cloned()).flatten();
+            spelling = marks.has(Mark::HEADER_NAMES).then(|| Spelling::take(&parts.headers)).flatten();
         }
         normalize::take_reserved(&mut parts.headers, connection.link).map_err(|reject| unread(record, &parts, reject))?;
     }
