@@ -7,6 +7,7 @@ pub(crate) mod handover;
 pub(crate) mod memory;
 pub(crate) mod names;
 pub(crate) mod net;
+pub(crate) mod placed;
 pub(crate) mod problems;
 pub(crate) mod random;
 pub(crate) mod secrecy;

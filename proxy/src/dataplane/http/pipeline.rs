@@ -29,6 +29,7 @@ use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
 use super::tunnel::Upgrading;
 use super::upgrade;
 use crate::base::drain::DrainGuard;
+use crate::base::placed;
 use crate::dataplane::Proxy;
 use crate::dataplane::learned::First;
 use crate::dataplane::pool::peer_of;
@@ -128,7 +129,7 @@ pub(crate) async fn handle(
     record.ends.mtls = connection.link;
     let http1 = protocol == Protocol::Http1;
     // The line is a large future and most of it waits: one allocation keeps connections small.
-    match Box::pin(line(&connection, &mut record, parts, marks, incoming, spelling)).await {
+    match placed::pinned(|| line(&connection, &mut record, parts, marks, incoming, spelling)).await {
         Ok(answered) => respond(&connection, record, answered, upgrading, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
@@ -630,8 +631,8 @@ fn respond(
         let token = chosen.unwrap_or(asked);
         return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, (sent.lease, slot));
     }
-    let body = Answer::new(incoming, record, sent.lease, slot, request);
-    Response::from_parts(parts, Body::Answer(Box::new(body)))
+    let body = placed::boxed(|| Answer::new(incoming, record, sent.lease, slot, request));
+    Response::from_parts(parts, Body::Answer(body))
 }
 
 /// Has an answer written as the application wrote it: its names' spelling and its reason phrase.

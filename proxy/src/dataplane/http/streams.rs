@@ -22,6 +22,7 @@ use super::outflow::Outflow;
 use super::pipeline::{self, Connection};
 use super::tunnel::{Tunnel, Upgrading};
 use crate::base::net::BoxedIo;
+use crate::base::placed;
 
 /// One connection. It is over when its client left or was told to, and no stream is left.
 pub(super) struct Streams {
@@ -70,7 +71,7 @@ impl Future for Streams {
                         let (request, respond) = accepted?;
                         let (connection, unanswered) = (Arc::clone(&this.connection), this.traffic.asked());
                         // Boxed where it is made, it is not moved again.
-                        let stream = Box::pin(serve(connection, unanswered, request, respond));
+                        let stream = placed::pinned(|| serve(connection, unanswered, request, respond));
                         this.connection.proxy.tasks.spawn(stream);
                     }
                     None => return Poll::Ready(Ok(())),

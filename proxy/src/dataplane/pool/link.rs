@@ -34,6 +34,7 @@ use super::first::First;
 use super::upload::Held;
 use super::{Destination, Pool, SendError, WireError, admit, distrusted, wait};
 use crate::base::net::BoxedIo;
+use crate::base::placed;
 use crate::dataplane::http::body::Body;
 use crate::dataplane::http::inflow::Inflow;
 use crate::dataplane::http::outflow::Outflow;
@@ -224,7 +225,8 @@ impl Pool {
                 Some(place) => place,
                 None => {
                     let _waiting = wait(to)?;
-                    self.another(&link, to).await?
+                    // Large and seldom: boxed, it takes no place in every other request.
+                    placed::pinned(|| self.another(&link, to)).await?
                 }
             };
             let mut sender = place.open.sender.clone();

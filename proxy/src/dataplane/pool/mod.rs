@@ -39,6 +39,7 @@ use super::http::tunnel::Upgrading;
 use super::tasks::Tasks;
 use super::tls::Alpn;
 use crate::base::net::BoxedIo;
+use crate::base::placed;
 use crate::base::random::Dice;
 use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
@@ -278,7 +279,7 @@ impl Pool {
             let Answered { response, upgrading, held } = self.send_shared(to, request).await?;
             let lease = Lease { one: None, held: Some(held), _load: load };
             let marks = Marks::of(response.headers());
-            Ok(Box::new(Sent { response, marks, upgrading, spelling: None, lease }))
+            Ok(placed::boxed(|| Sent { response, marks, upgrading, spelling: None, lease }))
         } else {
             let (mut response, single) = self.send_single(to, request, reuse).await?;
             let marks = Marks::of(response.headers());
@@ -288,7 +289,7 @@ impl Pool {
             let spelling = single.answers.answered();
             let lease = Lease { one: Some((Arc::clone(self), key_of(to), single)), held: None, _load: load };
             let upgrading = response.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
-            Ok(Box::new(Sent { response: response.map(Inflow::from), marks, upgrading, spelling, lease }))
+            Ok(placed::boxed(|| Sent { response: response.map(Inflow::from), marks, upgrading, spelling, lease }))
         }
     }
 
@@ -321,7 +322,8 @@ impl Pool {
                 Some(single) => single,
                 None => {
                     let _waiting = wait(to)?;
-                    self.open_single(to).await?
+                    // Large and seldom: boxed, it takes no place in every other request.
+                    placed::pinned(|| self.open_single(to)).await?
                 }
             };
             single.answers.asked();
