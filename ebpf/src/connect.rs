@@ -13,7 +13,6 @@ use proxy_common::PORT_OUTBOUND;
 use proxy_common::address::Address;
 use proxy_common::counters::Counter;
 use proxy_common::decide::{Caller, Connect, Excluded, decide_connect};
-use proxy_common::pods::Pod;
 use proxy_common::sockets::{DECLARED, OWN, Role};
 
 use crate::maps::{count, excluded, note, noted, pod, read, read_words, write};
@@ -69,7 +68,7 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
     if protocol != TCP {
         return (ALLOW, None);
     }
-    let caller = caller(pod, cgroup);
+    let caller = Caller::of(pod, cgroup);
     let excluded = if caller == Caller::App { excluded(netns, pod, &target, port) } else { Excluded::No };
     match decide_connect(pod, caller, &target, excluded) {
         Connect::Pass => {
@@ -139,11 +138,6 @@ fn pass_excluded(ctx: &SockAddrContext, socket: *mut bpf_sock, netns: u64, count
     noted.role = Role::Excluded as u8;
     count(netns, counter);
     (ALLOW, None)
-}
-
-#[inline(always)]
-fn caller(pod: &Pod, cgroup: u64) -> Caller {
-    if pod.sidecar_cgroup == cgroup { Caller::Sidecar } else { Caller::App }
 }
 
 #[inline(always)]

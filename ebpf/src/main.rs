@@ -8,8 +8,10 @@
 #![no_std]
 #![no_main]
 
+mod bind;
 mod connect;
 mod inbound;
+mod link;
 mod maps;
 mod names;
 mod sockops;

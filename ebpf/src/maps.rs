@@ -15,7 +15,7 @@ use proxy_common::flows::{Direction, FLOWS_BYTES, Flow};
 use proxy_common::originals::{ORIGINALS_MAX, Original, OriginalKey};
 use proxy_common::owndials::{OWN_DIALS_MAX, OwnDial, OwnDialKey};
 use proxy_common::pods::{
-    ADDRESSES_MAX, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, PODS_MAX, Pod,
+    ADDRESSES_MAX, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, LINKS_MAX, PODS_MAX, Pod,
 };
 use proxy_common::sockets::Socket;
 
@@ -37,6 +37,8 @@ pub(crate) static COUNTERS: PerCpuHashMap<u64, Counters, PODS_MAX> = PerCpuHashM
 pub(crate) static EXCLUDED_PORTS: HashMap<PortKey, u32, EXCLUDED_PORTS_MAX> = HashMap::new();
 #[btf_map]
 pub(crate) static EXCLUDED_CIDRS: LpmTrie<Network, u32, EXCLUDED_CIDRS_MAX> = LpmTrie::new();
+#[btf_map]
+pub(crate) static LINKS: HashMap<u32, u64, LINKS_MAX> = HashMap::new();
 #[btf_map]
 pub(crate) static FLOWS: RingBuf<Flow, FLOWS_BYTES> = RingBuf::new();
 

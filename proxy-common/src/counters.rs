@@ -47,10 +47,20 @@ pub enum Counter {
     ExcludedOutboundCidr = 18,
     /// A connection from outside to an excluded port.
     ExcludedInboundPort = 19,
+    /// A connection that a raw or packet socket begins.
+    RawSocket = 20,
+    /// A connection of a TCP socket that no program saw connect.
+    UncapturedSocket = 21,
+    /// A connection that no socket of the pod begins: the pod forwards it.
+    NoSocket = 22,
+    /// One of the three above that was dropped.
+    BypassDropped = 23,
+    /// A listener of the app at a port of the sidecar's own, refused.
+    OwnPortBindRefused = 24,
 }
 
 /// How many there are.
-pub const COUNTERS_LEN: usize = 20;
+pub const COUNTERS_LEN: usize = 25;
 
 /// One count per [`Counter`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,10 +92,22 @@ impl Counter {
         Self::ExcludedOutboundPort,
         Self::ExcludedOutboundCidr,
         Self::ExcludedInboundPort,
+        Self::RawSocket,
+        Self::UncapturedSocket,
+        Self::NoSocket,
+        Self::BypassDropped,
+        Self::OwnPortBindRefused,
     ];
 
     /// Those of connections that got past the sidecar. The sidecar's own port for metrics is none: it ends there.
-    pub const BYPASSES: [Self; 3] = [Self::ExcludedOutboundPort, Self::ExcludedOutboundCidr, Self::ExcludedInboundPort];
+    pub const BYPASSES: [Self; 6] = [
+        Self::ExcludedOutboundPort,
+        Self::ExcludedOutboundCidr,
+        Self::ExcludedInboundPort,
+        Self::RawSocket,
+        Self::UncapturedSocket,
+        Self::NoSocket,
+    ];
 
     /// Its name in metrics.
     pub const fn name(self) -> &'static str {
@@ -110,6 +132,11 @@ impl Counter {
             Self::ExcludedOutboundPort => "excluded_outbound_port",
             Self::ExcludedOutboundCidr => "excluded_outbound_cidr",
             Self::ExcludedInboundPort => "excluded_inbound_port",
+            Self::RawSocket => "raw_socket",
+            Self::UncapturedSocket => "uncaptured_socket",
+            Self::NoSocket => "no_socket",
+            Self::BypassDropped => "bypass_dropped",
+            Self::OwnPortBindRefused => "own_port_bind_refused",
         }
     }
 }

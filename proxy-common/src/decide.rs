@@ -14,6 +14,14 @@ pub enum Caller {
     App,
 }
 
+impl Caller {
+    /// The task of this cgroup.
+    #[inline(always)]
+    pub const fn of(pod: &Pod, cgroup: u64) -> Self {
+        if pod.sidecar_cgroup == cgroup { Self::Sidecar } else { Self::App }
+    }
+}
+
 /// What the pod's owner took out of capture, of all that a connection may match.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Excluded {
@@ -44,6 +52,30 @@ pub enum Connect {
     Dial,
     /// The sidecar connects to its own pod: it passes, and is noted so that the packet's way back in is known.
     DialOwn,
+}
+
+/// Which socket sends a packet over a pod's link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sender {
+    /// None of this machine any more, or none ever.
+    Nobody,
+    /// One for a stream, as TCP is.
+    Stream,
+    /// Any other: raw or packet.
+    Other,
+}
+
+/// What a packet is that begins a TCP connection and leaves a pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Leaving {
+    /// The sidecar's, or excluded.
+    Pass,
+    /// Made by hand.
+    RawSocket,
+    /// Of a socket that no program saw connect: it is older than the pod's enrolment, or a program was detached.
+    UncapturedSocket,
+    /// Forwarded, for a namespace behind the pod.
+    NoSocket,
 }
 
 /// What becomes of a TCP connection that arrives in a pod's network namespace.
@@ -124,6 +156,25 @@ pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address, excluded: Exc
         Caller::App if target.is_link_local_v6() => Connect::RefuseLinkLocal,
         Caller::App if target.is_v4() => Connect::RedirectV4,
         Caller::App => Connect::RedirectV6,
+    }
+}
+
+/// Is `port` one of the sidecar's own?
+#[inline(always)]
+pub const fn is_own_port(port: u16) -> bool {
+    matches!(port, PORT_OUTBOUND | PORT_INBOUND | PORT_ADMIN | PORT_METRICS)
+}
+
+/// Decides what a packet is that begins a TCP connection over the pod's link; `noted` of the socket that sends it.
+#[inline(always)]
+pub fn decide_leaving(noted: Option<&Socket>, sender: Sender) -> Leaving {
+    if noted.is_some_and(|socket| socket.is(Role::Upstream) || socket.is(Role::Excluded)) {
+        return Leaving::Pass;
+    }
+    match sender {
+        Sender::Nobody => Leaving::NoSocket,
+        Sender::Stream => Leaving::UncapturedSocket,
+        Sender::Other => Leaving::RawSocket,
     }
 }
 
@@ -208,7 +259,7 @@ mod tests {
     use crate::sockets::DECLARED;
 
     fn pod() -> Pod {
-        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5"), flags: 0 }
+        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5"), flags: 0, links: [0; 4] }
     }
 
     fn connect(caller: Caller, target: &str) -> Connect {
@@ -268,6 +319,20 @@ mod tests {
             assert_eq!(decide_arrival(&own, &peer, port, false, true), Arrival::DropOwnPort, "{port}");
         }
         assert_eq!(decide_accepted(&own, &peer, 5432, true), Accepted::Other);
+    }
+
+    #[test]
+    fn only_what_the_sidecar_begins_or_the_owner_excluded_leaves_unasked() {
+        for sender in [Sender::Nobody, Sender::Stream, Sender::Other] {
+            for role in [Role::Upstream, Role::Excluded] {
+                assert_eq!(decide_leaving(Some(&socket(role, 0)), sender), Leaving::Pass);
+            }
+        }
+        assert_eq!(decide_leaving(Some(&socket(Role::App, 0)), Sender::Stream), Leaving::UncapturedSocket);
+        assert_eq!(decide_leaving(Some(&socket(Role::None, 0)), Sender::Stream), Leaving::UncapturedSocket);
+        assert_eq!(decide_leaving(None, Sender::Stream), Leaving::UncapturedSocket);
+        assert_eq!(decide_leaving(None, Sender::Other), Leaving::RawSocket);
+        assert_eq!(decide_leaving(None, Sender::Nobody), Leaving::NoSocket);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod decide;
+pub mod packets;
 
 pub mod counters;
 pub mod exclusions;
@@ -17,7 +18,7 @@ pub mod pods;
 pub mod sockets;
 
 /// Number of the arrangement of maps and pins. A node agent adopts pins of its own layout only.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Where a sidecar takes its app's connections: on 127.0.0.1 and ::1.
 pub const PORT_OUTBOUND: u16 = 14001;

@@ -10,6 +10,12 @@ pub const PODS: &str = "PODS";
 pub const ADDRESSES: &str = "ADDRESSES";
 /// [`Address`] of a pod -> its sidecar's inbound listener.
 pub const LISTENERS: &str = "LISTENERS";
+/// Number of a device at which a pod's link ends on the node -> cookie of the pod's network namespace.
+pub const LINKS: &str = "LINKS";
+/// Most links of the pods of one node.
+pub const LINKS_MAX: usize = 2 * PODS_MAX;
+/// Most links of one pod that are watched.
+pub const POD_LINKS_MAX: usize = 4;
 /// Most pods of one node.
 pub const PODS_MAX: usize = 1024;
 /// Most addresses of the pods of one node: IPv4 and IPv6 of each.
@@ -27,9 +33,11 @@ pub struct Pod {
     pub v6: Address,
     /// [`ENFORCES`], [`EXCLUDES_OUTBOUND_PORTS`], [`EXCLUDES_OUTBOUND_CIDRS`], [`EXCLUDES_INBOUND_PORTS`].
     pub flags: u64,
+    /// The node's ends of the pod's links, by number; 0 for none.
+    pub links: [u32; POD_LINKS_MAX],
 }
 
-const _: () = assert!(size_of::<Pod>() == 48);
+const _: () = assert!(size_of::<Pod>() == 64);
 
 /// What gets past the pod's sidecar and no exclusion names is dropped, not only counted.
 pub const ENFORCES: u64 = 1;
@@ -62,6 +70,6 @@ impl Pod {
 }
 
 #[cfg(feature = "user")]
-// SAFETY: integers without padding: 8 + 16 + 16 + 8 bytes, asserted above.
+// SAFETY: integers without padding: 8 + 16 + 16 + 8 + 16 bytes, asserted above.
 #[expect(unsafe_code, reason = "aya asks for the promise that the type is plain bytes")]
 unsafe impl aya::Pod for Pod {}

@@ -35,6 +35,11 @@ pub(crate) struct ApiArgs {
 }
 
 impl ApiArgs {
+    /// Is it the control plane of the mesh that is up on this machine?
+    pub(crate) fn is_of_this_machine(&self) -> bool {
+        local::supervised(self.address).is_some()
+    }
+
     /// The file that holds the token for this address; none where nobody told.
     fn token_path(&self) -> Option<PathBuf> {
         if let Some(named) = &self.token_file {

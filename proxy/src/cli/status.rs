@@ -14,7 +14,7 @@ use super::apply::line;
 use super::client::{self, ApiArgs};
 use super::local::has_lost_supervisor;
 use super::table::{self, Output, day, moment};
-use super::{Failure, print, warn};
+use super::{Failure, agent, print, warn};
 use crate::control::api::Wrong;
 
 #[derive(Args, Debug)]
@@ -47,6 +47,10 @@ pub(crate) struct ProxiesArgs {
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mut answer = settled(&args.api)?;
+    let capture = args.api.is_of_this_machine().then(agent::capture);
+    if let (Some(whole), Some(Ok(report))) = (answer.as_object_mut(), &capture) {
+        whole.insert("capture".to_owned(), serde_json::to_value(report).map_err(anyhow::Error::from)?);
+    }
     let unwell = unwell(&answer, &has_lost_supervisor);
     let code = if unwell.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if let Some(whole) = answer.as_object_mut() {
@@ -74,6 +78,11 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     for node in nodes {
         let expires = moment(number(node, "/certificateExpires"), now);
         say("node agent", format!("{} connected, certificate ends {expires}", string(node, "/name")));
+    }
+    match &capture {
+        Some(Ok(report)) => say("capture", agent::line(report)),
+        Some(Err(error)) => say("capture", format!("the node agent does not tell: {error}")),
+        None => {}
     }
     say("authority", format!("root good until {}", day(number(&answer, "/control/rootExpires"))));
     let kinds = answer.pointer("/resources").and_then(Value::as_object);
@@ -114,7 +123,9 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         table::rows(&["NAMESPACE", "POD", addresses, "ACCOUNT", "CONFIGURATION", "CERTIFICATE"], rows)?;
     }
     let warnings = problems(&answer).into_iter().filter(|problem| !problem.refuses);
-    let told: Vec<String> = warnings.map(|problem| format!("warning: {}", line(&problem))).chain(unwell).collect();
+    let capture = capture.into_iter().flatten().flat_map(|report| agent::warnings(&report));
+    let warnings = warnings.map(|problem| line(&problem)).chain(capture);
+    let told: Vec<String> = warnings.map(|line| format!("warning: {line}")).chain(unwell).collect();
     if !told.is_empty() {
         print(&told.iter().fold("\n".to_owned(), |text, line| text + &table::fold(line, width, 2)))?;
     }

@@ -17,13 +17,17 @@ pub(crate) struct CaptureConfig {
     pub(crate) outbound_cidrs: BTreeSet<IpNet>,
     /// Ports at which others reach the app without its sidecar.
     pub(crate) inbound_ports: BTreeSet<u16>,
+    /// What gets past the sidecar without being excluded is dropped, not only counted.
+    pub(crate) enforce: bool,
 }
 
 /// Why an annotation says nothing. The user is at fault.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum CaptureError {
-    #[error("annotation {0}: there is none of that name; write one of {ports}, {cidrs}, {inbound}", ports = OUTBOUND_PORTS, cidrs = OUTBOUND_CIDRS, inbound = INBOUND_PORTS)]
+    #[error("annotation {0}: there is none of that name; write one of {MODE}, {ports}, {cidrs}, {inbound}", ports = OUTBOUND_PORTS, cidrs = OUTBOUND_CIDRS, inbound = INBOUND_PORTS)]
     Unknown(String),
+    #[error("annotation {MODE}: {0:?} is no mode; write observe or enforce")]
+    Mode(String),
     #[error("annotation {name}: {text:?} is not a port; write 1 to 65535, several with commas between them")]
     Port { name: &'static str, text: String },
     #[error(
@@ -52,6 +56,13 @@ impl CaptureConfig {
                     if let Some(port) = config.inbound_ports.iter().find(|port| SIDECARS_PORTS.contains(port)) {
                         return Err(CaptureError::OwnPort { name: INBOUND_PORTS, port: *port });
                     }
+                }
+                MODE => {
+                    config.enforce = match text.as_str() {
+                        "enforce" => true,
+                        "observe" => false,
+                        _neither => return Err(CaptureError::Mode(text.clone())),
+                    };
                 }
                 _unknown => return Err(CaptureError::Unknown(name.clone())),
             }
@@ -88,6 +99,7 @@ fn few<T>(name: &'static str, found: BTreeSet<T>) -> Result<BTreeSet<T>, Capture
 
 /// What our annotations begin with.
 const OURS: &str = "outrigger.dev/";
+const MODE: &str = "outrigger.dev/capture";
 const OUTBOUND_PORTS: &str = "outrigger.dev/exclude-outbound-ports";
 const OUTBOUND_CIDRS: &str = "outrigger.dev/exclude-outbound-cidrs";
 const INBOUND_PORTS: &str = "outrigger.dev/exclude-inbound-ports";
@@ -116,12 +128,14 @@ mod tests {
         let networks = ["10.1.0.0/16", "192.0.2.7/32", "fd00::/8"].map(|text| text.parse().unwrap());
         assert_eq!(config.outbound_cidrs, networks.into());
         assert_eq!(config.inbound_ports, [9100].into());
+        assert!(of(&[(MODE, "enforce")]).unwrap().enforce && !of(&[(MODE, "observe")]).unwrap().enforce);
         assert_eq!(of(&[]).unwrap(), CaptureConfig::default());
     }
 
     #[test]
     fn what_says_nothing_is_refused_by_name() {
         for (name, text, told) in [
+            (MODE, "drop", "\"drop\" is no mode; write observe or enforce"),
             (OUTBOUND_PORTS, "0", "\"0\" is not a port"),
             (OUTBOUND_PORTS, "80-90", "\"80-90\" is not a port"),
             (OUTBOUND_PORTS, "", "\"\" is not a port"),
@@ -129,7 +143,11 @@ mod tests {
             (INBOUND_PORTS, "80,14021", "14021 is a port of the sidecar's own"),
             (OUTBOUND_CIDRS, "10.0.0.0/33", "\"10.0.0.0/33\" is not a network"),
             (OUTBOUND_CIDRS, "::ffff:10.0.0.0/104", "is not a network"),
-            ("outrigger.dev/exclude-outbound-port", "80", "there is none of that name; write one of outrigger.dev/exclude-outb"),
+            (
+                "outrigger.dev/exclude-outbound-port",
+                "80",
+                "there is none of that name; write one of outrigger.dev/capture, outrigger.dev/exclude-outb",
+            ),
         ] {
             let error = of(&[(name, text)]).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");

@@ -12,7 +12,7 @@ use proxy_common::flows::{Direction, FLOWS};
 use proxy_common::originals::ORIGINALS;
 use proxy_common::owndials::OWN_DIALS;
 use proxy_common::pods::{
-    ADDRESSES, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, LISTENERS, PODS, Pod,
+    ADDRESSES, ENFORCES, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, LINKS, LISTENERS, PODS, Pod,
 };
 use proxy_common::sockets::SOCKETS;
 
@@ -20,8 +20,8 @@ use super::kernel::KernelError;
 use crate::model::capture::CaptureConfig;
 
 /// Every map that is pinned, by name.
-pub(super) const PINNED: [&str; 10] =
-    [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS, EXCLUDED_PORTS, EXCLUDED_CIDRS];
+pub(super) const PINNED: [&str; 11] =
+    [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS, EXCLUDED_PORTS, EXCLUDED_CIDRS, LINKS];
 
 /// What the pins are of: the number of their layout and the print of the object they were loaded from.
 pub(super) const BUILD: &str = "BUILD";
@@ -32,6 +32,7 @@ pub(super) struct Maps {
     addresses: HashMap<MapData, Address, u64>,
     listeners: SockHash<MapData, Address>,
     counters: PerCpuHashMap<MapData, u64, Counters>,
+    links: HashMap<MapData, u32, u64>,
     ports: HashMap<MapData, PortKey, u32>,
     cidrs: LpmTrie<MapData, Network, u32>,
 }
@@ -44,6 +45,7 @@ impl Maps {
             addresses: open(pins, ADDRESSES, Map::HashMap)?,
             listeners: open(pins, LISTENERS, Map::SockHash)?,
             counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
+            links: open(pins, LINKS, Map::HashMap)?,
             ports: open(pins, EXCLUDED_PORTS, Map::HashMap)?,
             cidrs: open(pins, EXCLUDED_CIDRS, Map::LpmTrie)?,
         })
@@ -62,9 +64,14 @@ impl Maps {
 
     /// Writes a pod and its addresses. Its counters begin at nothing if it is new.
     pub(super) fn put_pod(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
-        // With other flags alone it keeps its listener.
-        if let Some(former) = self.pod(cookie)?.filter(|former| Pod { flags: pod.flags, ..*former } != pod) {
-            self.remove_addresses(cookie, former)?;
+        if let Some(former) = self.pod(cookie)? {
+            // With other flags or links alone it keeps its listener.
+            if (Pod { flags: pod.flags, links: pod.links, ..former }) != pod {
+                self.remove_addresses(cookie, former)?;
+            }
+            if former.links != pod.links {
+                self.remove_links(cookie, former)?;
+            }
         }
         if some(self.counters.get(&cookie, 0)).map_err(|error| KernelError::map(COUNTERS, error))?.is_none() {
             self.put_counters(cookie).map_err(|error| KernelError::map(COUNTERS, error))?;
@@ -72,12 +79,15 @@ impl Maps {
         for address in addresses(pod) {
             self.addresses.insert(address, cookie, 0).map_err(|error| KernelError::map(ADDRESSES, error))?;
         }
+        for link in pod.links.into_iter().filter(|link| *link != 0) {
+            self.links.insert(link, cookie, 0).map_err(|error| KernelError::map(LINKS, error))?;
+        }
         self.pods.insert(cookie, pod, 0).map_err(|error| KernelError::map(PODS, error))
     }
 
     /// Writes what is excluded for a pod. Returns the flags that say so to the programs.
     pub(super) fn exclude(&mut self, cookie: u64, capture: &CaptureConfig) -> Result<u64, KernelError> {
-        let mut flags = 0;
+        let mut flags = if capture.enforce { ENFORCES } else { 0 };
         for (key, flag) in ports(cookie, capture) {
             self.ports.insert(key, 1, 0).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
             flags |= flag;
@@ -125,6 +135,7 @@ impl Maps {
     pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), KernelError> {
         if let Some(pod) = self.pod(cookie)? {
             self.remove_addresses(cookie, pod)?;
+            self.remove_links(cookie, pod)?;
             self.include(cookie, pod, &CaptureConfig::default())?;
         }
         some(self.pods.remove(&cookie)).map_err(|error| KernelError::map(PODS, error))?;
@@ -152,6 +163,16 @@ impl Maps {
             if owner == Some(cookie) {
                 some(self.listeners.remove(&address)).map_err(|error| KernelError::map(LISTENERS, error))?;
                 some(self.addresses.remove(&address)).map_err(|error| KernelError::map(ADDRESSES, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_links(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
+        for link in pod.links {
+            // A number may be another pod's by now.
+            if some(self.links.get(&link, 0)).map_err(|error| KernelError::map(LINKS, error))? == Some(cookie) {
+                some(self.links.remove(&link)).map_err(|error| KernelError::map(LINKS, error))?;
             }
         }
         Ok(())

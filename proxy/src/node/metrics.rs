@@ -1,18 +1,19 @@
-//! What the node agent counts, and where it is read: `/metrics` and `/ready` on a port of their own.
+//! What the node agent counts, and where it is read: `/metrics`, `/ready` and `/capture` on a port of their own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use axum::{Json, Router};
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use proxy_common::counters::Counter;
 use tokio::net::TcpListener;
 
 use super::Agent;
 use super::flows::FlowMetrics;
+use super::report::{self, CaptureReport};
 use crate::telemetry::{TelemetryError, metrics};
 
 /// The agent's metrics.
@@ -91,7 +92,11 @@ impl Metrics {
 /// # Errors
 /// The listener fails.
 pub(crate) async fn serve(agent: Arc<Agent>, listener: TcpListener) -> std::io::Result<()> {
-    let router = Router::new().route("/metrics", get(render)).route("/ready", get(ready)).with_state(agent);
+    let router = Router::new()
+        .route("/metrics", get(render))
+        .route("/ready", get(ready))
+        .route("/capture", get(capture))
+        .with_state(agent);
     axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
@@ -120,6 +125,10 @@ async fn render(State(agent): State<Arc<Agent>>) -> String {
         }
     }
     metrics::render(&metrics.registry)
+}
+
+async fn capture(State(agent): State<Arc<Agent>>) -> Json<CaptureReport> {
+    Json(report::report(&agent))
 }
 
 /// Ready: the kernel programs stand, both sockets answer, and the node may have certificates signed.

@@ -6,6 +6,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod callers;
+mod device;
 pub(crate) mod enrolment;
 pub(crate) mod flows;
 pub(crate) mod identities;
@@ -15,6 +16,7 @@ mod maps;
 pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod pods;
+pub(crate) mod report;
 pub(crate) mod workload_api;
 pub(crate) mod workload_proto;
 
@@ -37,7 +39,7 @@ use tracing::{info, warn};
 
 use self::authority::Authority;
 use self::keeper::Keeper;
-use self::kernel::{Kernel, KernelError, PodEntry};
+use self::kernel::{Kernel, KernelError, PodEntry, Watch};
 use self::metrics::Metrics;
 use self::pods::{Changes, Pod, Pods};
 use crate::base::clock::WallClock;
@@ -260,7 +262,12 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     for record in describe {
         agent.pods.send_modify(|pods| {
             if let Some(pod) = pods.get_mut(&record.netns_cookie) {
-                *pod = Arc::new(Pod { record: record.clone(), id: pod.id.clone(), svid: pod.svid.clone() });
+                *pod = Arc::new(Pod {
+                    record: record.clone(),
+                    id: pod.id.clone(),
+                    watch: pod.watch.clone(),
+                    svid: pod.svid.clone(),
+                });
             }
         });
     }
@@ -294,28 +301,38 @@ impl Renewals {
 fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
     let id = agent.authority.trust_domain().service_account(&record.account())?;
     let capture = record.capture()?;
-    let pod = Arc::new(Pod { id, record, svid: watch::Sender::new(None) });
-    let netns = File::open(&pod.record.netns).map_err(place(&pod.record.netns))?;
+    let netns = File::open(&record.netns).map_err(place(&record.netns))?;
     // A record that outlived its pod, or a namespace that was made again under the same name.
-    let actual = netns::cookie(&netns).map_err(place(&pod.record.netns))?;
-    if actual != pod.record.netns_cookie {
-        let text = format!("its namespace has cookie {actual}, the record says {}", pod.record.netns_cookie);
-        return Err(place(&pod.record.netns)(io::Error::other(text)));
+    let actual = netns::cookie(&netns).map_err(place(&record.netns))?;
+    if actual != record.netns_cookie {
+        let text = format!("its namespace has cookie {actual}, the record says {}", record.netns_cookie);
+        return Err(place(&record.netns)(io::Error::other(text)));
     }
-    let cgroup = pod.record.cgroup.join("sidecar");
+    let cgroup = record.cgroup.join("sidecar");
+    let links = device::nodes_ends(&netns).map_err(place(&record.netns))?;
     let entry = PodEntry {
         cookie: actual,
-        v4: pod.address(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }),
-        v6: pod.address(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }),
+        v4: address_of(&record, |address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }),
+        v6: address_of(&record, |address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }),
         sidecar_cgroup: &cgroup,
         netns: netns.as_fd(),
         capture: &capture,
+        links: &links,
     };
-    agent.kernel.lock().enrol(&entry)?;
+    let watch = agent.kernel.lock().enrol(&entry)?;
+    if let Watch::Not(reason) = &watch {
+        warn!(pod = %record.named(), reason, "what gets past the pod's sidecar is not seen");
+    }
+    let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None) });
     agent.pods.send_modify(|pods| {
         pods.insert(actual, Arc::clone(&pod));
     });
     Ok(pod)
+}
+
+/// The address of one family, if the pod has one.
+fn address_of<T>(record: &PodRecord, pick: impl Fn(&IpAddr) -> Option<T>) -> Option<T> {
+    record.addresses.iter().find_map(pick)
 }
 
 /// Withdraws what a former agent enrolled and nobody describes any more. A record that cannot be read might be the

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::identities::Svid;
+use super::kernel::Watch;
 use crate::identity::spiffe::SpiffeId;
 use crate::model::pod_record::PodRecord;
 
@@ -20,6 +21,8 @@ use crate::model::pod_record::PodRecord;
 pub(crate) struct Pod {
     pub(crate) record: PodRecord,
     pub(crate) id: SpiffeId,
+    /// Is its link watched for what gets past its sidecar?
+    pub(crate) watch: Watch,
     /// Its certificate, once there is one; replaced by each rotation.
     pub(crate) svid: watch::Sender<Option<Arc<Svid>>>,
 }
@@ -44,13 +47,6 @@ pub(crate) struct Changes {
     pub(crate) enrol: Vec<PodRecord>,
     /// Pods of which only the description changed.
     pub(crate) describe: Vec<PodRecord>,
-}
-
-impl Pod {
-    /// The address of one family, if it has one.
-    pub(crate) fn address<T>(&self, pick: impl Fn(&IpAddr) -> Option<T>) -> Option<T> {
-        self.record.addresses.iter().find_map(pick)
-    }
 }
 
 /// Reads every record of `folder`. Hidden files are another writer's work in progress.
@@ -136,6 +132,7 @@ pub(super) mod tests {
         let pod = |record: &PodRecord| Pod {
             record: record.clone(),
             id: format!("spiffe://cluster.local/ns/shop/sa/{}", record.service_account).parse().unwrap(),
+            watch: Watch::Watched,
             svid: watch::Sender::new(None),
         };
         records.iter().map(|record| (record.netns_cookie, Arc::new(pod(record)))).collect()

@@ -101,7 +101,8 @@ pub(crate) struct RunArgs {
     #[arg(long = "label", value_name = "K=V")]
     pub(crate) labels: Vec<String>,
     /// What is asked of the pod's capture: outrigger.dev/exclude-outbound-ports, outrigger.dev/exclude-outbound-cidrs,
-    /// outrigger.dev/exclude-inbound-ports, each a list with commas (docs/capture.md)
+    /// outrigger.dev/exclude-inbound-ports, each a list with commas; outrigger.dev/capture, which is observe or enforce
+    /// (docs/capture.md)
     #[arg(long = "annotation", value_name = "K=V")]
     pub(crate) annotations: Vec<String>,
     /// A port that the program listens on

@@ -72,6 +72,9 @@ pub(crate) enum KernelError {
     /// Somebody else's program selects sockets in a pod's network namespace.
     #[error("{others} other sk_lookup programs are attached in the pod's network namespace")]
     Foreign { others: u32 },
+    /// The pod's owner asks that what gets past its sidecar is dropped, and nothing here can.
+    #[error("what gets past the pod's sidecar cannot be dropped: {reason}")]
+    NotWatched { reason: String },
     /// The caller's fault: the pod was not enrolled before its listener came.
     #[error("no pod with the namespace cookie {cookie} is enrolled")]
     NotEnrolled { cookie: u64 },
@@ -98,6 +101,9 @@ impl KernelError {
             Self::Map { .. } => "`outrigger down` removes what is pinned; at most 1,024 pods may run on a node",
             Self::Layout { .. } => "stop the pods and run `outrigger down` once: it removes the other version's pins",
             Self::Foreign { .. } => "detach them (`bpftool net`, `bpftool link`): two owners cannot both have a pod's connections",
+            Self::NotWatched { .. } => {
+                "run the pod without the annotation outrigger.dev/capture=enforce, or on Linux 6.6 or newer with a veth link"
+            }
             Self::NotEnrolled { .. } | Self::NoAddress { .. } => "start the pod again",
         }
         .to_owned()
@@ -150,7 +156,7 @@ impl KernelError {
 }
 
 /// The running kernel's release.
-pub(super) fn release() -> String {
+pub(crate) fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 

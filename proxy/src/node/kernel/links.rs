@@ -19,15 +19,18 @@ const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 
-/// `BPF_LINK_TYPE_CGROUP` and `BPF_LINK_TYPE_NETNS`.
+/// `BPF_LINK_TYPE_CGROUP`, `BPF_LINK_TYPE_NETNS` and `BPF_LINK_TYPE_TCX`.
 const TYPE_CGROUP: u32 = 3;
 const TYPE_NETNS: u32 = 5;
+const TYPE_TCX: u32 = 11;
 
 /// Where a program is attached: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub(super) enum Hook {
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
     Getsockopt = 21,
@@ -37,6 +40,7 @@ pub(super) enum Hook {
     Getsockname4 = 31,
     Getsockname6 = 32,
     SkLookup = 36,
+    TcxIngress = 46,
 }
 
 /// What a link is attached to.
@@ -46,6 +50,8 @@ pub(super) enum Target {
     Cgroup(u64),
     /// A network namespace, by its inode.
     Netns(u64),
+    /// A device, by its number in the namespace of whoever attached to it.
+    Device(u32),
     /// Nothing any more: it went before the link.
     Gone,
 }
@@ -53,10 +59,23 @@ pub(super) enum Target {
 /// The memory of `union bpf_attr`, large enough for every command here; what a command does not use is 0.
 type Attributes = [u64; 16];
 
-/// Attaches `program` to the cgroup or namespace `target`.
-pub(super) fn create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, hook: Hook) -> io::Result<OwnedFd> {
+/// To what a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place<'a> {
+    /// A cgroup or a namespace.
+    Open(BorrowedFd<'a>),
+    /// A device of the caller's namespace, by its number.
+    Device(u32),
+}
+
+/// Attaches `program` to `place`.
+pub(super) fn create(program: BorrowedFd<'_>, place: Place<'_>, hook: Hook) -> io::Result<OwnedFd> {
+    let target = match place {
+        Place::Open(target) => word(target),
+        Place::Device(number) => number,
+    };
     let mut attributes = [0; 16];
-    put(&mut attributes, 0, word(program), word(target));
+    put(&mut attributes, 0, word(program), target);
     put(&mut attributes, 1, hook as u32, 0);
     descriptor(bpf(LINK_CREATE, &mut attributes)?)
 }
@@ -79,8 +98,9 @@ pub(super) fn target(link: BorrowedFd<'_>) -> io::Result<Target> {
     let [first, _, third, ..] = info;
     Ok(match (low(first), third) {
         (TYPE_CGROUP, id) if id != 0 => Target::Cgroup(id),
-        // The inode is 32 bits, the hook follows it.
+        // The inode and the number are 32 bits, the hook follows it.
         (TYPE_NETNS, netns) if low(netns) != 0 => Target::Netns(low(netns).into()),
+        (TYPE_TCX, device) if low(device) != 0 => Target::Device(low(device)),
         (_, _) => Target::Gone,
     })
 }

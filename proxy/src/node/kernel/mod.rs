@@ -27,11 +27,11 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramInfo;
 use proxy_common::address::Address;
 use proxy_common::counters::Counters;
-use proxy_common::pods::Pod;
+use proxy_common::pods::{POD_LINKS_MAX, Pod};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-pub(crate) use error::KernelError;
-use links::Target;
+pub(crate) use error::{KernelError, release};
+use links::{Place, Target};
 use programs::Program;
 pub(crate) use records::Flows;
 pub(crate) use survey::{Others, others_at_root, others_in_pod, try_programs};
@@ -68,8 +68,18 @@ pub(crate) struct PodEntry<'a> {
     pub(crate) sidecar_cgroup: &'a Path,
     /// Its network namespace (`/run/netns/…`, `/proc/PID/ns/net`, or `SIOCGSKNS` of a socket).
     pub(crate) netns: BorrowedFd<'a>,
-    /// What its owner takes out of capture.
+    /// What its owner asks of its capture.
     pub(crate) capture: &'a CaptureConfig,
+    /// The node's ends of its links, by number in this process's network namespace.
+    pub(crate) links: &'a [u32],
+}
+
+/// Whether a pod's link is watched for what gets past its sidecar.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Watch {
+    Watched,
+    /// Why it is not.
+    Not(String),
 }
 
 /// A pod that is enrolled, as the maps say.
@@ -119,7 +129,7 @@ impl Kernel {
     /// Enrols a pod: from here its connections go to its sidecar, and what arrives is dropped until a listener is
     /// registered. Idempotent; a changed address or cgroup replaces the former. After an error a pod that is new is not
     /// enrolled, and one that was enrolled stays so as far as it goes: to withdraw it would open it.
-    pub(crate) fn enrol(&mut self, pod: &PodEntry<'_>) -> Result<(), KernelError> {
+    pub(crate) fn enrol(&mut self, pod: &PodEntry<'_>) -> Result<Watch, KernelError> {
         if pod.v4.is_none() && pod.v6.is_none() {
             return Err(KernelError::NoAddress { cookie: pod.cookie });
         }
@@ -145,6 +155,9 @@ impl Kernel {
     pub(crate) fn withdraw(&mut self, cookie: u64) -> Result<(), KernelError> {
         for program in pod_programs() {
             links::detach(&self.pod_pin(program, cookie))?;
+        }
+        for place in 0..POD_LINKS_MAX {
+            links::detach(&self.device_pin(cookie, place))?;
         }
         self.maps.remove_pod(cookie)
     }
@@ -222,45 +235,81 @@ impl Kernel {
         Ok(())
     }
 
-    fn try_enrol(&mut self, pod: &PodEntry<'_>) -> Result<(), KernelError> {
+    fn try_enrol(&mut self, pod: &PodEntry<'_>) -> Result<Watch, KernelError> {
         let cgroup = open_folder(pod.sidecar_cgroup)?;
         let cgroup_id = cgroup.metadata().map_err(|error| KernelError::file("look at", pod.sidecar_cgroup, error))?.ino();
         let netns =
             rustix::fs::fstat(pod.netns).map_err(|error| KernelError::file("look at", "the pod's namespace", error))?.st_ino;
-        self.link(programs::INBOUND, pod.cookie, pod.netns, Target::Netns(netns))?;
+        let pin = |program| self.pod_pin(program, pod.cookie);
+        self.link(programs::INBOUND, &pin(programs::INBOUND), Place::Open(pod.netns), Target::Netns(netns))?;
         let attached = links::attached(pod.netns, programs::INBOUND.hook)
             .map_err(|error| KernelError::call("list the programs of a pod's network namespace", error))?;
         if attached > 1 {
             return Err(KernelError::Foreign { others: attached.saturating_sub(1) });
         }
         for program in programs::SIDECAR {
-            self.link(program, pod.cookie, cgroup.as_fd(), Target::Cgroup(cgroup_id))?;
+            self.link(program, &pin(program), Place::Open(cgroup.as_fd()), Target::Cgroup(cgroup_id))?;
         }
+        let watch = self.watch(pod)?;
         let address = |ip: Option<IpAddr>| ip.map_or(Address::NONE, Address::from);
         // What is excluded from now on stands before the pod says that there is some; what no longer is goes afterwards.
         let flags = self.maps.exclude(pod.cookie, pod.capture)?;
-        let entry =
-            Pod { sidecar_cgroup: cgroup_id, v4: address(pod.v4.map(IpAddr::V4)), v6: address(pod.v6.map(IpAddr::V6)), flags };
+        let (v4, v6) = (address(pod.v4.map(IpAddr::V4)), address(pod.v6.map(IpAddr::V6)));
+        let entry = Pod { sidecar_cgroup: cgroup_id, v4, v6, flags, links: ends(pod.links) };
         let former = self.maps.pod(pod.cookie)?;
         self.maps.put_pod(pod.cookie, entry)?;
-        former.map_or(Ok(()), |former| self.maps.include(pod.cookie, former, pod.capture))
+        if let Some(former) = former {
+            self.maps.include(pod.cookie, former, pod.capture)?;
+        }
+        Ok(watch)
     }
 
-    /// Attaches `program` for a pod and pins the link, unless that is so already.
-    fn link(&self, program: Program, cookie: u64, to: BorrowedFd<'_>, target: Target) -> Result<(), KernelError> {
-        let pin = self.pod_pin(program, cookie);
-        if let Some(link) = links::open(&pin)? {
+    /// Has the node's ends of a pod's links watched. Where that cannot be, a pod whose owner insists on it is refused.
+    fn watch(&self, pod: &PodEntry<'_>) -> Result<Watch, KernelError> {
+        let mut watch = match pod.links.len() {
+            0 => Watch::Not("no device of this node is paired with one of the pod".to_owned()),
+            1..=POD_LINKS_MAX => Watch::Watched,
+            more => Watch::Not(format!("the pod has {more} links, of which {POD_LINKS_MAX} are watched")),
+        };
+        for place in 0..POD_LINKS_MAX {
+            let pin = self.device_pin(pod.cookie, place);
+            match pod.links.get(place) {
+                None => links::detach(&pin)?,
+                Some(device) => {
+                    let linked = self.link(programs::LINK, &pin, Place::Device(*device), Target::Device(*device));
+                    if let Err(error) = linked
+                        && watch == Watch::Watched
+                    {
+                        watch = Watch::Not(crate::node::chain(&error));
+                    }
+                }
+            }
+        }
+        match watch {
+            Watch::Not(reason) if pod.capture.enforce => Err(KernelError::NotWatched { reason }),
+            watch => Ok(watch),
+        }
+    }
+
+    /// Attaches `program` for a pod and pins the link at `pin`, unless that is so already.
+    fn link(&self, program: Program, pin: &Path, to: Place<'_>, target: Target) -> Result<(), KernelError> {
+        if let Some(link) = links::open(pin)? {
             if links::target(link.as_fd()).is_ok_and(|found| found == target) {
                 return Ok(());
             }
-            links::detach(&pin)?;
+            links::detach(pin)?;
         }
         let pinned = self.pins.join(program_pin(program));
         let loaded =
             links::open(&pinned)?.ok_or_else(|| KernelError::file("open", &pinned, io::Error::from(io::ErrorKind::NotFound)))?;
         let link = links::create(loaded.as_fd(), to, program.hook)
             .map_err(|error| KernelError::call(format!("attach the program {}", program.name), error))?;
-        links::pin(link.as_fd(), &pin)
+        links::pin(link.as_fd(), pin)
+    }
+
+    /// The pin of the program at one of the node's ends of a pod's links.
+    fn device_pin(&self, cookie: u64, place: usize) -> PathBuf {
+        self.pins.join(format!("{}_{cookie}_{place}", programs::LINK.name))
     }
 
     fn pod_pin(&self, program: Program, cookie: u64) -> PathBuf {
@@ -307,7 +356,7 @@ fn attach(pins: &Path, cgroup_root: &Path, log: bool) -> Result<(), KernelError>
         if programs::NODE.iter().any(|node| node.name == program.name) {
             let pin = pins.join(link_pin(program));
             if !replace(&pin, &loaded)? {
-                let link = links::create(loaded.as_fd(), root.as_fd(), program.hook)
+                let link = links::create(loaded.as_fd(), Place::Open(root.as_fd()), program.hook)
                     .map_err(|error| KernelError::call(format!("attach the program {}", program.name), error))?;
                 links::pin(link.as_fd(), &pin)?;
             }
@@ -343,6 +392,15 @@ fn pins_of_pods(pins: &Path, program: Program) -> Result<Vec<PathBuf>, KernelErr
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// As many of a pod's links as are watched.
+fn ends(links: &[u32]) -> [u32; POD_LINKS_MAX] {
+    let mut ends = [0; POD_LINKS_MAX];
+    for (end, link) in ends.iter_mut().zip(links) {
+        *end = *link;
+    }
+    ends
 }
 
 /// Does every pin of the node stand?

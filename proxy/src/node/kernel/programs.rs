@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, CgroupSockopt, ProgramError, SkLookup, SockOps};
+use aya::programs::{CgroupSockAddr, CgroupSockopt, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::error::{KernelError, release};
@@ -21,9 +21,11 @@ pub(super) struct Program {
 }
 
 /// Attached once, at the cgroup2 root: they tell pods apart by their namespace.
-pub(super) const NODE: [Program; 7] = [
+pub(super) const NODE: [Program; 9] = [
     Program { name: "or_connect4", hook: Hook::Connect4 },
     Program { name: "or_connect6", hook: Hook::Connect6 },
+    Program { name: "or_bind4", hook: Hook::Bind4 },
+    Program { name: "or_bind6", hook: Hook::Bind6 },
     Program { name: "or_sockops", hook: Hook::SockOps },
     Program { name: "or_getpeername4", hook: Hook::Getpeername4 },
     Program { name: "or_getpeername6", hook: Hook::Getpeername6 },
@@ -38,9 +40,12 @@ pub(super) const SIDECAR: [Program; 2] =
 /// Attached at each pod's network namespace.
 pub(super) const INBOUND: Program = Program { name: "or_inbound", hook: Hook::SkLookup };
 
+/// Attached at the node's end of each pod's link.
+pub(super) const LINK: Program = Program { name: "or_link", hook: Hook::TcxIngress };
+
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = Program> {
-    NODE.into_iter().chain(SIDECAR).chain([INBOUND])
+    NODE.into_iter().chain(SIDECAR).chain([INBOUND, LINK])
 }
 
 /// What tells one build with one set of options from another: FNV-1a over the object. Not a proof against an adversary,
@@ -82,7 +87,10 @@ fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {
             Hook::SockOps => <&mut SockOps>::try_from(&mut *loaded)?.load()?,
             Hook::Getsockopt | Hook::Setsockopt => <&mut CgroupSockopt>::try_from(&mut *loaded)?.load()?,
             Hook::SkLookup => <&mut SkLookup>::try_from(&mut *loaded)?.load()?,
-            Hook::Connect4
+            Hook::TcxIngress => <&mut SchedClassifier>::try_from(&mut *loaded)?.load()?,
+            Hook::Bind4
+            | Hook::Bind6
+            | Hook::Connect4
             | Hook::Connect6
             | Hook::Getpeername4
             | Hook::Getpeername6

@@ -59,7 +59,7 @@ fn series(release: &str) -> (u32, u32) {
 }
 
 fn here() -> (u32, u32) {
-    series(&error::release())
+    series(&release())
 }
 
 /// What is recorded of a kernel, or the most of what is recorded of any where this one is not among them.
@@ -92,7 +92,7 @@ fn kernel_takes_the_programs_or_is_refused_by_what_it_lacks() {
     let error = loaded.unwrap_err();
     println!("refused: {error}; {}", error.remedy());
     assert!(matches!(&error, KernelError::Lacks { what, .. } if what == "the helper bpf_get_netns_cookie"), "{error:?}");
-    assert!(error.to_string().contains(&error::release()));
+    assert!(error.to_string().contains(&release()));
     assert!(error.remedy().contains("too old") && error.remedy().contains("6.1"));
 }
 

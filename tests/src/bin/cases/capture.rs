@@ -1,6 +1,7 @@
 //! Capture as a pod's programs meet it: nothing gets past the sidecar, and nobody has to know that it is there.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Pod, finish};
@@ -38,6 +39,12 @@ pub(crate) fn run(runner: &mut Runner) {
                 run: |world, _| excluded(world),
             },
             Case { name: "pods_that_come_and_go_do_not_change_their_gateways_address", run: |_, _| gateway() },
+            Case {
+                name: "a_crafted_packet_is_counted_within_a_second_and_told_by_status",
+                run: |world, _| crafted(world, false),
+            },
+            Case { name: "a_crafted_packet_does_not_leave_a_pod_that_enforces", run: |world, _| crafted(world, true) },
+            Case { name: "whoever_closes_an_enrolment_socket_opens_nothing", run: |world, _| enrolment_closed(world) },
             Case { name: "the_agent_tells_what_the_kernel_did", run: |world, _| counted(world) },
         ],
     );
@@ -173,6 +180,55 @@ fn gateway() -> Result<()> {
     joined?;
     ensure!(after? == before, "the bridge took the address of a port");
     Ok(())
+}
+
+/// Sends the first segment of a connection to `host`:8080 by a raw socket, as a program with CAP_NET_RAW can.
+const CRAFT: &str = r#"
+import socket, struct, sys
+source, target = socket.inet_aton(sys.argv[1]), socket.inet_aton(sys.argv[2])
+segment = struct.pack("!HHIIBBHHH", 5555, 8080, 1, 0, 5 << 4, 2, 1024, 0, 0)
+pseudo = source + target + struct.pack("!BBH", 0, 6, len(segment)) + segment
+total = sum(struct.unpack("!%dH" % (len(pseudo) // 2), pseudo))
+total = (total & 0xffff) + (total >> 16)
+segment = segment[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xffff) + segment[18:]
+socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP).sendto(segment, (sys.argv[2], 0))
+"#;
+
+fn crafted(world: &World, enforce: bool) -> Result<()> {
+    let (name, mode) = if enforce { ("enforcing", "enforce") } else { ("observed", "observe") };
+    let pod = world.mesh.pod(&format!("capture/{name}")).annotation("outrigger.dev/capture", mode).idle()?;
+    until(&pod, "http://web.capture/", 200)?;
+    let count = |event: &str| agent_counts(name, "outrigger_capture_connections", event);
+    let arrived = || agent_counts("web", "outrigger_capture_connections", "steered");
+    ensure!(count("raw_socket")? == 0.0, "what the sidecar dials is counted");
+    let before = arrived()?;
+    pod.exec(["python3", "-c", CRAFT, &pod.address()?, &world.web.address()?])?.ok()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let bypass = agent_counts(name, "outrigger_capture_bypass_total", "raw_socket")?;
+    ensure!(bypass == 1.0, "{bypass} were counted");
+    let (dropped, more) = (count("bypass_dropped")?, arrived()? - before);
+    ensure!((dropped == 1.0) == enforce && (more == 0.0) == enforce, "{dropped} were dropped, {more} arrived");
+    let said = finish(&mut e2e::mesh::outrigger(["status"]), PATIENCE)?;
+    let told = format!("warning: connections of capture/{name} got past its sidecar: raw_socket 1");
+    ensure!(said.code == 0 && said.stdout.contains(&told), "{}", said.all());
+    ensure!(said.stdout.lines().any(|line| line.starts_with("capture ") && line.contains("links watched")), "{}", said.all());
+    until(&pod, "http://web.capture/", 200).map(drop)
+}
+
+/// The connection is kept open for the agent's sake alone: closing it, or asking for what one may not have, changes nothing.
+fn enrolment_closed(world: &World) -> Result<()> {
+    let script = "import socket\nfor text in (b'', b'{', b'{\"outrigger\":1,\"namespace\":\"capture\",\"name\":\"caller\"}\\n'):\n  \
+                  for _ in range(50):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect('/run/outrigger/node.sock')\n    \
+                  s.send(text) if text else None\n    s.close()";
+    world.caller.exec(["python3", "-c", script])?.ok()?;
+    until(&world.caller, "http://web.capture/", 200)?;
+    // The sidecar's own ends with it: then nothing leaves and nothing comes in, until there is a sidecar again.
+    let address = world.web.address()?;
+    e2e::mesh::kill(world.web.sidecar()?, rustix::process::Signal::KILL);
+    let url = format!("http://{address}:8080/");
+    let direct = finish(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "--max-time", "2", &url]), PATIENCE)?;
+    ensure!(direct.code != 0, "the app was reached: {}", direct.all());
+    until(&world.caller, "http://web.capture/", 200).map(drop)
 }
 
 fn counted(world: &World) -> Result<()> {

@@ -101,7 +101,7 @@ fn socket_that_is_bound_first_goes_to_the_sidecar() {
     world.a.enrol(&mut kernel);
     let outbound = Outbound::new(&world.a);
     let own = world.a.both(0);
-    let any: [SocketAddr; 2] = ["0.0.0.0:40001", "[::]:40001"].map(|address| address.parse().unwrap());
+    let any: [SocketAddr; 2] = ["0.0.0.0:40001", "[::]:40002"].map(|address| address.parse().unwrap());
     for (to, bound) in world.b.both(7777).into_iter().zip(own).chain(world.b.both(7777).into_iter().zip(any)) {
         let app = world.a.as_(Who::App, || {
             let socket = stream(to);
@@ -314,7 +314,7 @@ fn datagrams_and_pings_are_none_of_the_sidecars_business() {
     assert_eq!([counted(&world.a), counted(&world.b)].map(|counters| counters.0.iter().sum::<u64>()), [0, 0]);
 }
 
-fn answers_a_ping(to: SocketAddr) -> bool {
+pub(super) fn answers_a_ping(to: SocketAddr) -> bool {
     fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
     let (domain, protocol, request, reply) =
         if to.is_ipv4() { (Domain::IPV4, Protocol::ICMPV4, 8, 0) } else { (Domain::IPV6, Protocol::ICMPV6, 128, 129) };

@@ -1,0 +1,126 @@
+//! Where in a packet its TCP header begins, and whether that begins a connection. A sender with a raw socket writes the
+//! packet as it likes: what hides its TCP header behind fragments or more headers than any honest packet has is taken for
+//! the begin of a connection.
+//!
+//! Sources: RFC 791 3.1, RFC 8200 4, RFC 9293 3.1; of fragments that hide flags, RFC 1858.
+
+/// What stands behind a header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Next {
+    /// Nothing of TCP.
+    Nothing,
+    /// A part of a TCP segment, or of who knows what.
+    Fragment,
+    /// A TCP header, so many bytes behind the begin of the packet.
+    Tcp(u32),
+    /// Another header of IPv6: its kind, and where it stands.
+    Header(u8, u32),
+}
+
+/// How many of IPv6's headers are looked at.
+pub const HEADERS_MAX: usize = 6;
+
+const TCP: u8 = 6;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+/// Reads the fixed part of an IPv4 header.
+#[inline(always)]
+pub const fn v4(head: &[u8; 20]) -> Next {
+    if head[9] != TCP {
+        return Next::Nothing;
+    }
+    // More fragments, or not the first one; the bits above say something else.
+    if head[6] & 0x3f != 0 || head[7] != 0 {
+        return Next::Fragment;
+    }
+    Next::Tcp((head[0] & 0x0f) as u32 * 4)
+}
+
+/// Reads an IPv6 header.
+#[inline(always)]
+pub const fn v6(head: &[u8; 40]) -> Next {
+    behind(head[6], 40)
+}
+
+/// Reads the begin of the header `kind` at `at`.
+#[inline(always)]
+pub const fn v6_header(kind: u8, at: u32, header: &[u8; 8]) -> Next {
+    match kind {
+        // More fragments, or not the first one. What it is a part of the header says.
+        FRAGMENT if header[2] != 0 || header[3] & 0xf9 != 0 => match behind(header[0], at) {
+            Next::Nothing => Next::Nothing,
+            _ => Next::Fragment,
+        },
+        FRAGMENT => behind(header[0], at + 8),
+        AUTHENTICATION => behind(header[0], at + (header[1] as u32 + 2) * 4),
+        _ => behind(header[0], at + (header[1] as u32 + 1) * 8),
+    }
+}
+
+/// Does a TCP segment with these flags begin a connection? SYN without ACK.
+#[inline(always)]
+pub const fn is_first(flags: u8) -> bool {
+    flags & 0x12 == 0x02
+}
+
+#[inline(always)]
+const fn behind(kind: u8, at: u32) -> Next {
+    match kind {
+        TCP => Next::Tcp(at),
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => Next::Header(kind, at),
+        _ => Next::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head4(words: u8, protocol: u8, fragment: u16) -> [u8; 20] {
+        let mut head = [0; 20];
+        (head[0], head[9]) = (0x40 | words, protocol);
+        [head[6], head[7]] = fragment.to_be_bytes();
+        head
+    }
+
+    #[test]
+    fn tcp_is_found_behind_the_options_of_ipv4() {
+        assert_eq!(v4(&head4(5, 6, 0x4000)), Next::Tcp(20));
+        assert_eq!(v4(&head4(15, 6, 0)), Next::Tcp(60));
+        assert_eq!(v4(&head4(5, 17, 0)), Next::Nothing);
+    }
+
+    #[test]
+    fn a_fragment_of_tcp_hides_nothing() {
+        for fragment in [0x2000, 1, 0x2001, 0x1fff, 0x0100] {
+            assert_eq!(v4(&head4(5, 6, fragment)), Next::Fragment, "{fragment:#x}");
+        }
+        assert_eq!(v6_header(FRAGMENT, 40, &[6, 0, 0, 1, 0, 0, 0, 0]), Next::Fragment);
+        assert_eq!(v6_header(FRAGMENT, 40, &[6, 0, 0, 8, 0, 0, 0, 0]), Next::Fragment);
+        assert_eq!(v6_header(FRAGMENT, 40, &[17, 0, 0, 8, 0, 0, 0, 0]), Next::Nothing);
+        // The only one of its packet.
+        assert_eq!(v6_header(FRAGMENT, 40, &[6, 0, 0, 0, 0, 0, 0, 0]), Next::Tcp(48));
+    }
+
+    #[test]
+    fn tcp_is_found_behind_the_headers_of_ipv6() {
+        let mut head = [0; 40];
+        head[6] = TCP;
+        assert_eq!(v6(&head), Next::Tcp(40));
+        head[6] = DESTINATION;
+        assert_eq!(v6(&head), Next::Header(DESTINATION, 40));
+        assert_eq!(v6_header(DESTINATION, 40, &[6, 2, 0, 0, 0, 0, 0, 0]), Next::Tcp(64));
+        assert_eq!(v6_header(AUTHENTICATION, 64, &[6, 4, 0, 0, 0, 0, 0, 0]), Next::Tcp(88));
+        assert_eq!(v6_header(ROUTING, 40, &[58, 0, 0, 0, 0, 0, 0, 0]), Next::Nothing);
+    }
+
+    #[test]
+    fn only_syn_without_ack_begins_a_connection() {
+        assert!(is_first(0x02) && is_first(0xc2) && is_first(0x0a));
+        assert!(!is_first(0x12) && !is_first(0x10) && !is_first(0x04));
+    }
+}

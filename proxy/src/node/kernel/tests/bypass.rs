@@ -1,0 +1,315 @@
+//! What a hostile process tries in order to get past its pod's sidecar: it is seen, and dropped where the pod's owner insists.
+
+use proxy_common::counters::Counters;
+
+use super::*;
+use crate::node::device;
+
+/// The other side of the link is the node of `a` here: at its end the link is watched.
+fn enrol_watched(world: &World, kernel: &mut Kernel, capture: &CaptureConfig) {
+    let netns = File::open(Path::new("/run/netns").join(&world.a.netns)).unwrap();
+    let watch = world.b.as_(Who::App, || {
+        let links = device::nodes_ends(&netns).unwrap();
+        assert_eq!(links.len(), 1);
+        world.a.try_enrol(kernel, capture, &links)
+    });
+    assert_eq!(watch.unwrap(), Watch::Watched);
+    // Both know each other's address from here on: no packet waits for that.
+    for to in world.b.both(0) {
+        assert!(world.a.as_(Who::App, || complete::answers_a_ping(to)), "{to}");
+    }
+}
+
+fn mode(enforce: bool) -> CaptureConfig {
+    CaptureConfig { enforce, ..CaptureConfig::default() }
+}
+
+/// Connections that got past the sidecar of `a`: of raw sockets, of uncaptured ones, of none; and how many were dropped.
+fn seen(kernel: &Kernel, world: &World) -> [u64; 4] {
+    let counters = kernel.counters(world.a.cookie).unwrap().unwrap();
+    [Counter::RawSocket, Counter::UncapturedSocket, Counter::NoSocket, Counter::BypassDropped].map(|counter| counters.of(counter))
+}
+
+/// Waits for a count for no longer than a second.
+#[track_caller]
+fn within_a_second(what: impl Fn() -> [u64; 4], expected: [u64; 4]) {
+    for _ in 0..100 {
+        if what() == expected {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(what(), expected);
+}
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
+
+/// A SYN from `a` to port 7777 of `b`, without its IP header.
+fn syn(world: &World, v6: bool) -> Vec<u8> {
+    let mut segment = vec![0_u8; 20];
+    segment[0..2].copy_from_slice(&5555_u16.to_be_bytes());
+    segment[2..4].copy_from_slice(&7777_u16.to_be_bytes());
+    (segment[12], segment[13], segment[14]) = (5 << 4, 0x02, 0x20);
+    let ends = if v6 {
+        [world.a.v6.octets(), world.b.v6.octets()].concat()
+    } else {
+        [world.a.v4.octets(), world.b.v4.octets()].concat()
+    };
+    // The pseudo header's protocol and length (RFC 9293 3.1).
+    let sum = sum(&ends) + 6 + 20 + sum(&segment);
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    segment[16..18].copy_from_slice(&(!u16::try_from(folded).unwrap()).to_be_bytes());
+    segment
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
+}
+
+/// An IPv4 packet of protocol TCP that is a fragment as `fragment` says.
+fn packet_v4(world: &World, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
+    let [high, low] = fragment.to_be_bytes();
+    let mut head = vec![0x45, 0, length[0], length[1], 0, 7, high, low, 64, 6, 0, 0];
+    head.extend(world.a.v4.octets().into_iter().chain(world.b.v4.octets()));
+    let sum = sum(&head);
+    let check = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    head[10..12].copy_from_slice(&check.to_be_bytes());
+    [&head, payload].concat()
+}
+
+/// An IPv6 packet whose first header behind the fixed one is of kind `next`.
+fn packet_v6(world: &World, next: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [0x60, 0, 0, 0, length[0], length[1], next, 64];
+    [&head[..], &world.a.v6.octets(), &world.b.v6.octets(), payload].concat()
+}
+
+/// Sends a packet by a packet socket of the pod `a`.
+fn send_frame(world: &World, packet: &[u8]) {
+    world.a.as_(Who::App, || {
+        let protocol: u16 = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
+        let frame = [&MAC[..], &[2, 0, 0, 0, 0, 0xa], &protocol.to_be_bytes(), packet].concat();
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
+        // SAFETY: a structure of integers, of which all zero is a value.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        (to.sll_family, to.sll_protocol, to.sll_halen) = (17, protocol.to_be(), 6);
+        // SAFETY: the name is a C string; the structure outlives the call that is told its size.
+        let sent = unsafe {
+            to.sll_ifindex = libc::if_nametoindex(c"eth0".as_ptr()).cast_signed();
+            let size = libc::socklen_t::try_from(size_of_val(&to)).unwrap();
+            libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), size)
+        };
+        assert_eq!(usize::try_from(sent).ok(), Some(frame.len()), "{}", io::Error::last_os_error());
+    });
+}
+
+/// Sends a SYN by a raw socket of the pod `a`, by whatever task it is.
+fn send_raw(world: &World, v6: bool) {
+    let to = world.b.both(0)[usize::from(v6)];
+    let segment = syn(world, v6);
+    world.a.as_(Who::App, || {
+        let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::TCP)).unwrap();
+        assert_eq!(socket.send_to(&segment, &to.into()).unwrap(), 20);
+    });
+}
+
+#[test]
+fn connection_that_a_raw_or_packet_socket_begins_is_counted_and_dropped_where_the_owner_insists() {
+    for enforce in [false, true] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        ip(&["-n", &world.b.netns, "link", "set", "eth0", "address", "02:00:00:00:00:0b"]);
+        let _inbound = world.b.enrol_with_listener(&mut kernel);
+        enrol_watched(&world, &mut kernel, &mode(enforce));
+        send_raw(&world, false);
+        send_raw(&world, true);
+        send_frame(&world, &packet_v4(&world, 0, &syn(&world, false)));
+        send_frame(&world, &packet_v6(&world, 6, &syn(&world, true)));
+        within_a_second(|| seen(&kernel, &world), [4, 0, 0, if enforce { 4 } else { 0 }]);
+        // What arrived at the peer was steered to its sidecar; the second of each family is the first one again.
+        let arrived = || kernel.counters(world.b.cookie).unwrap().unwrap().of(Counter::Steered);
+        if enforce {
+            assert_eq!(arrived(), 0);
+        } else {
+            within_a_second(|| [u64::from(arrived() >= 2), 0, 0, 0], [1, 0, 0, 0]);
+        }
+    }
+}
+
+#[test]
+fn what_hides_its_first_segment_behind_fragments_or_headers_is_seen_and_nothing_else() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    ip(&["-n", &world.b.netns, "link", "set", "eth0", "address", "02:00:00:00:00:0b"]);
+    enrol_watched(&world, &mut kernel, &mode(false));
+    let (v4, v6) = (syn(&world, false), syn(&world, true));
+    // The first eight bytes of the segment hold no flags.
+    send_frame(&world, &packet_v4(&world, 0x2000, &v4[..8]));
+    send_frame(&world, &packet_v4(&world, 1, &v4[8..]));
+    let options = [6, 0, 1, 4, 0, 0, 0, 0];
+    send_frame(&world, &packet_v6(&world, 60, &[&options[..], &v6].concat()));
+    send_frame(&world, &packet_v6(&world, 44, &[&[6, 0, 0, 1, 0, 0, 0, 9][..], &v6[..8]].concat()));
+    // More headers than anybody looks at.
+    send_frame(&world, &packet_v6(&world, 60, &[&[60, 0, 1, 4, 0, 0, 0, 0].repeat(9)[..], &options, &v6].concat()));
+    within_a_second(|| seen(&kernel, &world), [5, 0, 0, 0]);
+    // Acknowledgements, datagrams whole and in fragments, and what is too short for a header.
+    let mut acknowledgement = v4.clone();
+    acknowledgement[13] = 0x10;
+    send_frame(&world, &packet_v4(&world, 0, &acknowledgement));
+    send_frame(&world, &packet_v4(&world, 0, &v4[..8]));
+    world.a.as_(Who::App, || {
+        for to in world.b.both(7777) {
+            let socket = std::net::UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0)).unwrap();
+            socket.send_to(&[7; 4000], to).unwrap();
+        }
+    });
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(seen(&kernel, &world), [5, 0, 0, 0]);
+}
+
+#[test]
+fn what_the_sidecar_dials_and_what_is_excluded_leaves_an_enforcing_pod() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    greet(world.b.listen(Who::App, "::", 7777));
+    let excluded =
+        CaptureConfig { outbound_cidrs: ["fd77::/64".parse().unwrap()].into(), outbound_ports: [7778].into(), ..mode(true) };
+    greet(world.b.listen(Who::App, "::", 7778));
+    enrol_watched(&world, &mut kernel, &excluded);
+    for to in world.b.both(7777) {
+        assert!(world.a.greets(Who::Sidecar, to), "{to}");
+    }
+    assert!(world.a.greets(Who::App, world.b.both(7777)[1]));
+    assert!(world.a.greets(Who::App, world.b.both(7778)[0]));
+    assert!(!world.a.greets(Who::App, world.b.both(7777)[0]));
+    assert_eq!(seen(&kernel, &world), [0; 4]);
+}
+
+#[test]
+fn connection_that_no_program_saw_is_counted_and_dropped_where_the_owner_insists() {
+    for enforce in [false, true] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        greet(world.b.listen(Who::App, "::", 7777));
+        enrol_watched(&world, &mut kernel, &mode(enforce));
+        // Somebody takes the programs off: what they would have sent to the sidecar goes straight on.
+        for program in ["or_connect4", "or_connect6"] {
+            links::detach(&world.pins.join(format!("link_{program}"))).unwrap();
+        }
+        for to in world.b.both(7777) {
+            // Before the kernel sends its first segment again.
+            let connected = world.a.as_(Who::App, || TcpStream::connect_timeout(&to, Duration::from_millis(700)));
+            assert_eq!(connected.is_ok(), !enforce, "{to}");
+        }
+        within_a_second(|| seen(&kernel, &world), [0, 2, 0, if enforce { 2 } else { 0 }]);
+    }
+}
+
+#[test]
+fn what_a_pod_forwards_for_a_namespace_behind_it_is_no_connection_of_its_own() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    enrol_watched(&world, &mut kernel, &mode(true));
+    let behind = format!("{}n", world.a.netns);
+    ip(&["netns", "add", &behind]);
+    ip(&["link", "add", "eth1", "netns", &world.a.netns, "type", "veth", "peer", "name", "eth0", "netns", &behind]);
+    for (netns, device, address) in [(&world.a.netns, "eth1", "10.78.0.1/24"), (&behind, "eth0", "10.78.0.2/24")] {
+        ip(&["-n", netns, "addr", "add", address, "dev", device]);
+        ip(&["-n", netns, "link", "set", device, "up"]);
+    }
+    ip(&["-n", &behind, "route", "add", "default", "via", "10.78.0.1"]);
+    world.a.as_(Who::App, || fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    let to = world.b.both(7777)[0];
+    let dialled = netns::inside(&File::open(Path::new("/run/netns").join(&behind)).unwrap(), || {
+        TcpStream::connect_timeout(&to, Duration::from_millis(300))
+    });
+    ip(&["netns", "del", &behind]);
+    assert_eq!(dialled.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    within_a_second(|| seen(&kernel, &world), [0, 0, 1, 1]);
+}
+
+#[test]
+fn app_gets_none_of_the_sidecars_ports() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let ports = [PORT_OUTBOUND, PORT_INBOUND, PORT_ADMIN, PORT_METRICS];
+    for port in ports {
+        for address in ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:10.77.0.1"] {
+            let refused = world.a.as_(Who::App, || TcpListener::bind((address, port)).unwrap_err());
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{address} {port}");
+            drop(world.a.listen(Who::Sidecar, address, port));
+        }
+        drop(world.a.as_(Who::App, || std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap()));
+        drop(world.b.listen(Who::App, "::", port));
+    }
+    drop(world.a.listen(Who::App, "::", 0));
+    assert_eq!(kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::OwnPortBindRefused), 20);
+}
+
+#[test]
+fn the_sidecars_user_is_nobody_without_its_cgroup() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let to = world.b.both(7777)[0];
+    let user = rustix::process::Uid::from_raw(1_900_000_001);
+    // Nobody listens for the pod's connections, so each is refused; and nobody may declare a client.
+    let refused = world.a.as_(Who::App, || {
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        let declared = declare(&Socket::new(Domain::IPV4, Type::STREAM, None).unwrap(), to).unwrap_err();
+        assert_eq!(declared.raw_os_error(), Some(libc::ENOPROTOOPT));
+        TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_err()
+    });
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::Redirected), 1);
+}
+
+#[test]
+fn pod_whose_link_cannot_be_watched_says_why_and_does_not_enforce() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    for (links, told) in [
+        (&[][..], "no device of this node"),
+        (&[999_999], "or_link"),
+        (&[999_991, 999_992, 999_993, 999_994, 999_995], "5 links"),
+    ] {
+        let watch = world.a.try_enrol(&mut kernel, &mode(false), links).unwrap();
+        assert!(matches!(&watch, Watch::Not(reason) if reason.contains(told)), "{watch:?}");
+    }
+    // One that was enrolled stays so; one that is new is not enrolled without what its owner insists on.
+    let refused = world.a.try_enrol(&mut kernel, &mode(true), &[]).unwrap_err();
+    assert!(refused.remedy().contains("outrigger.dev/capture"), "{refused}");
+    assert_eq!(kernel.enrolled().unwrap().len(), 1);
+    kernel.withdraw(world.a.cookie).unwrap();
+    assert!(matches!(world.a.try_enrol(&mut kernel, &mode(true), &[999_999]), Err(KernelError::NotWatched { .. })));
+    assert_eq!(kernel.enrolled().unwrap(), []);
+}
+
+#[test]
+fn nothing_of_a_watched_link_stays_behind_and_the_agents_restart_leaves_it_watched() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    let links = || {
+        let data = aya::maps::MapData::from_pin(world.pins.join(proxy_common::pods::LINKS)).unwrap();
+        let links: aya::maps::HashMap<_, u32, u64> = aya::maps::Map::HashMap(data).try_into().unwrap();
+        links.keys().count()
+    };
+    enrol_watched(&world, &mut kernel, &mode(false));
+    drop(kernel);
+    send_raw(&world, false);
+    // Other options are another build, whose program takes the place of the former.
+    let mut kernel = Kernel::open(&world.pins, &world.root, Options { log: true }).unwrap();
+    send_raw(&world, false);
+    within_a_second(|| seen(&kernel, &world), [2, 0, 0, 0]);
+    enrol_watched(&world, &mut kernel, &mode(true));
+    send_raw(&world, false);
+    within_a_second(|| seen(&kernel, &world), [3, 0, 0, 1]);
+    assert_eq!(links(), 1);
+    kernel.withdraw(world.a.cookie).unwrap();
+    assert_eq!(links(), 0);
+    assert!(!world.pins.join(format!("or_link_{}_0", world.a.cookie)).exists());
+    assert_eq!(kernel.counters(world.a.cookie).unwrap().map(|counters: Counters| counters.0.len()), None);
+}

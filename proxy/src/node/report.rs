@@ -1,0 +1,56 @@
+//! What the agent tells people of its pods' capture, at `/capture` beside the metrics.
+
+use std::collections::BTreeMap;
+
+use proxy_common::counters::Counter;
+use serde::{Deserialize, Serialize};
+
+use super::Agent;
+use super::kernel::{self, Watch};
+
+/// How capture stands on this node.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CaptureReport {
+    /// The running kernel's release.
+    pub(crate) kernel: String,
+    pub(crate) pods: Vec<PodReport>,
+}
+
+/// How capture stands in one pod.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodReport {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// What gets past the sidecar without being excluded is dropped.
+    pub(crate) enforce: bool,
+    /// Why nobody sees what raw sockets send; absent where the pod's link is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) not_watched: Option<String>,
+    /// Connections that got past the sidecar, by reason; those without any are left out.
+    pub(crate) bypass: BTreeMap<String, u64>,
+    /// How many of them were dropped.
+    pub(crate) dropped: u64,
+}
+
+/// What the kernel says now.
+pub(super) fn report(agent: &Agent) -> CaptureReport {
+    let of = |(cookie, pod): (&u64, &std::sync::Arc<super::pods::Pod>)| {
+        let counters = agent.kernel.lock().counters(*cookie).ok().flatten();
+        let count = |counter| counters.map_or(0, |counters| counters.of(counter));
+        let some = Counter::BYPASSES.into_iter().map(|counter| (counter.name().to_owned(), count(counter)));
+        PodReport {
+            namespace: pod.record.namespace.clone(),
+            name: pod.record.name.clone(),
+            enforce: pod.record.capture().is_ok_and(|capture| capture.enforce),
+            not_watched: match &pod.watch {
+                Watch::Watched => None,
+                Watch::Not(reason) => Some(reason.clone()),
+            },
+            bypass: some.filter(|(_reason, count)| *count > 0).collect(),
+            dropped: count(Counter::BypassDropped),
+        }
+    };
+    CaptureReport { kernel: kernel::release(), pods: agent.pods.borrow().iter().map(of).collect() }
+}
