@@ -31,7 +31,7 @@ pub struct Pod {
     pub v4: Address,
     /// The pod's IPv6 address, or [`Address::NONE`].
     pub v6: Address,
-    /// [`ENFORCES`], [`EXCLUDES_OUTBOUND_PORTS`], [`EXCLUDES_OUTBOUND_CIDRS`], [`EXCLUDES_INBOUND_PORTS`].
+    /// [`ENFORCES`], [`EXCLUDES_OUTBOUND_PORTS`], [`EXCLUDES_OUTBOUND_CIDRS`], [`EXCLUDES_INBOUND_PORTS`], [`WATCHED`].
     pub flags: u64,
     /// The node's ends of the pod's links, by number; 0 for none.
     pub links: [u32; POD_LINKS_MAX],
@@ -47,6 +47,8 @@ pub const EXCLUDES_OUTBOUND_PORTS: u64 = 2;
 pub const EXCLUDES_OUTBOUND_CIDRS: u64 = 4;
 /// Some ports are excluded on the way in.
 pub const EXCLUDES_INBOUND_PORTS: u64 = 8;
+/// A program stands at every one of the pod's links.
+pub const WATCHED: u64 = 16;
 
 impl Pod {
     /// Is `address` this pod's?

@@ -31,6 +31,11 @@ pub(crate) fn line(report: &CaptureReport) -> String {
     format!("eBPF on Linux {}, {pods} pods, {watched} links watched, {enforcing} pods enforce", report.kernel)
 }
 
+/// What is not well: a program that is not attached leaves pods open, or closed.
+pub(crate) fn unwell(report: &CaptureReport) -> impl Iterator<Item = String> {
+    report.faults.iter().map(|fault| format!("capture is not complete: {fault}; start the mesh again"))
+}
+
 /// What somebody should know of: pods whose sidecar is passed by, or of which nobody would see it.
 pub(crate) fn warnings(report: &CaptureReport) -> Vec<String> {
     let mut lines = Vec::new();
@@ -72,6 +77,7 @@ mod tests {
         };
         let mut report = CaptureReport {
             kernel: "6.12.0".into(),
+            faults: vec!["the program or_connect4 is not attached any more".into()],
             pods: vec![
                 pod("web", &[("excluded_outbound_port", 9)]),
                 pod("api", &[("no_socket", 1), ("raw_socket", 2)]),
@@ -88,6 +94,8 @@ mod tests {
                 "what raw sockets of shop/db send is not seen: no tcx",
             ]
         );
+        let unwell: Vec<String> = unwell(&report).collect();
+        assert_eq!(unwell, ["capture is not complete: the program or_connect4 is not attached any more; start the mesh again"]);
         assert_eq!(line(&report), "eBPF on Linux 6.12.0, 3 pods, 2 links watched, 1 pods enforce");
     }
 }

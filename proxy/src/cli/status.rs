@@ -21,7 +21,7 @@ use crate::control::api::Wrong;
 #[command(after_help = "Example:
   outrigger status -o json
 
-Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service that does not exist or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
+Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service that does not exist or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, a kernel program is not attached, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
 
 Of a control plane that was just started it waits up to 6 s for sidecars and the node agent to come back. With -o wide, pods are listed with all of their addresses.")]
 pub(crate) struct StatusArgs {
@@ -48,10 +48,11 @@ pub(crate) struct ProxiesArgs {
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mut answer = settled(&args.api)?;
     let capture = args.api.is_of_this_machine().then(agent::capture);
+    let mut unwell = unwell(&answer, &has_lost_supervisor);
+    unwell.extend(capture.iter().flatten().flat_map(agent::unwell));
     if let (Some(whole), Some(Ok(report))) = (answer.as_object_mut(), &capture) {
         whole.insert("capture".to_owned(), serde_json::to_value(report).map_err(anyhow::Error::from)?);
     }
-    let unwell = unwell(&answer, &has_lost_supervisor);
     let code = if unwell.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if let Some(whole) = answer.as_object_mut() {
         whole.insert("unwell".to_owned(), unwell.clone().into());

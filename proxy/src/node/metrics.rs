@@ -34,7 +34,9 @@ pub(crate) struct Metrics {
     expiry: IntGaugeVec,
     /// What the kernel programs counted for each pod.
     capture: IntGaugeVec,
-    /// Of these, what got past a sidecar.
+    /// Programs that are not where they were attached.
+    pub(crate) faults: IntGauge,
+    /// Of the connections, those that got past a sidecar.
     bypass: IntCounterVec,
     /// What the kernel said of connections at their end.
     pub(crate) flows: FlowMetrics,
@@ -74,6 +76,11 @@ impl Metrics {
                 "outrigger_capture_connections",
                 "What the kernel programs did with connections of a pod since its enrolment.",
                 &["namespace", "pod", "event"],
+            )?,
+            faults: metrics::gauge(
+                &registry,
+                "outrigger_capture_faults",
+                "Kernel programs that are not where they were attached.",
             )?,
             bypass: metrics::counters(
                 &registry,
@@ -131,11 +138,14 @@ async fn capture(State(agent): State<Arc<Agent>>) -> Json<CaptureReport> {
     Json(report::report(&agent))
 }
 
-/// Ready: the kernel programs stand, both sockets answer, and the node may have certificates signed.
-async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {
-    if agent.authority.is_joined() {
-        (StatusCode::OK, "ready\n")
+/// Ready: every kernel program stands where it was attached, both sockets answer, and the node may have certificates signed.
+async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
+    let faults = agent.faults.borrow();
+    if !agent.authority.is_joined() {
+        (StatusCode::SERVICE_UNAVAILABLE, "the control plane has not certified this node yet\n".to_owned())
+    } else if !faults.is_empty() {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("capture is not complete: {}\n", faults.join("; ")))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the control plane has not certified this node yet\n")
+        (StatusCode::OK, "ready\n".to_owned())
     }
 }

@@ -35,7 +35,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::authority::Authority;
 use self::keeper::Keeper;
@@ -108,6 +108,8 @@ pub(crate) struct Agent {
     pub(crate) cgroup_root: PathBuf,
     pub(crate) authority: Authority,
     pub(crate) metrics: Metrics,
+    /// What of the programs is not as it was attached.
+    pub(crate) faults: watch::Sender<Vec<String>>,
 }
 
 impl NodeError {
@@ -142,6 +144,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         cgroup_root,
         authority: Authority::new(config.authority, clock, Dice::from_seed(config.seed))?,
         metrics: Metrics::new()?,
+        faults: watch::Sender::default(),
     });
     withdraw_strangers(&agent, &records);
     let kernel_log = agent.kernel.lock().log()?;
@@ -166,6 +169,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let served = metrics::serve(Arc::clone(&agent), metrics);
     parts.spawn(async move { drop(served.await) });
     parts.spawn(follow(Arc::clone(&agent), records, fresh, faults));
+    parts.spawn(attest(Arc::clone(&agent)));
     if let Some(kernel_log) = kernel_log {
         parts.spawn(kernel_log);
     }
@@ -182,6 +186,35 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     tokio::select! {
         () = guard.stopped() => Ok(()),
         ended = parts.join_next() => Err(NodeError::Ended(why(ended))),
+    }
+}
+
+/// Looks again and again whether every program stands where it was attached.
+async fn attest(agent: Arc<Agent>) {
+    loop {
+        let pods: Vec<Arc<Pod>> = agent.pods.borrow().values().map(Arc::clone).collect();
+        let unknown = |error: KernelError| vec![format!("whether the programs are attached is not known: {}", chain(&error))];
+        let mut faults = agent.kernel.lock().attest_node().unwrap_or_else(unknown);
+        for pod in pods {
+            // One that was withdrawn meanwhile has none.
+            let found = agent.kernel.lock().attest_pod(pod.record.netns_cookie).unwrap_or_else(unknown);
+            faults.extend(found.into_iter().map(|fault| format!("{}: {fault}", pod.record.named())));
+        }
+        agent.metrics.faults.set(i64::try_from(faults.len()).unwrap_or(i64::MAX));
+        agent.faults.send_if_modified(|known| {
+            let changed = *known != faults;
+            if changed {
+                for fault in &faults {
+                    error!(fault, "capture is not complete");
+                }
+                if faults.is_empty() {
+                    info!("capture is complete again");
+                }
+                *known = faults;
+            }
+            changed
+        });
+        tokio::time::sleep(ATTEST_EVERY).await;
     }
 }
 
@@ -404,5 +437,7 @@ fn why(ended: Option<Result<(), JoinError>>) -> String {
     }
 }
 
+/// Some ten calls for each pod.
+const ATTEST_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_WITHOUT_NOTICE: Duration = Duration::from_millis(500);

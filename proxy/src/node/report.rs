@@ -14,6 +14,8 @@ use super::kernel::{self, Watch};
 pub(crate) struct CaptureReport {
     /// The running kernel's release.
     pub(crate) kernel: String,
+    /// Programs that are not where they were attached, each in a sentence.
+    pub(crate) faults: Vec<String>,
     pub(crate) pods: Vec<PodReport>,
 }
 
@@ -52,5 +54,9 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
             dropped: count(Counter::BypassDropped),
         }
     };
-    CaptureReport { kernel: kernel::release(), pods: agent.pods.borrow().iter().map(of).collect() }
+    CaptureReport {
+        kernel: kernel::release(),
+        faults: agent.faults.borrow().clone(),
+        pods: agent.pods.borrow().iter().map(of).collect(),
+    }
 }

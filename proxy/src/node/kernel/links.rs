@@ -89,20 +89,38 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
 
 /// What `link` is attached to.
 pub(super) fn target(link: BorrowedFd<'_>) -> io::Result<Target> {
+    info(link).map(|(target, _program)| target)
+}
+
+/// The id of `program`.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_prog_info`: type, id, and more.
+    let [first, ..] = describe(program)?;
+    Ok(high(first))
+}
+
+/// What `link` is attached to, and the id of its program.
+pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<(Target, u32)> {
     // `struct bpf_link_info`: type, id, program's id, 4 bytes of nothing, then what depends on the type.
-    let mut info = [0_u64; 16];
-    let mut attributes = [0; 16];
-    put(&mut attributes, 0, word(link), size(&info));
-    put_pointer(&mut attributes, 1, info.as_mut_ptr().cast());
-    bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    let [first, _, third, ..] = info;
-    Ok(match (low(first), third) {
+    let [first, second, third, ..] = describe(link)?;
+    let target = match (low(first), third) {
         (TYPE_CGROUP, id) if id != 0 => Target::Cgroup(id),
         // The inode and the number are 32 bits, the hook follows it.
         (TYPE_NETNS, netns) if low(netns) != 0 => Target::Netns(low(netns).into()),
         (TYPE_TCX, device) if low(device) != 0 => Target::Device(low(device)),
         (_, _) => Target::Gone,
-    })
+    };
+    Ok((target, low(second)))
+}
+
+/// The begin of what the kernel says of a link or a program.
+fn describe(object: BorrowedFd<'_>) -> io::Result<[u64; 16]> {
+    let mut info = [0_u64; 16];
+    let mut attributes = [0; 16];
+    put(&mut attributes, 0, word(object), size(&info));
+    put_pointer(&mut attributes, 1, info.as_mut_ptr().cast());
+    bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info)
 }
 
 /// How many programs are attached to the namespace `netns` at `hook`.
@@ -207,6 +225,12 @@ fn put_pointer(attributes: &mut Attributes, index: usize, pointer: *mut libc::c_
 /// The first field of 32 bits in a word.
 fn low(field: u64) -> u32 {
     let [a, b, c, d, ..] = field.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// The second one.
+fn high(field: u64) -> u32 {
+    let [_, _, _, _, a, b, c, d] = field.to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
 }
 

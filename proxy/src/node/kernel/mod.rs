@@ -6,6 +6,7 @@
 //! of it is ever uncaptured, and nothing is detached while its pod runs.
 #![expect(unsafe_code, reason = "bpf(2) where aya has no function for it, and records that the kernel lays out")]
 
+mod attest;
 mod error;
 mod links;
 mod programs;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramInfo;
 use proxy_common::address::Address;
 use proxy_common::counters::Counters;
-use proxy_common::pods::{POD_LINKS_MAX, Pod};
+use proxy_common::pods::{POD_LINKS_MAX, Pod, WATCHED};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 pub(crate) use error::{KernelError, release};
@@ -42,6 +43,7 @@ use crate::model::capture::CaptureConfig;
 /// The loaded programs and their maps, pinned. Dropping it detaches nothing.
 pub(crate) struct Kernel {
     pins: PathBuf,
+    cgroup_root: PathBuf,
     maps: Maps,
     /// Whether this process attached programs, or found them attached.
     adopted: bool,
@@ -116,7 +118,13 @@ impl Kernel {
             attach(pins, cgroup_root, options.log)?;
             maps::mark_build(pins, layout, print)?;
         }
-        let mut kernel = Self { pins: pins.to_owned(), maps: Maps::open(pins)?, adopted, log: options.log };
+        let mut kernel = Self {
+            pins: pins.to_owned(),
+            cgroup_root: cgroup_root.to_owned(),
+            maps: Maps::open(pins)?,
+            adopted,
+            log: options.log,
+        };
         kernel.forget_gone()?;
         Ok(kernel)
     }
@@ -253,7 +261,8 @@ impl Kernel {
         let watch = self.watch(pod)?;
         let address = |ip: Option<IpAddr>| ip.map_or(Address::NONE, Address::from);
         // What is excluded from now on stands before the pod says that there is some; what no longer is goes afterwards.
-        let flags = self.maps.exclude(pod.cookie, pod.capture)?;
+        let excluded = self.maps.exclude(pod.cookie, pod.capture)?;
+        let flags = if watch == Watch::Watched { excluded | WATCHED } else { excluded };
         let (v4, v6) = (address(pod.v4.map(IpAddr::V4)), address(pod.v6.map(IpAddr::V6)));
         let entry = Pod { sidecar_cgroup: cgroup_id, v4, v6, flags, links: ends(pod.links) };
         let former = self.maps.pod(pod.cookie)?;
@@ -403,11 +412,17 @@ fn ends(links: &[u32]) -> [u32; POD_LINKS_MAX] {
     ends
 }
 
-/// Does every pin of the node stand?
+/// Does every pin of the node stand, and is every program of the node attached?
 fn is_complete(pins: &Path) -> bool {
     maps::PINNED.into_iter().all(|map| pins.join(map).exists())
         && programs::all().all(|program| pins.join(program_pin(program)).exists())
-        && programs::NODE.into_iter().all(|program| pins.join(link_pin(program)).exists())
+        && programs::NODE.into_iter().all(|program| is_attached(&pins.join(link_pin(program))))
+}
+
+/// Does the link pinned there lead anywhere?
+fn is_attached(pin: &Path) -> bool {
+    let link = links::open(pin).ok().flatten();
+    link.is_some_and(|link| links::target(link.as_fd()).is_ok_and(|target| target != Target::Gone))
 }
 
 fn pod_programs() -> impl Iterator<Item = Program> {

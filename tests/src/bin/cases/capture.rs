@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, finish};
+use e2e::mesh::{Mesh, PATIENCE, Pod, finish, wait_for};
 use e2e::runner::{Case, Runner};
 
 use crate::world::{client, echo, service, until};
@@ -45,6 +45,7 @@ pub(crate) fn run(runner: &mut Runner) {
             },
             Case { name: "a_crafted_packet_does_not_leave_a_pod_that_enforces", run: |world, _| crafted(world, true) },
             Case { name: "whoever_closes_an_enrolment_socket_opens_nothing", run: |world, _| enrolment_closed(world) },
+            Case { name: "a_program_that_is_taken_off_is_missed_within_one_interval", run: |_, _| taken_off() },
             Case { name: "the_agent_tells_what_the_kernel_did", run: |world, _| counted(world) },
         ],
     );
@@ -229,6 +230,26 @@ fn enrolment_closed(world: &World) -> Result<()> {
     let direct = finish(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "--max-time", "2", &url]), PATIENCE)?;
     ensure!(direct.code != 0, "the app was reached: {}", direct.all());
     until(&world.caller, "http://web.capture/", 200).map(drop)
+}
+
+/// A pin is all that holds a program where it is attached. The last case but one: the mesh goes on without that program.
+fn taken_off() -> Result<()> {
+    let ready = || {
+        let url = "http://127.0.0.1:14030/ready";
+        finish(Command::new("curl").args(["-sS", "--noproxy", "*", "--max-time", "5", "-w", "%{http_code}", url]), PATIENCE)?.ok()
+    };
+    ensure!(ready()? == "ready\n200", "not ready before");
+    std::fs::remove_file("/run/outrigger/bpf/link_or_getpeername6")?;
+    let begun = std::time::Instant::now();
+    wait_for("the agent misses it", PATIENCE, || {
+        let said = ready()?;
+        ensure!(said.contains("or_getpeername6") && said.ends_with("503"), "it says {said}");
+        Ok(())
+    })?;
+    ensure!(begun.elapsed() < Duration::from_secs(12), "after {:?} only", begun.elapsed());
+    let said = finish(&mut e2e::mesh::outrigger(["status"]), PATIENCE)?;
+    ensure!(said.code == 1 && said.stdout.contains("capture is not complete: the program or_getpeername6"), "{}", said.all());
+    Ok(())
 }
 
 fn counted(world: &World) -> Result<()> {

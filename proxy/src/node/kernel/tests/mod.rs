@@ -4,6 +4,7 @@
 //! thread can be an app or a sidecar. They need root, and say so where they have to stand aside. A running mesh is not
 //! disturbed: the programs know their own pods only.
 
+mod attest;
 mod bypass;
 mod complete;
 mod exclusions;
