@@ -269,7 +269,7 @@ impl PodName {
 
     /// The pod's network namespace, as `ip netns` knows it.
     pub fn network(&self) -> String {
-        format!("outrigger-{}-{}", self.namespace, self.name)
+        format!("outrigger-{}.{}", self.namespace, self.name)
     }
 
     /// A command inside the pod.

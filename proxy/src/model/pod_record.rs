@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     const WEB: &str = r#"{"namespace":"shop","name":"web-1","serviceAccount":"web","labels":{"app":"web"},
-        "ports":[{"name":"http","port":8080}],"addresses":["10.64.0.5","fd64::5"],"netns":"/run/netns/outrigger-shop-web-1",
+        "ports":[{"name":"http","port":8080}],"addresses":["10.64.0.5","fd64::5"],"netns":"/run/netns/outrigger-shop.web-1",
         "netnsCookie":4097,"cgroup":"/sys/fs/cgroup/outrigger/pods/shop.web-1","meshed":true,"supervisor":12,
         "startedMs":1700000000000,"aFieldOfTomorrow":1}"#;
 

@@ -106,9 +106,10 @@ impl PodPlaces {
         self.state.join("pods").join(format!("{}.json", self.stem))
     }
 
-    /// Its network namespace's name for ip(8), and its file.
+    /// Its network namespace's name for ip(8), and its file. No namespace of pods holds a dot, so no two pods share one;
+    /// at most 137 bytes, of the 255 that a file's name may have.
     pub(crate) fn netns(&self) -> (String, PathBuf) {
-        let name = format!("outrigger-{}-{}", self.pod.namespace, self.pod.name);
+        let name = format!("outrigger-{}", self.stem);
         let path = Path::new("/run/netns").join(&name);
         (name, path)
     }
@@ -262,9 +263,20 @@ mod tests {
     fn a_pods_places_bear_its_name() {
         let places = PodPlaces::new(Path::new("/var/lib/outrigger"), "shop", "web-1").unwrap();
         assert_eq!(places.record(), Path::new("/var/lib/outrigger/pods/shop.web-1.json"));
-        assert_eq!(places.netns().1, Path::new("/run/netns/outrigger-shop-web-1"));
+        assert_eq!(places.netns().1, Path::new("/run/netns/outrigger-shop.web-1"));
         assert_eq!(places.cgroup(Path::new("/sys/fs/cgroup")), Path::new("/sys/fs/cgroup/outrigger/pods/shop.web-1"));
         assert_eq!(places.log(".sidecar"), Path::new("/var/lib/outrigger/log/shop.web-1.sidecar.log"));
+    }
+
+    #[test]
+    fn no_two_pods_share_a_place() {
+        let at = |namespace: &str, name: &str| PodPlaces::new(Path::new("/var/lib/outrigger"), namespace, name).unwrap();
+        let (one, other) = (at("shop-x", "web"), at("shop", "x-web"));
+        assert_ne!(one.netns(), other.netns());
+        assert_ne!(one.record(), other.record());
+        assert_ne!(one.runtime(), other.runtime());
+        let longest = at(&"n".repeat(63), &"p".repeat(63));
+        assert!(longest.netns().0.len() <= 255);
     }
 
     #[test]
