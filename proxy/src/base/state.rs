@@ -3,6 +3,9 @@
 //!
 //! A write goes to a neighbour file that is renamed over the old one (POSIX rename is atomic). The turn is a lock on a
 //! third file: the data file itself is replaced by each write, so a lock on it would be a lock on a file that is gone.
+//!
+//! What must be there after the machine lost its power is written by [`write_durable`]: a rename alone may reach the disk
+//! before the bytes do, and leave an empty file. It waits for the disk twice, some milliseconds each.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,22 +16,44 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Replaces `path` by `bytes`, at once, readable by `mode`.
+/// Replaces `path` by `bytes`, at once, readable by `mode`. For what another write or another start makes good: the loss
+/// of power may leave the old content, or none.
 ///
 /// # Errors
 /// The folder is missing, full or not writable.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let fresh = beside(path, &format!("tmp{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
-    let written = file.write_all(bytes).and_then(|()| std::fs::rename(&fresh, path));
-    if written.is_err() {
-        // The write's own error is the one to tell; a file that cannot be removed either is covered by it.
-        drop(std::fs::remove_file(&fresh));
-    }
-    written
+    replace(path, bytes, mode, |_file| Ok(()))
+}
+
+/// Does what [`write_atomic`] does and waits until the disk holds it: when this returns, the loss of power leaves the new
+/// content, before that the old one or the new one. For what nothing makes good: keys, what was applied, what was given away.
+///
+/// # Errors
+/// The folder is missing, full or not writable, or the disk fails. The new content may be there all the same.
+pub(crate) fn write_durable(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write_synced(path, bytes, mode)?;
+    sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// The first half of [`write_durable`]: the loss of power leaves the old content or the new one, never less. For many files
+/// of one folder, [`sync_folder`] ends it once.
+///
+/// # Errors
+/// The folder is missing, full or not writable, or the disk fails.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace(path, bytes, mode, File::sync_all)
+}
+
+/// Waits until the disk holds which files are in `folder`.
+///
+/// # Errors
+/// It is missing, or the disk fails.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// Changes the JSON file at `path` (absent: the default value) while nobody else does, and returns what `change` returns.
+/// Synced, as [`write_synced`] does it: what is given away here ends with the machine, but the file must not be found empty.
 /// Blocks while another process has its turn.
 ///
 /// # Errors
@@ -45,7 +70,7 @@ pub(crate) fn update<T: Default + DeserializeOwned + Serialize, R>(
         Err(error) => return Err(error),
     };
     let answer = change(&mut value);
-    write_atomic(path, &serde_json::to_vec_pretty(&value)?, mode)?;
+    write_synced(path, &serde_json::to_vec_pretty(&value)?, mode)?;
     Ok(answer)
 }
 
@@ -71,6 +96,17 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<Option<File>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, settle: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let fresh = beside(path, &format!("tmp{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+    let written = file.write_all(bytes).and_then(|()| settle(&file)).and_then(|()| std::fs::rename(&fresh, path));
+    if written.is_err() {
+        // The write's own error is the one to tell; a file that cannot be removed either is covered by it.
+        drop(std::fs::remove_file(&fresh));
+    }
+    written
 }
 
 /// A hidden file next to `path`: watchers of the folder look for the names that they know.
@@ -103,6 +139,21 @@ mod tests {
         let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [".numbers.json.lock", "numbers.json"]);
+    }
+
+    #[test]
+    fn a_durable_write_replaces_the_file_as_a_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        write_durable(&path, b"old", 0o600).unwrap();
+        write_durable(&path, b"new", 0o600).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        // A disk that does not take the bytes: the old content stays in force, and nothing beside it.
+        let failed = replace(&path, b"lost", 0o600, |_file| Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write_durable(&folder.path().join("missing/key"), b"", 0o600).is_err());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 
 use crate::base::clock::WallClock;
-use crate::base::state::write_atomic;
+use crate::base::state::write_durable;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::identity::verify::Bundles;
 
@@ -74,8 +74,8 @@ impl Authority {
         if !certificate_path.exists() {
             let (certificate, key) = new_root(&trust_domain, &clock)?;
             // The certificate is written last: where it stands, its key stands.
-            write_atomic(&key_path, key.as_bytes(), 0o600).map_err(|error| failed(&key_path, error))?;
-            write_atomic(&certificate_path, certificate.as_bytes(), 0o644).map_err(|error| failed(&certificate_path, error))?;
+            write_durable(&key_path, key.as_bytes(), 0o600).map_err(|error| failed(&key_path, error))?;
+            write_durable(&certificate_path, certificate.as_bytes(), 0o644).map_err(|error| failed(&certificate_path, error))?;
         }
         let bad = |reason: &dyn std::fmt::Display| CaError::Root { path: certificate_path.clone(), reason: reason.to_string() };
         let pem = std::fs::read(&certificate_path).map_err(|error| failed(&certificate_path, error))?;

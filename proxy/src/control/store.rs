@@ -210,7 +210,7 @@ impl Store {
         }
         let mut unwritten = self.unwritten.lock();
         if coverage.write(unwritten.is_some()).is_some_and(|bytes| {
-            let written = state::write_atomic(&self.covered, &bytes, 0o600);
+            let written = state::write_durable(&self.covered, &bytes, 0o600);
             *unwritten = written.as_ref().err().map(ToString::to_string);
             unwritten.is_some()
         }) {

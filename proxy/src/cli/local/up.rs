@@ -94,7 +94,7 @@ fn prepare(args: &UpArgs, cgroup_root: &Path) -> Result<PathBuf, Failure> {
             let mut bytes = [0; 32];
             aws_lc_rs::rand::fill(&mut bytes).map_err(|_unspecified| io::Error::other("no randomness"))?;
             let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            state::write_atomic(&token, text.as_bytes(), 0o600)?;
+            state::write_durable(&token, text.as_bytes(), 0o600)?;
         }
         Ok(state)
     };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Api, Wrong, refusal, wrong};
 use crate::base::problems::{FieldPath, Severity};
-use crate::base::state::write_atomic;
+use crate::base::state;
 use crate::control::STORED;
 use crate::control::source::documents::documents;
 use crate::control::source::file::place_of;
@@ -110,6 +110,16 @@ impl Api {
         self.config.state.join(STORED).join(format!("{}.{}.{}.yaml", key.kind, key.name.namespace, key.name.name))
     }
 
+    /// What was answered is on the disk. Once for all documents of a change, since each wait takes milliseconds.
+    fn settle(&self, answer: &mut Answer) {
+        let folder = self.config.state.join(STORED);
+        let is_changed = answer.results.iter().any(|done| done.action != "unchanged");
+        if is_changed && let Err(error) = state::sync_folder(&folder) {
+            let text = format!("{} may lose this when the power is lost: {error}", folder.display());
+            answer.problems.push(Wrong::refusing(None, None, text, "look at the disk, then send it again"));
+        }
+    }
+
     fn apply(&self, texts: &[Text]) -> Answer {
         let mut answer = Answer::default();
         let mut written: BTreeMap<ResourceKey, (&str, Document)> = BTreeMap::new();
@@ -196,7 +206,7 @@ impl Api {
                 Some(_) => "changed",
             };
             if action != "unchanged"
-                && let Err(error) = write_atomic(&path, &text, 0o600)
+                && let Err(error) = state::write_synced(&path, &text, 0o600)
             {
                 let text = format!("cannot write {}: {error}", path.display());
                 answer.problems.push(Wrong::refusing(Some(key.to_string()), None, text, "make room in the state folder"));
@@ -206,6 +216,7 @@ impl Api {
             let form = Form::Read(Arc::new(document.resource));
             changes.push(Change::Put { key, form, origin: Origin::Applied(path) });
         }
+        self.settle(&mut answer);
         answer.revision = self.store.apply(changes);
         answer
     }
@@ -287,6 +298,7 @@ impl Api {
                 refuses: false,
             }));
         }
+        self.settle(&mut answer);
         answer.revision = self.store.apply(changes);
         let left = compile::without_target(self.store.world().resources());
         let lost = compile::without_target(&before);

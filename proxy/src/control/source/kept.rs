@@ -58,7 +58,7 @@ pub(super) fn write(folder: &Path, path: &Path, forms: &Forms) -> io::Result<()>
         };
     }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    state::write_atomic(&at, &serde_json::to_vec(&KeptFile { path: path.to_owned(), documents })?, 0o600)
+    state::write_durable(&at, &serde_json::to_vec(&KeptFile { path: path.to_owned(), documents })?, 0o600)
 }
 
 /// A form as it was kept. A version that does not know its fields any more does without.
