@@ -2,6 +2,7 @@
 //! and the value types that every room shares are named here. Uses nothing above it.
 
 pub(crate) mod clock;
+pub(crate) mod descriptors;
 pub(crate) mod drain;
 pub(crate) mod handover;
 pub(crate) mod memory;

@@ -53,6 +53,7 @@ pub(crate) struct ControlArgs {
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
     super::keep_to_itself()?;
+    crate::base::descriptors::open_as_many_as_allowed();
     let format = args.log.parse().map_err(|error: String| Failure::invalid([error]))?;
     log::start(format, &args.log_level).map_err(|error| Failure::invalid([error]))?;
     let trust_domain = args.trust_domain.parse().map_err(|error: SpiffeError| Failure::invalid([error]))?;

@@ -53,6 +53,7 @@ pub(crate) struct NodeArgs {
 
 pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     super::keep_to_itself()?;
+    crate::base::descriptors::open_as_many_as_allowed();
     log::start(args.log, &args.log_level).map_err(|error| Failure::invalid([chain(&error)]))?;
     let trust_domain = args.trust_domain.parse().map_err(|error| Failure::invalid([error]))?;
     let seed = u64::from(std::process::id())

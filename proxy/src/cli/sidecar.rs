@@ -74,6 +74,7 @@ pub(crate) struct SidecarArgs {
 
 pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
     super::keep_to_itself()?;
+    crate::base::descriptors::open_as_many_as_allowed();
     log::start(args.log, &args.log_level).map_err(|error| Failure::invalid([error]))?;
     for name in [&args.namespace, &args.name] {
         check_name(name).map_err(|error| Failure::invalid([error]))?;
