@@ -55,7 +55,8 @@ pub(crate) fn remove_bridge() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a pod's network namespace, named `name` and found at `path`, with its link, addresses and routes.
+/// Makes a pod's network namespace, named `name` and found at `path`, with its link, addresses and routes. Its link is down:
+/// see [`open_pod`].
 ///
 /// # Errors
 /// ip(8) is missing or refuses.
@@ -65,6 +66,14 @@ pub(crate) fn make_pod(name: &str, path: &Path, link: &PodLink) -> Result<File, 
     let furnished = netns::inside(&made, || Ok(ip(&["-batch", "-"], &pod_batch(link))));
     furnished.map_err(|error| cannot("enter the pod's network namespace", &error))??;
     Ok(made)
+}
+
+/// Opens a pod's link. Until then no packet comes out of the pod or into it, whatever runs there.
+///
+/// # Errors
+/// ip(8) is missing or refuses.
+pub(crate) fn open_pod(number: u16) -> Result<(), Failure> {
+    ip(&["link", "set", &host_end(number), "up"], "")
 }
 
 /// Removes a pod's network namespace, and with it its link. Nothing where none stands.
@@ -101,7 +110,7 @@ fn bridge_batch(v6: bool) -> String {
 
 fn host_batch(netns: &str, link: &PodLink) -> String {
     let host = host_end(link.number);
-    format!("netns add {netns}\nlink add {host} type veth peer name eth0 netns {netns}\nlink set {host} master {BRIDGE} up\n")
+    format!("netns add {netns}\nlink add {host} type veth peer name eth0 netns {netns}\nlink set {host} master {BRIDGE}\n")
 }
 
 fn pod_batch(link: &PodLink) -> String {

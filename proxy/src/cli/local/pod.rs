@@ -31,6 +31,8 @@ pub(crate) struct LocalPod {
     pub(crate) places: PodPlaces,
     pub(crate) record: PodRecord,
     pub(crate) netns: File,
+    /// Of its address, and of its link.
+    number: u16,
 }
 
 /// What a user says about a pod.
@@ -97,7 +99,7 @@ impl LocalPod {
             supervisor: std::process::id(),
             started_ms: u64::try_from(WallClock::system().since_epoch().as_millis()).unwrap_or(u64::MAX),
         };
-        Ok(Self { places: places.clone(), record, netns })
+        Ok(Self { places: places.clone(), record, netns, number })
     }
 
     /// Writes the record: from here the node agent enrols the pod, and the control plane makes an endpoint of it.
@@ -108,6 +110,14 @@ impl LocalPod {
         let written = folder(self.places.record().parent().unwrap_or(Path::new("/")), 0o700)
             .and_then(|()| state::write_atomic(&self.places.record(), &serde_json::to_vec_pretty(&self.record)?, 0o600));
         written.map_err(|error| cannot("write the pod's record", &error))
+    }
+
+    /// Opens the pod's link. A pod of the mesh must be enrolled by then: before that nothing captures what it sends.
+    ///
+    /// # Errors
+    /// The environment refuses it.
+    pub(crate) fn open(&self) -> Result<(), Failure> {
+        links::open_pod(self.number)
     }
 
     /// Says that the pod is about to go.

@@ -135,6 +135,8 @@ async fn supervise(
                 return Ok(ExitCode::from(exit_code_of_signal(signal)));
             }
         }
+    } else {
+        pod.open()?;
     }
     let outcome = run_app(&mut pod, args, program, mesh, &mut sidecar, &mut signals, moves).await;
     // The program has ended; what it left running ends with it.
@@ -208,6 +210,7 @@ async fn run_app(
 /// Enrols the pod and starts its sidecar; returns when the sidecar is ready.
 async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -> Result<(), Failure> {
     wait_for_enrolment(&pod.record).await?;
+    pod.open()?;
     sidecar.start(pod, mesh)?;
     let address = pod.record.addresses.first().copied().ok_or_else(|| Failure::invalid(["the pod has no address"]))?;
     let server = SocketAddr::new(address, SIDECAR_READY_PORT);
@@ -239,6 +242,7 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
 /// Enrols the pod and makes its sidecar's listeners: connections wait there from now on.
 async fn make_listeners(pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
     wait_for_enrolment(&pod.record).await?;
+    pod.open()?;
     let mut maker = tokio::process::Command::from(pod::listeners_command(pod, mesh)?);
     let log = pod.places.log(".sidecar");
     let not_made = |why: String| {
