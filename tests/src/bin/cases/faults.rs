@@ -37,6 +37,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "killing_the_control_plane_loses_no_request", run: |world, wish| killed(world, wish, "control") },
             Case { name: "commands_wait_for_a_control_plane_that_is_started_again", run: |world, _| commands(world) },
             Case { name: "killing_the_node_agent_loses_no_request", run: |world, wish| killed(world, wish, "node") },
+            Case { name: "an_agent_of_another_build_takes_over_and_loses_no_request", run: another_build },
             Case { name: "a_first_use_without_control_plane_is_refused_by_name", run: |world, _| first_use(world) },
             Case { name: "names_resolve_without_control_plane_and_node_agent", run: |world, _| names(world) },
             Case { name: "killing_a_sidecar_closes_its_pod_and_never_opens_it", run: |world, _| sidecar(world) },
@@ -86,6 +87,54 @@ fn killed(world: &World, wish: &Wish, role: &str) -> Result<()> {
     }
     no_loss(&verdict(running)?)?;
     // And what comes after is served as before.
+    until(&world.client, "http://web/", 200).map(drop)
+}
+
+/// Options are part of a build's print: an agent that writes the kernel's rare events into its log replaces every program
+/// of one that does not, link by link, and the other way round. Meanwhile requests on connections that stand and requests
+/// on connections of their own are driven at a fixed rate, so that one that would be held up is not simply left out.
+fn another_build(world: &World, wish: &Wish) -> Result<()> {
+    let (rounds, rate) = if wish.long { (10, 1_000) } else { (2, 150) };
+    let program = target().join("debug/load");
+    let seconds = (rounds * 5 + 4).to_string();
+    let drive = |more: &[&str]| {
+        let mut command = world.client.name.exec([program.as_os_str()]);
+        command.args(["drive", "web:80", "--connections", "16", "--rate", &rate.to_string(), "--seconds", &seconds]).args(more);
+        command.stdout(Stdio::piped()).spawn().context("cannot run the load generator")
+    };
+    let running = [drive(&[])?, drive(&["--reconnect"])?];
+    for round in 0..rounds {
+        let former = world.mesh.process("node")?;
+        let arguments = std::fs::read(format!("/proc/{former}/cmdline"))?;
+        let words: Vec<&str> = std::str::from_utf8(&arguments)?.split_terminator('\0').skip(1).collect();
+        let log = world.mesh.folder().join(format!("another-{round}.log"));
+        let mut another = outrigger(words);
+        another
+            .env("OUTRIGGER_KERNEL_LOG", "true")
+            .env("OUTRIGGER_LOG", "text")
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log)?);
+        let dead = Dead::now(&world.mesh, &["node"])?;
+        let mut another = another.spawn()?;
+        let stands = |log: &std::path::Path, adopted: bool| {
+            wait_for("the programs of another build", PATIENCE, || {
+                let said = std::fs::read_to_string(log)?;
+                ensure!(said.contains("kernel programs stand") && said.contains(&format!("adopted={adopted}")), "{said}");
+                Ok(())
+            })
+        };
+        let taken = stands(&log, false);
+        std::thread::sleep(Duration::from_secs(1));
+        another.kill()?;
+        another.wait()?;
+        taken?;
+        // The supervisor starts one of the first build again, which takes over in its turn.
+        drop(dead);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    for load in running {
+        no_loss(&verdict(load)?)?;
+    }
     until(&world.client, "http://web/", 200).map(drop)
 }
 
