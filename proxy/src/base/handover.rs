@@ -80,6 +80,16 @@ pub(crate) async fn send(stream: &UnixStream, message: &impl Serialize, descript
     stream.async_io(Interest::WRITABLE, || transmit(stream, &line, descriptors)).await
 }
 
+/// Sends one message without descriptors, now or not at all.
+///
+/// # Errors
+/// The other side is gone, or its buffer is full.
+pub(crate) fn try_send(stream: &UnixStream, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    transmit(stream, &line, &[])
+}
+
 /// One line and the descriptors that came with it; `None` when the other side closed. Cancelling loses what was read.
 ///
 /// # Errors
@@ -95,11 +105,11 @@ pub(crate) async fn receive(stream: &UnixStream) -> io::Result<Option<(Vec<u8>, 
         if count == 0 {
             return if line.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        if line.last() == Some(&b'\n') {
-            return Ok(Some((line, descriptors)));
-        }
         if line.len() > LINE_MAX || descriptors.len() > DESCRIPTORS_MAX {
             return Err(io::Error::other("the message is too long"));
+        }
+        if line.last() == Some(&b'\n') {
+            return Ok(Some((line, descriptors)));
         }
     }
 }
@@ -126,7 +136,7 @@ fn take(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)
         }
     }
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::other("too many descriptors came with the message"));
+        return Err(io::Error::other("more descriptors came with the message than it may have, or than this process can open"));
     }
     Ok((received.bytes, descriptors))
 }
@@ -187,6 +197,11 @@ mod tests {
     async fn more_than_a_message_may_hold_is_refused() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         transmit(&theirs, &[b'x'; LINE_MAX + 1], &[]).unwrap();
+        assert_eq!(receive(&ours).await.unwrap_err().to_string(), "the message is too long");
+        // Also one that ends.
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let whole: Vec<u8> = std::iter::repeat_n(b'x', LINE_MAX + 1).chain([b'\n']).collect();
+        transmit(&theirs, &whole, &[]).unwrap();
         assert_eq!(receive(&ours).await.unwrap_err().to_string(), "the message is too long");
         let (ours, theirs) = UnixStream::pair().unwrap();
         transmit(&theirs, b"{", &[]).unwrap();

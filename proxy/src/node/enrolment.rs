@@ -15,7 +15,6 @@ use std::time::Duration;
 use proxy_common::{PORT_INBOUND, PORT_OUTBOUND};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -23,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::Agent;
 use super::callers::{Callers, Place};
 use super::netns;
-use super::pods::{Pod, Pods};
+use super::pods::{self, Pod, Pods};
 use crate::base::handover::{self, Answer, Purpose, Question, VERSION};
 use crate::base::names::Named;
 
@@ -82,9 +81,15 @@ pub(crate) enum Refusal {
     /// A listener at another port: it may be the app's.
     #[error("the listener is at port {0}, not at {PORT_INBOUND} or {PORT_OUTBOUND}")]
     OtherPort(u16),
+    /// One namespace asks too often at once, or all of them do.
+    #[error("too many connections at once: {CALLER_MAX} from one network namespace, {CONNECTIONS_MAX} in all")]
+    TooMany,
     /// The pod that is waited for did not appear.
     #[error("no pod {0} appeared on this node")]
     NotAppeared(Named),
+    /// The pod that is waited for is described, and cannot be enrolled.
+    #[error("the pod {pod} cannot be enrolled, it stays closed: {why}")]
+    Unenrolled { pod: Named, why: String, remedy: String },
     /// The kernel did not take the listener.
     #[error("the kernel refuses the listener: {0}")]
     Kernel(String),
@@ -92,7 +97,7 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// What to do about it.
-    pub(crate) fn remedy(&self) -> &'static str {
+    pub(crate) fn remedy(&self) -> &str {
         match self {
             Self::Unreadable(_) => "send one JSON line with outrigger, namespace and name",
             Self::Version(_) => "run the sidecar and the node agent from one release",
@@ -104,6 +109,8 @@ impl Refusal {
             Self::ForeignListener(_) => "make the listener inside the pod",
             Self::OtherPort(_) => "send the sidecar's own listeners",
             Self::NotAppeared(_) => "look into the node agent's log for why the pod was not enrolled",
+            Self::TooMany => "wait until others were answered, and ask again",
+            Self::Unenrolled { remedy, .. } => remedy,
             Self::Kernel(_) => "look into the node agent's log",
         }
     }
@@ -164,7 +171,7 @@ fn listener_port(listener: Option<&ListenerFacts>, facts: &Facts, pod: &Named) -
 /// Answers on `socket` until the agent ends.
 pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
     let mut connections = JoinSet::new();
-    let callers = Callers::new(CONNECTIONS_MAX / 4);
+    let callers = Callers::new(CALLER_MAX);
     loop {
         // Cancel-safe: `accept` and `join_next` lose nothing when the other one is first.
         tokio::select! {
@@ -176,7 +183,7 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
                         Some(place) => {
                             connections.spawn(connection(Arc::clone(&agent), stream, place));
                         }
-                        None => debug!(?caller, "an enrolment connection was refused, there are too many"),
+                        None => turn_away(&agent, &stream),
                     }
                 }
                 Err(error) => {
@@ -188,6 +195,16 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
             Some(_ended) = connections.join_next() => {}
         }
     }
+}
+
+/// Says that there are too many connections, without waiting for anybody: the line fits into the socket's buffer.
+fn turn_away(agent: &Agent, stream: &UnixStream) {
+    agent.metrics.enrolments.with_label_values(&["too_many"]).inc();
+    let refusal = Refusal::TooMany;
+    debug!(error = %refusal, "enrolment refused");
+    let answer = Answer::Error { text: refusal.to_string(), remedy: refusal.remedy().to_owned() };
+    // Who is gone already needs no answer.
+    if handover::try_send(stream, &answer).is_err() {}
 }
 
 async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
@@ -206,18 +223,17 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
                     }
                     (answer, given)
                 }
-                Err(refusal) => {
-                    agent.metrics.enrolments.with_label_values(&["refused"]).inc();
-                    warn!(error = %refusal, remedy = refusal.remedy(), "enrolment refused");
-                    (Answer::Error { text: refusal.to_string(), remedy: refusal.remedy().to_owned() }, Vec::new())
-                }
+                Err(refusal) => refuse(&agent, &refusal),
             },
             Ok(Ok(None)) => break,
-            Ok(Err(error)) => {
-                debug!(%error, "an enrolment connection failed");
+            // A sidecar that was killed with an answer unread.
+            Ok(Err(error)) if enrolled.is_some() => {
+                debug!(%error, "the connection of an enrolled sidecar failed");
                 break;
             }
-            Err(_elapsed) => break,
+            // Who closed only its sending half still hears why.
+            Ok(Err(error)) => refuse(&agent, &Refusal::Unreadable(error.to_string())),
+            Err(_elapsed) => refuse(&agent, &Refusal::Unreadable(format!("no whole line came within {QUESTION_AT_MOST:?}"))),
         };
         let given: Vec<BorrowedFd<'_>> = given.iter().map(OwnedFd::as_fd).collect();
         let sent = timeout(QUESTION_AT_MOST, handover::send(&stream, &answer, &given)).await;
@@ -228,6 +244,13 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
     if let Some(enrolment) = enrolled {
         left(&agent, &enrolment);
     }
+}
+
+/// Counts a refusal, logs it and says it.
+fn refuse(agent: &Agent, refusal: &Refusal) -> (Answer, Vec<OwnedFd>) {
+    agent.metrics.enrolments.with_label_values(&["refused"]).inc();
+    warn!(error = %refusal, remedy = refusal.remedy(), "enrolment refused");
+    (Answer::Error { text: refusal.to_string(), remedy: refusal.remedy().to_owned() }, Vec::new())
 }
 
 /// A sidecar that is enrolled, for as long as its connection stands.
@@ -248,7 +271,7 @@ struct Taken {
 async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Taken, Refusal> {
     let question: Question = serde_json::from_slice(line).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     if question.purpose == Purpose::Wait {
-        let pod = wait_for(agent.pods.subscribe(), &Named::new(question.namespace, question.name)).await?;
+        let pod = wait_for(agent, &Named::new(question.namespace, question.name)).await?;
         return Ok(Taken { pod, enrolment: None, given: Vec::new() });
     }
     let facts = facts(stream, &descriptors, &agent.cgroup_root).map_err(|error| Refusal::Unreadable(error.to_string()))?;
@@ -312,15 +335,33 @@ pub(crate) async fn expire(agent: Arc<Agent>) {
     }
 }
 
-/// Waits until a pod of that name is enrolled.
-async fn wait_for(mut pods: watch::Receiver<Pods>, asked: &Named) -> Result<Arc<Pod>, Refusal> {
-    let find = |pods: &Pods| pods.values().find(|pod| pod.record.named() == *asked).map(Arc::clone);
-    let appeared = pods.wait_for(|pods| find(pods).is_some());
-    match timeout(APPEAR_AT_MOST, appeared).await {
-        Ok(Ok(pods)) => find(&pods).ok_or_else(|| Refusal::NotAppeared(asked.clone())),
-        Ok(Err(_agent_ends)) => Err(Refusal::NotAppeared(asked.clone())),
-        Err(_elapsed) => Err(Refusal::NotAppeared(asked.clone())),
-    }
+/// Waits until a pod of that name is enrolled, or cannot be.
+async fn wait_for(agent: &Agent, asked: &Named) -> Result<Arc<Pod>, Refusal> {
+    let mut pods = agent.pods.subscribe();
+    let settled = async {
+        loop {
+            let found = pods.borrow_and_update().values().find(|pod| pod.record.named() == *asked).map(Arc::clone);
+            if let Some(pod) = found {
+                return Ok(pod);
+            }
+            if let Some(refusal) = unenrolled(agent, asked) {
+                return Err(refusal);
+            }
+            if pods.changed().await.is_err() {
+                return Err(Refusal::NotAppeared(asked.clone()));
+            }
+        }
+    };
+    timeout(APPEAR_AT_MOST, settled).await.unwrap_or_else(|_elapsed| Err(Refusal::NotAppeared(asked.clone())))
+}
+
+/// Why the pod that is described now under that name is not enrolled, if that was found out. What is known of an earlier pod
+/// of the name says nothing about it.
+fn unenrolled(agent: &Agent, asked: &Named) -> Option<Refusal> {
+    let described = pods::cookie(&agent.records, asked)?;
+    let unenrolled = agent.unenrolled.lock();
+    let fault = unenrolled.get(asked).filter(|fault| fault.cookie == described)?;
+    Some(Refusal::Unenrolled { pod: asked.clone(), why: fault.text.clone(), remedy: fault.remedy.clone() })
 }
 
 fn facts(stream: &UnixStream, descriptors: &[OwnedFd], cgroup_root: &Path) -> io::Result<Facts> {
@@ -356,6 +397,7 @@ pub(crate) fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
 }
 
 const CONNECTIONS_MAX: usize = 4096;
+const CALLER_MAX: usize = CONNECTIONS_MAX / 4;
 const QUESTION_AT_MOST: Duration = Duration::from_secs(5);
 const APPEAR_AT_MOST: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -1,9 +1,12 @@
 //! Typed views over the maps. Their names, keys and values are `proxy_common`'s.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf, SockHash};
+use aya::pin::PinError;
 use ipnet::IpNet;
 use proxy_common::address::Address;
 use proxy_common::counters::{COUNTERS, COUNTERS_LEN, Counters};
@@ -25,6 +28,40 @@ pub(super) const PINNED: [&str; 11] =
 
 /// What the pins are of: the number of their layout and the print of the object they were loaded from.
 pub(super) const BUILD: &str = "BUILD";
+
+/// Most pods of one node. The object, which says less, is told.
+pub(super) const PODS_ROOM: u32 = 16_384;
+/// Most addresses of the pods of one node: IPv4 and IPv6 of each.
+pub(super) const ADDRESSES_ROOM: u32 = 2 * PODS_ROOM;
+
+/// Most watched links of the pods of one node.
+pub(super) const LINKS_ROOM: u32 = 2 * PODS_ROOM;
+
+/// Makes the maps that have an entry for each pod, unless they stand. Their entries take memory as pods come
+/// (`BPF_F_NO_PREALLOC`): the counters of each CPU for as many pods as there may be would be hundreds of megabytes on a
+/// large machine. Only user space makes entries of them, so that no program ever waits for memory.
+pub(super) fn make(pins: &Path) -> Result<(), KernelError> {
+    make_one(pins, PODS, |at| Ok(HashMap::<MapData, u64, Pod>::create(PODS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
+    make_one(pins, ADDRESSES, |at| Ok(HashMap::<MapData, Address, u64>::create(ADDRESSES_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
+    make_one(pins, LINKS, |at| Ok(HashMap::<MapData, u32, u64>::create(LINKS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
+    make_one(pins, COUNTERS, |at| Ok(PerCpuHashMap::<MapData, u64, Counters>::create(PODS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))
+}
+
+fn make_one(
+    pins: &Path,
+    name: &'static str,
+    make: impl FnOnce(&Path) -> Result<Result<(), PinError>, MapError>,
+) -> Result<(), KernelError> {
+    let at = pins.join(name);
+    if at.exists() {
+        return Ok(());
+    }
+    let pinned = make(&at).map_err(|error| KernelError::map(name, error))?;
+    pinned.map_err(|error| KernelError::map(name, MapError::PinError { name: Some(name.to_owned()), error }))
+}
+
+/// Of `include/uapi/linux/bpf.h`.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// The maps that user space writes and reads.
 pub(super) struct Maps {
@@ -74,15 +111,15 @@ impl Maps {
             }
         }
         if some(self.counters.get(&cookie, 0)).map_err(|error| KernelError::map(COUNTERS, error))?.is_none() {
-            self.put_counters(cookie).map_err(|error| KernelError::map(COUNTERS, error))?;
+            patiently(|| self.put_counters(cookie)).map_err(|error| KernelError::map(COUNTERS, error))?;
         }
         for address in addresses(pod) {
-            self.addresses.insert(address, cookie, 0).map_err(|error| KernelError::map(ADDRESSES, error))?;
+            patiently(|| self.addresses.insert(address, cookie, 0)).map_err(|error| KernelError::map(ADDRESSES, error))?;
         }
         for link in pod.links.into_iter().filter(|link| *link != 0) {
-            self.links.insert(link, cookie, 0).map_err(|error| KernelError::map(LINKS, error))?;
+            patiently(|| self.links.insert(link, cookie, 0)).map_err(|error| KernelError::map(LINKS, error))?;
         }
-        self.pods.insert(cookie, pod, 0).map_err(|error| KernelError::map(PODS, error))
+        patiently(|| self.pods.insert(cookie, pod, 0)).map_err(|error| KernelError::map(PODS, error))
     }
 
     /// Writes what is excluded for a pod. Returns the flags that say so to the programs.
@@ -143,6 +180,48 @@ impl Maps {
         Ok(())
     }
 
+    /// Removes what is keyed by pods that there are not: a process that was killed while it enrolled or withdrew one left it.
+    pub(super) fn sweep(&mut self) -> Result<(), KernelError> {
+        let pods: BTreeSet<u64> = self.pods()?.into_iter().map(|(cookie, _)| cookie).collect();
+        let failed = |error| KernelError::map(ADDRESSES, error);
+        for found in self.addresses.iter().collect::<Vec<_>>() {
+            let (address, cookie) = found.map_err(failed)?;
+            if !pods.contains(&cookie) {
+                some(self.listeners.remove(&address)).map_err(|error| KernelError::map(LISTENERS, error))?;
+                some(self.addresses.remove(&address)).map_err(failed)?;
+            }
+        }
+        let failed = |error| KernelError::map(LINKS, error);
+        for found in self.links.iter().collect::<Vec<_>>() {
+            let (link, cookie) = found.map_err(failed)?;
+            if !pods.contains(&cookie) {
+                some(self.links.remove(&link)).map_err(failed)?;
+            }
+        }
+        let failed = |error| KernelError::map(COUNTERS, error);
+        for found in self.counters.keys().collect::<Vec<_>>() {
+            let cookie = found.map_err(failed)?;
+            if !pods.contains(&cookie) {
+                some(self.counters.remove(&cookie)).map_err(failed)?;
+            }
+        }
+        let failed = |error| KernelError::map(EXCLUDED_PORTS, error);
+        for found in self.ports.keys().collect::<Vec<_>>() {
+            let key = found.map_err(failed)?;
+            if !pods.contains(&key.netns) {
+                some(self.ports.remove(&key)).map_err(failed)?;
+            }
+        }
+        let failed = |error| KernelError::map(EXCLUDED_CIDRS, error);
+        for found in self.cidrs.keys().collect::<Vec<_>>() {
+            let key = found.map_err(failed)?;
+            if !pods.contains(&key.data().pod()) {
+                some(self.cidrs.remove(&key)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A pod's counters, summed over CPUs.
     pub(super) fn counters(&self, cookie: u64) -> Result<Option<Counters>, KernelError> {
         let values = some(self.counters.get(&cookie, 0)).map_err(|error| KernelError::map(COUNTERS, error))?;
@@ -185,6 +264,23 @@ impl Maps {
         self.counters.insert(cookie, zeros, 0)
     }
 }
+
+/// Makes an entry, again for a moment where the kernel has no memory at hand: it keeps some ready for maps whose entries
+/// are not set aside, and fills that up behind our back, so that who asks fast finds none now and plenty a millisecond later.
+fn patiently(mut make: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
+    for _attempt in 0..ATTEMPTS {
+        match make() {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOMEM) => {
+                std::thread::sleep(PAUSE)
+            }
+            outcome => return outcome,
+        }
+    }
+    make()
+}
+
+const ATTEMPTS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The ring buffer of flow records.
 pub(super) fn flows(pins: &Path) -> Result<RingBuf<MapData>, KernelError> {

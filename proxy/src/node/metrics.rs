@@ -24,6 +24,8 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGauge,
     /// Questions of sidecars, by what became of them.
     pub(crate) enrolments: IntCounterVec,
+    /// Pods that could not be enrolled, by why.
+    pub(crate) refused: IntCounterVec,
     /// What became of pods that lost their sidecar.
     pub(crate) holds: IntCounterVec,
     /// Pods whose connections wait for a sidecar.
@@ -56,6 +58,12 @@ impl Metrics {
                 "outrigger_node_enrolments_total",
                 "Questions of sidecars, by what became of them.",
                 &["outcome"],
+            )?,
+            refused: metrics::counters(
+                &registry,
+                "outrigger_node_pods_refused_total",
+                "Pods that could not be enrolled and stay closed, by why.",
+                &["reason"],
             )?,
             holds: metrics::counters(
                 &registry,

@@ -20,7 +20,7 @@ pub(crate) mod report;
 pub(crate) mod workload_api;
 pub(crate) mod workload_proto;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Permissions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +44,7 @@ use self::metrics::Metrics;
 use self::pods::{Changes, Pod, Pods};
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
+use crate::base::names::Named;
 use crate::base::random::Dice;
 use crate::identity::spiffe::SpiffeError;
 use crate::model::capture::CaptureError;
@@ -73,7 +74,7 @@ pub(crate) struct Config {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
     /// The environment: capture does not work here.
-    #[error("the kernel programs cannot be set up")]
+    #[error("the kernel programs cannot be used")]
     Kernel(#[from] KernelError),
     /// The environment: a folder, a socket or a port.
     #[error("cannot use {what}")]
@@ -96,9 +97,22 @@ pub(crate) enum NodeError {
     Ended(String),
 }
 
+/// Why a pod that is described is not enrolled: it is closed, and its program is not started.
+#[derive(Debug)]
+pub(crate) struct Unenrolled {
+    /// Of its network namespace: a pod that was made again under its name is another one.
+    cookie: u64,
+    pub(crate) text: String,
+    pub(crate) remedy: String,
+}
+
 /// What the parts of the agent share.
 pub(crate) struct Agent {
     pub(crate) pods: watch::Sender<Pods>,
+    /// By pod. Who waits for one is woken by `pods`.
+    pub(crate) unenrolled: Mutex<BTreeMap<Named, Unenrolled>>,
+    /// The folder of the pods' records.
+    pub(crate) records: PathBuf,
     /// Locked for one system call or a few, never across a wait.
     pub(crate) kernel: Mutex<Kernel>,
     /// Locked for a moment, never together with the kernel.
@@ -123,6 +137,17 @@ impl NodeError {
             Self::Metrics(_) | Self::Ended(_) => "report this with the log; a restart helps".to_owned(),
         }
     }
+
+    /// The reason under which a pod that could not be enrolled is counted.
+    const fn reason(&self) -> &'static str {
+        match self {
+            Self::Kernel(error) => error.reason(),
+            Self::Place { .. } => "place",
+            Self::Name(_) => "name",
+            Self::Capture(_) => "annotation",
+            Self::Metrics(_) | Self::Ended(_) => "internal",
+        }
+    }
 }
 
 /// Runs the agent until it is told to stop. What it enrolled stays enrolled afterwards.
@@ -138,6 +163,8 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     info!(adopted = kernel.is_adopted(), "kernel programs stand");
     let agent = Arc::new(Agent {
         pods: watch::Sender::default(),
+        unenrolled: Mutex::default(),
+        records: records.clone(),
         kernel: Mutex::new(kernel),
         keeper: Mutex::new(Keeper::new()),
         held: Notify::new(),
@@ -264,7 +291,10 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
             return;
         }
     };
-    faults.retain(|stem, _text| found.faults.contains_key(stem));
+    let described: BTreeMap<Named, u64> = found.records.iter().map(|record| (record.named(), record.netns_cookie)).collect();
+    agent.unenrolled.lock().retain(|pod, fault| described.get(pod) == Some(&fault.cookie));
+    let stems: BTreeSet<String> = described.keys().map(PodRecord::file_stem).collect();
+    faults.retain(|stem, _text| found.faults.contains_key(stem) || stems.contains(stem));
     for (stem, fault) in &found.faults {
         warn_once(faults, stem, fault);
     }
@@ -282,14 +312,23 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
         });
     }
     for record in enrol {
-        let name = record.named();
+        let (name, cookie) = (record.named(), record.netns_cookie);
         match add(agent, record) {
             Ok(pod) => {
                 info!(pod = %name, id = %pod.id, "pod enrolled");
                 faults.remove(&PodRecord::file_stem(&name));
+                agent.unenrolled.lock().remove(&name);
                 fresh.start(pod, &agent.authority);
             }
-            Err(error) => warn_once(faults, &PodRecord::file_stem(&name), &chain(&error)),
+            Err(error) => {
+                let text = chain(&error);
+                if warn_once(faults, &PodRecord::file_stem(&name), &text) {
+                    agent.metrics.refused.with_label_values(&[error.reason()]).inc();
+                }
+                agent.unenrolled.lock().insert(name, Unenrolled { cookie, text, remedy: error.remedy() });
+                // Who waits for it looks again.
+                agent.pods.send_modify(|_pods| {});
+            }
         }
     }
     for record in describe {
@@ -422,12 +461,14 @@ fn place(what: &(impl AsRef<Path> + ?Sized)) -> impl FnOnce(io::Error) -> NodeEr
     move |source| NodeError::Place { what, source }
 }
 
-/// One line per fault, not one per look.
-fn warn_once(faults: &mut BTreeMap<String, String>, stem: &str, text: &str) {
-    if faults.get(stem).is_none_or(|told| told != text) {
-        warn!(pod = stem, error = text, "a pod's record is not in force");
-        faults.insert(stem.to_owned(), text.to_owned());
+/// One line per fault, not one per look. Returns whether it is news.
+fn warn_once(faults: &mut BTreeMap<String, String>, stem: &str, text: &str) -> bool {
+    if faults.get(stem).is_some_and(|told| told == text) {
+        return false;
     }
+    warn!(pod = stem, error = text, "a pod's record is not in force");
+    faults.insert(stem.to_owned(), text.to_owned());
+    true
 }
 
 fn why(ended: Option<Result<(), JoinError>>) -> String {

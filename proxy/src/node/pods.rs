@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::identities::Svid;
 use super::kernel::Watch;
+use crate::base::names::Named;
 use crate::identity::spiffe::SpiffeId;
 use crate::model::pod_record::PodRecord;
 
@@ -77,6 +78,12 @@ pub(crate) fn read(folder: &Path) -> io::Result<Found> {
     Ok(found)
 }
 
+/// The namespace cookie that the record of `pod` says, if there is one that can be read.
+pub(crate) fn cookie(folder: &Path, pod: &Named) -> Option<u64> {
+    let bytes = std::fs::read(folder.join(format!("{}.json", PodRecord::file_stem(pod)))).ok()?;
+    Some(PodRecord::parse(&bytes).ok()?.netns_cookie)
+}
+
 /// Compares what was found with what is known.
 pub(crate) fn compare(found: &Found, known: &Pods) -> Changes {
     let meshed = |record: &&PodRecord| record.meshed;
@@ -117,7 +124,7 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             addresses: vec!["10.64.0.5".parse().unwrap(), "fd64::5".parse().unwrap()],
-            netns: format!("/run/netns/outrigger-shop-{name}").into(),
+            netns: format!("/run/netns/outrigger-shop.{name}").into(),
             netns_cookie: cookie,
             cgroup: format!("/sys/fs/cgroup/outrigger/pods/shop.{name}").into(),
             meshed: true,

@@ -6,6 +6,11 @@ use std::path::PathBuf;
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
+use aya::sys::SyscallError;
+use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS, EXCLUDED_PORTS_MAX};
+use proxy_common::pods::{ADDRESSES, LINKS, LISTENERS};
+
+use crate::node::maps::{ADDRESSES_ROOM, LINKS_ROOM, PODS_ROOM};
 
 /// Why capture does not work. Unless a variant says otherwise it is the environment's fault.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +71,17 @@ pub(crate) enum KernelError {
         #[source]
         source: Box<MapError>,
     },
+    /// A map has no room for what is new; what stands in it stays in force.
+    #[error("the map {map} is full: a node has room for {room}")]
+    Full { map: &'static str, room: String },
+    /// The kernel has no memory for it, or this process may not have it (a cgroup's limit).
+    #[error("the kernel {release} has no memory for {what}")]
+    NoMemory {
+        what: String,
+        release: String,
+        #[source]
+        source: io::Error,
+    },
     /// Pins of another layout stand there: another version's.
     #[error("the pins in {path} are of layout {found}, this program's are of layout {}", proxy_common::LAYOUT)]
     Layout { path: PathBuf, found: u64 },
@@ -98,7 +114,9 @@ impl KernelError {
             }
             Self::Lacks { .. } => "the kernel is too old: use Linux 6.1 or newer",
             Self::Call { .. } => "use Linux 6.1 or newer with CONFIG_CGROUP_BPF, and check that no security module forbids bpf(2)",
-            Self::Map { .. } => "`outrigger down` removes what is pinned; at most 1,024 pods may run on a node",
+            Self::Map { .. } => "`outrigger down` removes what is pinned",
+            Self::Full { .. } => "stop pods that are not needed, or exclude less, or start the pod on another node",
+            Self::NoMemory { .. } => "give the node agent's cgroup more memory, or stop pods that are not needed",
             Self::Layout { .. } => "stop the pods and run `outrigger down` once: it removes the other version's pins",
             Self::Foreign { .. } => "detach them (`bpftool net`, `bpftool link`): two owners cannot both have a pod's connections",
             Self::NotWatched { .. } => {
@@ -107,6 +125,16 @@ impl KernelError {
             Self::NotEnrolled { .. } | Self::NoAddress { .. } => "start the pod again",
         }
         .to_owned()
+    }
+
+    /// The reason under which a pod that could not be enrolled is counted.
+    pub(crate) const fn reason(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "full",
+            Self::NoMemory { .. } => "no_memory",
+            Self::Foreign { .. } => "foreign_program",
+            _other => "kernel",
+        }
     }
 
     fn is_permission(&self) -> bool {
@@ -136,12 +164,29 @@ impl KernelError {
             ProgramError::SyscallError(error) => (error.io_error, String::new()),
             other => (io::Error::other(other), String::new()),
         };
+        if is_no_memory(&source) {
+            return Self::NoMemory { what: format!("the program {program}"), release: release(), source };
+        }
         Self::Refused { program, release: release(), source, log }
+    }
+
+    /// From what aya says of an object that did not load.
+    pub(super) fn object(error: EbpfError) -> Self {
+        match error {
+            EbpfError::MapError(MapError::CreateError { name, io_error }) if is_no_memory(&io_error) => {
+                Self::NoMemory { what: format!("the map {name}"), release: release(), source: io_error }
+            }
+            other => Self::Object { release: release(), source: Box::new(other) },
+        }
     }
 
     /// From the last call's errno.
     pub(super) fn call(what: impl Into<String>, source: io::Error) -> Self {
-        Self::Call { what: what.into(), release: release(), source }
+        let what = what.into();
+        if is_no_memory(&source) {
+            return Self::NoMemory { what: format!("this: {what}"), release: release(), source };
+        }
+        Self::Call { what, release: release(), source }
     }
 
     /// For a file or folder.
@@ -151,7 +196,35 @@ impl KernelError {
 
     /// For a map.
     pub(in crate::node) fn map(map: &'static str, source: MapError) -> Self {
-        Self::Map { map, source: Box::new(source) }
+        match source {
+            MapError::SyscallError(error) if is_full(&error.io_error) => Self::Full { map, room: room(map) },
+            MapError::SyscallError(SyscallError { io_error, .. }) | MapError::CreateError { io_error, .. }
+                if is_no_memory(&io_error) =>
+            {
+                Self::NoMemory { what: format!("the map {map}"), release: release(), source: io_error }
+            }
+            other => Self::Map { map, source: Box::new(other) },
+        }
+    }
+}
+
+/// What a map without room says: E2BIG most of them, ENOSPC a trie.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
+}
+
+fn is_no_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
+}
+
+/// What a map has room for.
+fn room(map: &str) -> String {
+    match map {
+        ADDRESSES | LISTENERS => format!("{ADDRESSES_ROOM} addresses of pods"),
+        LINKS => format!("{LINKS_ROOM} links of pods"),
+        EXCLUDED_PORTS => format!("{EXCLUDED_PORTS_MAX} excluded ports"),
+        EXCLUDED_CIDRS => format!("{EXCLUDED_CIDRS_MAX} excluded networks"),
+        _by_pod => format!("{PODS_ROOM} pods"),
     }
 }
 

@@ -125,6 +125,7 @@ impl Kernel {
             adopted,
             log: options.log,
         };
+        kernel.forget_half()?;
         kernel.forget_gone()?;
         Ok(kernel)
     }
@@ -199,6 +200,20 @@ impl Kernel {
             }
         }
         Ok(gone)
+    }
+
+    /// Removes what a process left that was killed while it enrolled or withdrew a pod: links without a pod, and what else
+    /// is keyed by it. The programs know pods by the map of them, so nothing that is in force ends here.
+    fn forget_half(&mut self) -> Result<(), KernelError> {
+        for program in pod_programs().chain([programs::LINK]) {
+            for pin in pins_of_pods(&self.pins, program)? {
+                let is_pod = cookie_of(&pin, program).map_or(Ok(None), |cookie| self.maps.pod(cookie))?.is_some();
+                if !is_pod {
+                    links::detach(&pin)?;
+                }
+            }
+        }
+        self.maps.sweep()
     }
 
     /// What the programs counted for a pod since its enrolment, summed over CPUs; `None` if it is not enrolled.
@@ -423,6 +438,12 @@ fn is_complete(pins: &Path) -> bool {
 fn is_attached(pin: &Path) -> bool {
     let link = links::open(pin).ok().flatten();
     link.is_some_and(|link| links::target(link.as_fd()).is_ok_and(|target| target != Target::Gone))
+}
+
+/// The pod whose pin this is of `program`: the cookie stands behind the name, perhaps with more behind it.
+fn cookie_of(pin: &Path, program: Program) -> Option<u64> {
+    let rest = pin.file_name()?.to_str()?.strip_prefix(program.name)?.strip_prefix('_')?;
+    rest.split('_').next()?.parse().ok()
 }
 
 fn pod_programs() -> impl Iterator<Item = Program> {

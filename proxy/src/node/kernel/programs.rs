@@ -5,8 +5,9 @@ use std::path::Path;
 
 use aya::programs::{CgroupSockAddr, CgroupSockopt, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
+use proxy_common::pods::LISTENERS;
 
-use super::error::{KernelError, release};
+use super::error::KernelError;
 use super::links::Hook;
 use crate::node::maps;
 
@@ -58,6 +59,8 @@ pub(super) fn print(log: bool) -> u64 {
 /// Loads all programs. Maps that are pinned below `pins` are taken from there, the others are made and pinned.
 pub(super) fn load(pins: &Path, log: bool) -> Result<Vec<(Program, OwnedFd)>, KernelError> {
     let mut loader = EbpfLoader::new();
+    maps::make(pins)?;
+    loader.map_max_entries(LISTENERS, maps::ADDRESSES_ROOM);
     for map in maps::PINNED {
         loader.map_pin_path(map, pins.join(map));
     }
@@ -77,7 +80,7 @@ fn with_maps(loader: &mut EbpfLoader<'_>, log: bool) -> Result<Ebpf, KernelError
     // Read-only data of the programs: with 0 the verifier removes every line that would log.
     let level: &'static u8 = if log { &u8::MAX } else { &0 };
     loader.override_global("AYA_LOG_LEVEL", level, true);
-    loader.load(OBJECT).map_err(|source| KernelError::Object { release: release(), source: Box::new(source) })
+    loader.load(OBJECT).map_err(KernelError::object)
 }
 
 fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {

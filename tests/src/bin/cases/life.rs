@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigger};
 use e2e::quota::Quota;
-use e2e::runner::{Case, Runner};
+use e2e::runner::{Case, Runner, Wish};
 use rustix::process::Signal;
 
 use crate::world::{Nobody, client, echo, expect, route, service, until};
@@ -26,6 +26,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "up_twice_says_that_it_is_up", run: |(), _| twice() },
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
+            Case { name: "down_after_agents_that_were_killed_while_they_enrolled_leaves_nothing", run: half_enrolled },
             Case { name: "no_process_of_the_mesh_keeps_what_its_caller_had_open", run: |(), _| lets_go() },
             Case { name: "rare_events_of_the_kernel_programs_reach_the_log_where_asked_for", run: |(), _| kernel_log() },
             Case { name: "a_service_without_an_address_is_its_pods", run: |(), _| headless() },
@@ -230,6 +231,47 @@ fn supervisor_killed() -> Result<()> {
     let left: Vec<&String> = after.difference(&before).collect();
     ensure!(left.is_empty(), "left behind: {left:?}");
     Mesh::up()?.down()
+}
+
+/// The agent is killed at any moment of an enrolment, again and again. Its pods still come up, and no pin stays of those that
+/// end; then everything is killed at once.
+fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
+    let rounds: u64 = if wish.long { 100 } else { 4 };
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    let before = traces()?;
+    let mesh = Mesh::up()?;
+    let pins = || Ok::<usize, anyhow::Error>(std::fs::read_dir("/run/outrigger/bpf")?.count());
+    let at_first = pins()?;
+    for round in 0..rounds {
+        let name = format!("half-{round}");
+        let mut run = outrigger(["run", &name, "-n", "life", "--", "true"]);
+        let mut run = run.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+        let record = mesh.folder().join(format!("state/pods/life.{name}.json"));
+        let begun = std::time::Instant::now();
+        while !record.exists() && begun.elapsed() < PATIENCE {
+            std::hint::spin_loop();
+        }
+        // An enrolment takes some milliseconds.
+        std::thread::sleep(Duration::from_micros(round % 8 * 700));
+        kill(mesh.process("node")?, Signal::KILL);
+        let status = e2e::mesh::wait_for("the pod's end", PATIENCE, || run.try_wait()?.context("it still runs"))?;
+        // Who asks an agent that is killed at that moment is told so; the pod is gone all the same.
+        ensure!(matches!(status.code(), Some(0 | 3)), "round {round}: {status}");
+    }
+    e2e::mesh::wait_for("the pins of pods that are gone", PATIENCE, || {
+        ensure!(pins()? == at_first, "{} pins, {at_first} at first", pins()?);
+        Ok(())
+    })?;
+    let pod = mesh.pod("life/last").detach(["sleep", "100000"])?;
+    let mut processes = vec![mesh.process("supervisor")?, mesh.process("control")?, mesh.process("node")?];
+    processes.extend(pod.processes("sidecar")?.into_iter().chain(pod.processes("app")?));
+    processes.iter().for_each(|process| kill(*process, Signal::KILL));
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok().context("down after a kill")?;
+    drop((pod, mesh));
+    let after = traces()?;
+    let left: Vec<&String> = after.difference(&before).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
 }
 
 fn is_running(process: u32) -> bool {

@@ -17,6 +17,7 @@ mod fidelity;
 mod hangups;
 mod hold;
 mod life;
+mod limits;
 mod observability;
 mod policies;
 mod strangers;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     life::run(&mut runner);
     capture::run(&mut runner);
     enrolment::run(&mut runner);
+    limits::run(&mut runner);
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
     fidelity::run(&mut runner);

@@ -8,6 +8,7 @@ mod attest;
 mod bypass;
 mod complete;
 mod exclusions;
+mod limits;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
