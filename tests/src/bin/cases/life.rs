@@ -236,13 +236,19 @@ fn supervisor_killed() -> Result<()> {
 /// The agent is killed at any moment of an enrolment, again and again. Its pods still come up, and no pin stays of those that
 /// end; then everything is killed at once.
 fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
-    let rounds: u64 = if wish.long { 100 } else { 4 };
+    let rounds: u64 = if wish.long { 200 } else { 16 };
     finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
     let before = traces()?;
     let mesh = Mesh::up()?;
     let pins = || Ok::<usize, anyhow::Error>(std::fs::read_dir("/run/outrigger/bpf")?.count());
     let at_first = pins()?;
+    let is_back = || {
+        let mut ready = Command::new("curl");
+        ready.args(["-sS", "--fail", "--max-time", "2", "http://127.0.0.1:14030/ready"]);
+        e2e::mesh::wait_for("the agent is back", PATIENCE, || finish(&mut ready, PATIENCE)?.ok().map(drop))
+    };
     for round in 0..rounds {
+        is_back()?;
         let name = format!("half-{round}");
         let mut run = outrigger(["run", &name, "-n", "life", "--", "true"]);
         let mut run = run.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
@@ -258,6 +264,7 @@ fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
         // Who asks an agent that is killed at that moment is told so; the pod is gone all the same.
         ensure!(matches!(status.code(), Some(0 | 3)), "round {round}: {status}");
     }
+    is_back()?;
     e2e::mesh::wait_for("the pins of pods that are gone", PATIENCE, || {
         ensure!(pins()? == at_first, "{} pins, {at_first} at first", pins()?);
         Ok(())
