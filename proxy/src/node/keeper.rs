@@ -2,8 +2,8 @@
 //!
 //! A connection waits only in the backlog of a listener that exists, and a listener exists for as long as somebody holds a
 //! descriptor of it. The agent holds one of each that a sidecar handed over, and gives them to the pod's next sidecar.
-//! Invariant: what waits is never let through without a sidecar, and a pod whose sidecars do not come back waits no longer
-//! than its hold time: a sidecar that ends sooner than that after it came does not begin the time anew.
+//! Invariant: what waits is never let through without a sidecar, and a pod whose sidecars do not stay waits no longer than
+//! its hold time in all: only one that served for as long begins the time anew.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,8 +25,10 @@ struct Kept<L> {
     enrolment: u64,
     served_since: Instant,
     is_served: bool,
-    /// Until when connections may wait. A former one counts until a sidecar has served for as long as the hold time is.
+    /// Until when connections may wait, while they do.
     until: Option<Instant>,
+    /// What earlier waits left of the hold time; `None`: all of it.
+    rest: Option<Duration>,
 }
 
 impl<L> Keeper<L> {
@@ -40,13 +42,11 @@ impl<L> Keeper<L> {
         self.enrolments += 1;
         let former = self.pods.remove(&pod);
         let waited = former.as_ref().is_some_and(Kept::is_waiting);
-        let kept = Kept {
-            listeners,
-            enrolment: self.enrolments,
-            served_since: now,
-            is_served: true,
-            until: former.and_then(|former| former.until),
-        };
+        let rest = former.and_then(|former| match former.until {
+            Some(until) => Some(until.saturating_duration_since(now)),
+            None => former.rest,
+        });
+        let kept = Kept { listeners, enrolment: self.enrolments, served_since: now, is_served: true, until: None, rest };
         self.pods.insert(pod, kept);
         (self.enrolments, waited)
     }
@@ -57,13 +57,13 @@ impl<L> Keeper<L> {
         let kept = self.pods.get_mut(&pod).filter(|kept| kept.enrolment == enrolment)?;
         kept.is_served = false;
         let is_steady = now.duration_since(kept.served_since) >= hold;
-        let until = kept.until.filter(|_former| !is_steady).unwrap_or(now + hold);
-        kept.until = Some(until);
-        if until <= now {
+        let rest = kept.rest.filter(|_left| !is_steady).unwrap_or(hold).min(hold);
+        kept.until = Some(now + rest);
+        if rest.is_zero() {
             kept.listeners.clear();
             return None;
         }
-        kept.is_waiting().then(|| until.duration_since(now))
+        kept.is_waiting().then_some(rest)
     }
 
     /// What the pod's next sidecar is given.
@@ -152,15 +152,17 @@ mod tests {
     async fn sidecars_that_end_again_and_again_do_not_prolong_the_time() {
         let now = Instant::now() + seconds(100);
         let mut keeper = lost(now);
+        // What counts is how long connections waited, not how long ago the first of them did.
         let (second, _) = keeper.keep(POD, vec!["inbound"], now + seconds(3));
-        assert_eq!(keeper.left(POD, second, HOLD, now + seconds(4)), Some(seconds(6)));
-        let (third, _) = keeper.keep(POD, vec!["inbound"], now + seconds(9));
-        assert_eq!(keeper.left(POD, third, HOLD, now + seconds(12)), None);
+        assert_eq!(keeper.left(POD, second, HOLD, now + seconds(12)), Some(seconds(7)));
+        let (third, _) = keeper.keep(POD, vec!["inbound"], now + seconds(18));
+        assert_eq!(keeper.left(POD, third, HOLD, now + seconds(20)), Some(seconds(1)));
+        assert_eq!(keeper.expire(now + seconds(21)), [POD]);
+        let (fourth, _) = keeper.keep(POD, vec!["inbound"], now + seconds(30));
+        assert_eq!(keeper.left(POD, fourth, HOLD, now + seconds(31)), None);
         assert_eq!(keeper.listeners(POD).len(), 0);
-        let (fourth, _) = keeper.keep(POD, vec!["inbound"], now + seconds(13));
-        assert_eq!(keeper.left(POD, fourth, HOLD, now + seconds(14)), None);
-        let (steady, _) = keeper.keep(POD, vec!["inbound"], now + seconds(15));
-        assert_eq!(keeper.left(POD, steady, HOLD, now + seconds(25)), Some(HOLD));
+        let (steady, _) = keeper.keep(POD, vec!["inbound"], now + seconds(40));
+        assert_eq!(keeper.left(POD, steady, HOLD, now + seconds(50)), Some(HOLD));
     }
 
     #[tokio::test(start_paused = true)]

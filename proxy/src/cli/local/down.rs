@@ -23,6 +23,7 @@ pub(crate) fn down(args: DownArgs) -> Result<ExitCode, Failure> {
         return Err(Failure::environment("only root may remove what the mesh made", "run it as root, for example with sudo"));
     }
     let record = places::read_up_record();
+    is_meant(args.state.as_deref(), record.as_ref())?;
     let state = args.state.or_else(|| record.as_ref().map(|record| record.state.clone())).unwrap_or_else(|| places::STATE.into());
     let cgroup_root = cgroup_root()?;
     // The pods first: a pod that outlived its capture would be open.
@@ -38,6 +39,20 @@ pub(crate) fn down(args: DownArgs) -> Result<ExitCode, Failure> {
     pods.and(mesh).and(kernel).and(cgroups).and(bridge).and(files)?;
     print("outrigger is down\n")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever names a state means the mesh that has it, not whichever one is up.
+fn is_meant(named: Option<&Path>, up: Option<&UpRecord>) -> Result<(), Failure> {
+    let (Some(named), Some(UpRecord { state, .. })) = (named, up) else { return Ok(()) };
+    let whole = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_missing| path.to_owned());
+    if whole(named) == whole(state) {
+        return Ok(());
+    }
+    Err(Failure::invalid([format!(
+        "the mesh that is up has its state in {}, not in {}; name that folder, or none",
+        state.display(),
+        named.display()
+    )]))
 }
 
 fn stop_pods(state: &Path, cgroup_root: &Path) -> Result<(), Failure> {

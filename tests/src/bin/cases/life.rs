@@ -23,7 +23,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "up_without_the_right_to_load_programs_says_so", run: |(), _| without_programs() },
             Case { name: "a_watched_folder_may_disappear_and_come_back", run: |(), _| folder() },
             Case { name: "up_with_a_taken_port_says_who_has_it", run: |(), _| taken_port() },
-            Case { name: "up_twice_says_that_it_is_up", run: |(), _| twice() },
+            Case { name: "up_twice_says_that_it_is_up_and_down_takes_the_mesh_that_is_meant", run: |(), _| twice() },
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
             Case { name: "down_after_agents_that_were_killed_while_they_enrolled_leaves_nothing", run: half_enrolled },
@@ -159,6 +159,9 @@ fn twice() -> Result<()> {
     let said = finish(&mut outrigger(["up"]), PATIENCE)?;
     ensure!(said.code != 0, "a second mesh came up: {}", said.all());
     ensure!(said.stderr.contains("already") && said.stderr.contains("down"), "the message names no remedy: {}", said.stderr);
+    let other = finish(outrigger(["down", "--state"]).arg(mesh.folder().join("other")), PATIENCE)?;
+    ensure!(other.code == 2 && other.stderr.contains("has its state in"), "another state's mesh: {}", other.all());
+    mesh.api("/api/status").context("`down` of another state took the mesh down")?;
     mesh.down()
 }
 
