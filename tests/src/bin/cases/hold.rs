@@ -96,6 +96,10 @@ fn killed(world: &World) -> Result<()> {
                 ensure!(!std::path::Path::new(&format!("/proc/{before}/exe")).exists(), "it still runs");
                 Ok(())
             })?;
+            // A request that still went to the one that was killed, before its end was noticed, may fail: 502. One that had
+            // to connect waits.
+            let first = caller.curl(["http://often/"])?;
+            ensure!([200, 502].contains(&first.status), "answered with {}: {}", first.status, first.body);
             expect(&caller, &["http://often/"], 200)?;
             wait_for("the sidecar is started again", PATIENCE, || {
                 ensure!(pod.sidecar()? != before && pod.metrics().is_ok(), "it is not");
