@@ -5,6 +5,7 @@
 //! silently what `exclude-outbound-ports` means.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
@@ -68,6 +69,26 @@ impl CaptureConfig {
             }
         }
         Ok(config)
+    }
+
+    /// Those of a pod's annotations that are ours.
+    pub(crate) fn ours(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let ours = annotations.iter().filter(|(name, _text)| name.starts_with(OURS));
+        ours.map(|(name, text)| (name.clone(), text.clone())).collect()
+    }
+
+    /// The annotation by which what the app sends to `target` passes its sidecar by. The port is asked first, as capture does.
+    pub(crate) fn lets_out(&self, target: SocketAddr) -> Option<&'static str> {
+        if self.outbound_ports.contains(&target.port()) {
+            return Some(OUTBOUND_PORTS);
+        }
+        let ip = target.ip().to_canonical();
+        self.outbound_cidrs.iter().any(|network| network.contains(&ip)).then_some(OUTBOUND_CIDRS)
+    }
+
+    /// The annotation by which what others send to `port` passes the sidecar by.
+    pub(crate) fn lets_in(&self, port: u16) -> Option<&'static str> {
+        self.inbound_ports.contains(&port).then_some(INBOUND_PORTS)
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) struct Metadata {
     /// What a Service selects on.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) labels: BTreeMap<String, String>,
-    /// Notes for people and tools; nothing here reads them.
+    /// Notes for people and tools; of a Workload ours say what is asked of its capture.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
     /// When the object was made (RFC 3339). Of two routes that match a request alike the older one is taken.

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
+use super::capture::CaptureConfig;
 use super::object::{Object, Spec};
 use super::pod_record::{PodPort, PodRecord};
 use super::service::PortRef;
@@ -71,7 +72,14 @@ impl Object<WorkloadSpec> {
             transport: if pod.meshed { WorkloadTransport::MutualTls } else { WorkloadTransport::Plaintext },
             terminating: pod.terminating,
         };
-        Self::new(&pod.named(), pod.labels.clone(), spec)
+        let mut workload = Self::new(&pod.named(), pod.labels.clone(), spec);
+        workload.metadata.annotations = CaptureConfig::ours(&pod.annotations);
+        workload
+    }
+
+    /// What the pod's owner asks of its capture. A document of people's may say what says nothing: then nothing is asked.
+    pub(crate) fn capture(&self) -> CaptureConfig {
+        CaptureConfig::of(&self.metadata.annotations).unwrap_or_default()
     }
 }
 
@@ -105,5 +113,21 @@ impl WorkloadTransport {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
     fn is_mutual_tls(&self) -> bool {
         *self == Self::MutualTls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workload_of_a_pod_says_what_its_owner_asks_of_capture_and_none_of_his_other_notes() {
+        let record = r#"{"namespace":"shop","name":"web-1","serviceAccount":"web","addresses":["10.64.0.5"],
+            "annotations":{"outrigger.dev/exclude-inbound-ports":"9100","example.com/note":"mine"},
+            "netns":"/run/netns/a","netnsCookie":1,"cgroup":"/sys/fs/cgroup/a","meshed":true,"supervisor":1,"startedMs":1}"#;
+        let workload = Object::of_pod(&PodRecord::parse(record.as_bytes()).unwrap());
+        assert_eq!(workload.metadata.annotations.len(), 1);
+        assert_eq!(workload.capture().lets_in(9100), Some("outrigger.dev/exclude-inbound-ports"));
+        assert_eq!(workload.capture().lets_in(80), None);
     }
 }

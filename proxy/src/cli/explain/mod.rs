@@ -19,6 +19,7 @@ use crate::base::names::Named;
 use crate::identity::spiffe::TrustDomain;
 
 mod documents;
+mod passed;
 mod question;
 #[cfg(test)]
 mod tests;

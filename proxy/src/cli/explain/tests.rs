@@ -428,3 +428,64 @@ fn every_form_of_a_target_is_taken_as_the_sidecar_takes_it() {
     let args = Line::try_parse_from(["explain", "--from", "shop/front-1", "--to", "web", "--path", "/a b"]).unwrap().args;
     assert!(Question::read(&args).unwrap_err().causes[0].ends_with("write a space as %20"));
 }
+
+/// Pods of which one keeps a port out of capture, and others what they send.
+const EXCLUDING: &str = "apiVersion: outrigger.dev/v1alpha1
+kind: Workload
+metadata: {name: web-2, namespace: shop, labels: {app: web-v2}, annotations: {outrigger.dev/exclude-inbound-ports: '80, 9100'}}
+spec: {addresses: [10.64.0.12], serviceAccount: web}
+---
+apiVersion: outrigger.dev/v1alpha1
+kind: Workload
+metadata: {name: by-port, namespace: shop, annotations: {outrigger.dev/exclude-outbound-ports: '8080,80', outrigger.dev/exclude-inbound-ports: '7000'}}
+spec: {addresses: [10.64.0.13]}
+---
+apiVersion: outrigger.dev/v1alpha1
+kind: Workload
+metadata: {name: by-network, namespace: shop, annotations: {outrigger.dev/exclude-outbound-cidrs: '10.64.0.0/16'}}
+spec: {addresses: [10.64.0.14]}
+---
+apiVersion: outrigger.dev/v1alpha1
+kind: Mesh
+metadata: {name: mesh}
+spec: {egress: Deny}";
+
+#[test]
+fn what_a_pods_owner_took_out_of_capture_passes_its_sidecar_by() {
+    for (from, to, refused, says) in [
+        // In: the application itself is there, whatever is said of policies and encryption.
+        (
+            "outside/curl",
+            "10.64.0.12:9100",
+            false,
+            "it goes to the application, no policy applies  [annotation outrigger.dev/exclude-inbound-ports of shop/web-2]",
+        ),
+        ("outside/curl", "web-v2.shop:80", false, "it goes to the application, no policy applies"),
+        (
+            "shop/front-1",
+            "10.64.0.12:9100",
+            true,
+            "does not speak the mesh's TLS: 503 connect_failed  [annotation outrigger.dev/exclude-inbound-ports of shop/web-2]",
+        ),
+        ("shop/front-1", "web-v2", true, "503 connect_failed"),
+        ("shop/front-1", "10.64.0.12:9101", false, "by mutual TLS as spiffe://"),
+        // Out: as a caller without a sidecar.
+        ("shop/by-port", "10.64.0.2:8080", true, "plaintext     refused: 403 plaintext_refused  [strict_default]"),
+        ("shop/by-port", "10.64.0.2:8081", false, "by mutual TLS as spiffe://"),
+        ("shop/by-port", "10.64.0.12:80", false, "it goes to the application, no policy applies"),
+        ("shop/by-port", "web", true, "10.65.0.2:80 is the address of Service/shop/web, which sidecars alone know"),
+        ("shop/by-port", "203.0.113.1:80", false, "no sidecar is asked"),
+        ("shop/by-port", "203.0.113.1:443", true, "403 egress_denied"),
+        ("shop/by-network", "10.64.0.2:9999", true, "[annotation outrigger.dev/exclude-outbound-cidrs of shop/by-network]"),
+        ("shop/by-network", "10.64.0.2:9999", true, "403 plaintext_refused"),
+        ("shop/by-network", "203.0.113.1:80", true, "403 egress_denied"),
+        // A pod's own addresses and its loopback are never excluded.
+        ("shop/by-port", "10.64.0.13:8080", false, "by mutual TLS as spiffe://"),
+        ("shop/by-port", "10.64.0.13:7000", false, "by mutual TLS as spiffe://"),
+        ("shop/by-network", "10.64.0.14:80", false, "by mutual TLS as spiffe://"),
+        ("shop/by-port", "127.0.0.1:80", false, "which is never captured"),
+    ] {
+        let (was, text) = asked_of(EXCLUDING, &format!("--from {from} --to {to}"));
+        assert!(was == refused && text.contains(says), "{from} to {to}: {text}");
+    }
+}

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Failure;
 use super::super::local::GATEWAYS;
+use super::passed;
 use super::question::{Destination, Question, destination};
 use super::told::Told;
 use crate::base::names::Named;
@@ -23,8 +25,11 @@ use crate::snapshot::compile::{self, Own};
 use crate::snapshot::{AppProtocol, Egress, Endpoint, Plaintext, RoutePolicies, ServicePort, Snapshot, Transport};
 
 /// Who calls.
-struct Caller<'a> {
-    identity: Option<SpiffeId>,
+#[derive(Clone)]
+pub(super) struct Caller<'a> {
+    pub(super) from: &'a Named,
+    /// None: it calls without a sidecar.
+    pub(super) identity: Option<SpiffeId>,
     address: SocketAddr,
     domain: &'a TrustDomain,
     now: Duration,
@@ -51,6 +56,7 @@ pub(super) fn explain(
     }
     let Destination { address, service } = destination(resources, from, question)?;
     let caller = Caller {
+        from,
         identity,
         address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0),
         domain: trust_domain,
@@ -64,11 +70,7 @@ pub(super) fn explain(
             Some((service, port)) if question.is_by_name() => {
                 by_name(resources, &snapshot, &caller, service, port, question, told)
             }
-            Some((service, _)) => told.refuse(
-                "to",
-                format!("{address} is the address of {}, which sidecars alone know: nobody answers there", service.key()),
-                None,
-            ),
+            Some((service, _)) => unknown(service, address, told),
             None => bare(resources, &snapshot, &caller, address, question, told),
         }
         return Ok(());
@@ -79,6 +81,10 @@ pub(super) fn explain(
     };
     if service.spec.is_headless() {
         headless(resources, &snapshot, &caller, (service, number), question, told);
+        return Ok(());
+    }
+    if passes(resources, &caller, address, told) {
+        unknown(service, address, told);
         return Ok(());
     }
     let Some(port) = snapshot.outbound.services.get(&address) else {
@@ -94,6 +100,23 @@ pub(super) fn explain(
     told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
     by_port(resources, port, &caller, question, told);
     Ok(())
+}
+
+/// Does a connection of a caller with a sidecar pass it by?
+fn passes(resources: &Resources, caller: &Caller<'_>, address: SocketAddr, told: &mut Told) -> bool {
+    let annotation = passed::out(resources, caller.from, address);
+    if let Some(annotation) = annotation {
+        let says =
+            format!("what {} sends to {address} passes its sidecar by: it leaves in plaintext, without identity", caller.from);
+        told.say("capture", says, Some(format!("annotation {annotation} of {}", caller.from)));
+    }
+    annotation.is_some()
+}
+
+/// An address of a service, dialled past every sidecar.
+fn unknown(service: &Object<ServiceSpec>, address: SocketAddr, told: &mut Told) {
+    let says = format!("{address} is the address of {}, which sidecars alone know: nobody answers there", service.key());
+    told.refuse("to", says, None);
 }
 
 /// A connection to a service that has no address of its own: to one of the workloads to which its name leads.
@@ -117,16 +140,8 @@ fn headless(
     }
     told.say("to", format!("{key} has no address of its own: its name is {}, and one of them is dialled", all.join(", ")), None);
     for address in behind.iter().filter_map(|workload| workload.spec.addresses.first()) {
-        let dialled = SocketAddr::new(address.to_canonical(), number);
-        let ports = snapshot.outbound.headless.get(&dialled).into_iter().flatten();
-        match ports.into_iter().find(|port| port.service == service.named()) {
-            Some(port) => {
-                told.say("to", format!("Service/{} port {} ({dialled}), {:?}", port.service, port.port, port.protocol), None);
-                by_port(resources, port, caller, question, told);
-            }
-            // No port of the Service's leads there.
-            None => direct(resources, snapshot, caller, dialled, question, told),
-        }
+        // Whose port it is there, the request's host says, as the sidecar asks it.
+        direct(resources, snapshot, caller, SocketAddr::new(address.to_canonical(), number), question, told);
     }
 }
 
@@ -294,8 +309,9 @@ fn direct(
 ) {
     if address.ip().is_loopback() || address.ip().is_unspecified() {
         loopback(address, told);
-    } else if let Some(port) = snapshot.outbound.service_at(address).filter(|port| port.protocol == AppProtocol::Opaque) {
-        // Nothing that is sent tells whether the service or the pod is meant.
+    } else if passes(resources, caller, address, told) {
+        bare(resources, snapshot, &Caller { identity: None, ..caller.clone() }, address, question, told);
+    } else if let Some(port) = meant(snapshot, caller, address, question) {
         told.say("to", format!("Service/{} port {} ({address}), {:?}", port.service, port.port, port.protocol), None);
         by_port(resources, port, caller, question, told);
     } else if let Some(endpoint) = snapshot.outbound.workloads.get(&address.ip()) {
@@ -322,6 +338,24 @@ fn direct(
     } else {
         told.refuse("to", format!("{address} is outside the mesh: 403 egress_denied"), Some("Mesh egress Deny".to_owned()));
     }
+}
+
+/// The service that a request to an address of a pod is for. None: the pod itself.
+fn meant<'a>(
+    snapshot: &'a Snapshot,
+    caller: &Caller<'_>,
+    address: SocketAddr,
+    question: &Question,
+) -> Option<&'a Arc<ServicePort>> {
+    let first = snapshot.outbound.service_at(address)?;
+    if first.protocol == AppProtocol::Opaque {
+        // Nothing that is sent tells whether the service or the pod is meant.
+        return Some(first);
+    }
+    let mut read = question.again();
+    // What cannot be read is refused by whichever it is for.
+    read.normalize(&caller.limits).ok()?;
+    snapshot.outbound.service_called(address, normalize::host(&read.authority))
 }
 
 /// What the caller's sidecar does to the request.
@@ -399,6 +433,10 @@ fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, quest
                 ),
                 None => told.say("endpoint", format!("{name} {} {text}", endpoint.address), None),
             }
+            told.about(begin, &name);
+            return;
+        }
+        (Transport::MutualTls(_), _) if passed::arrives(resources, caller, endpoint, told) => {
             told.about(begin, &name);
             return;
         }
