@@ -300,6 +300,21 @@ mod tests {
     }
 
     #[test]
+    fn of_two_services_with_one_address_the_later_one_by_name_is_refused() {
+        let with = |name: &str| {
+            let text = WEB.replace("name: web", &format!("name: {name}"));
+            text.replace("spec:\n", "spec:\n  clusterIPs: [\"fd65::9\", 10.65.0.9]\n")
+        };
+        check(
+            &[("a.yaml", &with("z")), ("b.yaml", &with("a"))],
+            expect![[r#"
+                a.yaml:5:27: Service/shop/z: spec.clusterIPs[1]: 10.65.0.9 is the address of Service/shop/a too, which counts: this Service is not in force
+                    leave it out, and the Service is given an address of its own
+            "#]],
+        );
+    }
+
+    #[test]
     fn ports_of_a_service_have_names_and_numbers_of_their_own() {
         let ports = |ports: &str| WEB.replace("  - port: 80", &format!("  {}", ports.replace('\n', "\n  ")));
         check(

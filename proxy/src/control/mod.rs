@@ -38,6 +38,7 @@ pub(crate) mod authority;
 pub(crate) mod ca;
 pub(crate) mod coverage;
 pub(crate) mod dashboard;
+pub(crate) mod holders;
 pub(crate) mod metrics;
 pub(crate) mod select;
 pub(crate) mod sessions;
@@ -183,7 +184,7 @@ impl Control {
         tokio::select! {
             first = arrived.recv() => {
                 take(&store, first.unwrap_or_default()).await;
-                store.forget_gone_policies();
+                store.forget_gone();
             }
             () = stopped.stopped() => {}
         }

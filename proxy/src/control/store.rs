@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::coverage::Coverage;
+use super::holders::Holders;
 use super::source::Told;
 use super::source::file::{place_in, place_of};
 use super::world::{Change, Form, Origin, World};
@@ -25,6 +26,7 @@ use crate::model::name_table::{NameAnswer, NameTable};
 use crate::model::object::Object;
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Resource, ResourceKey};
+use crate::snapshot::compile;
 
 /// What the control plane knows, shared by all who answer from it.
 #[derive(Debug)]
@@ -67,10 +69,12 @@ impl Store {
         let covered = folder.join("covered.json");
         let mut world = World::default();
         world.remember(read_coverage(&covered));
+        let addresses = folder.join("addresses.json");
+        world.remember_holders(read_holders(&addresses));
         Self {
             world: RwLock::new(world),
             revision: watch::Sender::new(0),
-            addresses: folder.join("addresses.json"),
+            addresses,
             names: folder.join("names.json"),
             covered,
             unwritten: Mutex::default(),
@@ -94,21 +98,12 @@ impl Store {
             for change in changes {
                 changed += world.apply(change).len();
             }
+            changed += world.hold_addresses().len();
             self.write_coverage(world.coverage_mut());
+            self.write_holders(world.holders_mut());
             (world.revision(), changed)
         };
-        if changed > 0 {
-            info!(revision, changed, "the desired state changed");
-            // Sidecars first: a pod that starts waits for its identity and its configuration, and all names are much to write.
-            self.revision.send_replace(revision);
-            let table = name_table(&self.world.read());
-            if table != *names {
-                *names = table;
-                if let Err(error) = self.write_names(&names) {
-                    error!(%error, path = %self.names.display(), "names cannot be written");
-                }
-            }
-        }
+        self.publish(&mut names, revision, changed);
         if some {
             // A document that is not in force changes no revision, and may be wrong all the same.
             self.problems.lock().0 = None;
@@ -118,11 +113,36 @@ impl Store {
     }
 
     /// Everything that there is was read once.
-    pub(crate) fn forget_gone_policies(&self) {
-        let _turn = self.writing.lock();
-        let mut world = self.world.write();
-        world.forget_gone_policies();
-        self.write_coverage(world.coverage_mut());
+    pub(crate) fn forget_gone(&self) {
+        let mut names = self.writing.lock();
+        let (revision, changed) = {
+            let mut world = self.world.write();
+            let mut changed = world.forget_gone().len();
+            changed += world.hold_addresses().len();
+            self.write_coverage(world.coverage_mut());
+            self.write_holders(world.holders_mut());
+            (world.revision(), changed)
+        };
+        self.publish(&mut names, revision, changed);
+        if changed > 0 {
+            self.news.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Lets everybody know of so many changes.
+    fn publish(&self, names: &mut NameTable, revision: u64, changed: usize) {
+        if changed > 0 {
+            info!(revision, changed, "the desired state changed");
+            // Sidecars first: a pod that starts waits for its identity and its configuration, and all names are much to write.
+            self.revision.send_replace(revision);
+            let table = name_table(&self.world.read());
+            if table != *names {
+                *names = table;
+                if let Err(error) = self.write_names(names) {
+                    error!(%error, path = %self.names.display(), "names cannot be written");
+                }
+            }
+        }
     }
 
     /// The world as it is. Hold it shortly: changes wait.
@@ -193,11 +213,26 @@ impl Store {
         if !changes.iter().any(needs_address) {
             return Ok(());
         }
+        // What a Service of the same batch writes is its own before it is given to another one.
+        let written: BTreeSet<IpAddr> = changes.iter().flat_map(addresses_written).collect();
+        let mut world = self.world.write();
+        let holders = world.holders_mut();
         state::update(&self.addresses, 0o644, |book: &mut AddressBook| {
             for change in changes.iter_mut() {
-                give_address(change, book);
+                give_address(change, book, holders, &written);
             }
         })
+    }
+
+    /// Keeps who has which address that documents write.
+    fn write_holders(&self, holders: &mut Holders) {
+        let Some(held) = holders.write() else { return };
+        match state::update(&self.addresses, 0o644, |book: &mut AddressBook| book.held = held) {
+            Ok(()) => holders.written(),
+            Err(error) => {
+                error!(%error, path = %self.addresses.display(), "which Service had an address first is not kept over a restart");
+            }
+        }
     }
 
     /// Keeps what security policies covered, and tells what they let go of.
@@ -257,20 +292,47 @@ pub(crate) fn runs_here(key: &ResourceKey) -> (String, String) {
     (format!("the pod {} is running here, and its own record counts", key.name), "choose another name".to_owned())
 }
 
+/// Who had which cluster address in an earlier life.
+fn read_holders(path: &Path) -> Holders {
+    match std::fs::read(path).and_then(|bytes| Ok(serde_json::from_slice::<AddressBook>(&bytes)?)) {
+        Ok(book) => Holders::read(&book),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                error!(%error, path = %path.display(), "which Service had an address first is not known any more");
+            }
+            Holders::default()
+        }
+    }
+}
+
+/// The addresses that the document of a Service writes.
+fn addresses_written(change: &Change) -> BTreeSet<IpAddr> {
+    match change {
+        Change::Put { form: Form::Read(resource), .. } => match resource.as_ref() {
+            Resource::Service(service) => compile::addresses(service),
+            _ => BTreeSet::new(),
+        },
+        Change::Put { .. } | Change::Remove { .. } => BTreeSet::new(),
+    }
+}
+
 fn needs_address(change: &Change) -> bool {
     let Change::Put { form: Form::Read(resource), .. } = change else { return false };
     matches!(resource.as_ref(), Resource::Service(service)
         if service.spec.cluster_ips.is_empty() && service.spec.cluster_ip.as_deref().is_none_or(str::is_empty))
 }
 
-fn give_address(change: &mut Change, book: &mut AddressBook) {
+fn give_address(change: &mut Change, book: &mut AddressBook, holders: &mut Holders, written: &BTreeSet<IpAddr>) {
     if !needs_address(change) {
         return;
     }
     let Change::Put { key, form, .. } = change else { return };
     let Form::Read(resource) = form else { return };
-    match book.services.allocate(&key.name.to_string()) {
+    let is_free =
+        |number| service_addresses(number).iter().all(|address| !written.contains(address) && !holders.is_known(*address));
+    match book.services.allocate_of(&key.name.to_string(), is_free) {
         Ok(number) => {
+            holders.give(number, &key.name);
             let addresses = service_addresses(number);
             if let Resource::Service(service) = Arc::make_mut(resource) {
                 service.spec.cluster_ip = addresses.first().map(IpAddr::to_string);

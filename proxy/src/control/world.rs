@@ -15,6 +15,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::coverage::Coverage;
+use super::holders::Holders;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Problems, Severity};
 use crate::model::object::{MESH_NAMESPACE, Object};
@@ -78,6 +79,8 @@ pub(crate) struct World {
     claims: BTreeMap<IpAddr, BTreeSet<ResourceKey>>,
     /// Workloads that write an address which is another one's, and are not in force.
     lost: BTreeMap<ResourceKey, Lost>,
+    /// Which Service has a cluster address.
+    holders: Holders,
     coverage: Coverage,
     revision: u64,
 }
@@ -138,8 +141,11 @@ impl World {
         changed
     }
 
-    /// The addresses that a Workload writes, if it is good by itself.
+    /// The addresses that a Workload or a Service writes, if it is good by itself.
     fn addresses_written(&self, key: &ResourceKey) -> BTreeSet<IpAddr> {
+        if key.kind == Kind::Service {
+            return service_written(&self.written, &key.name).map(compile::addresses).unwrap_or_default();
+        }
         let workload = self.claim(key).map(|claim| claim.workload);
         workload.into_iter().flat_map(|workload| &workload.spec.addresses).map(IpAddr::to_canonical).collect()
     }
@@ -152,9 +158,14 @@ impl World {
         is_good.then_some(Claim { workload, runs: matches!(origin, Origin::Pod(_)) })
     }
 
-    /// Settles anew who has the addresses that a Workload writes or wrote before. Returns the Workloads that come into force or
-    /// go out of it by that.
+    /// Settles anew who has the addresses that a Workload or a Service writes or wrote before. Returns the Workloads that come
+    /// into force or go out of it by that, or the Services that come to their addresses or lose them.
     fn contest(&mut self, key: &ResourceKey, before: BTreeSet<IpAddr>) -> BTreeSet<ResourceKey> {
+        if key.kind == Kind::Service {
+            let written = &self.written;
+            let services = self.holders.contest(&key.name, &before, |name| service_written(written, name));
+            return services.into_iter().map(service_key).collect();
+        }
         if key.kind != Kind::Workload {
             return BTreeSet::new();
         }
@@ -199,6 +210,9 @@ impl World {
 
     /// The addresses by which a service is called.
     pub(super) fn addresses_of(&self, service: &Object<ServiceSpec>) -> BTreeSet<IpAddr> {
+        if self.holders.lost(&service.named()).is_some() {
+            return BTreeSet::new();
+        }
         let is_workloads = |address| self.at(address).any(|key| key.kind == Kind::Workload);
         ClusterAddresses::of(&self.resources).of_service(service, is_workloads)
     }
@@ -235,10 +249,30 @@ impl World {
         &mut self.coverage
     }
 
-    /// Everything that there is was read once: what an earlier life covered and is not there is gone.
-    pub(crate) fn forget_gone_policies(&mut self) {
+    /// Goes on with who held which cluster address in an earlier life.
+    pub(crate) fn remember_holders(&mut self, holders: Holders) {
+        self.holders = holders;
+    }
+
+    /// To be given to and written.
+    pub(crate) fn holders_mut(&mut self) -> &mut Holders {
+        &mut self.holders
+    }
+
+    /// A batch is over: the Services have what was found to be theirs. Returns the keys whose effective form changed.
+    pub(crate) fn hold_addresses(&mut self) -> BTreeSet<ResourceKey> {
+        let written = &self.written;
+        let services = self.holders.hold(|name| service_written(written, name));
+        services.into_iter().map(service_key).filter(|key| self.settle(key)).collect()
+    }
+
+    /// Everything that there is was read once: what an earlier life covered or held and is not there is gone. Returns the keys
+    /// whose effective form changed.
+    pub(crate) fn forget_gone(&mut self) -> BTreeSet<ResourceKey> {
         let there = &self.written;
         self.coverage.retain(|policy| there.contains_key(policy));
+        let services = self.holders.forget_gone(|name| service_written(there, name));
+        services.into_iter().map(service_key).filter(|key| self.settle(key)).collect()
     }
 
     /// The resources in force.
@@ -308,7 +342,7 @@ impl World {
 
     /// What is wrong with what is in force, and with Workloads that are not because of their addresses.
     pub(crate) fn faults(&self) -> Problems {
-        let mut problems = compile::check(&self.resources);
+        let mut problems = compile::check(&self.resources, self.holders.all_lost());
         for (key, lost) in &self.lost {
             let mut one = Problems::of(key);
             lost.tell(&mut one);
@@ -424,6 +458,21 @@ impl World {
         }
         true
     }
+}
+
+/// A Service as its first place writes it, if it is good by itself.
+fn service_written<'a>(
+    written: &'a BTreeMap<ResourceKey, BTreeMap<Origin, Form>>,
+    name: &Named,
+) -> Option<&'a Object<ServiceSpec>> {
+    let key = service_key(name.clone());
+    let Form::Read(resource) = written.get(&key)?.values().next()? else { return None };
+    let Resource::Service(service) = resource.as_ref() else { return None };
+    (!compile::alone(&key, resource).refused()).then_some(service)
+}
+
+fn service_key(name: Named) -> ResourceKey {
+    ResourceKey { kind: Kind::Service, name }
 }
 
 impl Body {

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct AddressBook {
     pub(crate) pods: Range,
     pub(crate) services: Range,
+    /// Cluster addresses that are written in documents, by the Service that had each of them first.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) held: BTreeMap<IpAddr, String>,
 }
 
 /// One kind of owner. A number from 2 to 65534 stands for an address of each family.
@@ -40,12 +43,21 @@ impl Range {
     /// # Errors
     /// Every number is taken.
     pub(crate) fn allocate(&mut self, owner: &str) -> Result<u16, Exhausted> {
+        self.allocate_of(owner, |_| true)
+    }
+
+    /// The number of `owner`, which keeps it if it has one, or else one of those that are free.
+    ///
+    /// # Errors
+    /// Every number is taken.
+    pub(crate) fn allocate_of(&mut self, owner: &str, is_free: impl Fn(u16) -> bool) -> Result<u16, Exhausted> {
         if let Some(number) = self.owners.get(owner) {
             return Ok(*number);
         }
         let taken: BTreeSet<u16> = self.owners.values().copied().collect();
         let start = if (FIRST..LAST).contains(&self.last) { self.last + 1 } else { FIRST };
-        let free = (start..=LAST).chain(FIRST..start).find(|number| !taken.contains(number)).ok_or(Exhausted)?;
+        let free =
+            (start..=LAST).chain(FIRST..start).find(|number| !taken.contains(number) && is_free(*number)).ok_or(Exhausted)?;
         self.owners.insert(owner.to_owned(), free);
         self.last = free;
         Ok(free)

@@ -26,7 +26,7 @@ pub(crate) struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) ports: Vec<ServicePortSpec>,
     /// The address by which it is called; given by the control plane where none is written. One that is written lies in the
-    /// ranges of `Mesh` (or in 10.65.0.0/16, fd65::/112), and no Workload has it: any other is refused. `None`: it has none, and
+    /// ranges of `Mesh` (or in 10.65.0.0/16, fd65::/112), and neither a Workload nor another Service has it: any other is refused, and who had one first keeps it. `None`: it has none, and
     /// its name resolves to the addresses of the workloads behind it.
     #[serde(default, rename = "clusterIP", skip_serializing_if = "Option::is_none")]
     pub(crate) cluster_ip: Option<String>,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::cluster_address::ClusterAddresses;
 use super::route_table::{self, Attached};
 use super::service::{self, Backends};
+use super::service_claims::{self, Taken};
 use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, headless, inbound, references, route};
 use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
@@ -97,19 +98,19 @@ fn limits_of(mesh: &MeshSpec, problems: &mut Problems) -> Limits {
 }
 
 /// All problems of a set of documents, as `outrigger check` and the control plane tell them: those of each by itself, and
-/// those of what they say about each other.
-pub(crate) fn check(resources: &Resources) -> Problems {
+/// those of what they say about each other. `lost_services` have none of the addresses that they write.
+pub(crate) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken>) -> Problems {
     let mut problems = Problems::default();
     for (key, resource) in &resources.by_key {
         problems.append(alone(key, resource));
     }
-    problems.append(references::check(resources));
+    problems.append(references::check(resources, lost_services));
     problems
 }
 
 /// The problems of what the documents say about each other: names that nothing has, two that want the same.
 pub(crate) fn references(resources: &Resources) -> Problems {
-    references::check(resources)
+    references::check(resources, &service_claims::lost_among(resources))
 }
 
 /// The security policies of which a Service that they are for does not exist, each with that Service and what it means.
@@ -161,9 +162,14 @@ fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
     let cluster = ClusterAddresses::of(resources);
     let workloads = resources.workloads().flat_map(|workload| &workload.spec.addresses);
     let taken: BTreeSet<IpAddr> = workloads.map(IpAddr::to_canonical).collect();
+    // Who passes the documents on sends one Service of an address, as with Workloads.
+    let lost = service_claims::lost_among(resources);
     for object in resources.services() {
-        let addresses = cluster.of_service(object, |address| taken.contains(&address));
         let name = object.named();
+        let mut addresses = cluster.of_service(object, |address| taken.contains(&address));
+        if lost.contains_key(&name) {
+            addresses.clear();
+        }
         let is_named = asked.is_some_and(|called| called.services.contains(&name));
         let behind: Vec<_> =
             headless::workloads(resources, object).filter(|(address, _)| is_named || is_asked(address)).collect();
@@ -323,6 +329,13 @@ fn check_cluster_ips(service: &ServiceSpec, at: &FieldPath, problems: &mut Probl
     }
     let canonical = |text: &str| text.parse::<IpAddr>().map_or_else(|_| text.to_owned(), |ip| ip.to_canonical().to_string());
     let single = service.cluster_ip.as_deref().filter(|address| !address.is_empty());
+    let mut seen = BTreeSet::new();
+    for (index, address) in service.cluster_ips.iter().enumerate() {
+        if !seen.insert(canonical(address)) {
+            let text = format!("the address {address} is there already");
+            problems.refuse(&at.field("clusterIPs").index(index), text, "write each address once");
+        }
+    }
     if let (Some(single), Some(first)) = (single, service.cluster_ips.first())
         && canonical(single) != canonical(first)
     {

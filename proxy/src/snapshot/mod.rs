@@ -7,6 +7,7 @@ pub(crate) mod claims;
 pub(crate) mod cluster_address;
 pub(crate) mod compile;
 pub(crate) mod publish;
+pub(crate) mod service_claims;
 
 mod headless;
 mod inbound;

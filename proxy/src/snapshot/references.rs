@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::cluster_address::{ClusterAddresses, is_given};
+use super::service_claims::Taken;
 use super::{claims, compile, kept, route, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
@@ -20,8 +21,8 @@ use crate::model::target::TargetKind;
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 
-/// All of it.
-pub(super) fn check(resources: &Resources) -> Problems {
+/// All of it. `lost_services` have none of their addresses.
+pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken>) -> Problems {
     let mut all = Problems::default();
     let mut addresses: BTreeMap<IpAddr, String> = BTreeMap::new();
     let ranges = compile::mesh_of(resources).networks();
@@ -52,8 +53,15 @@ pub(super) fn check(resources: &Resources) -> Problems {
                     &FieldPath::root().field("spec").field("clusterIP"),
                     &mut problems,
                 );
-                let own = cluster.of_service(service, |address| pods.contains_key(&address));
-                taken(own, "clusterIP", key, &mut addresses, &mut problems);
+                if let Some(lost) = lost_services.get(&key.name) {
+                    // One that no Service can have is told of as that.
+                    if !problems.refused() {
+                        lost.tell(&service.spec, &mut problems);
+                    }
+                } else {
+                    let own = cluster.of_service(service, |address| pods.contains_key(&address));
+                    addresses.extend(own.into_iter().map(|address| (address, key.to_string())));
+                }
             }
             Resource::Workload(workload) => {
                 if let Some(lost) = lost.get(key) {
@@ -65,7 +73,7 @@ pub(super) fn check(resources: &Resources) -> Problems {
                     let at = FieldPath::root().field("spec").field("addresses").index(index);
                     check_edges(&ranges, [*address], &at, &mut problems);
                 }
-                taken(workload.spec.addresses.iter().copied(), "addresses", key, &mut addresses, &mut problems);
+                taken(workload, &addresses, &mut problems);
             }
             Resource::HttpRoute(route) => check_route(resources, route, &mut problems),
             Resource::AuthorizationPolicy(_)
@@ -82,23 +90,16 @@ pub(super) fn check(resources: &Resources) -> Problems {
     all
 }
 
-fn taken(
-    wanted: impl IntoIterator<Item = IpAddr>,
-    field: &str,
-    key: &ResourceKey,
-    addresses: &mut BTreeMap<IpAddr, String>,
-    problems: &mut Problems,
-) {
-    for address in wanted {
-        let owner = addresses.entry(address.to_canonical()).or_insert_with(|| key.to_string());
-        if *owner != key.to_string() {
-            let at = FieldPath::root().field("spec").field(field);
-            let text = format!("{address} is the address of {owner} too");
-            if key.kind == Kind::Workload && is_given(address.to_canonical()) {
-                problems.refuse(&at, text, "write the address at which the workload is");
-            } else {
-                problems.warn(&at, text, "give each its own");
-            }
+/// Does a Workload write the address of a Service?
+fn taken(workload: &Object<WorkloadSpec>, services: &BTreeMap<IpAddr, String>, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec").field("addresses");
+    for address in &workload.spec.addresses {
+        let Some(owner) = services.get(&address.to_canonical()) else { continue };
+        let text = format!("{address} is the address of {owner} too");
+        if is_given(address.to_canonical()) {
+            problems.refuse(&at, text, "write the address at which the workload is");
+        } else {
+            problems.warn(&at, text, "give each its own");
         }
     }
 }

@@ -158,6 +158,7 @@ impl Api {
             let form = Form::Read(Arc::new(document.resource.clone()));
             candidate.apply(Change::Put { key: key.clone(), form, origin: Origin::Applied(self.stored(key)) });
         }
+        candidate.hold_addresses();
         let by_name: BTreeMap<String, _> = written.iter().map(|(key, written)| (key.to_string(), written)).collect();
         let before = LazyCell::new(|| self.store.world().faults().into_vec());
         for problem in candidate.faults().iter() {
@@ -514,6 +515,47 @@ mod tests {
 
     const POD: &str = "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec: { addresses: [10.64.0.9] }\n";
 
+    /// A Service of another namespace that writes these addresses.
+    fn thief(namespace: &str, addresses: &str) -> String {
+        SERVICE
+            .replace("namespace: shop", &format!("namespace: {namespace}"))
+            .replace("spec: {", &format!("spec: {{ clusterIPs: [{addresses}],"))
+    }
+
+    #[test]
+    fn a_service_that_writes_the_address_of_another_one_is_refused_with_its_place() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let refused = |namespace: &str, text: &str, place: &str| {
+            let answer = api.apply(&texts(text));
+            let [problem] = answer.problems.as_slice() else { panic!("{namespace}: {:?}", answer.problems) };
+            assert!(problem.refuses && answer.results.is_empty(), "{problem:?}");
+            assert_eq!(problem.resource.as_deref(), Some(format!("Service/{namespace}/web").as_str()));
+            assert!(problem.text.contains("is the address of Service/shop/web, which had it first"), "{problem:?}");
+            assert_eq!(problem.place.as_deref(), Some(place));
+        };
+        api.apply(&texts(SERVICE));
+        // The first by name too: what counts is who had it.
+        refused("zevil", &thief("zevil", "\"fd65::3\", 10.65.0.2"), "web.yaml:4:33");
+        refused("aevil", &thief("aevil", "\"fd65::2\""), "web.yaml:4:22");
+        // Also beside the victim, once more.
+        refused("aevil", &format!("{}---\n{SERVICE}", thief("aevil", "\"::ffff:10.65.0.2\"")), "web.yaml:4:22");
+        // Of one that writes its own, and from then on beside one that is gone.
+        let own = SERVICE.replace("spec: {", "spec: { clusterIP: 10.65.7.7,");
+        assert_eq!(actions(&api.apply(&texts(&own))), [("Service/shop/web", "changed")]);
+        refused("aevil", &thief("aevil", "10.65.7.7"), "web.yaml:4:22");
+        refused("aevil", &thief("aevil", "10.65.0.2"), "web.yaml:4:22");
+        api.delete(&texts(SERVICE), Again::default());
+        assert_eq!(actions(&api.apply(&texts(&thief("aevil", "10.65.7.7")))), [("Service/aevil/web", "created")]);
+        // Two at once: what is written is given to nobody else, and of two that write one the first by name has it.
+        let both = format!("{}---\n{}", thief("a", "10.65.8.8"), thief("b", "10.65.8.8"));
+        let answer = api.apply(&texts(&both));
+        let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+        assert_eq!((problem.resource.as_deref(), problem.refuses), (Some("Service/b/web"), true));
+        let twice = api.apply(&texts(&thief("c", "10.65.9.9, \"::ffff:10.65.9.9\"")));
+        assert!(twice.problems[0].text.contains("is there already"), "{:?}", twice.problems);
+    }
+
     #[test]
     fn who_changes_a_service_does_not_take_its_policy_off_the_pods() {
         let state = tempfile::tempdir().unwrap();
@@ -571,7 +613,7 @@ mod tests {
                 Change::Put { key: resource.key(), form: Form::Read(Arc::new(resource)), origin }
             };
             api.store.apply(stored.map(put).collect());
-            api.store.forget_gone_policies();
+            api.store.forget_gone();
             denied(&api, 80);
             denied(&api, 81);
             let told = compile::without_target(api.store.world().resources());
@@ -599,12 +641,16 @@ mod tests {
     fn a_problem_that_a_change_makes_for_another_document_is_told_with_the_change() {
         let state = tempfile::tempdir().unwrap();
         let api = api(state.path());
-        let service =
-            |name: &str| SERVICE.replace("name: web", &format!("name: {name}")).replace("ports", "clusterIP: 10.65.7.7, ports");
-        assert!(api.apply(&texts(&service("web"))).problems.is_empty());
+        let route = |name: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: shop }}\nspec: {{ parentRefs: [{{ kind: Service, name: web }}], rules: [{{ backendRefs: [{{ name: web, port: 80 }}] }}] }}\n"
+            )
+        };
+        assert!(api.apply(&texts(&format!("{SERVICE}---\n{}", route("web")))).problems.is_empty());
         for name in ["zoo", "api"] {
-            let answer = api.apply(&texts(&service(name)));
-            assert!(answer.problems.iter().any(|problem| problem.text.contains("10.65.7.7") && !problem.refuses), "{name}");
+            let answer = api.apply(&texts(&route(name)));
+            let told = |text: &str| text.contains("matches the same requests");
+            assert!(answer.problems.iter().any(|problem| told(&problem.text) && !problem.refuses), "{name}");
         }
     }
 
@@ -714,7 +760,7 @@ mod tests {
                 Change::Put { origin: Origin::Applied(api.stored(&key)), key, form }
             });
             api.store.apply(stored.collect());
-            api.store.forget_gone_policies();
+            api.store.forget_gone();
             api
         };
         let refuses = |api: &Api, port: u16| {
@@ -883,6 +929,87 @@ mod tests {
             api.store.apply(vec![Change::Remove { key: key.clone(), origin: record.clone() }]);
             assert!(api.store.world().resources().workload(&thiefs.name).is_some());
             assert!(api.store.problems().iter().all(|wrong| wrong.problem.severity == Severity::Warns));
+        }
+    }
+
+    #[test]
+    fn a_service_leads_no_calls_away_from_the_address_of_another_one() {
+        let victim = "apiVersion: v1\nkind: Service\nmetadata: { name: db, namespace: shop }\nspec: { selector: { app: db }, ports: [{ port: 80 }] }\n";
+        let thief = "apiVersion: v1\nkind: Service\nmetadata: { name: bad, namespace: NAMESPACE }\nspec: { clusterIPs: [\"fd65::2\", 10.65.0.2], selector: { app: bad }, ports: [{ port: 80 }] }\n";
+        let gate = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: NAMESPACE }\nspec: { targetRefs: [{ kind: Service, name: bad }], action: DENY, rules: [{}] }\n";
+        let pod = |namespace: &str, name: &str, host: u8| {
+            format!(
+                "---\napiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name}-1, namespace: {namespace}, labels: {{ app: {name} }} }}\nspec: {{ addresses: [10.64.0.{host}], serviceAccount: {name} }}\n"
+            )
+        };
+        let told = |api: &Api, address: &str| {
+            let world = api.store.world();
+            let scope = crate::delta::Scope::Address(address.parse().unwrap());
+            let mut resources = Resources::default();
+            for key in select(&world, &"shop/client".parse().unwrap(), &scope).keys {
+                let resource = Resource::from_json(key.kind, world.body(&key).unwrap().json.as_bytes()).unwrap();
+                compile::admit(&mut resources, key, Ok(Arc::new(resource)));
+            }
+            let own = compile::Own { workload: "shop/client".parse().unwrap(), trust_domain: "cluster.local".parse().unwrap() };
+            let snapshot = compile::compile(&resources, &own, &crate::snapshot::Snapshot::empty()).0;
+            let port = &snapshot.outbound.services[&std::net::SocketAddr::new(address.parse().unwrap(), 80)];
+            port.default_backend.endpoints.iter().map(|endpoint| endpoint.workload.to_string()).collect::<Vec<_>>()
+        };
+        for namespace in ["aevil", "zevil"] {
+            for written in [false, true] {
+                let state = tempfile::tempdir().unwrap();
+                let first = api(state.path());
+                // Written, it is the Service's own from the first word on; else it was given.
+                let victim = if written { victim.replace("spec: {", "spec: { clusterIP: 10.65.0.2,") } else { victim.to_owned() };
+                let victim = format!("{victim}{}", pod("shop", "db", 2));
+                let thief = format!("{thief}{gate}").replace("NAMESPACE", namespace) + &pod(namespace, "bad", 3);
+                let [db, bad] = ["db.yaml", "bad.yaml"].map(|name| state.path().join(name));
+                let addresses: &[&str] = if written { &["10.65.0.2"] } else { &["10.65.0.2", "fd65::2"] };
+                in_folder(&first, &db, &victim);
+                in_folder(&first, &bad, &thief);
+                let check = |api: &Api, when: &str| {
+                    for address in addresses {
+                        assert_eq!(told(api, address), ["shop/db-1"], "{namespace} {written} {when}");
+                    }
+                    let problems = api.store.problems();
+                    let refused: Vec<_> = problems.iter().filter(|told| told.problem.severity == Severity::Refuses).collect();
+                    let [refused] = refused.as_slice() else { panic!("{problems:?}") };
+                    assert_eq!(refused.problem.resource, format!("Service/{namespace}/bad"), "{when}");
+                    assert!(refused.place.as_deref().unwrap().ends_with("bad.yaml:4:33"), "{refused:?}");
+                    // What its policy covers is covered all the same.
+                    let world = api.store.world();
+                    let pod = format!("{namespace}/bad-1");
+                    let scope = format!("workload/{pod}").parse().unwrap();
+                    let seen = select(&world, &pod.parse().unwrap(), &scope).keys;
+                    assert!(seen.contains(&format!("AuthorizationPolicy/{namespace}/gate").parse().unwrap()));
+                    assert!(seen.contains(&format!("Service/{namespace}/bad").parse().unwrap()));
+                };
+                check(&first, "at once");
+                in_folder(&first, &bad, &thief.replace("port: 80", "port: 80, name: http"));
+                in_folder(&first, &db, &victim.replace("port: 80", "port: 80, name: http"));
+                // After a restart, whoever is read first.
+                for thief_first in [true, false] {
+                    let again = api(state.path());
+                    let mut both = [(&db, &victim), (&bad, &thief)];
+                    if thief_first {
+                        both.reverse();
+                    }
+                    for (path, text) in both {
+                        in_folder(&again, path, text);
+                    }
+                    again.store.forget_gone();
+                    check(&again, "after a restart");
+                }
+                // Whose Service is gone at the restart lets go of what it wrote; what was given is kept for it.
+                let last = api(state.path());
+                in_folder(&last, &bad, &thief);
+                assert_eq!(last.store.problems().len(), 1);
+                last.store.forget_gone();
+                assert_eq!(last.store.problems().len(), usize::from(!written), "{:?}", last.store.problems());
+                if written {
+                    assert_eq!(told(&last, "10.65.0.2"), [format!("{namespace}/bad-1")]);
+                }
+            }
         }
     }
 
