@@ -315,6 +315,26 @@ mod tests {
     }
 
     #[test]
+    fn ranges_that_together_are_every_address_are_refused() {
+        let mesh = |ranges: &str| {
+            format!("apiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec:\n  ranges: [{ranges}]\n")
+        };
+        let every = [
+            "0.0.0.0/1, 128.0.0.0/1",
+            "\"::ffff:0:0/96\"",
+            "\"::ffff:0:0/97\", 128.0.0.0/2, 192.0.0.0/2",
+            "\"::/1\", \"8000::/1\"",
+            "10.0.0.0/8, 0.0.0.0/1, 64.0.0.0/2, 128.0.0.0/1",
+        ];
+        for (ranges, is_refused) in every.map(|ranges| (ranges, true)).into_iter().chain([("0.0.0.0/1, 128.0.0.0/2", false)]) {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("mesh.yaml"), mesh(ranges)).unwrap();
+            let told = Loaded::read(&[folder.path().to_owned()]).problems();
+            assert_eq!(told.iter().any(|told| told.problem.severity == Severity::Refuses), is_refused, "{ranges}: {told:?}");
+        }
+    }
+
+    #[test]
     fn ports_of_a_service_have_names_and_numbers_of_their_own() {
         let ports = |ports: &str| WEB.replace("  - port: 80", &format!("  {}", ports.replace('\n', "\n  ")));
         check(

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
 use super::cluster_address::ClusterAddresses;
 use super::route_table::{self, Attached};
 use super::service::{self, Backends};
@@ -276,8 +278,33 @@ fn check_mesh(mesh: &MeshSpec, problems: &mut Problems) {
             problems.refuse(&at.index(index), text, remedy);
         }
     }
+    if let Some(every) = every_address(&mesh.networks())
+        && !problems.refused()
+    {
+        let text = format!("the ranges together are every address of {every}: nothing would be outside of the mesh");
+        problems.refuse(&at, text, remedy);
+    }
     if mesh.ranges.as_ref().is_some_and(Vec::is_empty) {
         problems.refuse(&at, "the mesh has no range: nothing would be in the mesh", remedy);
+    }
+}
+
+/// The family of which these networks hold every address, if they do. An address of IPv4 may be written as one of IPv6.
+fn every_address(ranges: &[IpNet]) -> Option<&'static str> {
+    let v4 = ranges.iter().filter_map(|range| match range {
+        IpNet::V4(v4) => Some(*v4),
+        IpNet::V6(v6) => {
+            let address = v6.network().to_ipv4_mapped()?;
+            Ipv4Net::new(address, v6.prefix_len().checked_sub(96)?).ok()
+        }
+    });
+    let v6 = ranges.iter().filter_map(|range| if let IpNet::V6(v6) = range { Some(*v6) } else { None });
+    if Ipv4Net::aggregate(&v4.collect()).iter().any(|range| range.prefix_len() == 0) {
+        Some("IPv4")
+    } else if Ipv6Net::aggregate(&v6.collect()).iter().any(|range| range.prefix_len() == 0) {
+        Some("IPv6")
+    } else {
+        None
     }
 }
 

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::{Api, Wrong, refusal, wrong};
+use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Severity};
 use crate::base::state;
 use crate::control::STORED;
@@ -268,6 +269,12 @@ impl Api {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         let origin = self.store.world().origin(&key).map(ToString::to_string);
                         match origin {
+                            // Its record goes with it, and without it nothing would be known of what runs.
+                            Some(_) if self.store.world().is_local_pod(&key) => {
+                                let Named { namespace, name } = &key.name;
+                                let remedy = format!("stop it: `outrigger stop {name} -n {namespace}`");
+                                wrong(Some(key.to_string()), format!("it is the pod {} that runs here", key.name), &remedy);
+                            }
                             Some(origin) => wrong(Some(key.to_string()), format!("it stands in {origin}"), "remove it there"),
                             // The first time, which ended before its answer, or somebody else.
                             None if again => {
@@ -439,6 +446,20 @@ mod tests {
         let answer = api.delete(&texts(SERVICE), Again::default());
         assert!(answer.results.is_empty());
         assert_eq!(answer.problems[0].text, "it stands in /etc/mesh/web.yaml");
+    }
+
+    #[test]
+    fn a_pod_that_runs_is_not_deleted_but_stopped() {
+        let state = tempfile::tempdir().unwrap();
+        let api = api(state.path());
+        let resource = yaml::read(POD).remove(0).unwrap().resource;
+        let key = resource.key();
+        let origin = Origin::Pod("pods/shop.web-1.json".into());
+        api.store.apply(vec![Change::Put { key, form: Form::Read(Arc::new(resource)), origin }]);
+        let answer = api.delete(&texts(POD), Again::default());
+        let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
+        assert_eq!(problem.text, "it is the pod shop/web-1 that runs here");
+        assert_eq!(problem.remedy, "stop it: `outrigger stop web-1 -n shop`");
     }
 
     #[tokio::test]
