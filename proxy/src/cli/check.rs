@@ -13,7 +13,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::table::{self, Output};
+use super::table::{self, JsonOutput};
 use super::{Failure, print};
 use crate::base::problems::{Problem, Severity};
 use crate::control::source::Told;
@@ -36,7 +36,7 @@ pub(crate) struct CheckArgs {
     pub(crate) files: Vec<PathBuf>,
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
-    pub(crate) output: Option<Output>,
+    pub(crate) output: Option<JsonOutput>,
 }
 
 /// Runs `outrigger check`.
@@ -46,12 +46,11 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode, Failure> {
     let refused = told.iter().filter(|told| told.problem.severity == Severity::Refuses).count();
     let warned = told.len() - refused;
     match args.output {
-        Some(Output::Json) => {
+        Some(JsonOutput::Json) => {
             let problems: Vec<Value> = told.iter().map(machine_readable).collect();
             let summary = json!({ "documents": loaded.count, "refused": refused, "warnings": warned });
             table::json(&json!({ "problems": problems, "unreadable": loaded.unreadable, "summary": summary }))?;
         }
-        Some(Output::Yaml | Output::Wide) => return Err(Failure::invalid(["check writes text or json"])),
         None => {
             let mut text = String::new();
             for told in &told {

@@ -18,6 +18,12 @@ pub(crate) enum Output {
     Json,
 }
 
+/// How an answer for which text is the usual form is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum JsonOutput {
+    Json,
+}
+
 /// Prints rows under their titles.
 pub(crate) fn rows(titles: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
     print(&text(titles, rows, width()))

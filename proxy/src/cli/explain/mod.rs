@@ -12,7 +12,7 @@ use clap::Args;
 use http::Method;
 
 use super::client::ApiArgs;
-use super::table::{self, Output};
+use super::table::{self, JsonOutput};
 use super::{Failure, print};
 use crate::base::clock::WallClock;
 use crate::base::names::Named;
@@ -69,7 +69,7 @@ pub(crate) struct ExplainArgs {
     pub(crate) trust_domain: String,
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
-    pub(crate) output: Option<Output>,
+    pub(crate) output: Option<JsonOutput>,
     #[command(flatten)]
     pub(crate) api: ApiArgs,
 }
@@ -86,8 +86,7 @@ pub(crate) fn run(args: ExplainArgs) -> Result<ExitCode, Failure> {
     explain(&resources, &args.from, &question, &trust_domain, now, &mut told)?;
     match args.output {
         None => print(&told.text(table::width()))?,
-        Some(Output::Json) => table::json(&told.json())?,
-        Some(Output::Yaml | Output::Wide) => return Err(Failure::invalid(["explain writes text or json"])),
+        Some(JsonOutput::Json) => table::json(&told.json())?,
     }
     Ok(if told.refused { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
