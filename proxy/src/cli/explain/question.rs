@@ -205,8 +205,17 @@ pub(super) fn destination<'a>(resources: &'a Resources, from: &Named, question: 
                 }
             }
         }
+        Err(_a_name) if question.host.trim_end_matches('.') == LOCALHOST => {
+            let port = question.port.ok_or_else(|| invalid(format!("write a port: {LOCALHOST}:PORT")))?;
+            return Ok(Destination { address: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), service: None });
+        }
         Err(_a_name) => {
-            let mut parts = question.host.split('.');
+            let name = question.host.trim_end_matches('.');
+            if let Some((service, address)) = pod_of_headless(resources, from, name) {
+                let address = SocketAddr::new(address, port_of(service, question)?);
+                return Ok(Destination { address, service: None });
+            }
+            let mut parts = name.split('.');
             let name = parts.next().unwrap_or_default();
             let namespace = parts.next().unwrap_or(&from.namespace);
             let named = Named::new(namespace, name);
@@ -215,17 +224,43 @@ pub(super) fn destination<'a>(resources: &'a Resources, from: &Named, question: 
                 .ok_or_else(|| invalid(format!("there is no Service/{named}; {}", instead(resources, &named))))?
         }
     };
-    let ports: Vec<u16> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port).collect();
-    let port = match (question.port, ports.as_slice()) {
-        (Some(port), _) => port,
-        (None, ports) if ports.contains(&80) => 80,
-        (None, [port]) => *port,
-        (None, ports) => {
-            return Err(invalid(format!("{} has the ports {ports:?}; write one: --to {}:PORT", service.key(), question.host)));
-        }
-    };
+    let port = port_of(service, question)?;
     let address = compile::addresses(service).into_iter().next().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     Ok(Destination { address: SocketAddr::new(address, port), service: Some((service, port)) })
+}
+
+/// The port that is asked for, or the one that is meant where none is written.
+fn port_of(service: &Object<ServiceSpec>, question: &Question) -> Result<u16, Failure> {
+    let ports: Vec<u16> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port).collect();
+    match (question.port, ports.as_slice()) {
+        (Some(port), _) => Ok(port),
+        (None, ports) if ports.contains(&80) => Ok(80),
+        (None, [port]) => Ok(*port),
+        (None, ports) => {
+            Err(Failure::invalid([format!("{} has the ports {ports:?}; write one: --to {}:PORT", service.key(), question.host)]))
+        }
+    }
+}
+
+/// The workload that a name below a Service without an address of its own leads to, with that Service: `POD.SERVICE` in the
+/// caller's namespace, `POD.SERVICE.NAMESPACE` in any, as a pod's resolver finds them.
+fn pod_of_headless<'a>(resources: &'a Resources, from: &Named, host: &str) -> Option<(&'a Object<ServiceSpec>, IpAddr)> {
+    let (short, is_short) = match host.strip_suffix(".svc.cluster.local").or_else(|| host.strip_suffix(".svc")) {
+        Some(short) => (short, false),
+        None => (host, true),
+    };
+    let mut parts = short.split('.');
+    let (pod, service) = (parts.next()?, parts.next()?);
+    let namespace = match parts.next() {
+        Some(namespace) => namespace,
+        None if is_short => &from.namespace,
+        None => return None,
+    };
+    let service = resources.service(&Named::new(namespace, service)).filter(|service| service.spec.is_headless())?;
+    let workload = resources.workload(&Named::new(namespace, pod)).filter(|_| parts.next().is_none())?;
+    let is_behind = service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating;
+    let address = workload.spec.addresses.first().filter(|_| is_behind)?;
+    Some((service, address.to_canonical()))
 }
 
 /// What there is instead of a service that is not there: one of the same name elsewhere, one of a like name, or all.
@@ -251,6 +286,9 @@ fn instead(resources: &Resources, wanted: &Named) -> String {
         }
     }
 }
+
+/// The name of the caller's own loopback.
+const LOCALHOST: &str = "localhost";
 
 /// How many services an answer names.
 const HOSTS_TOLD: usize = 8;

@@ -402,6 +402,7 @@ fn loopback_is_never_captured_whatever_the_mesh_lets_out() {
     for (to, refused, says) in [
         ("127.0.0.1:80", false, "127.0.0.1:80 is the caller's own loopback, which is never captured"),
         ("0.0.0.0:80", false, "which is never captured"),
+        ("localhost:8080", false, "127.0.0.1:8080 is the caller's own loopback, which is never captured"),
         ("127.0.0.1:14006", true, "it closes without an answer, own_port"),
         ("127.0.0.1:14020", false, "which shows itself there and asks no policy"),
         ("203.0.113.1:443", true, "is outside the mesh: 403 egress_denied  [Mesh egress Deny]"),
@@ -427,6 +428,61 @@ fn every_form_of_a_target_is_taken_as_the_sidecar_takes_it() {
     assert!(text.contains("decides  [HTTPRoute/shop/web rules[0]]"), "{text}");
     let args = Line::try_parse_from(["explain", "--from", "shop/front-1", "--to", "web", "--path", "/a b"]).unwrap().args;
     assert!(Question::read(&args).unwrap_err().causes[0].ends_with("write a space as %20"));
+}
+
+/// A second Service without an address, at a port of the first one's pods.
+const SECOND: &str = "apiVersion: v1
+kind: Service
+metadata: {name: db-also, namespace: shop}
+spec: {clusterIP: None, selector: {app: db}, ports: [{port: 8080}, {name: tcp, port: 7000}]}";
+
+#[test]
+fn the_host_says_which_of_the_services_at_a_pods_address_is_meant_and_a_pod_has_a_name_below_each() {
+    let route = "[HTTPRoute/shop/db rules[1]]";
+    for (line, says, has_route) in [
+        ("db-0.db:8080", "Service/shop/db port 8080 (10.64.0.5:8080)", true),
+        ("db-1.db.shop:8080", "Service/shop/db port 8080 (10.64.0.6:8080)", true),
+        ("db-1.db.shop.svc.cluster.local:8080", "Service/shop/db port 8080 (10.64.0.6:8080)", true),
+        ("db-0.db-also:8080", "Service/shop/db-also port 8080 (10.64.0.5:8080)", false),
+        ("db-also:8080", "Service/shop/db-also port 8080 (10.64.0.6:8080)", false),
+        ("db-also:8080 --header host:db", "Service/shop/db port 8080 (10.64.0.5:8080)", true),
+        ("10.64.0.5:8080 --header host:db-also", "Service/shop/db-also port 8080 (10.64.0.5:8080)", false),
+        ("10.64.0.5:8080 --header host:any", "Service/shop/db port 8080 (10.64.0.5:8080)", true),
+        ("10.64.0.5:8080", "Workload/shop/db-0 itself", false),
+        // Nothing that is sent over it names anybody: the first by name.
+        ("db-also:7000", "Service/shop/db port 7000 (10.64.0.5:7000), Opaque", false),
+    ] {
+        let args = ["explain", "--from", "shop/db-0", "--to"].into_iter().chain(line.split(' '));
+        let args = Line::try_parse_from(args).unwrap().args;
+        let mut resources = Resources::default();
+        for document in yaml::read(&format!("{}\n---\n{SECOND}", include_str!("../../../testdata/compile/headless.yaml"))) {
+            let resource = document.unwrap().resource;
+            resources.by_key.insert(resource.key(), Arc::new(resource));
+        }
+        let mut told = Told::default();
+        let domain = args.trust_domain.parse().unwrap();
+        let question = Question::read(&args).unwrap();
+        prepare(&mut resources, &args.from, &args.service_account, false, &mut told).unwrap();
+        explain(&resources, &args.from, &question, &domain, Duration::ZERO, &mut told).unwrap();
+        let text = told.text(None);
+        assert!(text.contains(says) && text.contains(route) == has_route, "{line}: {text}");
+    }
+    for wrong in ["db-0.db.shop.else.where:80", "db-2.db:80", "nobody.db:80"] {
+        let args = Line::try_parse_from(["explain", "--from", "shop/db-0", "--to", wrong]).unwrap().args;
+        let question = Question::read(&args).unwrap();
+        assert!(pod_named(&question).is_none(), "{wrong}");
+    }
+}
+
+/// The pod that a name below a Service without an address leads to.
+fn pod_named(question: &Question) -> Option<std::net::IpAddr> {
+    let mut resources = Resources::default();
+    for document in yaml::read(include_str!("../../../testdata/compile/headless.yaml")) {
+        let resource = document.unwrap().resource;
+        resources.by_key.insert(resource.key(), Arc::new(resource));
+    }
+    let found = question::destination(&resources, &Named::new("shop", "db-0"), question).ok()?;
+    Some(found.address.ip())
 }
 
 /// Pods of which one keeps a port out of capture, and others what they send.
