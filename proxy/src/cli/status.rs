@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::apply::line;
 use super::client::{self, ApiArgs};
-use super::local::has_lost_supervisor;
+use super::local::{has_lost_supervisor, is_ending};
 use super::table::{self, Output, day, moment};
 use super::{Failure, agent, print, warn};
 use crate::control::api::Wrong;
@@ -47,6 +47,9 @@ pub(crate) struct ProxiesArgs {
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mut answer = settled(&args.api)?;
+    if args.api.is_of_this_machine() {
+        note_ending(&mut answer, &is_ending);
+    }
     let capture = args.api.is_of_this_machine().then(agent::capture);
     let mut unwell = unwell(&answer, &has_lost_supervisor);
     unwell.extend(capture.iter().flatten().flat_map(agent::unwell));
@@ -215,6 +218,20 @@ const RECONNECT_SECONDS: u64 = 6;
 
 const POLL: Duration = Duration::from_millis(100);
 
+/// A pod whose sidecar is not connected may have ended since, and the control plane not have heard of it.
+fn note_ending(answer: &mut Value, is_ending: &dyn Fn(&str, &str) -> bool) {
+    for pod in answer.pointer_mut("/pods").and_then(Value::as_array_mut).into_iter().flatten() {
+        let connected = pod.pointer("/connected").and_then(Value::as_bool) == Some(true);
+        if !connected
+            && is_local(pod)
+            && is_ending(&string(pod, "/namespace"), &string(pod, "/name"))
+            && let Some(pod) = pod.as_object_mut()
+        {
+            pod.insert("terminating".to_owned(), true.into());
+        }
+    }
+}
+
 /// What is not well, each on a line.
 fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> Vec<String> {
     let now = number(answer, "/control/now");
@@ -240,7 +257,10 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
         local = true;
         let name = format!("{namespace}/{name}");
         if !is(pod, "/connected") && !is(pod, "/terminating") {
-            lines.push(format!("{name} is not connected: its sidecar keeps its last good configuration"));
+            lines.push(format!(
+                "{name} is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for \
+                 the next one for as long as the pod holds them"
+            ));
         }
         if number(pod, "/refused") > 0 {
             lines.push(format!("{name} refuses {} documents; `outrigger proxies` tells why", number(pod, "/refused")));
@@ -335,6 +355,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_ended_is_no_fault_before_the_control_plane_has_heard_of_it() {
+        let ended = |pod: &'static str| {
+            answer(|all| {
+                all["pods"][0]["connected"] = false.into();
+                note_ending(all, &|namespace, name| (namespace, name) == ("shop", pod));
+            })
+        };
+        assert_eq!(ended("web-1"), Vec::<String>::new());
+        assert_eq!(ended("out-1").len(), 1);
+    }
+
+    #[test]
     fn warnings_and_what_is_about_to_acknowledge_or_to_end_leave_the_mesh_well() {
         assert_eq!(answer(|_| ()), Vec::<String>::new());
     }
@@ -373,7 +405,7 @@ mod tests {
         one(&|all| all["withoutTarget"] = json!(["the policy has none"]), "the policy has none");
         one(
             &|all| all["pods"][0]["connected"] = false.into(),
-            "shop/web-1 is not connected: its sidecar keeps its last good configuration",
+            "shop/web-1 is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for the next one for as long as the pod holds them",
         );
         one(&|all| all["pods"][0]["refused"] = 2.into(), "shop/web-1 refuses 2 documents; `outrigger proxies` tells why");
         one(&|all| all["pods"][0]["certificateExpires"] = 999_999.into(), "the certificate of shop/web-1 has ended");

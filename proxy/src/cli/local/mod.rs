@@ -26,8 +26,8 @@ pub(crate) use down::down;
 pub(crate) use places::{BRIDGE, GATEWAYS, RUNTIME, STATE, UpRecord, is_up, pins, read_up_record, supervised};
 pub(crate) use ports::taken as taken_ports;
 pub(crate) use up::missing_capabilities;
-pub(crate) use visit::has_lost_supervisor;
 pub(crate) use visit::stop;
+pub(crate) use visit::{has_lost_supervisor, is_ending};
 
 use super::Failure;
 use crate::base::units::Span;

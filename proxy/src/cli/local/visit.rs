@@ -83,6 +83,13 @@ pub(crate) fn has_lost_supervisor(namespace: &str, name: &str) -> bool {
     })
 }
 
+/// Is a pod of this machine gone, or about to go, which its control plane may learn only in a moment?
+pub(crate) fn is_ending(namespace: &str, name: &str) -> bool {
+    let places = PodPlaces::new(&places::known_state(), namespace, name);
+    // Whoever may not look does not know it.
+    places.is_ok_and(|places| places.read_record().is_ok_and(|record| record.is_none_or(|record| record.terminating)))
+}
+
 /// Asks again and again, for at most that long, whether something has happened.
 pub(crate) fn wait_until(at_most: Duration, mut happened: impl FnMut() -> Result<bool, Failure>) -> Result<bool, Failure> {
     let begun = Instant::now();
