@@ -93,9 +93,10 @@ impl<'a> Chain<'a> {
         let mut build = shell::cargo(self.root, &["build", "--release", "--locked", "--target", TARGET]);
         build.current_dir(self.root.join("ebpf"));
         // What the cargo that runs this says about its own workspace is not meant for this one.
-        for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET"] {
+        for name in ["RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET"] {
             build.env_remove(name);
         }
+        build.env("RUSTC_WRAPPER", named_alike(&target)?);
         build.env("CARGO_TARGET_DIR", &target);
         build.env("RUSTC", RUSTC);
         build.env("RUSTC_BOOTSTRAP", "aya_ebpf");
@@ -177,6 +178,33 @@ impl Strip {
         command
     }
 }
+
+/// Writes what runs the compiler: cargo names a crate of another workspace, and whoever uses it, by its absolute path, and by
+/// their names the linker orders constants. Here both get names that are the same in every folder.
+fn named_alike(target: &Path) -> Result<PathBuf> {
+    let path = target.join("rustc");
+    std::fs::create_dir_all(target)?;
+    std::fs::write(&path, NAMED_ALIKE)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(path)
+}
+
+const NAMED_ALIKE: &str = r#"#!/bin/sh
+rustc=$1
+shift
+case " $* " in
+*" --crate-name proxy_common "* | *" --crate-name outrigger "*)
+    for argument do
+        shift
+        case $argument in
+        metadata=*) argument=metadata=outrigger ;;
+        esac
+        set -- "$@" "$argument"
+    done
+    ;;
+esac
+exec "$rustc" "$@"
+"#;
 
 /// The mangled names in an object (`_ZN…17h0123456789abcdefE`), each with one that has a number in the place of its hash.
 /// Cargo hashes the absolute path of a path dependency, so that these hashes tell where the sources stood; nothing else does.
