@@ -362,9 +362,13 @@ fn name_table(world: &World) -> NameTable {
         let is_behind =
             |workload: &&&Object<WorkloadSpec>| !workload.spec.terminating && service.spec.selects(&workload.metadata.labels);
         let behind: Vec<&Object<WorkloadSpec>> = candidates.into_iter().flatten().filter(is_behind).copied().collect();
+        let of_families = |workload: &Object<WorkloadSpec>| {
+            let addresses = workload.spec.addresses.iter().copied();
+            addresses.filter(|address| service.spec.is_of_family(*address)).collect::<Vec<_>>()
+        };
         let mut answer = NameAnswer {
             service: world.addresses_of(service).into_iter().collect(),
-            endpoints: behind.iter().flat_map(|workload| workload.spec.addresses.iter().copied()).collect(),
+            endpoints: behind.iter().flat_map(|workload| of_families(workload)).collect(),
         };
         let full = format!("{}.{}.svc.cluster.local", service.metadata.name, service.metadata.namespace);
         if service.spec.is_headless() {
@@ -372,7 +376,7 @@ fn name_table(world: &World) -> NameTable {
             answer.service.clone_from(&answer.endpoints);
             let named = behind.into_iter().filter(|workload| check_part(&workload.metadata.name).is_ok());
             table.extend(named.map(|workload| {
-                let addresses = workload.spec.addresses.clone();
+                let addresses = of_families(workload);
                 let answer = NameAnswer { service: addresses.clone(), endpoints: addresses };
                 (format!("{}.{full}", workload.metadata.name), answer)
             }));
@@ -454,10 +458,20 @@ mod tests {
             WORKLOAD.replace("web-1", "web-3").replace("addresses: [10.64.0.5]", "terminating: true, addresses: [10.64.0.7]");
         store.apply(put(&[service("web", ", clusterIP: None"), WORKLOAD.to_owned(), other, ended].join("---\n")));
         let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
-        let both = r#"["10.64.0.5","10.64.0.6","fd64::6"]"#;
         let below = r#""web-1.web.shop.svc.cluster.local":{"service":["10.64.0.5"],"endpoints":["10.64.0.5"]}"#;
-        let expected = format!("{{{below},\"web.shop.svc.cluster.local\":{{\"service\":{both},\"endpoints\":{both}}}}}");
-        assert_eq!(names, expected);
+        let expected =
+            |all: &str| format!("{{{below},\"web.shop.svc.cluster.local\":{{\"service\":{all},\"endpoints\":{all}}}}}");
+        assert_eq!(names, expected(r#"["10.64.0.5","10.64.0.6"]"#));
+        for families in ["ipFamilyPolicy: PreferDualStack", "ipFamilyPolicy: RequireDualStack", "ipFamilies: [IPv4, IPv6]"] {
+            store.apply(put(&service("web", &format!(", clusterIP: None, {families}"))));
+            let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
+            assert_eq!(names, expected(r#"["10.64.0.5","10.64.0.6","fd64::6"]"#), "{families}");
+        }
+        store.apply(put(&service("web", ", clusterIP: None, ipFamilies: [IPv6]")));
+        let names = std::fs::read_to_string(state.path().join("names.json")).unwrap();
+        assert!(names.contains(r#""web.shop.svc.cluster.local":{"service":["fd64::6"]"#), "{names}");
+        assert!(yaml::read(&service("web", ", ipFamilies: [IPv5]")).remove(0).is_err());
+        assert!(yaml::read(&service("web", ", ipFamilyPolicy: Both")).remove(0).is_err());
     }
 
     #[test]

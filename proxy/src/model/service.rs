@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{IgnoredAny, Visitor};
@@ -33,6 +34,29 @@ pub(crate) struct ServiceSpec {
     /// All addresses, where there are several. The first one is the `clusterIP`.
     #[serde(default, rename = "clusterIPs", skip_serializing_if = "Vec::is_empty")]
     pub(crate) cluster_ips: Vec<String>,
+    /// Of which families the addresses of pods are to which its name leads: the first one, or each where there are several.
+    /// Default: IPv4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ip_families: Vec<IpFamily>,
+    /// `SingleStack`, the default: one family. `PreferDualStack` and `RequireDualStack`: both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ip_family_policy: Option<IpFamilyPolicy>,
+}
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub(crate) enum IpFamily {
+    IPv4,
+    IPv6,
+}
+
+/// How many families a Service has.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[expect(clippy::enum_variant_names, reason = "the words of Kubernetes")]
+pub(crate) enum IpFamilyPolicy {
+    SingleStack,
+    PreferDualStack,
+    RequireDualStack,
 }
 
 /// One port of a Service.
@@ -77,6 +101,19 @@ impl ServiceSpec {
     /// at its own address.
     pub(crate) fn is_headless(&self) -> bool {
         self.cluster_ip.iter().chain(&self.cluster_ips).any(|address| address == NO_ADDRESS) && self.addresses().next().is_none()
+    }
+
+    /// Does its name lead to this address of a pod? A program that listens at one family alone is not reached at the other, and
+    /// callers ask IPv6 first: so it is one family unless both are asked for, as in Kubernetes.
+    pub(crate) fn is_of_family(&self, address: IpAddr) -> bool {
+        let is_single = match self.ip_family_policy {
+            Some(IpFamilyPolicy::SingleStack) => true,
+            Some(IpFamilyPolicy::PreferDualStack | IpFamilyPolicy::RequireDualStack) => false,
+            None => self.ip_families.len() < 2,
+        };
+        let first = self.ip_families.first().copied().unwrap_or(IpFamily::IPv4);
+        let family = if address.to_canonical().is_ipv4() { IpFamily::IPv4 } else { IpFamily::IPv6 };
+        !is_single || family == first
     }
 
     /// Does it select a workload with these labels?
@@ -130,12 +167,12 @@ struct WrittenService {
     _health_check_node_port: Option<IgnoredAny>,
     #[serde(default, rename = "internalTrafficPolicy")]
     _internal_traffic_policy: Option<IgnoredAny>,
-    #[serde(default, rename = "ipFamilies")]
-    _ip_families: Option<IgnoredAny>,
+    #[serde(default, rename = "ipFamilies", deserialize_with = "nullable")]
+    ip_families: Vec<IpFamily>,
     #[serde(default, rename = "ipFamily")]
     _ip_family: Option<IgnoredAny>,
     #[serde(default, rename = "ipFamilyPolicy")]
-    _ip_family_policy: Option<IgnoredAny>,
+    ip_family_policy: Option<IpFamilyPolicy>,
     #[serde(default, rename = "loadBalancerClass")]
     _load_balancer_class: Option<IgnoredAny>,
     #[serde(default, rename = "loadBalancerIP")]
@@ -174,8 +211,9 @@ struct WrittenPort {
 
 impl<'de> Deserialize<'de> for ServiceSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let WrittenService { selector, ports, cluster_ip, cluster_ips, .. } = WrittenService::deserialize(deserializer)?;
-        Ok(Self { selector, ports, cluster_ip, cluster_ips })
+        let WrittenService { selector, ports, cluster_ip, cluster_ips, ip_families, ip_family_policy, .. } =
+            WrittenService::deserialize(deserializer)?;
+        Ok(Self { selector, ports, cluster_ip, cluster_ips, ip_families, ip_family_policy })
     }
 }
 

@@ -227,7 +227,7 @@ fn a_service_without_an_address_is_followed_to_each_of_its_pods() {
     };
     expect![[r#"
         from            shop/db-0 as spiffe://cluster.local/ns/shop/sa/db
-        to              Service/shop/db has no address of its own: its name is 10.64.0.5, fd64::5, 10.64.0.6, and one of them is dialled
+        to              Service/shop/db has no address of its own: its name is 10.64.0.5, 10.64.0.6, and one of them is dialled
         to              Service/shop/db port 8080 (10.64.0.5:8080), Http
         route           decides  [HTTPRoute/shop/db rules[1]]
         timeouts        request 5s, each attempt no limit

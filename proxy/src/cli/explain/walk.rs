@@ -17,6 +17,7 @@ use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::model::Resources;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
+use crate::model::workload::WorkloadSpec;
 use crate::model::workload::WorkloadTransport;
 use crate::policy::Peer;
 use crate::policy::authorization::Verdict;
@@ -132,14 +133,14 @@ fn headless(
     let behind: Vec<_> =
         behind.filter(|workload| service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating).collect();
     let all: Vec<String> =
-        behind.iter().flat_map(|workload| &workload.spec.addresses).map(|address| address.to_canonical().to_string()).collect();
+        behind.iter().flat_map(|workload| named(service, workload)).map(|address| address.to_canonical().to_string()).collect();
     let key = service.key();
     if all.is_empty() {
         told.refuse("to", format!("{key} has no address of its own, and its name no address: no workload is behind it"), None);
         return;
     }
     told.say("to", format!("{key} has no address of its own: its name is {}, and one of them is dialled", all.join(", ")), None);
-    for address in behind.iter().filter_map(|workload| workload.spec.addresses.first()) {
+    for address in behind.iter().filter_map(|workload| named(service, workload).next()) {
         // Whose port it is there, the request's host says, as the sidecar asks it.
         direct(resources, snapshot, caller, SocketAddr::new(address.to_canonical(), number), question, told);
     }
@@ -222,7 +223,7 @@ fn by_name(
 ) {
     let selected = resources.workloads_in(&service.metadata.namespace);
     let selected = selected.filter(|workload| !workload.spec.terminating && service.spec.selects(&workload.metadata.labels));
-    let mut pods = selected.filter(|workload| !workload.spec.addresses.is_empty()).peekable();
+    let mut pods = selected.filter(|workload| named(service, workload).next().is_some()).peekable();
     if pods.peek().is_none() {
         told.refuse("endpoint", "there is none, so that the name has no address", None);
         return;
@@ -241,12 +242,17 @@ fn by_name(
             told.say("note", says, None);
         }
         let endpoint =
-            workload.spec.addresses.first().and_then(|address| snapshot.outbound.workloads.get(&address.to_canonical()));
+            named(service, workload).next().and_then(|address| snapshot.outbound.workloads.get(&address.to_canonical()));
         if let Some(endpoint) = endpoint {
             let address = SocketAddr::new(endpoint.address.ip(), port);
             arrive(resources, caller, &Endpoint { address, ..endpoint.as_ref().clone() }, question, told);
         }
     }
+}
+
+/// The addresses of a workload to which the name of a Service leads.
+fn named<'a>(service: &'a Object<ServiceSpec>, workload: &'a Object<WorkloadSpec>) -> impl Iterator<Item = &'a IpAddr> {
+    workload.spec.addresses.iter().filter(|address| service.spec.is_of_family(**address))
 }
 
 /// A connection of a caller without a sidecar to an address that is no service's.
