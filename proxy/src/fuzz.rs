@@ -37,7 +37,7 @@ pub fn documents(bytes: &[u8]) {
         assert!(again.is_ok_and(|again| again == resource), "a document that is not read as it was written");
         admit(&mut resources, resource.key(), Ok(Arc::new(resource)));
     }
-    drop(check(&resources));
+    drop(check(&resources, &BTreeMap::new()));
     drop(compile(&resources, &own(), &Snapshot::empty()));
 }
 
