@@ -87,6 +87,8 @@ struct Outcome {
     heard: Value,
     /// What the server did.
     did: Value,
+    /// Connections that were closed at the server with bytes that nobody had read.
+    cut: u64,
     /// The first lines that the sender's sidecar wrote about orders that were not carried out.
     failed: Vec<Value>,
     /// How many there are, by the state of their last attempt.
@@ -110,6 +112,7 @@ fn orders(world: &World, wish: &Wish, name: &'static str, server: &Pod) -> Resul
     let target = format!("{name}:80");
     let mut command = world.client.name.exec(program(&["post", &target, &count.to_string(), senders, pause]));
     let time = Duration::from_secs(if wish.long { 900 } else { 60 });
+    let cut_before = closed_unread(server)?;
     let heard: Value = serde_json::from_str(&finish(&mut command, time)?.ok()?)?;
     let did = server.curl(["http://127.0.0.1:8081/"])?;
     let did: Value = serde_json::from_str(&did.body).with_context(|| format!("the server said {:?}", did.body))?;
@@ -127,16 +130,30 @@ fn orders(world: &World, wish: &Wish, name: &'static str, server: &Pod) -> Resul
             }
         }
     }
-    println!("    {name}: {heard}, {did}, by the state of their attempts: {states:?}");
-    Ok(Outcome { name, count, heard, did, failed, states })
+    let cut = closed_unread(server)?.saturating_sub(cut_before);
+    println!("    {name}: {heard}, {did}, {cut} closed unread, by the state of their attempts: {states:?}");
+    Ok(Outcome { name, count, heard, did, cut, failed, states })
+}
+
+/// How many sockets of the pod were closed while bytes waited in them, as its kernel counts them. A server on a busy machine
+/// does that to an order which comes between its decision and its close; the reset that follows proves nothing to a caller.
+fn closed_unread(server: &Pod) -> Result<u64> {
+    let text = server.exec(["cat", "/proc/net/netstat"])?.ok()?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = lines.next().zip(lines.next()).context("no TcpExt in /proc/net/netstat")?;
+    let mut counters = names.split(' ').zip(values.split(' '));
+    let (_, value) =
+        counters.find(|(name, _)| *name == "TCPAbortOnClose").context("the kernel does not count TCPAbortOnClose")?;
+    Ok(value.parse()?)
 }
 
 fn idle(world: &World, wish: &Wish) -> Result<()> {
     for outcome in send(world, wish, [("alone", &world.alone), ("paired", &world.paired)])? {
-        let Outcome { name, count, heard, did, failed, states: _ } = outcome;
+        let Outcome { name, count, heard, did, cut, failed, states: _ } = outcome;
+        let good = heard["answers"]["200"].as_u64().unwrap_or(0);
         ensure!(
-            heard["answers"]["200"] == count && did["orders"] == count,
-            "{name}: orders were lost: {heard}, {did}, {failed:?}"
+            good + cut >= count && did["orders"] == good && cut < count / 100,
+            "{name}: orders were lost: {heard}, {did}, {cut} closed unread, {failed:?}"
         );
         ensure!(did["twice"].as_array().is_some_and(Vec::is_empty), "{name}: orders were carried out twice: {did}");
         ensure!(did["connections"].as_u64() > Some(count / 100), "{name}: the server hardly ever hung up: {did}");
@@ -146,7 +163,7 @@ fn idle(world: &World, wish: &Wish) -> Result<()> {
 
 fn anytime(world: &World, wish: &Wish) -> Result<()> {
     for outcome in send(world, wish, [("rude-alone", &world.rude_alone), ("rude", &world.rude)])? {
-        let Outcome { name, count, heard, did, failed: _, states } = outcome;
+        let Outcome { name, count, heard, did, cut: _, failed: _, states } = outcome;
         ensure!(did["twice"].as_array().is_some_and(Vec::is_empty), "{name}: orders were carried out twice: {did}");
         let good = heard["answers"]["200"].as_u64().unwrap_or(0);
         ensure!(good > count / 2 && good < count, "{name}: this server breaks off some orders, and not most: {heard}, {did}");

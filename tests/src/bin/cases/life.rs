@@ -176,9 +176,11 @@ fn traces() -> Result<BTreeSet<String>> {
     add("network namespace", &finish(Command::new("ip").args(["netns", "list"]), PATIENCE)?.ok()?);
     add("link", &finish(Command::new("ip").args(["-o", "link"]), PATIENCE)?.ok()?);
     add("mount", &std::fs::read_to_string("/proc/self/mounts")?);
-    let processes = finish(Command::new("ps").args(["-eo", "comm,args"]), PATIENCE)?.ok()?;
-    let ours = format!("{} ", binary().display());
-    add("process", &processes.lines().filter(|line| line.contains(&ours)).collect::<Vec<_>>().join("\n"));
+    let processes = std::fs::read_dir("/proc")?.filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
+    let ours = binary().into_os_string().into_encoded_bytes();
+    for line in processes.filter(|line| line.split(|byte| *byte == 0).next() == Some(&ours)) {
+        add("process", &String::from_utf8_lossy(&line).replace('\0', " "));
+    }
     if cgroup_root()?.join("outrigger").exists() {
         found.insert("the cgroup outrigger".to_owned());
     }

@@ -302,7 +302,8 @@ fn come_and_go(world: &World, wish: &Wish) -> Result<()> {
     ensure!(grown < 8 * 1024, "the agent's memory grew by {grown} KiB");
     wait_for("the pods' pins go", PATIENCE, || {
         let now = std::fs::read_dir("/run/outrigger/bpf")?.count();
-        ensure!(now == pins, "{now} pins, {pins} before");
+        // Fewer where a pod of an earlier case left late.
+        ensure!(now <= pins, "{now} pins, {pins} before");
         Ok(())
     })
 }

@@ -199,8 +199,8 @@ fn access_log(world: &World) -> Result<()> {
     let header = format!("traceparent: 00-{trace}-00f067aa0ba902b7-01");
     expect(&world.caller, &["-H", &header, "http://web/secret/plan?token=hidden"], 403)?;
     let line = |pod: &str| {
-        let path = format!("/var/lib/outrigger/log/obs.{pod}.access.log");
-        wait_for(&format!("a line in {path}"), PATIENCE, || {
+        let path = world.mesh.folder().join(format!("state/log/obs.{pod}.access.log"));
+        wait_for(&format!("a line in {}", path.display()), PATIENCE, || {
             let text = std::fs::read_to_string(&path)?;
             ensure!(!text.contains("hidden"), "a query was written");
             let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -102,12 +102,14 @@ fn redis(world: &World) -> Result<()> {
 fn postgres(world: &World) -> Result<()> {
     let folder = world.mesh.folder().join("postgres");
     std::fs::create_dir_all(&folder)?;
-    // PostgreSQL does not run as root, and its folder must be its own.
+    // PostgreSQL does not run as root, and its folder must be its own. Its programs may stand below a home that only root
+    // enters, hence the capability to search folders.
     std::os::unix::fs::chown(&folder, Some(65534), Some(65534))?;
     let data = folder.join("data").to_string_lossy().into_owned();
     let as_nobody = |path: &str, rest: &[&str]| -> Result<Vec<OsString>> {
-        let mut command: Vec<OsString> =
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].iter().map(Into::into).collect();
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let search = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"];
+        let mut command: Vec<OsString> = ["setpriv"].iter().chain(&user).chain(&search).map(Into::into).collect();
         command.extend(line(third(path)?, rest));
         Ok(command)
     };
