@@ -1,6 +1,6 @@
 //! Where the programs stand that run inside pods: the third-party ones under `target/`, and the demo's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
@@ -18,9 +18,13 @@ pub fn third(path: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The variable that lets third-party programs find their libraries: `LD_LIBRARY_PATH=...`.
+/// Where third-party programs find their libraries: the value of `LD_LIBRARY_PATH`.
 pub fn libraries() -> String {
-    let root = third_party();
+    libraries_below(&third_party())
+}
+
+/// The same where the unpacked root is seen at `root`.
+pub fn libraries_below(root: &Path) -> String {
     let folders = ["usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "lib/x86_64-linux-gnu"];
     let list: Vec<String> = folders.iter().map(|folder| root.join(folder).display().to_string()).collect();
     list.join(":")

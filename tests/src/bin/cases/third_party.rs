@@ -102,26 +102,26 @@ fn redis(world: &World) -> Result<()> {
 fn postgres(world: &World) -> Result<()> {
     let folder = world.mesh.folder().join("postgres");
     std::fs::create_dir_all(&folder)?;
-    // PostgreSQL does not run as root, and its folder must be its own. Its programs may stand below a home that only root
-    // enters, hence the capability to search folders.
+    // PostgreSQL does not run as root, and its folder must be its own.
     std::os::unix::fs::chown(&folder, Some(65534), Some(65534))?;
     let data = folder.join("data").to_string_lossy().into_owned();
-    let as_nobody = |path: &str, rest: &[&str]| -> Result<Vec<OsString>> {
-        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-        let search = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"];
-        let mut command: Vec<OsString> = ["setpriv"].iter().chain(&user).chain(&search).map(Into::into).collect();
-        command.extend(line(third(path)?, rest));
-        Ok(command)
+    // The programs may stand below a home that only root enters: who is not root finds them mounted elsewhere.
+    let as_nobody = |program: &str, rest: &[&str]| -> Vec<OsString> {
+        let script = "mount --bind \"$0\" /mnt && exec setpriv --reuid=65534 --regid=65534 --clear-groups env \"$@\"";
+        let words = ["unshare", "--mount", "sh", "-c", script].map(OsString::from);
+        let libraries = format!("LD_LIBRARY_PATH={}", programs::libraries_below("/mnt".as_ref()));
+        let program = format!("/mnt/usr/lib/postgresql/15/bin/{program}");
+        let command = [programs::third_party().into(), libraries.into(), program.into()];
+        words.into_iter().chain(command).chain(rest.iter().map(OsString::from)).collect()
     };
-    let make =
-        as_nobody("usr/lib/postgresql/15/bin/initdb", &["-D", &data, "-U", "shop", "-A", "trust", "--locale=C", "-E", "UTF8"])?;
+    let make = as_nobody("initdb", &["-D", &data, "-U", "shop", "-A", "trust", "--locale=C", "-E", "UTF8"]);
     let (program, arguments) = make.split_first().context("an empty command")?;
     e2e::mesh::finish(std::process::Command::new(program).args(arguments).current_dir(&folder), 4 * PATIENCE)?.ok()?;
     std::fs::write(Path::new(&data).join("pg_hba.conf"), "host all all all trust\n")?;
     let run = as_nobody(
-        "usr/lib/postgresql/15/bin/postgres",
+        "postgres",
         &["-D", &data, "-c", "listen_addresses=*", "-c", "unix_socket_directories=", "-c", "ssl=off", "-c", "jit=off"],
-    )?;
+    );
     let server = world.mesh.pod("shop/postgres").label("app", "postgres").run(run)?;
     server.wait_listening(5432)?;
     world.mesh.apply(&service("shop", "postgres", 5432, 5432))?;
