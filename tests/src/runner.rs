@@ -83,6 +83,13 @@ impl Runner {
         }
     }
 
+    /// Names a case that cannot run on this machine, if it was asked for.
+    pub fn left_out(&self, group: &str, case: &str, reason: &str) {
+        if self.wish.wants(group, case) {
+            say(&format!("left out: {group}::{case}: {reason}"));
+        }
+    }
+
     /// Prints the failures again and the closing line; returns whether all passed.
     pub fn finish(self) -> bool {
         if !self.failed.is_empty() {

@@ -27,11 +27,10 @@ struct World {
 
 /// Runs the group, where the tool is.
 pub(crate) fn run(runner: &mut Runner) {
-    if !tool().exists() {
-        println!("left out: conformance: h2spec is not there, which `cargo xtask setup` builds where Go is");
-        return;
-    }
     let name = "what_envoy_passes_of_h2spec_passes_at_both_doors_of_a_sidecar";
+    if !tool().exists() {
+        return runner.left_out("conformance", name, "h2spec is not there, which `cargo xtask setup` builds where Go is");
+    }
     runner.group("conformance", make, &[Case { name, run: |world, _| h2spec(world) }]);
 }
 
