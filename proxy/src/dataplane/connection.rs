@@ -78,29 +78,32 @@ pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
 /// Learns what the own application speaks, and carries it to its end if it is no HTTP.
 async fn meet_outbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
     let Accepted { mut io, peer, original, drain } = accepted;
-    let leads = lookup(&proxy, original).await;
+    let mut leads = lookup(&proxy, original).await;
+    let begun = Instant::now();
+    if is_untouched(&leads, original) {
+        if matches!(leads, Leads::Outside) {
+            proxy.telemetry.metrics.egress(EgressVerdict::Allowed);
+        }
+        match opaque::reach_outside(&proxy, original).await {
+            Ok(upstream) => {
+                opaque::passthrough(&proxy, io, peer, begun, upstream).await;
+                return None;
+            }
+            // Nothing of what the client said has left: if it is a request, it can be answered.
+            Err(reject) => leads = Leads::Refused(reject),
+        }
+    }
     let (declared, refuse) = match &leads {
         Leads::Service(port) => (port.protocol, None),
-        // A sidecar's metrics are served in plaintext, to scrapers in the mesh as to those outside of it.
-        Leads::Workload(_) if original.port() == proxy_common::PORT_METRICS => {
-            opaque::passthrough(&proxy, io, peer, original).await;
-            return None;
-        }
-        Leads::Workload(_) => (AppProtocol::Detect, None),
+        Leads::Workload(_) | Leads::Outside => (AppProtocol::Detect, None),
         Leads::Refused(reject) => {
             if matches!(reject, Reject::EgressDenied) {
                 proxy.telemetry.metrics.egress(EgressVerdict::Denied);
             }
             (AppProtocol::Detect, Some(reject.clone()))
         }
-        Leads::Outside => {
-            proxy.telemetry.metrics.egress(EgressVerdict::Allowed);
-            opaque::passthrough(&proxy, io, peer, original).await;
-            return None;
-        }
     };
     let limits = proxy.published.current().mesh.limits;
-    let begun = Instant::now();
     let quiet = quiet(&proxy, &leads, original);
     let reach = || -> Reaching<'_> { Box::pin(opaque::reach_endpoint(&proxy, &leads, original)) };
     let (sniffed, first, ahead) = match read_first(&mut io, declared, limits.header_timeout, quiet, &reach).await {
@@ -120,6 +123,13 @@ async fn meet_outbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> 
         }
         Err(error) => {
             debug!(%error, "a client left before it said anything");
+            if let Some(reject) = refuse {
+                let mut record = ConnectionRecord::start(&proxy, Direction::Outbound, peer);
+                record.protocol = Protocol::Unknown;
+                record.begun(begun);
+                record.ends = Ends::of(&proxy, Direction::Outbound, None, original);
+                record.refused(&reject);
+            }
             return None;
         }
     };
@@ -257,6 +267,16 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             Box::pin(opaque::inbound(&proxy, Prefixed::join(first, io), &stranger, original, ahead)).await;
             None
         }
+    }
+}
+
+/// Is a connection joined with its destination as it is, whatever it carries?
+fn is_untouched(leads: &Leads, original: SocketAddr) -> bool {
+    match leads {
+        Leads::Outside => true,
+        // A sidecar's metrics are served in plaintext, to scrapers in the mesh as to those outside of it.
+        Leads::Workload(_) => original.port() == proxy_common::PORT_METRICS,
+        Leads::Service(_) | Leads::Refused(_) => false,
     }
 }
 

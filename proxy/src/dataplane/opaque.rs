@@ -36,15 +36,20 @@ pub(super) async fn outbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, 
     }
 }
 
-/// Joins the application with an address outside of the mesh.
-pub(super) async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, original: SocketAddr) {
+/// Connects to what no service and no policy is known of.
+pub(super) async fn reach_outside(proxy: &Proxy, original: SocketAddr) -> Result<Opaque, Reject> {
+    proxy.pool.opaque(&Destination::outside(original)).await.map_err(|error| {
+        debug!(error = &error as &dyn std::error::Error, "an address outside of the mesh was not reached");
+        refusal_of(error)
+    })
+}
+
+/// Joins the application with what [`reach_outside`] reached.
+pub(super) async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, begun: Instant, upstream: Opaque) {
     let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
+    record.begun(begun);
     record.ends.source = proxy.identity.own().map(|own| own.id.clone());
-    let destination = Destination::outside(original);
-    match proxy.pool.opaque(&destination).await {
-        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
-        Err(error) => record.refused(&refusal_of(error)),
-    }
+    carry(proxy, Direction::Outbound, record, io, upstream).await;
 }
 
 /// Decides on a connection to the own application, and carries it. `ahead` is the way there, where it was begun.

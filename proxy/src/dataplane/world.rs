@@ -315,6 +315,15 @@ impl Heard {
     }
 }
 
+/// Asserts that some line of a sidecar's metrics holds all of this.
+#[cfg(test)]
+#[track_caller]
+pub(super) fn told(proxy: &Proxy, wanted: &[&str]) {
+    let metrics = proxy.telemetry.metrics.render();
+    let found = metrics.lines().any(|line| wanted.iter().all(|part| line.contains(part)));
+    assert!(found, "{wanted:?}\n{metrics}");
+}
+
 /// Sends one request over HTTP/1.1.
 pub(super) async fn ask(stream: DuplexStream, request: Request<Full<Bytes>>) -> Heard {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();

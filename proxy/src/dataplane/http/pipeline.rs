@@ -84,6 +84,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Is its destination one that could not be connected to just now? A client that asks again does it on another
+    /// connection, for which that is tried anew.
+    pub(super) fn is_unreached(&self) -> bool {
+        matches!(self.refuse, Some(Reject::ConnectFailed | Reject::ConnectTimeout))
+    }
+
     /// Its server answered a request.
     fn answered(&self) {
         if let Some(told) = &self.teaches

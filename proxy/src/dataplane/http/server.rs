@@ -105,6 +105,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             let (spelling, odd) = turn.asked(uploads);
             let reading = uploads.then(|| turn.body_read());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
+            let unreached = connection.is_unreached();
             async move {
                 if odd != Odd::default() {
                     request.extensions_mut().insert(odd);
@@ -113,8 +114,9 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 let request = request.map(|body| Inflow::Codec(body, reading));
                 let mut answer = pipeline::handle(connection, request, spelling, upgrading).await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
-                if odd.framed_twice || invalid {
-                    // Nobody knows what else comes from such a client. "The server MUST close the connection after responding to such a request" (RFC 9112 6.1).
+                // Nobody knows what else comes from a client whose request was not valid. "The server MUST close the connection
+                // after responding to such a request" (RFC 9112 6.1).
+                if odd.framed_twice || invalid || unreached {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -194,7 +196,10 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(Streams::new(&codec, framed, Arc::clone(&traffic), Arc::clone(&connection)));
     let mut clock = frames::Clock::start(&traffic, connection.proxy.dice.lock().fraction());
-    let mut stopping = false;
+    let mut stopping = connection.is_unreached();
+    if stopping {
+        served.graceful_shutdown();
+    }
     let protocol = if connection.link { Protocol::Link } else { Protocol::Http2 };
     let driven = async {
         loop {

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::world::{World, app_at, ask, document, get, pod, service, text, vip};
+use super::world::{World, app_at, ask, document, get, pod, service, text, told, vip};
 use crate::dataplane::Proxy;
 
 pub(super) const DATA: u8 = 0;
@@ -111,12 +111,6 @@ impl Bench {
             assert_eq!(heard.status, 200, "{direction}");
         }
     }
-}
-
-fn told(proxy: &Proxy, wanted: &[&str]) {
-    let metrics = proxy.telemetry.metrics.render();
-    let found = metrics.lines().any(|line| wanted.iter().all(|part| line.contains(part)));
-    assert!(found, "{wanted:?}\n{metrics}");
 }
 
 /// Sends the preface and then `attack` over and over, at most so many times, until the sidecar closes. What it says.

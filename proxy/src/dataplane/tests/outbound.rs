@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep};
 
-use super::world::{World, app_at, ask, document, get, pod, service, status, text, vip};
+use super::world::{World, app_at, ask, ask_h2, document, get, pod, service, status, text, told, vip};
 use crate::dataplane::Proxy;
 
 fn route(rules: Value) -> Value {
@@ -476,4 +476,51 @@ async fn addresses_outside_of_the_mesh_follow_egress() {
     world.change(&document("Mesh", "mesh", json!({ "egress": "Deny" })), &web, "web-1");
     let heard = ask(world.connect(&web, outside), get("/")).await;
     assert_eq!((heard.status, heard.reason()), (403, "egress_denied"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_to_an_address_outside_that_cannot_be_reached_is_answered() {
+    let (world, web) = versions(&[]);
+    let (silent, closed) = ("192.0.2.7:80".parse().unwrap(), "192.0.2.8:80".parse().unwrap());
+    world.slow(silent, Duration::from_secs(3_600));
+    for (outside, status, reason) in [(silent, 504, "connect_timeout"), (closed, 503, "connect_failed")] {
+        let begun = Instant::now();
+        let heard = ask(world.connect(&web, outside), get("/")).await;
+        assert_eq!((heard.status, heard.reason()), (status, reason), "{heard:?}");
+        // Whoever asks again finds out whether it is still so.
+        assert_eq!(heard.headers["connection"], "close");
+        // Two seconds for the control plane to say that it is outside, five to connect.
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        let heard = ask_h2(world.connect(&web, outside), get("/")).await;
+        assert_eq!((heard.status, heard.reason()), (status, reason), "{heard:?}");
+        told(&web, &["outrigger_refusals_total", reason, r#"protocol="http1""#, "} 1"]);
+        told(&web, &["outrigger_refusals_total", reason, r#"protocol="http2""#, "} 1"]);
+    }
+}
+
+/// Connections and requests that were refused for this reason.
+fn counted(proxy: &Proxy, reason: &str) -> u64 {
+    let metrics = proxy.telemetry.metrics.render();
+    let lines = metrics.lines().filter(|line| line.starts_with("outrigger_refusals_total{") && line.contains(reason));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_to_an_address_outside_that_cannot_be_reached_is_told() {
+    let (world, web) = versions(&[]);
+    let silent = "192.0.2.7:25".parse().unwrap();
+    world.slow(silent, Duration::from_secs(3_600));
+    for words in [b"\x16\x03\x01\0\x05\x01\0\0\x01\0".as_slice(), b"", b"HELO me\r\n"] {
+        let before = counted(&web, "connect_timeout");
+        let mut stream = world.connect(&web, silent);
+        stream.write_all(words).await.unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        assert!(heard.is_empty(), "{heard:?}");
+        assert_eq!(counted(&web, "connect_timeout"), before + 1);
+    }
+    // Nor is it forgotten when the client left before.
+    drop(world.connect(&web, silent));
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(counted(&web, "connect_timeout"), 4);
 }

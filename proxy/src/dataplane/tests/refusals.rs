@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::Instant;
 
-use super::world::{World, app_at, ask_h2, document, pod, service, text, vip};
+use super::world::{World, app_at, ask_h2, document, pod, service, text, told, vip};
 use crate::dataplane::Proxy;
 
 fn declared() -> Value {
@@ -36,12 +36,6 @@ async fn rest(stream: &mut DuplexStream) -> String {
     let mut heard = Vec::new();
     stream.read_to_end(&mut heard).await.unwrap();
     String::from_utf8(heard).unwrap()
-}
-
-fn told(proxy: &Proxy, wanted: &[&str]) {
-    let metrics = proxy.telemetry.metrics.render();
-    let found = metrics.lines().any(|line| wanted.iter().all(|part| line.contains(part)));
-    assert!(found, "{wanted:?}\n{metrics}");
 }
 
 fn check_answer(heard: &str, status: &str, reason: &str, words: &str) {
