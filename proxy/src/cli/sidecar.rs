@@ -13,7 +13,7 @@ use crate::admin::{Admin, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
-use crate::dataplane::{Settings, Sidecar, Window, Workers, listen_only};
+use crate::dataplane::{Settings, Sidecar, StartError, Window, Workers, listen_only};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
 use crate::telemetry::Telemetry;
@@ -133,17 +133,25 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        // A signal may come while the sidecar still waits for its identity.
-        let sidecar = tokio::select! {
+        // Nothing was taken yet that would have to end well.
+        let mut sidecar = tokio::select! {
             started = Sidecar::start(settings, identity, telemetry, &window) => started.map_err(anyhow::Error::from)?,
             _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
             _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = window.drain_asked() => {}
-        }
+        let serve = async {
+            sidecar.open().await?;
+            // Until it is told to stop.
+            std::future::pending().await
+        };
+        // A signal may come while it still waits for its identity.
+        let served: Result<(), StartError> = tokio::select! {
+            failed = serve => failed,
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            () = window.drain_asked() => Ok(()),
+        };
+        served.map_err(anyhow::Error::from)?;
         sidecar.stop().await;
         Ok(ExitCode::SUCCESS)
     })

@@ -142,11 +142,26 @@ pub(crate) enum StartError {
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     proxy: Arc<Proxy>,
+    window: Arc<Window>,
     owned: JoinSet<()>,
     /// They end after the tasks that run on them.
     _threads: Vec<Thread>,
+    workers: Vec<Handle>,
+    doors: Doors,
     drain: Drain,
     drain_at_most: Duration,
+}
+
+/// Where connections wait until they are taken.
+#[derive(Debug)]
+struct Doors {
+    listeners: Listeners,
+    /// A clone of it is held by every connection.
+    guard: DrainGuard,
+    /// It is known where the own application's connections may go, from an earlier life.
+    is_configured: bool,
+    /// All of them are open.
+    open: bool,
 }
 
 /// What an operator may see and ask of a sidecar.
@@ -292,11 +307,8 @@ pub(crate) async fn listen_only(node: &std::path::Path, name: &Named) -> Result<
 }
 
 impl Sidecar {
-    /// Starts: hand-over and identity on a thread of their own, then configuration, then the doors. Returns when connections
-    /// are taken; [`Window::ready`] says when traffic may come. `window` was made of the same `identity` and `telemetry`.
-    ///
-    /// Before there is an identity and a configuration, the pod's door stays shut: connections to it wait in its backlog. The application's own
-    /// connections are taken as soon as there is a configuration that says where they may go, which one that was kept does.
+    /// Starts: hand-over, identity and configuration, on a thread of their own. Connections wait until [`Sidecar::open`].
+    /// `window` was made of the same `identity` and `telemetry`.
     ///
     /// # Errors
     /// A port is taken, or a thread or TLS cannot be had.
@@ -337,11 +349,10 @@ impl Sidecar {
         let follower = Follower::new(Arc::clone(&proxy), Arc::clone(window), own, kept, settings.state);
         follower.subscribe(&client);
         owned.spawn_on(follower.run(client, updates), aside.handle());
-        let shows = identity.clone();
         owned.spawn_on(
             async move {
                 // The control plane talks to nobody without an identity.
-                shows.arrived().await;
+                identity.arrived().await;
                 driver.await;
             },
             aside.handle(),
@@ -352,38 +363,59 @@ impl Sidecar {
         for _further in 1..settings.workers.count() {
             threads.push(Thread::start("worker").map_err(StartError::Thread)?);
         }
-        let workers: Vec<_> =
-            std::iter::once(Handle::current()).chain(threads.iter().map(|thread| thread.handle().clone())).collect();
+        let workers = std::iter::once(Handle::current()).chain(threads.iter().map(|thread| thread.handle().clone())).collect();
         threads.push(aside);
         let (drain, guard) = Drain::new();
-        if !is_configured {
+        let doors = Doors { listeners, guard, is_configured, open: false };
+        let window = Arc::clone(window);
+        Ok(Self { proxy, window, owned, _threads: threads, workers, doors, drain, drain_at_most: settings.drain })
+    }
+
+    /// Takes connections, as soon as it may; [`Window::ready`] says when traffic may come. Not to be called again; given up
+    /// halfway, it leaves a sidecar that can only be stopped.
+    ///
+    /// Before there is an identity and a configuration, the pod's door stays shut: connections to it wait in its backlog. The application's own
+    /// connections are taken as soon as there is a configuration that says where they may go, which one that was kept does.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(crate) async fn open(&mut self) -> Result<(), StartError> {
+        let Self { proxy, owned, workers, doors: Doors { listeners, guard, is_configured, open }, .. } = self;
+        if !*is_configured {
             info!("waiting for an identity and a configuration");
-            identity.arrived().await;
+            proxy.identity.arrived().await;
             proxy.configured(CONFIGURED_AT_MOST).await;
         }
-        for worker in &workers {
+        for worker in &*workers {
             let _there = worker.enter();
             for listener in &listeners.outbound {
                 let listener = listener::share(listener)?;
-                owned.spawn_on(listener::serve_outbound(Arc::clone(&proxy), listener, guard.clone()), worker);
+                owned.spawn_on(listener::serve_outbound(Arc::clone(proxy), listener, guard.clone()), worker);
             }
         }
         // The follower says every few seconds why there is none; without one, nobody may come in. Who dials a pod that has
         // only just begun waits for its configuration as well, instead of being told that there is none.
-        identity.arrived().await;
+        proxy.identity.arrived().await;
         proxy.configured(CONFIGURED_AT_MOST).await;
-        for worker in &workers {
+        for worker in &*workers {
             let _there = worker.enter();
             let listener = listener::share(&listeners.inbound)?;
-            owned.spawn_on(listener::serve_inbound(Arc::clone(&proxy), listener, guard.clone()), worker);
+            owned.spawn_on(listener::serve_inbound(Arc::clone(proxy), listener, guard.clone()), worker);
         }
-        owned.spawn(sweep(Arc::clone(&proxy), Arc::clone(window)));
-        Ok(Self { proxy, owned, _threads: threads, drain, drain_at_most: settings.drain })
+        owned.spawn(sweep(Arc::clone(proxy), Arc::clone(&self.window)));
+        *open = true;
+        Ok(())
     }
 
-    /// Takes no new connection, lets what is under way end, and gives up what has not ended in time.
+    /// Takes no new connection, lets what is under way end, and gives up what has not ended in time. Connections that wait
+    /// at a door wait on where the node agent holds it, for the next sidecar of the pod; elsewhere they are reset.
     pub(crate) async fn stop(mut self) {
+        if !self.doors.open {
+            let missing = self.window.ready().err().unwrap_or_default().replace('\n', "; ");
+            info!(missing, "stopping before every connection was taken");
+        }
         info!(at_most_seconds = self.drain_at_most.as_secs(), "draining");
+        drop(self.doors);
         if !self.drain.drain(self.drain_at_most).await {
             warn!("connections were left when the time to drain was up");
         }

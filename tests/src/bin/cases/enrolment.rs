@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, Said, cgroup_root, finish, kill, target, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Pod, Said, binary, cgroup_root, finish, kill, target, wait_for};
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
@@ -34,6 +34,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_program_with_a_user_of_its_own_has_no_privilege", run: |world, _| without_privilege(world) },
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
+            Case { name: "a_sidecar_stopped_before_it_has_an_identity_ends_what_it_began", run: |world, _| early_stop(world) },
         ],
     );
     runner.group(
@@ -100,6 +101,43 @@ fn the_app(world: &World) -> Result<()> {
 
 fn another_port(world: &World) -> Result<()> {
     refused(world, &ask(Some((&world.web, "sidecar")), "web", 24_006, None)?, "the listener is at port 24006, not at 14006")
+}
+
+/// A client of a sidecar that is told to stop is in the middle of a request: the sidecar waits for the rest, and answers.
+const HALF_A_HEAD: &str = r#"
+import signal, socket, subprocess, sys, time
+sidecar = subprocess.Popen(sys.argv[1:])
+for _attempt in range(100):
+    try:
+        client = socket.create_connection(("127.0.0.1", 14001))
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.1)
+client.sendall(b"GET / HTTP/1.1\r\nhost: a")
+time.sleep(1)
+sidecar.send_signal(signal.SIGTERM)
+time.sleep(1)
+assert sidecar.poll() is None, "it did not wait"
+client.sendall(b"\r\n\r\n")
+print(client.recv(4096).decode())
+print("ended with", sidecar.wait(10))
+"#;
+
+/// With a configuration of an earlier life it takes the application's connections; nobody gives it an identity.
+fn early_stop(world: &World) -> Result<()> {
+    let kept = world.mesh.folder().join("state/sidecars/enrol.web");
+    let state = world.mesh.folder().join("early-stop");
+    finish(Command::new("cp").arg("-r").args([&kept, &state]), PATIENCE)?.ok()?;
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh", "python3", "-c", HALF_A_HEAD]);
+    command.arg(binary()).args(["sidecar", "--namespace", "enrol", "--name", "web", "--control", "127.0.0.1:1"]);
+    command.args(["--workload-api", "/nowhere/workload.sock", "--node", "/nowhere/node.sock", "--log", "json", "--state"]);
+    let said = finish(command.arg(&state), PATIENCE)?;
+    let all = said.all();
+    for part in ["HTTP/1.1 421", "outrigger-reason: own_port", "ended with 0", "no identity yet", "draining", "stopped"] {
+        ensure!(all.contains(part), "no {part} in {all}");
+    }
+    Ok(())
 }
 
 /// The user that a process became.
