@@ -15,19 +15,29 @@ use prost::Message as _;
 
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
+use crate::control::holders::Holders;
 use crate::delta::client::{Machine, Rejection};
 use crate::delta::envelope::DeltaResponse;
-use crate::model::{Resources, yaml};
+use crate::model::address_book::AddressBook;
+use crate::model::object::Object;
+use crate::model::{Kind, Resources, yaml};
 use crate::policy::jwt::{Jwt, JwtConfig};
 use crate::policy::{RequestView, RuleName};
 use crate::snapshot::Snapshot;
-use crate::snapshot::compile::{Own, admit, check, compile, forget};
+use crate::snapshot::compile::{Own, addresses, admit, check, compile, forget};
 
-/// Documents as users write them: read, checked by themselves and together, compiled for a sidecar.
+/// Documents as users write them: read, checked by themselves and together, compiled for a sidecar. The first half stands
+/// before the second comes, so that who had a cluster address first is known of some.
 pub fn documents(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let mut resources = Resources::default();
-    for document in yaml::read(text).into_iter().flatten() {
+    let mut holders = Holders::default();
+    let documents: Vec<_> = yaml::read(text).into_iter().flatten().collect();
+    let half = documents.len().div_ceil(2);
+    for (index, document) in documents.into_iter().enumerate() {
+        if index == half {
+            drop(holders.hold(|name| resources.service(name)));
+        }
         let lines = text.lines().count().max(1);
         let place = document.position(&FieldPath::root().field("spec"));
         assert!(place.line <= lines + 1, "a place outside of the text");
@@ -35,10 +45,36 @@ pub fn documents(bytes: &[u8]) {
         let resource = document.resource;
         let again = crate::model::Resource::from_json(resource.key().kind, resource.to_json().as_bytes());
         assert!(again.is_ok_and(|again| again == resource), "a document that is not read as it was written");
-        admit(&mut resources, resource.key(), Ok(Arc::new(resource)));
+        let key = resource.key();
+        let before = resources.service(&key.name).map(addresses).unwrap_or_default();
+        admit(&mut resources, key.clone(), Ok(Arc::new(resource)));
+        if key.kind == Kind::Service {
+            drop(holders.contest(&key.name, &before, |name| resources.service(name)));
+        }
     }
-    drop(check(&resources, &BTreeMap::new()));
+    drop(holders.hold(|name| resources.service(name)));
+    claims(&resources, &holders);
+    drop(check(&resources, holders.all_lost()));
     drop(compile(&resources, &own(), &Snapshot::empty()));
+}
+
+/// Of the Services that write an address one has it, and the next life of the control plane leaves it with that one.
+fn claims(resources: &Resources, holders: &Holders) {
+    let mut owners = BTreeMap::new();
+    for service in resources.services().filter(|service| holders.lost(&service.named()).is_none()) {
+        for address in addresses(service) {
+            let other = owners.insert(address, service.named());
+            assert!(other.is_none(), "an address of two Services");
+        }
+    }
+    let book = AddressBook { held: holders.write().unwrap_or_default(), ..AddressBook::default() };
+    let mut next = Holders::read(&book);
+    let names: Vec<Named> = resources.services().map(Object::named).collect();
+    for name in names.iter().rev() {
+        drop(next.contest(name, &BTreeSet::new(), |name| resources.service(name)));
+    }
+    let lost = |holders: &Holders| holders.all_lost().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(lost(&next), lost(holders), "an address that changes hands over a restart");
 }
 
 /// Answers of a control plane: decoded, taken by the stream's machine, compiled.
