@@ -542,6 +542,19 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_at_a_port_that_its_pod_excludes_is_told_with_its_place() {
+        let pod = "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: web-1\n  namespace: shop\n  labels: {app: web}\n  annotations: {outrigger.dev/exclude-inbound-ports: '80,81'}\nspec: {addresses: [10.64.0.5]}\n";
+        let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: shop}\nspec:\n  targetRefs: [{kind: Service, name: web}]\n  mode: Strict\n";
+        check(
+            &[("a.yaml", WEB), ("b.yaml", pod), ("c.yaml", policy)],
+            expect![[r#"
+                c.yaml:5:3: warning: PeerAuthentication/shop/strict: spec.targetRefs: it does nothing at port 80 of Workload/shop/web-1, to which Service/shop/web leads: the annotation outrigger.dev/exclude-inbound-ports takes that out of capture, and who connects there reaches the application unasked
+                    take the port out of the annotation and start the pod anew, or let the policy cover other ports alone
+            "#]],
+        );
+    }
+
+    #[test]
     fn an_allow_policy_without_rules_is_a_warning() {
         let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\nspec:\n  targetRefs:\n  - {kind: Service, name: web}\n  - {kind: Workload, name: gone}\n  action: ALLOW\n  rules: []\n";
         check(

@@ -35,6 +35,16 @@ pub(crate) struct ApiArgs {
 }
 
 impl ApiArgs {
+    /// The control plane of this mesh.
+    ///
+    /// # Errors
+    /// What the mesh wrote names no address.
+    pub(crate) fn of_mesh(mesh: &UpRecord) -> Result<Self, Failure> {
+        let address = mesh.api.strip_prefix("http://").and_then(|address| address.parse().ok());
+        let address = address.ok_or_else(|| Failure::environment(format!("{:?} is no API", mesh.api), "start the mesh anew"))?;
+        Ok(Self { address, token_file: Some(mesh.state.join(API_TOKEN)) })
+    }
+
     /// Is it the control plane of the mesh that is up on this machine?
     pub(crate) fn is_of_this_machine(&self) -> bool {
         local::supervised(self.address).is_some()
@@ -81,14 +91,20 @@ impl ApiArgs {
 
 /// Asks the control plane's API and returns its answer.
 pub(crate) fn get(api: &ApiArgs, path: &str) -> Result<Value, Failure> {
-    let (status, answer) = call(api, Method::GET, path, Vec::new())?;
+    runtime()?.block_on(fetch(api, path))
+}
+
+/// The same, for who has a runtime. Cancel-safe: nothing is changed.
+pub(crate) async fn fetch(api: &ApiArgs, path: &str) -> Result<Value, Failure> {
+    let (status, answer) = insist(api, &Method::GET, path, &[], || local::supervised(api.address)).await?;
     if status.is_success() { Ok(answer) } else { Err(objection(status, &answer)) }
 }
 
 /// Sends a change. An answer that names problems of documents is an answer, not a failure.
 pub(crate) fn post(api: &ApiArgs, path: &str, body: &impl serde::Serialize) -> Result<Value, Failure> {
     let body = serde_json::to_vec(body).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
-    let (status, answer) = call(api, Method::POST, path, body)?;
+    let asked = insist(api, &Method::POST, path, &body, || local::supervised(api.address));
+    let (status, answer) = runtime()?.block_on(asked)?;
     if status.is_success() || status == StatusCode::UNPROCESSABLE_ENTITY { Ok(answer) } else { Err(objection(status, &answer)) }
 }
 
@@ -101,9 +117,8 @@ fn objection(status: StatusCode, answer: &Value) -> Failure {
     Failure::invalid([what])
 }
 
-fn call(api: &ApiArgs, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Value), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(insist(api, &method, path, &body, || local::supervised(api.address)))
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Asks until there is an answer, for as long as a supervisor is about to start the control plane again. Says on a terminal

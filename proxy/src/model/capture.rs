@@ -123,7 +123,8 @@ const OURS: &str = "outrigger.dev/";
 const MODE: &str = "outrigger.dev/capture";
 const OUTBOUND_PORTS: &str = "outrigger.dev/exclude-outbound-ports";
 const OUTBOUND_CIDRS: &str = "outrigger.dev/exclude-outbound-cidrs";
-const INBOUND_PORTS: &str = "outrigger.dev/exclude-inbound-ports";
+/// Ports at which others reach the app without its sidecar.
+pub(crate) const INBOUND_PORTS: &str = "outrigger.dev/exclude-inbound-ports";
 const SIDECARS_PORTS: [u16; 4] = [14_001, 14_006, 14_020, 14_021];
 /// The kernel's tables hold what all pods of a node exclude.
 const MOST: usize = 64;

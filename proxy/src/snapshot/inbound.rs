@@ -8,12 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::compile::Own;
-use super::{Inbound, InboundPort, InboundService, Plaintext, RoutePolicies, kept, live, service};
+use super::reach::Reach;
+use super::{Inbound, InboundPort, InboundService, Plaintext, RoutePolicies, live, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::authorization_policy::AuthorizationPolicySpec;
 use crate::model::mesh::Choice;
-use crate::model::object::{MESH_NAMESPACE, Object};
+use crate::model::object::Object;
 use crate::model::peer_authentication::{PeerAuthenticationSpec, PeerMode};
 use crate::model::request_authentication::RequestAuthenticationSpec;
 use crate::model::service::ServicePortSpec;
@@ -146,15 +147,6 @@ fn protocol_of(number: Option<u16>, services: &[(Named, &ServicePortSpec)], work
     by_services.chain(by_workload).find(|protocol| *protocol != super::AppProtocol::Detect).unwrap_or_default()
 }
 
-/// For whom a policy is, in the order of precedence: the nearest first.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Level {
-    Workload,
-    Service,
-    Namespace,
-    Mesh,
-}
-
 /// Those that may apply to the own workload.
 struct Policies<'a> {
     own: &'a Named,
@@ -163,49 +155,6 @@ struct Policies<'a> {
     peers: Vec<(Reach, &'a Object<PeerAuthenticationSpec>)>,
     /// PeerAuthentications that cannot be read.
     strict: Vec<(Reach, RuleName)>,
-}
-
-/// What a policy says that it is for.
-#[derive(Clone, Debug)]
-struct Reach {
-    namespace: String,
-    targets: Vec<TargetRef>,
-    /// Ports of the own workload that it goes on covering, though its Services lead there no longer.
-    kept: kept::Ports,
-}
-
-impl Reach {
-    /// Does it reach a port of the workload to which these services lead, and from how near?
-    fn level(&self, own: &Named, services: &[&Named]) -> Option<Level> {
-        let here = self.namespace == *own.namespace;
-        if self.targets.is_empty() {
-            let mesh = self.namespace == MESH_NAMESPACE;
-            return if here && !mesh { Some(Level::Namespace) } else { mesh.then_some(Level::Mesh) };
-        }
-        if !here {
-            return None;
-        }
-        if self.targets.iter().any(|target| target.is(TargetKind::Workload, &own.name)) {
-            return Some(Level::Workload);
-        }
-        let named = |service: &&Named| self.targets.iter().any(|target| target.is(TargetKind::Service, &service.name));
-        services.iter().any(named).then_some(Level::Service)
-    }
-
-    /// Does it go on covering a port which it does not reach any more?
-    fn keeps(&self, own: &Named, port: Option<u16>, services: &[&Named]) -> bool {
-        self.kept.contain(port) && self.level(own, services).is_none()
-    }
-
-    fn of(resource: &Resource, own: &Object<WorkloadSpec>) -> Self {
-        let (namespace, targets) = (resource.metadata().namespace.clone(), resource.targets().to_vec());
-        Self { namespace, targets, kept: kept::ports(resource, own) }
-    }
-
-    /// Of a policy of which nothing but its name could be read: it may be for everything in its namespace.
-    fn unread(key: &ResourceKey) -> Self {
-        Self { namespace: key.name.namespace.to_string(), targets: Vec::new(), kept: kept::Ports::default() }
-    }
 }
 
 impl<'a> Policies<'a> {
@@ -265,7 +214,7 @@ impl<'a> Policies<'a> {
         let tokens = self.tokens.iter().map(|(reach, _)| reach);
         let peers = self.peers.iter().map(|(reach, _)| reach);
         let strict = self.strict.iter().map(|(reach, _)| reach);
-        authorization.chain(tokens).chain(peers).chain(strict).flat_map(|reach| reach.kept.numbers())
+        authorization.chain(tokens).chain(peers).chain(strict).flat_map(Reach::kept_numbers)
     }
 
     fn authorization(&self, port: Option<u16>, services: &[&Named], default: Choice) -> Authorization {
@@ -312,7 +261,7 @@ impl<'a> Policies<'a> {
 }
 
 /// What one policy says of plaintext at a port that it covers.
-fn plaintext_of(policy: &Object<PeerAuthenticationSpec>, port: Option<u16>) -> Plaintext {
+pub(super) fn plaintext_of(policy: &Object<PeerAuthenticationSpec>, port: Option<u16>) -> Plaintext {
     let mut levels = policy.spec.port_level.iter().enumerate();
     let (rule, mode) = match levels.find(|(_, level)| Some(level.port) == port) {
         Some((index, level)) => (format!("{} portLevel[{index}]", policy.key()), level.mode),

@@ -9,10 +9,12 @@ pub(crate) mod compile;
 pub(crate) mod publish;
 pub(crate) mod service_claims;
 
+pub(crate) mod excluded;
 mod headless;
 mod inbound;
 pub(crate) mod kept;
 mod live;
+mod reach;
 mod references;
 mod route;
 mod route_table;

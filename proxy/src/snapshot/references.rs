@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::cluster_address::{ClusterAddresses, is_given};
 use super::service_claims::Taken;
-use super::{claims, compile, kept, route, service};
+use super::{claims, compile, excluded, kept, route, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::http_route::HttpRouteSpec;
@@ -87,6 +87,7 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
         all.append(problems);
     }
     all.append(contradictions(resources));
+    all.append(excluded::check(resources));
     all
 }
 

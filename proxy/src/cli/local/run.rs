@@ -28,7 +28,7 @@ use super::cgroup::MovesAhead;
 use super::places::{self, PodPlaces, UpRecord, runtime};
 use super::pod::{LocalPod, Wish, cannot};
 use super::user::User;
-use super::{RunArgs, cgroup, detach, dns, pod, visit};
+use super::{RunArgs, cgroup, detach, dns, exclusions, pod, visit};
 use crate::base::handover::{self, Answer, Purpose, Question};
 use crate::base::names::{Named, check_part};
 use crate::base::problems::{FieldPath, Problem, Severity};
@@ -119,13 +119,14 @@ async fn supervise(
     if pod.record.meshed {
         let started = async {
             match args.sidecar_after {
-                None => start_sidecar(&pod, mesh, &mut sidecar).await,
+                None => start_sidecar(&pod, mesh, &mut sidecar).await?,
                 Some(after) => {
                     make_listeners(&pod, mesh).await?;
                     sidecar.start_later(after.0);
-                    Ok(())
                 }
             }
+            exclusions::tell(&pod.record, mesh).await;
+            Ok::<(), Failure>(())
         };
         // Cancel-safe: a signal ends the pod, whatever was reached.
         tokio::select! {

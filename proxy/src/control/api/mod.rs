@@ -26,10 +26,11 @@ use super::ca::Authority;
 use super::sessions::{Sessions, SidecarReport};
 use super::store::{self, Store};
 use crate::base::clock::WallClock;
-use crate::base::problems::{Problem, Severity};
+use crate::base::names::Named;
+use crate::base::problems::{Problem, Problems, Severity};
 use crate::model::workload::WorkloadTransport;
 use crate::model::{Kind, Resource, ResourceKey};
-use crate::snapshot::compile;
+use crate::snapshot::{compile, excluded};
 
 /// What the API answers from.
 pub(crate) struct Api {
@@ -89,6 +90,7 @@ pub(crate) fn routes(api: Arc<Api>) -> Router {
         .route("/api/resources", get(resources))
         .route("/api/apply", post(change::apply))
         .route("/api/delete", post(change::delete))
+        .route("/api/excluded", get(excluded_of_pod))
         .route("/api/proxies", get(proxies))
         .route("/api/status", get(status))
         .route("/ready", get(ready))
@@ -197,6 +199,21 @@ fn wrong(problem: &Problem, place: Option<String>) -> Wrong {
         remedy: problem.remedy.clone(),
         refuses: problem.severity == Severity::Refuses,
     }
+}
+
+#[derive(Deserialize)]
+struct Pod {
+    namespace: String,
+    name: String,
+}
+
+/// The policies that do nothing at ports which one pod takes out of capture: asked by who starts it.
+async fn excluded_of_pod(State(api): State<Arc<Api>>, Query(Pod { namespace, name }): Query<Pod>) -> Response {
+    let world = api.store.world();
+    let found = excluded::of_workload(world.resources(), &Named::new(namespace, name));
+    let is_known = found.is_some();
+    let problems = found.into_iter().flat_map(Problems::into_vec).map(|problem| wrong(&problem, None));
+    Json(json!({ "known": is_known, "problems": problems.collect::<Vec<_>>() })).into_response()
 }
 
 #[derive(Deserialize)]

@@ -135,8 +135,18 @@ fn agent_metrics() -> Result<String> {
 fn excluded(world: &World) -> Result<()> {
     const BYPASS: &str = "outrigger_capture_bypass_total";
     let serve = [e2e::programs::shop().into_os_string(), "echo".into()];
+    let gate = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: open, namespace: capture }\nspec: { targetRefs: [{ kind: Workload, name: open }], action: DENY, rules: [{ from: [{ namespaces: [nobody] }] }] }\n";
+    world.mesh.apply(gate)?;
     let open = world.mesh.pod("capture/open").annotation("outrigger.dev/exclude-inbound-ports", "8080").run(serve)?;
     open.wait_listening(8080)?;
+    // Who opens the port is told what it opens, and whoever looks.
+    let told = "AuthorizationPolicy/capture/open: spec.targetRefs: it does nothing at port 8080 of Workload/capture/open";
+    ensure!(open.log().contains(&format!("warning: {told}")), "{}", open.log());
+    let status = finish(&mut e2e::mesh::outrigger(["status", "-o", "json"]), PATIENCE)?.ok()?;
+    ensure!(status.contains("it does nothing at port 8080 of Workload/capture/open"), "{status}");
+    let policy = finish(&mut e2e::mesh::outrigger(["get", "authz", "open", "-n", "capture"]), PATIENCE)?.ok()?;
+    ensure!(policy.contains("accepted, 1 warning"), "{policy}");
+    world.mesh.delete(gate)?;
     let url = |pod: &Pod| Ok::<_, anyhow::Error>(format!("http://{}:8080/", pod.address()?));
     // From the machine, in clear: what is excluded is reached, what is not is for the mesh alone.
     let from_outside = |pod: &Pod| {

@@ -303,6 +303,33 @@ fn who_changes_a_service_does_not_take_its_policy_off_the_pods() {
 }
 
 #[test]
+fn a_policy_at_a_port_that_its_pod_excludes_is_told_of_whichever_comes_last() {
+    let state = tempfile::tempdir().unwrap();
+    let api = api(state.path());
+    let pod = POD.replace("labels:", "annotations: { outrigger.dev/exclude-inbound-ports: '80' }, labels:");
+    let policy = "---\napiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec:\n  targetRefs: [{ kind: Service, name: web }]\n  action: DENY\n  rules: [{}]\n";
+    let service = SERVICE.replace("ports", "selector: { app: web }, ports");
+    let text = "it does nothing at port 80 of Workload/shop/web-1, to which Service/shop/web leads: the annotation outrigger.dev/exclude-inbound-ports takes that out of capture";
+    let documents = [policy.to_owned(), pod, format!("---\n{service}")];
+    for last in 0..documents.len() {
+        for (index, document) in documents.iter().enumerate() {
+            if index != last {
+                api.apply(&texts(document));
+            }
+        }
+        let answer = api.apply(&texts(&documents[last]));
+        let told: Vec<_> = answer.problems.iter().filter(|problem| problem.text.starts_with(text)).collect();
+        let [problem] = told.as_slice() else { panic!("{last}: {:?}", answer.problems) };
+        assert!(!problem.refuses && problem.resource.as_deref() == Some("AuthorizationPolicy/shop/gate"), "{problem:?}");
+        // The policy's own standing has it, and the mesh's.
+        let known = api.store.problems();
+        let standing = standing(&"AuthorizationPolicy/shop/gate".parse().unwrap(), "1", None, &known, &[]);
+        assert!(standing["accepted"] == true && standing["problems"].to_string().contains(text), "{standing}");
+        api.delete(&texts(&documents.concat()), Again::default());
+    }
+}
+
+#[test]
 fn what_people_write_of_the_control_planes_own_word_is_dropped() {
     let state = tempfile::tempdir().unwrap();
     let api = api(state.path());
