@@ -100,6 +100,11 @@ impl Dial for PodDial {
     }
 }
 
+fn read(document: &Value) -> Arc<Resource> {
+    let kind = crate::model::Kind::ALL.into_iter().find(|kind| kind.as_str() == document["kind"]).unwrap();
+    Arc::new(Resource::from_json(kind, document.to_string().as_bytes()).unwrap())
+}
+
 /// A document in the namespace `shop`.
 pub(super) fn document(kind: &str, name: &str, spec: Value) -> Value {
     let version = match kind {
@@ -164,9 +169,14 @@ impl World {
         drain.drain(at_most).await
     }
 
+    /// Takes a document that nobody would be sent now, as a sidecar may hold it from before.
+    pub(super) fn add_unchecked(&mut self, document: &Value) {
+        let resource = read(document);
+        self.resources.by_key.insert(resource.key(), resource);
+    }
+
     fn add(&mut self, document: &Value) {
-        let kind = crate::model::Kind::ALL.into_iter().find(|kind| kind.as_str() == document["kind"]).unwrap();
-        let resource = Arc::new(Resource::from_json(kind, document.to_string().as_bytes()).unwrap());
+        let resource = read(document);
         let problems = admit(&mut self.resources, resource.key(), Ok(resource));
         assert!(!problems.refused(), "{:?}", problems.into_vec());
     }

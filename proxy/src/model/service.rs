@@ -63,12 +63,12 @@ pub(crate) enum IpFamilyPolicy {
 #[derive(Clone, Debug, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServicePortSpec {
-    /// Its name; up to the first dash it may say what the port speaks.
+    /// Its name, which each has where there are several; up to the first dash it may say what the port speaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
     /// The port that callers use.
     pub(crate) port: u16,
-    /// The workload's port, by number or name. Default: the same number.
+    /// The workload's port, by number or name; none of the sidecar's own (14001, 14006, 14020, 14021). Default: the same number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) target_port: Option<PortRef>,
     /// What the port speaks: `http`, `kubernetes.io/h2c`, `grpc`, `tcp`. Not written: the name, else the first bytes, tell.

@@ -60,6 +60,11 @@ impl Former {
         Self { service: service.to_owned(), selector: BTreeMap::new(), ports: BTreeSet::new(), every_port: true }
     }
 
+    /// Is it what the Service led to, and not all that it may have led to?
+    pub(crate) fn is_remembered(&self) -> bool {
+        !self.every_port && !self.selector.is_empty()
+    }
+
     /// Does it lead to every workload to which the other leads?
     pub(crate) fn is_as_wide_as(&self, other: &Self) -> bool {
         self.selector.iter().all(|(key, value)| other.selector.get(key) == Some(value))

@@ -24,7 +24,7 @@ pub(crate) struct WorkloadSpec {
     /// The account of which its identity is made. Default: `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) service_account: Option<String>,
-    /// Ports that a Service may name in `targetPort`.
+    /// Ports that a Service may name in `targetPort`; of a workload with a sidecar none of the sidecar's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) ports: Vec<WorkloadPort>,
     /// How it is reached. Default: `MutualTls`.

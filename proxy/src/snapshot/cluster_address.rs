@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::compile;
 use crate::model::Resources;
-use crate::model::mesh::{default_ranges, pod_ranges, service_ranges};
+use crate::model::mesh::service_ranges;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
 
@@ -18,25 +18,17 @@ use crate::model::service::ServiceSpec;
 #[derive(Debug)]
 pub(crate) struct ClusterAddresses {
     ranges: Vec<IpNet>,
-    /// Does the mesh have the ranges of a local one, of which some are for pods alone?
-    is_local: bool,
 }
 
 impl ClusterAddresses {
     /// Those of the mesh, and those from which the control plane gives.
     pub(crate) fn of(resources: &Resources) -> Self {
-        let ranges = compile::mesh_of(resources).networks();
-        Self { is_local: ranges == default_ranges(), ranges }
+        Self { ranges: compile::mesh_of(resources).networks() }
     }
 
     /// Is it an address of the mesh, so that nothing outside of it can have it?
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         is_given(address) || self.ranges.iter().any(|range| range.contains(&address))
-    }
-
-    /// Is it one that a pod will be given?
-    pub(crate) fn is_for_pods(&self, address: IpAddr) -> bool {
-        self.is_local && pod_ranges().any(|range| range.contains(&address))
     }
 
     /// The addresses by which a service is called: those of the mesh that no workload has.

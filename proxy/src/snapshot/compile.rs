@@ -17,10 +17,11 @@ use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, clai
 use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
+use crate::model::capture::SIDECARS_PORTS;
 use crate::model::mesh::{Choice, MeshSpec, Network};
 use crate::model::object::Object;
 use crate::model::service::{NO_ADDRESS, PortRef, ServiceSpec};
-use crate::model::workload::WorkloadSpec;
+use crate::model::workload::{WorkloadSpec, WorkloadTransport};
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::policy::limits::Limits;
 
@@ -252,7 +253,7 @@ pub(crate) fn is_own_port(port: u16) -> bool {
 /// Is it a port at which a sidecar listens for itself, so that no service leads to an application there? Beside its own ports,
 /// its metrics: whoever wants those dials them at the pod, in plaintext.
 pub(super) fn is_sidecars(port: u16) -> bool {
-    is_own_port(port) || port == proxy_common::PORT_METRICS
+    SIDECARS_PORTS.contains(&port)
 }
 
 /// What is said of a service that leads to one.
@@ -329,9 +330,19 @@ fn check_service(service: &Object<ServiceSpec>, problems: &mut Problems) {
         if number == Some(0) && port.target_port.is_some() {
             problems.refuse(&at.field("targetPort"), "0 is not a port", "write 1 to 65535, or a port's name");
         }
-        if number.is_some_and(is_sidecars) && port.is_tcp() {
+        if let Some(number) = number.filter(|number| is_sidecars(*number) && port.is_tcp()) {
             let field = at.field(if port.target_port.is_some() { "targetPort" } else { "port" });
-            problems.warn(&field, own_port_text(number.unwrap_or_default()), "write a port of the application");
+            // Who reads the metrics of pods from outside of the mesh finds them by such a Service, and dials them there.
+            if service.spec.is_headless() && number == proxy_common::PORT_METRICS {
+                problems.warn(&field, own_port_text(number), "leave it to callers outside of the mesh");
+            } else {
+                let remedy = "write a port of the application, or, where it is one of workloads without a sidecar, its name";
+                problems.refuse(&field, own_port_text(number), remedy);
+            }
+        }
+        if port.name.is_none() && service.spec.ports.len() > 1 {
+            let text = "the port has no name, and is one of several";
+            problems.refuse(&at.field("name"), text, "give each port a name of its own, as Kubernetes demands it");
         }
         if !port.is_tcp() {
             problems.warn(&at.field("protocol"), "the port is not TCP and means nothing here", "leave it to others");
@@ -407,6 +418,10 @@ pub(crate) fn pod(workload: &Object<WorkloadSpec>) -> Problems {
     for (index, port) in workload.spec.ports.iter().enumerate() {
         let at = at.field("ports").index(index);
         check_port(port.name.as_deref(), ("TCP", port.port), &at, (&mut names, &mut seen), &mut problems);
+        if is_sidecars(port.port) && workload.spec.transport == WorkloadTransport::MutualTls {
+            let text = format!("{} is a port of the sidecar's own, which is never the application's", port.port);
+            problems.refuse(&at.field("port"), text, "write a port of the application");
+        }
         check_protocol(port.app_protocol.as_deref(), &at, &mut problems);
     }
     problems

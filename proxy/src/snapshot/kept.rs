@@ -57,11 +57,40 @@ pub(super) fn ports(policy: &Resource, workload: &Object<WorkloadSpec>) -> Ports
     }
 }
 
-/// Of these forms, the ports of workloads that are there and that the policy does not cover by its Services: as
-/// `port 8080 of shop/web-1`, by the Service that led there.
-pub(crate) fn beyond(resources: &Resources, policy: &Resource, forms: &[Former]) -> BTreeMap<Named, String> {
+/// Ports of workloads that a policy covers beyond where its Services lead.
+#[derive(Debug)]
+pub(crate) struct Beyond {
+    /// The Service that led there, or may have.
+    pub(crate) service: Named,
+    /// As `port 8080 of shop/web-1`.
+    pub(crate) covered: String,
+    /// Is it known that the Service led there?
+    pub(crate) is_known: bool,
+}
+
+impl Beyond {
+    /// What the Service did, as far as it is known.
+    pub(crate) fn led(&self) -> &'static str {
+        if self.is_known { "led" } else { "may have led" }
+    }
+}
+
+/// Of these forms, what they come to with the workloads that are there, and what the policy does not cover by its Services.
+pub(crate) fn beyond(resources: &Resources, policy: &Resource, forms: &[Former]) -> Vec<Beyond> {
+    let (known, wide): (Vec<&Former>, Vec<&Former>) = forms.iter().partition(|form| form.is_remembered());
+    let each = [(known, true), (wide, false)].into_iter().flat_map(|(forms, is_known)| {
+        let found = ports_beyond(resources, policy, &forms);
+        found.into_iter().map(move |(service, covered)| Beyond { service, covered: text(&covered), is_known })
+    });
+    each.collect()
+}
+
+fn ports_beyond(resources: &Resources, policy: &Resource, forms: &[&Former]) -> BTreeMap<Named, BTreeMap<Ports, Vec<Named>>> {
     let namespace = policy.metadata().namespace.as_str();
     let mut found: BTreeMap<Named, BTreeMap<Ports, Vec<Named>>> = BTreeMap::new();
+    if forms.is_empty() {
+        return found;
+    }
     for workload in resources.workloads_in(namespace) {
         let is_target = |name: &str| policy.targets().iter().any(|target| target.is(TargetKind::Workload, name));
         if is_target(&workload.metadata.name) {
@@ -86,7 +115,7 @@ pub(crate) fn beyond(resources: &Resources, policy: &Resource, forms: &[Former])
             found.entry(Named::new(namespace, service)).or_default().entry(ports).or_default().push(workload.named());
         }
     }
-    found.into_iter().map(|(service, covered)| (service, text(&covered))).collect()
+    found
 }
 
 fn text(covered: &BTreeMap<Ports, Vec<Named>>) -> String {

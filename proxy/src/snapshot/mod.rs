@@ -14,6 +14,7 @@ mod headless;
 mod inbound;
 pub(crate) mod kept;
 mod live;
+mod ranges;
 mod reach;
 mod references;
 mod route;

@@ -3,15 +3,14 @@
 //! Only who sees all resources can know it: the control plane and `outrigger check`. Almost everything here warns: what does
 //! not exist yet may come. An address that no range ever gives to a host is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::cluster_address::{ClusterAddresses, is_given};
+use super::ranges::{check_edges, check_ranges};
 use super::service_claims::Taken;
-use super::{claims, compile, excluded, kept, route, service};
+use super::{claims, compile, excluded, kept, ranges, route, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::http_route::HttpRouteSpec;
@@ -25,7 +24,7 @@ use crate::model::{Kind, Resource, ResourceKey, Resources};
 pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken>) -> Problems {
     let mut all = Problems::default();
     let mut addresses: BTreeMap<IpAddr, String> = BTreeMap::new();
-    let ranges = compile::mesh_of(resources).networks();
+    let networks = compile::mesh_of(resources).networks();
     let cluster = ClusterAddresses::of(resources);
     let lost = claims::lost_among(resources);
     let pods: BTreeMap<IpAddr, &ResourceKey> = resources
@@ -46,9 +45,9 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
             }
             Resource::Service(service) => {
                 check_ports(resources, service, &mut problems);
-                check_ranges(&ranges, &cluster, &pods, service, &mut problems);
+                check_ranges(&networks, &cluster, &pods, service, &mut problems);
                 check_edges(
-                    &ranges,
+                    &networks,
                     compile::addresses(service),
                     &FieldPath::root().field("spec").field("clusterIP"),
                     &mut problems,
@@ -71,7 +70,7 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
                 }
                 for (index, address) in workload.spec.addresses.iter().enumerate() {
                     let at = FieldPath::root().field("spec").field("addresses").index(index);
-                    check_edges(&ranges, [*address], &at, &mut problems);
+                    check_edges(&networks, [*address], &at, &mut problems);
                 }
                 taken(workload, &addresses, &mut problems);
             }
@@ -88,6 +87,7 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
     }
     all.append(contradictions(resources));
     all.append(excluded::check(resources));
+    all.append(ranges::held(resources, &networks, |key| lost.contains_key(key)));
     all
 }
 
@@ -105,52 +105,6 @@ fn taken(workload: &Object<WorkloadSpec>, services: &BTreeMap<IpAddr, String>, p
     }
 }
 
-/// An address outside of the mesh's ranges belongs to a host somewhere, and one of a pod to the pod: a Service does not lead
-/// calls away from them. One that the control plane gives is taken though the Mesh does not name its range; where its service
-/// is not known, as before the first answer of the control plane, nothing keeps plaintext from it.
-fn check_ranges(
-    ranges: &[IpNet],
-    cluster: &ClusterAddresses,
-    pods: &BTreeMap<IpAddr, &ResourceKey>,
-    service: &Object<ServiceSpec>,
-    problems: &mut Problems,
-) {
-    let at = FieldPath::root().field("spec").field("clusterIP");
-    let remedy = "leave it out, and the Service is given an address of its own";
-    for address in compile::addresses(service) {
-        if let Some(owner) = pods.get(&address)
-            && !is_given(address)
-        {
-            problems.refuse(&at, format!("{address} is the address of {owner}, and leads there"), remedy);
-        } else if !cluster.contains(address) {
-            let text = format!("{address} is outside of the mesh's ranges, and leads to whatever host has it");
-            problems.refuse(&at, text, "leave it out, or write the range into the Mesh's ranges");
-        } else if cluster.is_for_pods(address) {
-            let text = format!("{address} is in the range of pods: a pod that is given it takes it from the Service");
-            problems.warn(&at, text, remedy);
-        } else if !ranges.iter().any(|range| range.contains(&address)) {
-            let text = format!("{address} is outside of the mesh's ranges: while it is not known, it is dialled as no service's");
-            problems.warn(&at, text, "write the range into the Mesh's ranges");
-        }
-    }
-}
-
-/// The first address of a range is the network's own and the last one of IPv4 goes to all of its hosts (RFC 1122 3.2.1.3, RFC
-/// 4291 2.6.1).
-fn check_edges(ranges: &[IpNet], addresses: impl IntoIterator<Item = IpAddr>, at: &FieldPath, problems: &mut Problems) {
-    for address in addresses {
-        let address = address.to_canonical();
-        let edge = ranges.iter().filter(|range| range.prefix_len() + 1 < range.max_prefix_len()).find_map(|range| match range {
-            range if range.network() == address => Some(("the network's own address", range)),
-            IpNet::V4(v4) if IpAddr::V4(v4.broadcast()) == address => Some(("the broadcast address", range)),
-            IpNet::V4(_) | IpNet::V6(_) => None,
-        });
-        if let Some((what, range)) = edge {
-            problems.refuse(at, format!("{address} is {what} of the mesh's range {range}"), "write the address of a host");
-        }
-    }
-}
-
 fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &mut Problems) {
     for (index, port) in object.spec.ports.iter().enumerate() {
         let workloads = resources.workloads_in(&object.metadata.namespace);
@@ -159,13 +113,8 @@ fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &m
             check_headless(port, index, &selected, problems);
         }
         let Some(PortRef::Name(name)) = &port.target_port else { continue };
-        let nobody = selected.is_empty();
-        let numbers: BTreeSet<u16> = selected.iter().filter_map(|workload| workload.spec.port_named(name)).collect();
         let at = FieldPath::root().field("spec").field("ports").index(index).field("targetPort");
-        if let Some(own) = numbers.iter().find(|port| compile::is_sidecars(**port)) {
-            problems.warn(&at, compile::own_port_text(*own), "name a port of the application");
-        }
-        let is_there = nobody || !numbers.is_empty();
+        let is_there = selected.is_empty() || selected.iter().any(|workload| workload.spec.port_named(name).is_some());
         if !is_there {
             problems.warn(
                 &at,
@@ -234,15 +183,19 @@ fn check_kept(resources: &Resources, policy: &Resource, problems: &mut Problems)
         };
         problems.warn(&FieldPath::root().field("spec").field("targetRefs"), text, "change the policy: an annotation will do");
     }
-    for (service, covered) in kept::beyond(resources, policy, policy.kept()) {
+    for beyond in kept::beyond(resources, policy, policy.kept()) {
         let at = FieldPath::root().field("spec").field("targetRefs");
-        let service = ResourceKey { kind: Kind::Service, name: service };
-        let text = format!("the policy goes on covering {covered}: {service} led there, and leads there no longer");
-        problems.warn(
-            &at,
-            text,
-            "bring the Service back to what it was, or let go by changing the policy: an annotation will do",
-        );
+        let service = ResourceKey { kind: Kind::Service, name: beyond.service.clone() };
+        let (since, remedy) = if beyond.is_known {
+            (
+                ", and leads there no longer",
+                "bring the Service back to what it was, or let go by changing the policy: an annotation will do",
+            )
+        } else {
+            ("", "change the policy where it need not: an annotation will do")
+        };
+        let text = format!("the policy goes on covering {}: {service} {} there{since}", beyond.covered, beyond.led());
+        problems.warn(&at, text, remedy);
     }
 }
 

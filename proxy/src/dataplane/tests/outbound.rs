@@ -410,7 +410,9 @@ async fn who_dials_the_sidecar_itself_is_refused() {
 async fn a_service_that_leads_to_a_sidecar_itself_is_refused_as_that() {
     let mut own = service("own", "v1", 9);
     own["spec"]["ports"][0]["targetPort"] = json!(14020);
-    let (world, web) = versions(&[own]);
+    let (mut world, web) = versions(&[]);
+    world.add_unchecked(&own);
+    world.configure(&web, "web-1");
     let heard = ask(world.connect(&web, vip(9)), get("/")).await;
     assert_eq!((heard.status, heard.reason()), (421, "own_port"));
     assert!(world.dialled().is_empty());
@@ -426,7 +428,9 @@ async fn an_endpoint_that_is_a_sidecar_itself_is_left_for_another_and_refused_as
     };
     let mut named = service("both", "both", 9);
     named["spec"]["ports"][0]["targetPort"] = json!("http");
-    let (world, web) = versions(&[both(8080, 5, "both-1"), both(14006, 6, "both-2"), named]);
+    let (mut world, web) = versions(&[both(8080, 5, "both-1"), named]);
+    world.add_unchecked(&both(14006, 6, "both-2"));
+    world.configure(&web, "web-1");
     world.sidecar("both", "both-1", 5);
     world.app(app_at(5), |_| text("both"));
     for _ in 0..20 {

@@ -186,11 +186,11 @@ impl Api {
                 .map(|(name, document)| format!("{name}:{}", document.position(&FieldPath::root())));
             let resource = candidate.resources().get(policy);
             let lost = resource.map(|resource| kept::beyond(candidate.resources(), resource, forms)).unwrap_or_default();
-            lost.into_iter().map(move |(service, covered)| Wrong {
+            lost.into_iter().map(move |beyond| Wrong {
                 resource: Some(policy.to_string()),
                 place: place.clone(),
                 at: String::new(),
-                text: format!("the policy was changed: it lets go of {covered}, to which Service/{service} led before"),
+                text: format!("the policy was changed: it lets go of {}", let_go(&beyond)),
                 remedy: "target those pods (kind: Workload) where it is to go on covering them".to_owned(),
                 refuses: false,
             })
@@ -300,11 +300,11 @@ impl Api {
             let Ok(key) = done.resource.parse::<ResourceKey>() else { continue };
             let policy = before.get(&key).filter(|_| done.action == "deleted");
             let kept = policy.map(|policy| kept::beyond(&before, policy, policy.kept())).unwrap_or_default();
-            answer.problems.extend(kept.into_iter().map(|(service, covered)| Wrong {
+            answer.problems.extend(kept.into_iter().map(|beyond| Wrong {
                 resource: Some(done.resource.clone()),
                 place: None,
                 at: String::new(),
-                text: format!("the policy is deleted: it lets go of {covered} too, to which Service/{service} led before"),
+                text: format!("the policy is deleted: it lets go of {} too", let_go(&beyond)),
                 remedy: "write another policy for those pods where they are to stay covered".to_owned(),
                 refuses: false,
             }));
@@ -317,6 +317,11 @@ impl Api {
         answer.problems.extend(new.map(|((policy, service), means)| target_lost(&before, &policy, &service, means)));
         answer
     }
+}
+
+/// What a policy covered and covers no longer.
+fn let_go(beyond: &kept::Beyond) -> String {
+    format!("{}, to which Service/{} {} before", beyond.covered, beyond.service, beyond.led())
 }
 
 /// Does a text name one of these resources?

@@ -716,10 +716,38 @@ fn a_service_leads_no_calls_away_from_the_address_of_another_one() {
 }
 
 #[test]
+fn what_a_policy_covered_is_not_told_as_known_where_the_memory_of_it_is_lost() {
+    let state = tempfile::tempdir().unwrap();
+    std::fs::write(state.path().join("covered.json"), "{").unwrap();
+    let api = api(state.path());
+    let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gate, namespace: shop }\nspec: { targetRefs: [{ kind: Service, name: web }], action: DENY, rules: [{}] }\n---\n";
+    let service = SERVICE.replace("ports", "selector: { app: web }, ports");
+    in_folder(&api, &state.path().join("shop.yaml"), &format!("{policy}{service}{POD}"));
+    api.store.forget_gone();
+    let texts: Vec<String> = api.store.problems().iter().map(|wrong| wrong.problem.text.clone()).collect();
+    let told = "the policy goes on covering every port of shop/web-1: Service/shop/web may have led there";
+    assert!(texts.iter().any(|text| text == told), "{texts:?}");
+    assert!(texts.iter().all(|text| !text.contains(" led there, and")), "{texts:?}");
+    // Who lets go of it is told no more than is known.
+    let changed = policy.replace("name: gate,", "name: gate, annotations: { reviewed: today },");
+    let mut candidate = api.store.world().clone();
+    let resource = yaml::read(&changed).remove(0).unwrap().resource;
+    let origin = Origin::File(state.path().join("shop.yaml"));
+    let key = resource.key();
+    candidate.apply(Change::Put { key: key.clone(), form: Form::Read(Arc::new(resource)), origin });
+    let [(_, forms)] = candidate.coverage_mut().released().try_into().unwrap();
+    let beyond = kept::beyond(candidate.resources(), candidate.resources().get(&key).unwrap(), &forms);
+    assert_eq!(
+        beyond.iter().map(let_go).collect::<Vec<_>>(),
+        ["every port of shop/web-1, to which Service/shop/web may have led before"]
+    );
+}
+
+#[test]
 fn of_two_documents_with_one_address_the_one_that_is_applied_later_is_refused() {
     let workload = |name: &str| {
         format!(
-            "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name} }}\nspec: {{ addresses: [10.99.0.5] }}\n"
+            "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{ name: {name} }}\nspec: {{ addresses: [10.64.99.5] }}\n"
         )
     };
     let state = tempfile::tempdir().unwrap();
@@ -729,7 +757,7 @@ fn of_two_documents_with_one_address_the_one_that_is_applied_later_is_refused() 
     for name in ["a", "z"] {
         let answer = api.apply(&texts(&workload(name)));
         let [problem] = answer.problems.as_slice() else { panic!("{:?}", answer.problems) };
-        assert!(problem.refuses && problem.text.contains("10.99.0.5 is the address of Workload/default/"), "{problem:?}");
+        assert!(problem.refuses && problem.text.contains("10.64.99.5 is the address of Workload/default/"), "{problem:?}");
         assert!(api.store.world().resources().workload(&"default/m".parse().unwrap()).is_some());
     }
 }
