@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::contest::Contest;
 use crate::base::names::Named;
 use crate::model::address_book::{AddressBook, service_addresses};
 use crate::model::object::Object;
@@ -18,10 +19,8 @@ use crate::snapshot::service_claims::{self, Taken};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Holders {
     held: BTreeMap<IpAddr, Holder>,
-    /// Services by the addresses that they write, theirs or not.
-    claims: BTreeMap<IpAddr, BTreeSet<Named>>,
-    /// Services that write an address of another one.
-    lost: BTreeMap<Named, Taken>,
+    /// Services that write addresses, theirs or another one's.
+    contest: Contest<Named, Taken>,
     /// Services of which it was settled anew what they have, since [`Holders::hold`].
     settled: BTreeSet<Named>,
     changed: bool,
@@ -56,17 +55,17 @@ impl Holders {
 
     /// Does a Service have this address or write it?
     pub(crate) fn is_known(&self, address: IpAddr) -> bool {
-        self.held.contains_key(&address) || self.claims.contains_key(&address)
+        self.held.contains_key(&address) || self.contest.claims().contains_key(&address)
     }
 
     /// Why a Service has none of the addresses that it writes, if that is so.
     pub(crate) fn lost(&self, service: &Named) -> Option<&Taken> {
-        self.lost.get(service)
+        self.contest.lost().get(service)
     }
 
     /// All that have none of theirs.
     pub(crate) fn all_lost(&self) -> &BTreeMap<Named, Taken> {
-        &self.lost
+        self.contest.lost()
     }
 
     /// Takes in what a Service writes; `service` reads what is written. Returns the Services that come to their addresses or
@@ -78,18 +77,8 @@ impl Holders {
         service: impl Fn(&Named) -> Option<&'a Object<ServiceSpec>>,
     ) -> BTreeSet<Named> {
         let now = service(name).map(compile::addresses).unwrap_or_default();
-        for address in before.difference(&now) {
-            if let Some(names) = self.claims.get_mut(address) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.claims.remove(address);
-                }
-            }
-        }
-        for address in &now {
-            self.claims.entry(*address).or_default().insert(name.clone());
-        }
-        self.settle(BTreeSet::from([name.clone()]), before.union(&now).copied().collect(), service)
+        self.contest.write(name, before, &now);
+        self.settle(BTreeSet::from([name.clone()]), before.union(&now).copied(), service)
     }
 
     /// Everything that there is was read once: who does not write an address of an earlier life any more lets go of it. Returns
@@ -106,7 +95,7 @@ impl Holders {
         let changed = self.let_go(|name| settled.contains(name), &service);
         let further = std::mem::take(&mut self.settled);
         for name in settled.into_iter().chain(further) {
-            let Some(object) = service(&name).filter(|_| !self.lost.contains_key(&name)) else { continue };
+            let Some(object) = service(&name).filter(|_| self.lost(&name).is_none()) else { continue };
             for address in compile::addresses(object) {
                 self.held.entry(address).or_insert_with(|| {
                     self.changed = true;
@@ -134,7 +123,7 @@ impl Holders {
         is_one: impl Fn(&Named) -> bool,
         service: impl Fn(&Named) -> Option<&'a Object<ServiceSpec>>,
     ) -> BTreeSet<Named> {
-        let claims = &self.claims;
+        let claims = self.contest.claims();
         let is_written = |address: &IpAddr, name: &Named| claims.get(address).is_some_and(|names| names.contains(name));
         let gone = self
             .held
@@ -148,30 +137,17 @@ impl Holders {
         self.settle(BTreeSet::new(), gone, service)
     }
 
-    /// Who loses one address leaves its others to the next: all are concerned that are tied by addresses.
     fn settle<'a>(
         &mut self,
-        mut rivals: BTreeSet<Named>,
-        mut addresses: Vec<IpAddr>,
+        names: BTreeSet<Named>,
+        addresses: impl IntoIterator<Item = IpAddr>,
         service: impl Fn(&Named) -> Option<&'a Object<ServiceSpec>>,
     ) -> BTreeSet<Named> {
-        while let Some(address) = addresses.pop() {
-            for rival in self.claims.get(&address).into_iter().flatten() {
-                if rivals.insert(rival.clone()) {
-                    addresses.extend(service(rival).map(compile::addresses).unwrap_or_default());
-                }
-            }
-        }
+        let written = |name: &Named| service(name).map(compile::addresses).unwrap_or_default();
+        let rivals = self.contest.rivals(names, addresses, written);
         self.settled.extend(rivals.iter().cloned());
-        let held = &self.held;
-        let holder = |address: IpAddr| held.get(&address).map(|holder| &holder.name);
-        let mut lost = service_claims::lost(rivals.iter().filter_map(&service), holder);
-        rivals.retain(|rival| {
-            let (before, now) = (self.lost.remove(rival), lost.remove(rival));
-            let is_other = before.is_some() != now.is_some();
-            self.lost.extend(now.map(|now| (rival.clone(), now)));
-            is_other
-        });
-        rivals
+        let holder = |address: IpAddr| self.held.get(&address).map(|holder| &holder.name);
+        let lost = service_claims::lost(rivals.iter().filter_map(&service), holder);
+        self.contest.settle(rivals, lost)
     }
 }

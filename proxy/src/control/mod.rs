@@ -36,6 +36,7 @@ use crate::model::workload::WorkloadTransport;
 pub(crate) mod api;
 pub(crate) mod authority;
 pub(crate) mod ca;
+mod contest;
 pub(crate) mod coverage;
 pub(crate) mod dashboard;
 pub(crate) mod holders;

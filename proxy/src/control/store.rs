@@ -25,7 +25,7 @@ use crate::model::address_book::{AddressBook, service_addresses};
 use crate::model::name_table::{NameAnswer, NameTable};
 use crate::model::object::Object;
 use crate::model::workload::WorkloadSpec;
-use crate::model::{Resource, ResourceKey};
+use crate::model::{Kind, Resource, ResourceKey};
 use crate::snapshot::compile;
 
 /// What the control plane knows, shared by all who answer from it.
@@ -37,7 +37,9 @@ pub(crate) struct Store {
     names: PathBuf,
     /// What security policies covered, for the next life.
     covered: PathBuf,
-    /// Why that could not be written the last time.
+    /// The addresses of pods that documents write, as the address book has them.
+    claimed: Mutex<BTreeSet<IpAddr>>,
+    /// Why what policies covered could not be written the last time.
     unwritten: Mutex<Option<String>>,
     /// Held while a batch is applied, so that addresses, world and names change in one order.
     writing: Mutex<NameTable>,
@@ -70,13 +72,15 @@ impl Store {
         let mut world = World::default();
         world.remember(read_coverage(&covered));
         let addresses = folder.join("addresses.json");
-        world.remember_holders(read_holders(&addresses));
+        let book = read_addresses(&addresses);
+        world.remember_holders(Holders::read(&book));
         Self {
             world: RwLock::new(world),
             revision: watch::Sender::new(0),
             addresses,
             names: folder.join("names.json"),
             covered,
+            claimed: Mutex::new(book.claimed),
             unwritten: Mutex::default(),
             writing: Mutex::default(),
             problems: Mutex::new((None, Arc::new([]))),
@@ -92,6 +96,7 @@ impl Store {
             error!(%error, path = %self.addresses.display(), "services cannot be given addresses");
         }
         let some = !changes.is_empty();
+        let claims = changes.iter().any(is_of_workload_document);
         let (revision, changed) = {
             let mut world = self.world.write();
             let mut changed = 0;
@@ -101,6 +106,9 @@ impl Store {
             changed += world.hold_addresses().len();
             self.write_coverage(world.coverage_mut());
             self.write_holders(world.holders_mut());
+            if claims {
+                self.write_claimed(world.claimed_by_documents());
+            }
             (world.revision(), changed)
         };
         self.publish(&mut names, revision, changed);
@@ -121,6 +129,7 @@ impl Store {
             changed += world.hold_addresses().len();
             self.write_coverage(world.coverage_mut());
             self.write_holders(world.holders_mut());
+            self.write_claimed(world.claimed_by_documents());
             (world.revision(), changed)
         };
         self.publish(&mut names, revision, changed);
@@ -235,6 +244,20 @@ impl Store {
         }
     }
 
+    /// Keeps which addresses no later pod is to be given.
+    fn write_claimed(&self, now: BTreeSet<IpAddr>) {
+        let mut claimed = self.claimed.lock();
+        if *claimed == now {
+            return;
+        }
+        match state::update(&self.addresses, 0o644, |book: &mut AddressBook| book.claimed.clone_from(&now)) {
+            Ok(()) => *claimed = now,
+            Err(error) => {
+                error!(%error, path = %self.addresses.display(), "a pod may be given an address that a document writes");
+            }
+        }
+    }
+
     /// Keeps what security policies covered, and tells what they let go of.
     fn write_coverage(&self, coverage: &mut Coverage) {
         for (policy, forms) in coverage.released() {
@@ -292,17 +315,23 @@ pub(crate) fn runs_here(key: &ResourceKey) -> (String, String) {
     (format!("the pod {} is running here, and its own record counts", key.name), "choose another name".to_owned())
 }
 
-/// Who had which cluster address in an earlier life.
-fn read_holders(path: &Path) -> Holders {
+/// Who had which address in an earlier life.
+fn read_addresses(path: &Path) -> AddressBook {
     match std::fs::read(path).and_then(|bytes| Ok(serde_json::from_slice::<AddressBook>(&bytes)?)) {
-        Ok(book) => Holders::read(&book),
+        Ok(book) => book,
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
                 error!(%error, path = %path.display(), "which Service had an address first is not known any more");
             }
-            Holders::default()
+            AddressBook::default()
         }
     }
+}
+
+/// Is it about a Workload that no pod of this machine is?
+fn is_of_workload_document(change: &Change) -> bool {
+    let (Change::Put { key, origin, .. } | Change::Remove { key, origin }) = change;
+    key.kind == Kind::Workload && !matches!(origin, Origin::Pod(_))
 }
 
 /// The addresses that the document of a Service writes.
@@ -391,7 +420,6 @@ mod tests {
     use super::*;
     use crate::base::names::Named;
     use crate::model::yaml;
-    use crate::model::{Kind, ResourceKey};
 
     fn put(text: &str) -> Vec<Change> {
         let documents = yaml::read(text).into_iter().map(|document| document.unwrap().resource);
@@ -434,6 +462,32 @@ mod tests {
         again.apply(put(&(service("other", "") + &documents)));
         assert_eq!(addresses(&again, "web"), given);
         assert_eq!(addresses(&again, "other"), ["10.65.0.3", "fd65::3"]);
+    }
+
+    #[test]
+    fn addresses_of_pods_that_documents_write_are_kept_from_later_pods() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        let next = |owner: &str| {
+            let given = |book: &mut AddressBook| book.allocate_pod(owner).unwrap();
+            state::update(&state.path().join("addresses.json"), 0o600, given).unwrap()
+        };
+        assert_eq!(next("shop/first"), 2);
+        let document = WORKLOAD.replace("10.64.0.5", "10.64.0.3, 192.0.2.1");
+        store.apply(put(&document));
+        // The record of a pod writes what the pod was given.
+        let mut pod = put(&WORKLOAD.replace("web-1", "first").replace("10.64.0.5", "10.64.0.2"));
+        if let [Change::Put { origin, .. }] = pod.as_mut_slice() {
+            *origin = Origin::Pod("pods/shop.first.json".into());
+        }
+        store.apply(pod);
+        assert_eq!(next("shop/second"), 4);
+        let book = read_addresses(&state.path().join("addresses.json"));
+        assert_eq!(book.claimed, ["10.64.0.3".parse().unwrap()].into());
+        // What went while nobody looked is free again, once everything was read.
+        let again = Store::new(state.path());
+        again.forget_gone();
+        assert!(read_addresses(&state.path().join("addresses.json")).claimed.is_empty());
     }
 
     #[test]

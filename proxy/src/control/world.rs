@@ -14,10 +14,12 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::contest::Contest;
 use super::coverage::Coverage;
 use super::holders::Holders;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Problems, Severity};
+use crate::model::mesh::pod_ranges;
 use crate::model::object::{MESH_NAMESPACE, Object};
 use crate::model::service::ServiceSpec;
 use crate::model::target::TargetKind;
@@ -75,10 +77,8 @@ pub(crate) struct World {
     resources: Resources,
     bodies: BTreeMap<ResourceKey, Body>,
     references: References,
-    /// Workloads by the addresses that they write, in force or not.
-    claims: BTreeMap<IpAddr, BTreeSet<ResourceKey>>,
-    /// Workloads that write an address which is another one's, and are not in force.
-    lost: BTreeMap<ResourceKey, Lost>,
+    /// Workloads that write addresses; those that lost one are not in force.
+    workloads: Contest<ResourceKey, Lost>,
     /// Which Service has a cluster address.
     holders: Holders,
     coverage: Coverage,
@@ -170,30 +170,11 @@ impl World {
             return BTreeSet::new();
         }
         let now = self.addresses_written(key);
-        for address in before.difference(&now) {
-            drop_from(&mut self.claims, address, key);
-        }
-        for address in &now {
-            self.claims.entry(*address).or_default().insert(key.clone());
-        }
-        // Who loses one address leaves its others to the next: all are concerned that are tied by addresses.
-        let mut addresses: Vec<IpAddr> = before.union(&now).copied().collect();
-        let mut rivals = BTreeSet::from([key.clone()]);
-        while let Some(address) = addresses.pop() {
-            for rival in self.claims.get(&address).into_iter().flatten() {
-                if rivals.insert(rival.clone()) {
-                    addresses.extend(self.addresses_written(rival));
-                }
-            }
-        }
-        let mut lost = claims::lost(rivals.iter().filter_map(|rival| self.claim(rival)));
-        rivals.retain(|rival| {
-            let (before, now) = (self.lost.remove(rival), lost.remove(rival));
-            let is_other = before.is_some() != now.is_some();
-            self.lost.extend(now.map(|now| (rival.clone(), now)));
-            is_other
-        });
-        rivals
+        self.workloads.write(key, &before, &now);
+        let written = |rival: &ResourceKey| self.addresses_written(rival);
+        let rivals = self.workloads.rivals(BTreeSet::from([key.clone()]), before.union(&now).copied(), written);
+        let lost = claims::lost(rivals.iter().filter_map(|rival| self.claim(rival)));
+        self.workloads.settle(rivals, lost)
     }
 
     /// The Services whose addresses depend on a resource: which of them are theirs is the Mesh's and the Workloads' to say.
@@ -280,6 +261,17 @@ impl World {
         &self.resources
     }
 
+    /// Is it in force as it is written? A Service without its addresses is not, though what it selects is known.
+    pub(crate) fn is_in_force(&self, key: &ResourceKey) -> bool {
+        self.resources.by_key.contains_key(key) && self.address_taken_by(key).is_none()
+    }
+
+    /// The Service that has an address which this Service writes, so that this one has none.
+    pub(crate) fn address_taken_by(&self, key: &ResourceKey) -> Option<ResourceKey> {
+        let taken = (key.kind == Kind::Service).then(|| self.holders.lost(&key.name)).flatten();
+        taken.map(|taken| service_key(taken.owner().clone()))
+    }
+
     /// What is sent of one resource.
     pub(crate) fn body(&self, key: &ResourceKey) -> Option<&Body> {
         self.bodies.get(key)
@@ -320,6 +312,12 @@ impl World {
         })
     }
 
+    /// The addresses in the range of local pods that documents write for Workloads.
+    pub(crate) fn claimed_by_documents(&self) -> BTreeSet<IpAddr> {
+        let in_range = self.workloads.claims().iter().filter(|(address, _)| pod_ranges().any(|range| range.contains(*address)));
+        in_range.filter(|(_, keys)| keys.iter().any(|key| !self.is_local_pod(key))).map(|(address, _)| *address).collect()
+    }
+
     /// Is it the Workload of a pod that runs here?
     pub(crate) fn is_local_pod(&self, key: &ResourceKey) -> bool {
         matches!(self.origin(key), Some(Origin::Pod(_)))
@@ -343,7 +341,7 @@ impl World {
     /// What is wrong with what is in force, and with Workloads that are not because of their addresses.
     pub(crate) fn faults(&self) -> Problems {
         let mut problems = compile::check(&self.resources, self.holders.all_lost());
-        for (key, lost) in &self.lost {
+        for (key, lost) in self.workloads.lost() {
             let mut one = Problems::of(key);
             lost.tell(&mut one);
             problems.append(one);
@@ -417,7 +415,8 @@ impl World {
             _ => true,
         };
         let stands_alike = key.kind != Kind::Workload || {
-            let stands = |resource: &Resource| !self.lost.contains_key(key) && !compile::alone(key, resource).refused();
+            let stands =
+                |resource: &Resource| !self.workloads.lost().contains_key(key) && !compile::alone(key, resource).refused();
             let will_stand = matches!(&form, Some(Form::Read(resource)) if stands(resource));
             will_stand == self.resources.by_key.contains_key(key)
         };
@@ -435,7 +434,7 @@ impl World {
         };
         match form {
             // It is shown, and nobody is led there.
-            Some(Form::Read(resource)) if self.lost.contains_key(key) => {
+            Some(Form::Read(resource)) if self.workloads.lost().contains_key(key) => {
                 self.resources.refused.insert(key.clone(), Some(resource));
             }
             Some(Form::Read(resource)) => {

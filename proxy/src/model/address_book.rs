@@ -18,6 +18,9 @@ pub(crate) struct AddressBook {
     /// Cluster addresses that are written in documents, by the Service that had each of them first.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) held: BTreeMap<IpAddr, String>,
+    /// Addresses of pods that documents write for Workloads.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) claimed: BTreeSet<IpAddr>,
 }
 
 /// One kind of owner. A number from 2 to 65534 stands for an address of each family.
@@ -37,15 +40,22 @@ pub(crate) struct Exhausted;
 const FIRST: u16 = 2;
 const LAST: u16 = u16::MAX - 1;
 
-impl Range {
-    /// The number of `owner`, which keeps it if it has one.
+impl AddressBook {
+    /// The number of the pod `owner`, which keeps it if it has one. A new one is of addresses that no document writes: whoever
+    /// wrote it means somebody else.
     ///
     /// # Errors
     /// Every number is taken.
-    pub(crate) fn allocate(&mut self, owner: &str) -> Result<u16, Exhausted> {
-        self.allocate_of(owner, |_| true)
+    pub(crate) fn allocate_pod(&mut self, owner: &str) -> Result<u16, Exhausted> {
+        let Self { pods, held, claimed, .. } = self;
+        pods.allocate_of(owner, |number| {
+            let (v4, v6) = pod_addresses(number);
+            [v4.into(), v6.into()].iter().all(|address| !held.contains_key(address) && !claimed.contains(address))
+        })
     }
+}
 
+impl Range {
     /// The number of `owner`, which keeps it if it has one, or else one of those that are free.
     ///
     /// # Errors
@@ -87,24 +97,35 @@ mod tests {
 
     #[test]
     fn an_owner_keeps_its_number_and_a_returned_one_rests() {
-        let mut range = Range::default();
-        assert_eq!(range.allocate("shop/a").unwrap(), 2);
-        assert_eq!(range.allocate("shop/b").unwrap(), 3);
-        assert_eq!(range.allocate("shop/a").unwrap(), 2);
-        range.release("shop/a");
-        assert_eq!(range.allocate("shop/c").unwrap(), 4);
-        range.last = LAST;
-        assert_eq!(range.allocate("shop/d").unwrap(), 2);
-        assert_eq!(range.allocate("shop/e").unwrap(), 5);
+        let mut book = AddressBook::default();
+        assert_eq!(book.allocate_pod("shop/a").unwrap(), 2);
+        assert_eq!(book.allocate_pod("shop/b").unwrap(), 3);
+        assert_eq!(book.allocate_pod("shop/a").unwrap(), 2);
+        book.pods.release("shop/a");
+        assert_eq!(book.allocate_pod("shop/c").unwrap(), 4);
+        book.pods.last = LAST;
+        assert_eq!(book.allocate_pod("shop/d").unwrap(), 2);
+        assert_eq!(book.allocate_pod("shop/e").unwrap(), 5);
+    }
+
+    #[test]
+    fn a_pod_is_given_no_address_that_a_document_writes_and_keeps_its_own() {
+        let mut book = AddressBook::default();
+        assert_eq!(book.allocate_pod("shop/a").unwrap(), 2);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        book.claimed = ["10.64.0.2", "10.64.0.3", "fd64::4", "192.0.2.5"].map(address).into();
+        book.held = [(address("10.64.0.5"), "shop/web".to_owned())].into();
+        assert_eq!(book.allocate_pod("shop/a").unwrap(), 2);
+        assert_eq!(book.allocate_pod("shop/b").unwrap(), 6);
     }
 
     #[test]
     fn a_full_range_says_so() {
         let owners = (FIRST..=LAST).map(|number| (number.to_string(), number)).collect();
-        let mut range = Range { owners, last: 7 };
-        assert!(range.allocate("one more").is_err());
-        range.release("9");
-        assert_eq!(range.allocate("one more").unwrap(), 9);
+        let mut book = AddressBook { pods: Range { owners, last: 7 }, ..AddressBook::default() };
+        assert!(book.allocate_pod("one more").is_err());
+        book.pods.release("9");
+        assert_eq!(book.allocate_pod("one more").unwrap(), 9);
     }
 
     #[test]

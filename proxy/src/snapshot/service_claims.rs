@@ -26,6 +26,11 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// Who has the address.
+    pub(crate) fn owner(&self) -> &Named {
+        &self.owner
+    }
+
     /// Says so of the Service.
     pub(crate) fn tell(&self, service: &ServiceSpec, problems: &mut Problems) {
         let Self { address, owner, is_held } = self;

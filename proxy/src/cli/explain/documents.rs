@@ -30,7 +30,9 @@ pub(super) fn ask(api: &ApiArgs) -> Result<(Resources, String), Failure> {
             Failure::environment(format!("the control plane's answer cannot be read: {error}"), "use the control plane's version")
         })?;
         let (key, resource) = (resource.key(), Arc::new(resource));
-        if item.pointer("/status/inForce").and_then(Value::as_bool) == Some(false) {
+        // A Service whose address is another one's has none; what it selects stays known.
+        let is_known = item.pointer("/status/addressTakenBy").is_some();
+        if item.pointer("/status/inForce").and_then(Value::as_bool) == Some(false) && !is_known {
             resources.refused.insert(key, Some(resource));
         } else {
             resources.by_key.insert(key, resource);

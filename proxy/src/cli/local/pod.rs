@@ -63,11 +63,10 @@ impl LocalPod {
     }
 
     fn try_make(places: &PodPlaces, wish: Wish, mesh: &UpRecord, cgroup_root: &Path) -> Result<Self, Failure> {
-        let number = state::update(&mesh.state.join("addresses.json"), 0o600, |book: &mut AddressBook| {
-            book.pods.allocate(&places.owner())
-        })
-        .map_err(|error| cannot("read the address book", &error))?
-        .map_err(|error| Failure::environment(error, "stop pods that are not needed"))?;
+        let number =
+            state::update(&mesh.state.join("addresses.json"), 0o600, |book: &mut AddressBook| book.allocate_pod(&places.owner()))
+                .map_err(|error| cannot("read the address book", &error))?
+                .map_err(|error| Failure::environment(error, "stop pods that are not needed"))?;
         let (v4, v6) = pod_addresses(number);
         let link = PodLink { number, v4, v6: links::has_v6().then_some(v6) };
         let (netns_name, netns_path) = places.netns();

@@ -142,7 +142,8 @@ async fn resources(State(api): State<Arc<Api>>, Query(which): Query<Which>) -> R
             let origin = world.origin(key).map(ToString::to_string);
             let mut standing = standing(key, &body.version, origin, &problems, &sidecars);
             if let Some(standing) = standing.as_object_mut() {
-                standing.insert("inForce".to_owned(), world.resources().by_key.contains_key(key).into());
+                standing.insert("inForce".to_owned(), world.is_in_force(key).into());
+                standing.extend(world.address_taken_by(key).map(|owner| ("addressTakenBy".to_owned(), owner.to_string().into())));
             }
             // What the control plane added to the document stays with it.
             if let (Some(standing), Some(kept)) = (standing.as_object_mut(), document.pointer("/status/kept")) {

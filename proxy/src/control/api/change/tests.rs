@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio::time::{Duration, timeout};
 
-use super::super::{NotConnected, Until, proxies, standing};
+use super::super::{NotConnected, Until, Which, proxies, resources, standing};
 use super::*;
 use crate::base::problems::Severity;
 use crate::control::Config;
@@ -713,6 +713,29 @@ fn a_service_leads_no_calls_away_from_the_address_of_another_one() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_service_whose_address_is_another_ones_is_shown_as_not_in_force_with_the_reason() {
+    let state = tempfile::tempdir().unwrap();
+    let api = api(state.path());
+    api.apply(&texts(SERVICE));
+    in_folder(&api, &state.path().join("thief.yaml"), &thief("zevil", "10.65.0.2"));
+    let shown = |namespace: &str| {
+        let which = Which { kind: Some("service".to_owned()), namespace: Some(namespace.to_owned()), name: None };
+        let api = Arc::clone(&api);
+        async move {
+            let body = axum::body::to_bytes(resources(State(api), Query(which)).await.into_body(), 1 << 20).await.unwrap();
+            serde_json::from_slice::<Value>(&body).unwrap()["items"][0]["status"].clone()
+        }
+    };
+    let status = shown("zevil").await;
+    assert_eq!((&status["inForce"], &status["accepted"]), (&json!(false), &json!(false)), "{status}");
+    assert_eq!(status["addressTakenBy"], "Service/shop/web");
+    let reason = status["problems"][0]["text"].as_str().unwrap();
+    assert!(reason.starts_with("10.65.0.2 is the address of Service/shop/web, which had it first"), "{status}");
+    let status = shown("shop").await;
+    assert!(status["inForce"] == true && status["addressTakenBy"].is_null(), "{status}");
 }
 
 #[test]
