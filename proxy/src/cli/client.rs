@@ -4,7 +4,7 @@
 //! Invariant: the token of the mesh that is up is shown at that mesh's own address alone; for any other address somebody
 //! has to name the file.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
+use super::Failure;
 use super::local::{self, STATE, UpRecord, read_up_record};
-use super::{Failure, warn};
+use super::restart::Patience;
 use crate::control::API_TOKEN;
 use crate::control::source::file::read_at_most;
 
@@ -121,8 +121,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// Asks until there is an answer, for as long as a supervisor is about to start the control plane again. Says on a terminal
-/// that it waits.
+/// Asks until there is an answer, for as long as a supervisor is about to start the control plane again.
 async fn insist(
     api: &ApiArgs,
     method: &Method,
@@ -132,9 +131,8 @@ async fn insist(
 ) -> Result<(StatusCode, Value), Failure> {
     // A change may take the control plane a while; what is only read is there.
     let at_most = if *method == Method::GET { READ_MAX } else { CHANGE_MAX } + within(path);
-    let given_up = Instant::now() + RESTART_MAX;
+    let mut patience = Patience::with("control plane");
     let mut path = path.to_owned();
-    let mut told = false;
     loop {
         let outcome = match tokio::time::timeout(at_most, ask(api, method, &path, body)).await {
             Ok(outcome) => outcome?,
@@ -145,18 +143,15 @@ async fn insist(
         let supervisor = supervised();
         match outcome {
             Ok(answer) => return Ok(answer),
-            // Its supervisor starts it again in a moment.
-            Err(NotAnswered { again: true, doubtful, .. }) if supervisor.is_some() && Instant::now() < given_up => {
+            Err(NotAnswered { reason, again, doubtful }) => {
+                if !again || supervisor.is_none() || !patience.wait().await {
+                    return Err(unreachable(api.address, &reason, supervisor.as_ref()));
+                }
                 // What is deleted twice is not there the second time, and that is as it should be.
                 if doubtful && path == DELETE {
                     path.push_str("?again=true");
                 }
-                if !std::mem::replace(&mut told, true) && io::stderr().is_terminal() {
-                    warn("the control plane is being started again; waiting for it");
-                }
-                tokio::time::sleep(POLL).await;
             }
-            Err(NotAnswered { reason, .. }) => return Err(unreachable(api.address, &reason, supervisor.as_ref())),
         }
     }
 }
@@ -256,9 +251,6 @@ async fn exchange(
 
 const READ_MAX: Duration = Duration::from_secs(10);
 const CHANGE_MAX: Duration = Duration::from_secs(30);
-/// The supervisor starts a control plane that was killed again at once, and it is ready in less than a second.
-const RESTART_MAX: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(50);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 const TOKEN_BYTES_MAX: u64 = 4 << 10;
 /// The only request of which the answer depends on whether it was made before.
@@ -268,6 +260,8 @@ const API: &str = "127.0.0.1:14080";
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     fn api(address: SocketAddr, token_file: Option<PathBuf>) -> ApiArgs {

@@ -21,6 +21,7 @@ mod get;
 mod holder;
 mod local;
 mod node;
+mod restart;
 mod sidecar;
 mod status;
 mod table;

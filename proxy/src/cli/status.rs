@@ -3,12 +3,13 @@
 //! Exit codes of `status`: 0 all is well, 1 something is not (each is told on a line of its own), 3 the control plane does
 //! not answer. Warnings of documents, and sidecars that are about to acknowledge, leave the mesh well.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::apply::line;
 use super::client::{self, ApiArgs};
@@ -16,12 +17,13 @@ use super::local::{has_lost_supervisor, is_ending};
 use super::table::{self, Output, day, moment};
 use super::{Failure, agent, print, warn};
 use crate::control::api::Wrong;
+use crate::node::report::{PodReport, Waiting};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
   outrigger status -o json
 
-Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service that does not exist or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, a kernel program is not attached, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
+Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service that does not exist or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, connections wait for a pod's sidecar, a kernel program is not attached, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
 
 Of a control plane that was just started it waits up to 6 s for sidecars and the node agent to come back. With -o wide, pods are listed with all of their addresses.")]
 pub(crate) struct StatusArgs {
@@ -51,6 +53,7 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         note_ending(&mut answer, &is_ending);
     }
     let capture = args.api.is_of_this_machine().then(agent::capture);
+    note_waiting(&mut answer, capture.iter().flatten().flat_map(|report| &report.pods));
     let mut unwell = unwell(&answer, &has_lost_supervisor);
     unwell.extend(capture.iter().flatten().flat_map(agent::unwell));
     if let (Some(whole), Some(Ok(report))) = (answer.as_object_mut(), &capture) {
@@ -103,6 +106,7 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         let gone = !connected && is_local(pod) && has_lost_supervisor(&string(pod, "/namespace"), &string(pod, "/name"));
         let configuration = match (meshed, connected) {
             _any if gone => "supervisor gone".to_owned(),
+            _any if pod.get("waiting").is_some() => "connections wait".to_owned(),
             (false, _) => "outside the mesh".to_owned(),
             (true, false) => "not connected".to_owned(),
             (true, true) if refused > 0 => format!("{refused} refused"),
@@ -232,6 +236,18 @@ fn note_ending(answer: &mut Value, is_ending: &dyn Fn(&str, &str) -> bool) {
     }
 }
 
+/// The node agent knows of a sidecar's end first, and whether connections wait for the next one.
+fn note_waiting<'a>(answer: &mut Value, reports: impl Iterator<Item = &'a PodReport>) {
+    let waiting: BTreeMap<(&str, &str), Waiting> =
+        reports.filter_map(|pod| Some(((pod.namespace.as_str(), pod.name.as_str()), pod.waiting?))).collect();
+    for pod in answer.pointer_mut("/pods").and_then(Value::as_array_mut).into_iter().flatten().filter(|pod| is_local(pod)) {
+        let (namespace, name) = (string(pod, "/namespace"), string(pod, "/name"));
+        if let (Some(waiting), Some(pod)) = (waiting.get(&(namespace.as_str(), name.as_str())), pod.as_object_mut()) {
+            pod.insert("waiting".to_owned(), json!(waiting));
+        }
+    }
+}
+
 /// What is not well, each on a line.
 fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> Vec<String> {
     let now = number(answer, "/control/now");
@@ -256,7 +272,11 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
         }
         local = true;
         let name = format!("{namespace}/{name}");
-        if !is(pod, "/connected") && !is(pod, "/terminating") {
+        if let Some(waiting) = pod.get("waiting").and_then(|waiting| serde_json::from_value::<Waiting>(waiting.clone()).ok()) {
+            let Waiting { for_ms, at_most_ms } = waiting;
+            let (so_far, at_most) = (for_ms / 1000, at_most_ms.div_ceil(1000));
+            lines.push(format!("{name}: connections wait for its sidecar since {so_far} s (at most {at_most} s)"));
+        } else if !is(pod, "/connected") && !is(pod, "/terminating") {
             lines.push(format!(
                 "{name} is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for \
                  the next one for as long as the pod holds them"
@@ -319,8 +339,6 @@ const ROOT_NEAR_S: u64 = 30 * 86_400;
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn answer(change: impl FnOnce(&mut Value)) -> Vec<String> {
@@ -352,6 +370,29 @@ mod tests {
         // A pod outside of the mesh is one as well; one that is connected has its sidecar.
         assert!(lost("out-1").iter().any(|line| line.starts_with("shop/out-1 has lost its supervisor")));
         assert_eq!(answer_with(|_| (), &|_, name| name == "web-1"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_pod_whose_connections_wait_for_its_sidecar_is_told_with_how_long() {
+        let report = |name: &str, waiting: Option<Waiting>| PodReport {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            waiting,
+            ..PodReport::default()
+        };
+        let told = |connected: bool, waiting: Option<Waiting>| {
+            answer(|all| {
+                all["pods"][0]["connected"] = connected.into();
+                note_waiting(all, [report("web-1", waiting), report("vm-1", waiting)].iter());
+            })
+        };
+        let waiting = Waiting { for_ms: 3_900, at_most_ms: 10_000 };
+        // Whether the control plane has seen its end or not.
+        for connected in [true, false] {
+            let line = "shop/web-1: connections wait for its sidecar since 3 s (at most 10 s)";
+            assert_eq!(told(connected, Some(waiting)), [line]);
+        }
+        assert_eq!(told(true, None), Vec::<String>::new());
     }
 
     #[test]

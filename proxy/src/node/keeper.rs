@@ -25,8 +25,8 @@ struct Kept<L> {
     enrolment: u64,
     served_since: Instant,
     is_served: bool,
-    /// Until when connections may wait, while they do.
-    until: Option<Instant>,
+    /// From when until when connections may wait, while they do.
+    wait: Option<(Instant, Instant)>,
     /// What earlier waits left of the hold time; `None`: all of it.
     rest: Option<Duration>,
 }
@@ -42,11 +42,11 @@ impl<L> Keeper<L> {
         self.enrolments += 1;
         let former = self.pods.remove(&pod);
         let waited = former.as_ref().is_some_and(Kept::is_waiting);
-        let rest = former.and_then(|former| match former.until {
-            Some(until) => Some(until.saturating_duration_since(now)),
+        let rest = former.and_then(|former| match former.wait {
+            Some((_since, until)) => Some(until.saturating_duration_since(now)),
             None => former.rest,
         });
-        let kept = Kept { listeners, enrolment: self.enrolments, served_since: now, is_served: true, until: None, rest };
+        let kept = Kept { listeners, enrolment: self.enrolments, served_since: now, is_served: true, wait: None, rest };
         self.pods.insert(pod, kept);
         (self.enrolments, waited)
     }
@@ -58,7 +58,7 @@ impl<L> Keeper<L> {
         kept.is_served = false;
         let is_steady = now.duration_since(kept.served_since) >= hold;
         let rest = kept.rest.filter(|_left| !is_steady).unwrap_or(hold).min(hold);
-        kept.until = Some(now + rest);
+        kept.wait = Some((now, now + rest));
         if rest.is_zero() {
             kept.listeners.clear();
             return None;
@@ -73,14 +73,14 @@ impl<L> Keeper<L> {
 
     /// When the first of them is to be closed.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.pods.values().filter(|kept| kept.is_waiting()).filter_map(|kept| kept.until).min()
+        self.pods.values().filter(|kept| kept.is_waiting()).filter_map(|kept| kept.wait).map(|(_since, until)| until).min()
     }
 
     /// Closes those whose time is up. Returns their pods.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<u64> {
         let mut expired = Vec::new();
         for (pod, kept) in &mut self.pods {
-            if kept.is_waiting() && kept.until.is_some_and(|until| until <= now) {
+            if kept.is_waiting() && kept.wait.is_some_and(|(_since, until)| until <= now) {
                 kept.listeners.clear();
                 expired.push(*pod);
             }
@@ -91,6 +91,12 @@ impl<L> Keeper<L> {
     /// The pod is gone, or going: nothing waits for it any more.
     pub(crate) fn forget(&mut self, pod: u64) {
         self.pods.remove(&pod);
+    }
+
+    /// For how long connections of a pod have waited for a sidecar, and may at most, if they do.
+    pub(crate) fn wait(&self, pod: u64, now: Instant) -> Option<(Duration, Duration)> {
+        let (since, until) = self.pods.get(&pod).filter(|kept| kept.is_waiting())?.wait?;
+        Some((now.duration_since(since), until.duration_since(since)))
     }
 
     /// Pods whose connections wait for a sidecar.
@@ -131,10 +137,11 @@ mod tests {
         let mut keeper = lost(now);
         assert_eq!((keeper.waiting(), keeper.next()), (1, Some(now + HOLD)));
         assert!(keeper.expire(now + seconds(9)).is_empty());
+        assert_eq!(keeper.wait(POD, now + seconds(3)), Some((seconds(3), HOLD)));
         assert_eq!(keeper.listeners(POD), ["inbound", "outbound"]);
         let (_enrolment, waited) = keeper.keep(POD, vec!["inbound", "outbound"], now + seconds(9));
         assert!(waited);
-        assert_eq!((keeper.waiting(), keeper.next()), (0, None));
+        assert_eq!((keeper.waiting(), keeper.next(), keeper.wait(POD, now + seconds(9))), (0, None, None));
         assert!(keeper.expire(now + seconds(60)).is_empty());
         assert_eq!(keeper.listeners(POD).len(), 2);
     }
@@ -144,6 +151,7 @@ mod tests {
         let now = Instant::now() + seconds(100);
         let mut keeper = lost(now);
         assert_eq!(keeper.expire(now + HOLD), [POD]);
+        assert_eq!(keeper.wait(POD, now + HOLD), None);
         assert_eq!((keeper.listeners(POD).len(), keeper.waiting(), keeper.next()), (0, 0, None));
         assert!(keeper.expire(now + HOLD).is_empty());
     }
@@ -157,6 +165,7 @@ mod tests {
         assert_eq!(keeper.left(POD, second, HOLD, now + seconds(12)), Some(seconds(7)));
         let (third, _) = keeper.keep(POD, vec!["inbound"], now + seconds(18));
         assert_eq!(keeper.left(POD, third, HOLD, now + seconds(20)), Some(seconds(1)));
+        assert_eq!(keeper.wait(POD, now + seconds(20)), Some((seconds(0), seconds(1))));
         assert_eq!(keeper.expire(now + seconds(21)), [POD]);
         let (fourth, _) = keeper.keep(POD, vec!["inbound"], now + seconds(30));
         assert_eq!(keeper.left(POD, fourth, HOLD, now + seconds(31)), None);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proxy_common::counters::Counter;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Agent;
 use super::kernel::{self, Watch};
@@ -34,10 +35,24 @@ pub(crate) struct PodReport {
     pub(crate) bypass: BTreeMap<String, u64>,
     /// How many of them were dropped.
     pub(crate) dropped: u64,
+    /// While its connections wait for a sidecar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waiting: Option<Waiting>,
+}
+
+/// How long connections wait for a pod's sidecar.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Waiting {
+    /// So far.
+    pub(crate) for_ms: u64,
+    /// In all: what is waiting then is refused.
+    pub(crate) at_most_ms: u64,
 }
 
 /// What the kernel says now.
 pub(super) fn report(agent: &Agent) -> CaptureReport {
+    let now = Instant::now();
     let of = |(cookie, pod): (&u64, &std::sync::Arc<super::pods::Pod>)| {
         let counters = agent.kernel.lock().counters(*cookie).ok().flatten();
         let count = |counter| counters.map_or(0, |counters| counters.of(counter));
@@ -52,6 +67,10 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
             },
             bypass: some.filter(|(_reason, count)| *count > 0).collect(),
             dropped: count(Counter::BypassDropped),
+            waiting: agent.keeper.lock().wait(*cookie, now).map(|(so_far, at_most)| Waiting {
+                for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
+                at_most_ms: u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX),
+            }),
         }
     };
     CaptureReport {

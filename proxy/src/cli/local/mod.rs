@@ -7,6 +7,7 @@ mod cgroup;
 mod detach;
 mod dns;
 mod down;
+mod enrolment;
 mod exclusions;
 mod links;
 mod places;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -25,18 +25,17 @@ use tracing::{info, warn};
 
 use super::super::Failure;
 use super::cgroup::MovesAhead;
-use super::places::{self, PodPlaces, UpRecord, runtime};
+use super::places::{self, PodPlaces, UpRecord};
 use super::pod::{LocalPod, Wish, cannot};
 use super::user::User;
-use super::{RunArgs, cgroup, detach, dns, exclusions, pod, visit};
-use crate::base::handover::{self, Answer, Purpose, Question};
+use super::{RunArgs, cgroup, detach, dns, enrolment, exclusions, pod, visit};
 use crate::base::names::{Named, check_part};
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
 use crate::model::capture::CaptureConfig;
 use crate::model::object::Object;
 use crate::model::pod_record::{PodPort, PodRecord};
-use crate::model::workload::{WorkloadPort, WorkloadSpec};
+use crate::model::workload::{WorkloadPort, WorkloadSpec, WorkloadTransport};
 use crate::node::kernel;
 use crate::snapshot::compile;
 use crate::telemetry::log::{self, LogFormat};
@@ -210,7 +209,7 @@ async fn run_app(
 
 /// Enrols the pod and starts its sidecar; returns when the sidecar is ready.
 async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -> Result<(), Failure> {
-    wait_for_enrolment(&pod.record).await?;
+    enrolment::wait_for(&pod.record).await?;
     pod.open()?;
     sidecar.start(pod, mesh)?;
     let address = pod.record.addresses.first().copied().ok_or_else(|| Failure::invalid(["the pod has no address"]))?;
@@ -242,7 +241,7 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
 
 /// Enrols the pod and makes its sidecar's listeners: connections wait there from now on.
 async fn make_listeners(pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
-    wait_for_enrolment(&pod.record).await?;
+    enrolment::wait_for(&pod.record).await?;
     pod.open()?;
     let mut maker = tokio::process::Command::from(pod::listeners_command(pod, mesh)?);
     let log = pod.places.log(".sidecar");
@@ -250,32 +249,11 @@ async fn make_listeners(pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> 
         let text = format!("the sidecar's listeners could not be made ({why}){}", last_line(&log));
         Failure::environment(text, format!("look into {}", log.display()))
     };
-    match tokio::time::timeout(ENROL_AT_MOST, maker.kill_on_drop(true).status()).await {
+    match tokio::time::timeout(enrolment::AT_MOST, maker.kill_on_drop(true).status()).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(not_made(status.to_string())),
         Ok(Err(error)) => Err(not_made(error.to_string())),
         Err(_elapsed) => Err(not_made("it took too long".to_owned())),
-    }
-}
-
-async fn wait_for_enrolment(record: &PodRecord) -> Result<(), Failure> {
-    let asked = async {
-        let stream = UnixStream::connect(runtime("node.sock")).await?;
-        handover::send(&stream, &Question::new(&record.named(), Purpose::Wait), &[]).await?;
-        let (line, _none) = handover::receive(&stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok::<Answer, io::Error>(serde_json::from_slice(&line)?)
-    };
-    let not_answering = |why: String| {
-        Failure::environment(
-            format!("the node agent did not enrol the pod: {why}"),
-            "look into the log folder of the mesh's state, file node.log",
-        )
-    };
-    match tokio::time::timeout(ENROL_AT_MOST, asked).await {
-        Ok(Ok(Answer::Ok { .. })) => Ok(()),
-        Ok(Ok(Answer::Error { text, remedy })) => Err(Failure::environment(text, remedy)),
-        Ok(Err(error)) => Err(not_answering(error.to_string())),
-        Err(_elapsed) => Err(not_answering("it does not answer".to_owned())),
     }
 }
 
@@ -416,15 +394,21 @@ fn faults(pod: &Named, wish: &Wish) -> Vec<String> {
     let spec = WorkloadSpec {
         service_account: Some(wish.service_account.clone()),
         ports: wish.ports.iter().map(WorkloadPort::from).collect(),
+        transport: if wish.meshed { WorkloadTransport::MutualTls } else { WorkloadTransport::Plaintext },
         ..WorkloadSpec::default()
     };
     let problems = compile::pod(&Object::new(pod, wish.labels.clone(), spec)).into_vec().into_iter();
     let refused = problems.filter(|problem| problem.severity == Severity::Refuses);
     let flag = |at: &FieldPath| match at.as_str() {
-        "metadata.name" => "NAME",
-        "metadata.labels" => "--label",
-        "spec.serviceAccount" => "--service-account",
-        _port => "--port",
+        "metadata.name" => "NAME".to_owned(),
+        "metadata.labels" => "--label".to_owned(),
+        "spec.serviceAccount" => "--service-account".to_owned(),
+        port => {
+            let ports = FieldPath::root().field("spec").field("ports");
+            let is_at = |index: &usize| port.starts_with(ports.index(*index).as_str());
+            let written = (0..wish.ports.len()).find(is_at).and_then(|index| wish.ports.get(index));
+            written.map_or_else(|| "--port".to_owned(), |port| format!("--port {}:{}", port.name, port.port))
+        }
     };
     refused.map(|Problem { at, text, remedy, .. }| format!("{}: {text}; {remedy}", flag(&at))).collect()
 }
@@ -512,7 +496,6 @@ const SIDECAR_READY_PORT: u16 = 14_021;
 const POLL: Duration = Duration::from_millis(5);
 const ASK_AT_MOST: Duration = Duration::from_secs(1);
 const READY_AT_MOST: Duration = Duration::from_secs(20);
-const ENROL_AT_MOST: Duration = Duration::from_secs(12);
 const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -551,14 +534,20 @@ mod tests {
             wish(&args).err().map(|failure| (failure.code, format!("{failure:?}")))
         };
         assert_eq!(told("web-1 -n shop --label app=web --label example.com/tier= --port http:8080 --port db:5432"), None);
+        // Where there is no sidecar, it has no ports.
+        assert_eq!(told("web-1 --no-sidecar --port a:14021"), None);
         let long = "a".repeat(80);
         for (line, part) in [
             ("web --label app=a,b", "--label: \\\"a,b\\\" is not the value of a label"),
             ("web --label=-=b", "is not the key of a label"),
             ("web --label app=a --label app=b", "--label app is written twice"),
             (&*long, "has 80 letters"),
-            ("web --port http:80 --port http:81", "--port: a port is named"),
-            ("web --port a:80 --port b:80", "--port: port 80 is there already"),
+            ("web --port http:80 --port http:81", "--port http:81: a port is named"),
+            ("web --port a:80 --port b:80", "--port b:80: port 80 is there already"),
+            ("web --port a:80 --port b:14001", "--port b:14001: 14001 is a port of the sidecar's own"),
+            ("web --port a:14006", "never the application's; write a port of the application"),
+            ("web --port a:14020", "--port a:14020: 14020 is"),
+            ("web --port a:14021", "--port a:14021: 14021 is"),
             ("web --service-account A", "--service-account: "),
         ] {
             let (code, text) = told(line).unwrap();

@@ -1,9 +1,10 @@
 //! Who may enrol a pod, and who is told an identity: decided by the kernel's word, whatever the caller says.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, Said, binary, cgroup_root, finish, kill, target, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Pod, Said, binary, cgroup_root, finish, kill, outrigger, target, wait_for};
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
@@ -34,6 +35,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_program_with_a_user_of_its_own_has_no_privilege", run: |world, _| without_privilege(world) },
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
+            Case { name: "a_pod_that_starts_while_the_agent_is_away_waits_for_it", run: |world, _| agent_away(world) },
             Case { name: "a_sidecar_stopped_before_it_has_an_identity_ends_what_it_began", run: |world, _| early_stop(world) },
         ],
     );
@@ -225,12 +227,11 @@ fn without_privilege(world: &World) -> Result<()> {
     // It is a pod like any other, and so is a command inside it.
     world.mesh.apply(&service("enrol", "web", 80, 8080))?;
     until(&of_nobody, "http://web/", 200)?;
-    let mut inside =
-        e2e::mesh::outrigger(["exec", "nobody", "-n", "enrol", "--user", "12345:54321", "--", "sh", "-c", "id -u; id -G"]);
+    let mut inside = outrigger(["exec", "nobody", "-n", "enrol", "--user", "12345:54321", "--", "sh", "-c", "id -u; id -G"]);
     let said = finish(&mut inside, PATIENCE)?.ok()?;
     ensure!(said == "12345\n54321\n", "{said}");
     // At a terminal of root's, it has none: on one it could type into root's shell.
-    let mut line = e2e::mesh::outrigger(["exec", "nobody", "-n", "enrol", "--user", "nobody", "--"]);
+    let mut line = outrigger(["exec", "nobody", "-n", "enrol", "--user", "nobody", "--"]);
     line.args(["sh", "-c", "'(true </dev/tty) 2>/dev/null && echo terminal $? || echo none; exit 7'"]);
     let words = std::iter::once(line.get_program()).chain(line.get_args()).map(|word| word.to_string_lossy());
     let words = words.collect::<Vec<_>>().join(" ");
@@ -239,7 +240,7 @@ fn without_privilege(world: &World) -> Result<()> {
     terminal.envs(line.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let said = finish(&mut terminal, PATIENCE)?;
     ensure!(said.code == 7 && said.stdout.trim() == "none", "{}", said.all());
-    let root = finish(&mut e2e::mesh::outrigger(["run", "x", "--user", "root", "--", "true"]), PATIENCE)?;
+    let root = finish(&mut outrigger(["run", "x", "--user", "root", "--", "true"]), PATIENCE)?;
     ensure!(root.code == 2 && root.stderr.contains("--user"), "{}", root.all());
     Ok(())
 }
@@ -295,6 +296,30 @@ fn agent_again(world: &World) -> Result<()> {
         Ok(())
     })?;
     expect(&world.api, &["http://web/"], 200).map(drop)
+}
+
+/// The supervisor is stopped meanwhile, so that the pod is there before the agent is.
+fn agent_away(world: &World) -> Result<()> {
+    let (supervisor, agent) = (world.mesh.process("supervisor")?, world.mesh.process("node")?);
+    let log = world.mesh.folder().join("agent-away.log");
+    kill(supervisor, Signal::STOP);
+    kill(agent, Signal::KILL);
+    let mut run = outrigger(["run", "early", "-n", "enrol", "--", "true"]);
+    let pod = run.stderr(std::fs::File::create(&log)?).spawn();
+    let said = || std::fs::read_to_string(&log);
+    let told = wait_for("the pod waits for the agent", Duration::from_secs(4), || {
+        let told = said()?;
+        ensure!(told.contains("the node agent is being started again; waiting for it"), "it says {told:?}");
+        Ok(())
+    });
+    kill(supervisor, Signal::CONT);
+    let ended = pod?.wait()?;
+    told?;
+    ensure!(ended.success(), "{ended}: {}", said()?);
+    wait_for("the agent runs again", PATIENCE, || {
+        ensure!(world.mesh.process("node")? != agent, "it does not");
+        Ok(())
+    })
 }
 
 /// Certificates that live for ten seconds, and load for twice as long.

@@ -35,6 +35,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "connections_wait_while_a_killed_sidecar_is_started_again", run: |world, _| killed(world) },
             Case { name: "nobody_waits_longer_than_the_hold_time", run: |world, _| bounded(world) },
             Case { name: "without_a_hold_time_connections_are_refused_at_once", run: |world, _| refused(world) },
+            Case { name: "who_asks_how_the_mesh_is_learns_whose_connections_wait", run: |world, _| told(world) },
         ],
     );
 }
@@ -171,4 +172,22 @@ fn refused(world: &World) -> Result<()> {
     let waited = abandoned.refused_after()?;
     ensure!(waited < Duration::from_secs(1), "refused after {waited:?}");
     Ok(())
+}
+
+fn told(world: &World) -> Result<()> {
+    let pod = world.mesh.pod("hold/told").hold("30s").idle()?;
+    let abandoned = Abandoned::now(&pod)?;
+    wait_for("status tells of the pod", Duration::from_secs(20), || {
+        let status = finish(&mut outrigger(["status"]), PATIENCE)?;
+        let line = status.stdout.lines().find(|line| line.starts_with("hold/told: connections wait for its sidecar since "));
+        let line = line.with_context(|| status.all())?;
+        ensure!(line.ends_with(" s (at most 30 s)") && status.code == 1, "{line}, {}", status.code);
+        Ok(())
+    })?;
+    drop(abandoned);
+    wait_for("nothing waits any more", PATIENCE, || {
+        let status = finish(&mut outrigger(["status"]), PATIENCE)?;
+        ensure!(!status.stdout.contains("connections wait"), "{}", status.all());
+        Ok(())
+    })
 }

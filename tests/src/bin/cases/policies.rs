@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, finish, kill, outrigger, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Pod, Said, finish, kill, outrigger, wait_for};
 use e2e::programs;
 use e2e::runner::{Case, Runner};
 use e2e::wire::Capture;
@@ -37,7 +37,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_shadow_that_is_slow_or_silent_costs_the_caller_no_time", run: |world, _| slow_shadow(world) },
             Case { name: "a_rate_limit_refuses_what_is_too_much", run: |world, _| rate_limit(world) },
             Case { name: "a_fault_meets_callers", run: |world, _| fault(world) },
-            Case { name: "a_service_that_leads_to_a_sidecars_own_port_is_answered_by_name", run: |world, _| own_ports(world) },
+            Case { name: "a_port_of_the_sidecars_own_is_no_applications", run: |world, _| own_ports(world) },
             Case { name: "what_listens_on_loopback_only_stays_unreachable", run: |world, _| loopback(world) },
         ],
     );
@@ -499,24 +499,25 @@ fn fault(world: &World) -> Result<()> {
 }
 
 fn own_ports(world: &World) -> Result<()> {
-    let (caller, web) = pair(world, "own")?;
-    let other = world.mesh.pod("own/other").label("app", "web").port("http:14006").idle()?;
-    let named = service_of("own", "named", "web", 80, 8080).replace("targetPort: 8080", "targetPort: http");
-    let first = world.mesh.pod("own/first").label("app", "web").port("http:8080");
-    let first = first.run([programs::shop().into_os_string(), "echo".into()])?;
-    first.wait_listening(8080)?;
-    let services = service_of("own", "inbound", "web", 80, 14006) + &service_of("own", "metrics", "web", 80, 14021) + &named;
+    let refused = |said: &Said, told: &str| {
+        ensure!(said.code == 2 && said.stderr.contains(told), "{told} is not in {}", said.all());
+        Ok(())
+    };
+    for port in [14001, 14006, 14020, 14021] {
+        let told = format!("Service/own/web: spec.ports[0].targetPort: {port} is a port of the sidecar's own");
+        refused(&world.mesh.try_apply(&service_of("own", "web", "web", 80, port))?, &told)?;
+        let flag = format!("http:{port}");
+        let said = finish(&mut outrigger(["run", "web", "-n", "own", "--port", &flag, "--", "true"]), PATIENCE)?;
+        refused(&said, &format!("--port {flag}: {port} is a port of the sidecar's own"))?;
+    }
+    // Who has no sidecar has no such ports, and a Service leads to one by its name.
+    let plain = world.mesh.pod("own/plain").label("app", "plain").port("http:14006").env("PORT", "14006").outside();
+    let plain = plain.run([programs::shop().into_os_string(), "echo".into()])?;
+    plain.wait_listening(14006)?;
+    let services = service_of("own", "plain", "plain", 80, 8080).replace("targetPort: 8080", "targetPort: http");
     world.mesh.apply(&services)?;
-    for (name, status) in [("inbound", 421), ("metrics", 503), ("named", 200)] {
-        until(&caller, &format!("http://{name}/"), status)?;
-        let told = finish(&mut outrigger(["explain", "--from", "own/client", "--to", name]), PATIENCE)?;
-        ensure!(told.code == i32::from(status != 200), "{name}: {}", told.all());
-    }
-    // A pod whose port of this name is its sidecar's is no endpoint beside one whose port is an application's.
-    for _ in 0..20 {
-        expect(&caller, &["http://named/"], 200)?;
-    }
-    drop((web, other, first));
+    let caller = world.mesh.pod("own/client").idle()?;
+    until(&caller, "http://plain/", 200)?;
     world.mesh.delete(&services)
 }
 

@@ -1,0 +1,109 @@
+//! Waiting for the node agent to enrol a pod that `run` has described.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+
+use super::super::Failure;
+use super::super::restart::Patience;
+use super::places::{self, runtime};
+use crate::base::handover::{self, Answer, Purpose, Question};
+use crate::base::names::Named;
+use crate::model::pod_record::PodRecord;
+
+/// How long the agent may take.
+pub(super) const AT_MOST: Duration = Duration::from_secs(12);
+
+/// Returns when the pod is enrolled. An agent that is being started again is waited for. Cancel-safe.
+///
+/// # Errors
+/// It cannot be enrolled, or nobody does it.
+pub(super) async fn wait_for(pod: &PodRecord) -> Result<(), Failure> {
+    // Who may not look at the mesh's lock does not know of a supervisor.
+    ask(&runtime("node.sock"), &pod.named(), || places::is_up().unwrap_or(false)).await
+}
+
+async fn ask(socket: &Path, pod: &Named, is_supervised: impl Fn() -> bool) -> Result<(), Failure> {
+    let asked = || async {
+        let stream = UnixStream::connect(socket).await?;
+        handover::send(&stream, &Question::new(pod, Purpose::Wait), &[]).await?;
+        let (line, _none) = handover::receive(&stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok::<Answer, io::Error>(serde_json::from_slice(&line)?)
+    };
+    let not_answering = |why: String| {
+        Failure::environment(
+            format!("the node agent did not enrol the pod: {why}"),
+            "look into the log folder of the mesh's state, file node.log",
+        )
+    };
+    let mut patience = Patience::with("node agent");
+    loop {
+        match tokio::time::timeout(AT_MOST, asked()).await {
+            Ok(Ok(Answer::Ok { .. })) => return Ok(()),
+            Ok(Ok(Answer::Error { text, remedy })) => return Err(Failure::environment(text, remedy)),
+            Ok(Err(error)) => {
+                if !is_away(&error) || !is_supervised() || !patience.wait().await {
+                    return Err(not_answering(error.to_string()));
+                }
+            }
+            Err(_elapsed) => return Err(not_answering("it does not answer".to_owned())),
+        }
+    }
+}
+
+/// Nobody listens, or who did ended before it answered.
+fn is_away(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    async fn answer(listener: &UnixListener, answer: Option<&Answer>) {
+        let (stream, _) = listener.accept().await.unwrap();
+        handover::receive(&stream).await.unwrap();
+        if let Some(answer) = answer {
+            handover::send(&stream, answer, &[]).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_ends_before_it_answers_is_waited_for_until_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("node.sock");
+        let first = UnixListener::bind(&socket).unwrap();
+        let agent = async {
+            answer(&first, None).await;
+            drop(first);
+            // Its socket is refused, then it is gone, then the next one's is there.
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            std::fs::remove_file(&socket).unwrap();
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            let next = UnixListener::bind(&socket).unwrap();
+            let enrolled = Answer::Ok { spiffe_id: "spiffe://t/x".into(), addresses: Vec::new(), capture: "ebpf".into() };
+            answer(&next, Some(&enrolled)).await;
+        };
+        let pod = "shop/web".parse().unwrap();
+        let (asked, ()) = tokio::join!(ask(&socket, &pod, || true), agent);
+        asked.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_is_waited_for_where_no_mesh_is_up_or_the_agent_says_no() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("node.sock");
+        let pod = "shop/web".parse().unwrap();
+        let told = format!("{:?}", ask(&socket, &pod, || false).await.unwrap_err());
+        assert!(told.contains("did not enrol the pod: No such file"), "{told}");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let no = Answer::Error { text: "no room".into(), remedy: "make some".into() };
+        let (asked, ()) = tokio::join!(ask(&socket, &pod, || true), answer(&listener, Some(&no)));
+        assert!(format!("{:?}", asked.unwrap_err()).contains("no room"));
+    }
+}
