@@ -41,6 +41,8 @@ pub(crate) mod coverage;
 pub(crate) mod dashboard;
 pub(crate) mod holders;
 pub(crate) mod metrics;
+mod names;
+mod references;
 pub(crate) mod select;
 pub(crate) mod sessions;
 pub(crate) mod source;

@@ -3,7 +3,7 @@
 //! A Service that names no address is given one here, before it enters the world, so that sidecars and the pods' resolvers
 //! read the same. Invariant: readers see whole batches, never half of one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,14 @@ use tracing::{error, info, warn};
 
 use super::coverage::Coverage;
 use super::holders::Holders;
+use super::names;
 use super::source::Told;
 use super::source::file::{place_in, place_of};
 use super::world::{Change, Form, Origin, World};
-use crate::base::names::check_part;
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
 use crate::model::address_book::{AddressBook, service_addresses};
-use crate::model::name_table::{NameAnswer, NameTable};
-use crate::model::object::Object;
-use crate::model::workload::WorkloadSpec;
+use crate::model::name_table::NameTable;
 use crate::model::{Kind, Resource, ResourceKey};
 use crate::snapshot::compile;
 
@@ -144,7 +142,7 @@ impl Store {
             info!(revision, changed, "the desired state changed");
             // Sidecars first: a pod that starts waits for its identity and its configuration, and all names are much to write.
             self.revision.send_replace(revision);
-            let table = name_table(&self.world.read());
+            let table = names::table(&self.world.read());
             if table != *names {
                 *names = table;
                 if let Err(error) = self.write_names(names) {
@@ -370,49 +368,6 @@ fn give_address(change: &mut Change, book: &mut AddressBook, holders: &mut Holde
         }
         Err(error) => error!(%error, service = %key.name, "a service is left without an address"),
     }
-}
-
-/// What resolves inside pods: every Service by its full name; workloads below Services without an address.
-fn name_table(world: &World) -> NameTable {
-    let resources = &world.resources().by_key;
-    // By label, so that a service looks at the workloads that it may select instead of at all of them.
-    let mut labelled: BTreeMap<(&str, &str, &str), Vec<&Object<WorkloadSpec>>> = BTreeMap::new();
-    for resource in resources.values() {
-        let Resource::Workload(workload) = resource.as_ref() else { continue };
-        for (label, value) in &workload.metadata.labels {
-            labelled.entry((&workload.metadata.namespace, label, value)).or_default().push(workload);
-        }
-    }
-    let mut table = BTreeMap::new();
-    for resource in resources.values() {
-        let Resource::Service(service) = resource.as_ref() else { continue };
-        let first = service.spec.selector.first_key_value();
-        let candidates = first.and_then(|(label, value)| labelled.get(&(service.metadata.namespace.as_str(), label, value)));
-        let is_behind =
-            |workload: &&&Object<WorkloadSpec>| !workload.spec.terminating && service.spec.selects(&workload.metadata.labels);
-        let behind: Vec<&Object<WorkloadSpec>> = candidates.into_iter().flatten().filter(is_behind).copied().collect();
-        let of_families = |workload: &Object<WorkloadSpec>| {
-            let addresses = workload.spec.addresses.iter().copied();
-            addresses.filter(|address| service.spec.is_of_family(*address)).collect::<Vec<_>>()
-        };
-        let mut answer = NameAnswer {
-            service: world.addresses_of(service).into_iter().collect(),
-            endpoints: behind.iter().flat_map(|workload| of_families(workload)).collect(),
-        };
-        let full = format!("{}.{}.svc.cluster.local", service.metadata.name, service.metadata.namespace);
-        if service.spec.is_headless() {
-            // Without an address of its own it is all of its workloads, and each of them has a name below it.
-            answer.service.clone_from(&answer.endpoints);
-            let named = behind.into_iter().filter(|workload| check_part(&workload.metadata.name).is_ok());
-            table.extend(named.map(|workload| {
-                let addresses = of_families(workload);
-                let answer = NameAnswer { service: addresses.clone(), endpoints: addresses };
-                (format!("{}.{full}", workload.metadata.name), answer)
-            }));
-        }
-        table.insert(full, answer);
-    }
-    NameTable(table)
 }
 
 #[cfg(test)]

@@ -17,10 +17,11 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::contest::Contest;
 use super::coverage::Coverage;
 use super::holders::Holders;
+use super::references::{References, closed, places};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Problems, Severity};
 use crate::model::mesh::pod_ranges;
-use crate::model::object::{MESH_NAMESPACE, Object};
+use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
 use crate::model::target::TargetKind;
 use crate::model::workload::WorkloadSpec;
@@ -83,19 +84,6 @@ pub(crate) struct World {
     holders: Holders,
     coverage: Coverage,
     revision: u64,
-}
-
-/// Who refers to whom, by name: kept so that an answer is found without reading everything.
-#[derive(Clone, Debug, Default)]
-struct References {
-    /// Routes by the service that they are attached to.
-    routes: BTreeMap<Named, BTreeSet<ResourceKey>>,
-    /// Policies by the service or workload that they target.
-    targets: BTreeMap<(TargetKind, Named), BTreeSet<ResourceKey>>,
-    /// Services and workloads by address.
-    addresses: BTreeMap<IpAddr, BTreeSet<ResourceKey>>,
-    /// Policies without target, by namespace.
-    namespaces: BTreeMap<String, BTreeSet<ResourceKey>>,
 }
 
 impl World {
@@ -490,69 +478,6 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Applied(path) | Self::File(path) | Self::Pod(path) => path.display().fmt(f),
-        }
-    }
-}
-
-/// What a resource can be found by.
-enum Place {
-    Route(Named),
-    Target(TargetKind, Named),
-    Address(IpAddr),
-    Namespace(String),
-}
-
-impl References {
-    fn remember(&mut self, place: Place, key: &ResourceKey) {
-        let keys = match place {
-            Place::Route(name) => self.routes.entry(name).or_default(),
-            Place::Target(kind, name) => self.targets.entry((kind, name)).or_default(),
-            Place::Address(address) => self.addresses.entry(address).or_default(),
-            Place::Namespace(namespace) => self.namespaces.entry(namespace).or_default(),
-        };
-        keys.insert(key.clone());
-    }
-
-    fn forget(&mut self, place: &Place, key: &ResourceKey) {
-        match place {
-            Place::Route(name) => drop_from(&mut self.routes, name, key),
-            Place::Target(kind, name) => drop_from(&mut self.targets, &(*kind, name.clone()), key),
-            Place::Address(address) => drop_from(&mut self.addresses, address, key),
-            Place::Namespace(namespace) => drop_from(&mut self.namespaces, namespace, key),
-        }
-    }
-}
-
-fn drop_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<ResourceKey>>, at: &K, key: &ResourceKey) {
-    if let Some(keys) = index.get_mut(at) {
-        keys.remove(key);
-        if keys.is_empty() {
-            index.remove(at);
-        }
-    }
-}
-
-/// Where a policy that cannot be read is found: in its namespace, whatever its target was meant to be.
-fn closed(key: &ResourceKey) -> Place {
-    Place::Namespace(key.name.namespace.to_string())
-}
-
-fn places(resource: &Resource) -> Vec<Place> {
-    match resource {
-        Resource::Mesh(_) => vec![Place::Namespace(MESH_NAMESPACE.to_owned())],
-        Resource::Service(service) => compile::addresses(service).into_iter().map(Place::Address).collect(),
-        Resource::Workload(workload) => workload.spec.addresses.iter().map(|ip| Place::Address(ip.to_canonical())).collect(),
-        Resource::HttpRoute(route) => route.service_parents().map(Place::Route).collect(),
-        Resource::AuthorizationPolicy(_)
-        | Resource::RequestAuthentication(_)
-        | Resource::PeerAuthentication(_)
-        | Resource::TrafficPolicy(_) => {
-            let namespace = resource.metadata().namespace.as_str();
-            let targets = resource.targets();
-            if targets.is_empty() {
-                return vec![Place::Namespace(namespace.to_owned())];
-            }
-            targets.iter().map(|target| Place::Target(target.kind, Named::new(namespace, target.name.as_str()))).collect()
         }
     }
 }
