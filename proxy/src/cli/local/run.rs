@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::super::Failure;
+use super::super::{self as cli, Failure};
 use super::cgroup::MovesAhead;
 use super::places::{self, PodPlaces, UpRecord};
 use super::pod::{LocalPod, Wish, cannot};
@@ -216,6 +216,7 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
     let server = SocketAddr::new(address, SIDECAR_READY_PORT);
     let begun = Instant::now();
     let log = pod.places.log(".sidecar");
+    let mut told = false;
     loop {
         if answers(server, "/ready").await {
             info!(after_ms = begun.elapsed().as_millis(), "sidecar ready");
@@ -227,6 +228,10 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
                 format!("the sidecar ended before it was ready ({status}){why}"),
                 format!("look into {}", log.display()),
             ));
+        }
+        if begun.elapsed() > USUALLY_READY && !std::mem::replace(&mut told, true) {
+            let (at_most, why) = (READY_AT_MOST.as_secs(), last_line(&log));
+            cli::warn(&format!("the sidecar is not ready yet; waiting for it, {at_most} s at most{why}"));
         }
         if begun.elapsed() > READY_AT_MOST {
             let why = last_line(&log);
@@ -466,14 +471,8 @@ fn not_started(command: &[std::ffi::OsString], error: &io::Error) -> Result<Exit
         io::ErrorKind::PermissionDenied => 126,
         _other => return Err(cannot(&format!("start {program}"), error)),
     };
-    tell(&format!("outrigger: cannot start {program}: {error}\n"));
+    cli::warn(&format!("outrigger: cannot start {program}: {error}"));
     Ok(ExitCode::from(code))
-}
-
-/// Writes to standard error what is no failure of this command.
-pub(crate) fn tell(text: &str) {
-    // Nobody may be listening any more; there is nowhere else to say it.
-    drop(io::Write::write_all(&mut io::stderr().lock(), text.as_bytes()));
 }
 
 pub(super) fn exit_code(status: ExitStatus) -> u8 {
@@ -496,6 +495,8 @@ const SIDECAR_READY_PORT: u16 = 14_021;
 const POLL: Duration = Duration::from_millis(5);
 const ASK_AT_MOST: Duration = Duration::from_secs(1);
 const READY_AT_MOST: Duration = Duration::from_secs(20);
+/// A control plane or a node agent that is away keeps it from that.
+const USUALLY_READY: Duration = Duration::from_secs(2);
 const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

@@ -23,11 +23,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::super::{Failure, print};
+use super::super::{Failure, print, warn};
 use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
 use super::pod::cannot;
 use super::ports::{API_PORT, CONTROL_METRICS_PORT, NODE_METRICS_PORT, STREAM_PORT};
-use super::run::{answers, cgroup_root, tell};
+use super::run::{answers, cgroup_root};
 use super::{UpArgs, detach, links, pod, ports, visit};
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
@@ -121,7 +121,7 @@ async fn sweep_for_ever(state: PathBuf, cgroup_root: PathBuf) {
         // It waits for processes to be gone; the supervisor has others to look after meanwhile.
         let swept = tokio::task::spawn_blocking(move || sweep(&state, &cgroup_root)).await;
         if let Ok(Err(failure)) = swept {
-            tell(&format!("a pod without supervisor was not removed: {failure:?}\n"));
+            warn(&format!("a pod without supervisor was not removed: {failure:?}"));
         }
     }
 }
@@ -347,7 +347,7 @@ impl Role {
     }
 
     fn tell(&self, text: &str) {
-        tell(&format!("{}: {text}\n", self.name));
+        warn(&format!("{}: {text}", self.name));
     }
 
     async fn stop(&mut self) {
@@ -366,7 +366,7 @@ async fn follow(name: &'static str, stderr: ChildStderr, mut log: File, said: Ar
         // A full disk must not end the mesh.
         drop(writeln!(log, "{line}"));
         if is_news(&line) && !detach::is_detached() {
-            tell(&format!("{name}: {line}\n"));
+            warn(&format!("{name}: {line}"));
         }
         let mut said = said.lock();
         if said.len() == SAID_MAX {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
-use super::super::{Failure, print};
+use super::super::{Failure, print, warn};
 use super::places::{self, PodPlaces};
 use super::pod::cannot;
-use super::run::{cgroup_root, exit_code, tell};
+use super::run::{cgroup_root, exit_code};
 use super::user::User;
 use super::{ExecArgs, StopArgs, cgroup, pod};
 use crate::base::units::Span;
@@ -41,7 +41,7 @@ pub(crate) fn exec(args: ExecArgs) -> Result<ExitCode, Failure> {
         io::ErrorKind::PermissionDenied if rustix::process::geteuid().is_root() => 126,
         _other => return Err(cannot(&format!("run {program} in the pod {}", places.pod), &error)),
     };
-    tell(&format!("outrigger: cannot start {program}: {error}\n"));
+    warn(&format!("outrigger: cannot start {program}: {error}"));
     Ok(ExitCode::from(code))
 }
 

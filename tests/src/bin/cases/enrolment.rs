@@ -35,7 +35,11 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_program_with_a_user_of_its_own_has_no_privilege", run: |world, _| without_privilege(world) },
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
-            Case { name: "a_pod_that_starts_while_the_agent_is_away_waits_for_it", run: |world, _| agent_away(world) },
+            Case { name: "a_pod_that_starts_while_the_agent_is_away_waits_for_it", run: |world, _| away(world, "node") },
+            Case {
+                name: "a_pod_that_starts_while_the_control_plane_is_away_waits_for_it",
+                run: |world, _| away(world, "control"),
+            },
             Case { name: "a_sidecar_stopped_before_it_has_an_identity_ends_what_it_began", run: |world, _| early_stop(world) },
         ],
     );
@@ -298,26 +302,30 @@ fn agent_again(world: &World) -> Result<()> {
     expect(&world.api, &["http://web/"], 200).map(drop)
 }
 
-/// The supervisor is stopped meanwhile, so that the pod is there before the agent is.
-fn agent_away(world: &World) -> Result<()> {
-    let (supervisor, agent) = (world.mesh.process("supervisor")?, world.mesh.process("node")?);
-    let log = world.mesh.folder().join("agent-away.log");
+/// The supervisor is stopped meanwhile, so that the pod is there before the part is.
+fn away(world: &World, part: &str) -> Result<()> {
+    let (supervisor, process) = (world.mesh.process("supervisor")?, world.mesh.process(part)?);
+    let log = world.mesh.folder().join("away.log");
     kill(supervisor, Signal::STOP);
-    kill(agent, Signal::KILL);
+    kill(process, Signal::KILL);
     let mut run = outrigger(["run", "early", "-n", "enrol", "--", "true"]);
     let pod = run.stderr(std::fs::File::create(&log)?).spawn();
     let said = || std::fs::read_to_string(&log);
-    let told = wait_for("the pod waits for the agent", Duration::from_secs(4), || {
+    let (waits, within) = match part {
+        "node" => ("the node agent is being started again; waiting for it", 4),
+        _control => ("the sidecar is not ready yet; waiting for it", 10),
+    };
+    let told = wait_for("the pod waits", Duration::from_secs(within), || {
         let told = said()?;
-        ensure!(told.contains("the node agent is being started again; waiting for it"), "it says {told:?}");
+        ensure!(told.contains(waits), "it says {told:?}");
         Ok(())
     });
     kill(supervisor, Signal::CONT);
     let ended = pod?.wait()?;
     told?;
     ensure!(ended.success(), "{ended}: {}", said()?);
-    wait_for("the agent runs again", PATIENCE, || {
-        ensure!(world.mesh.process("node")? != agent, "it does not");
+    wait_for("the part runs again", PATIENCE, || {
+        ensure!(world.mesh.process(part)? != process, "it does not");
         Ok(())
     })
 }
