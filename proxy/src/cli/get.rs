@@ -141,6 +141,7 @@ fn standing(item: &Value) -> String {
     match (item.pointer("/status/accepted").and_then(Value::as_bool), list("/status/problems")) {
         (Some(false), _) => "refused".to_owned(),
         (_, 0) => "accepted".to_owned(),
+        (_, 1) => "accepted, 1 warning".to_owned(),
         (_, problems) => format!("accepted, {problems} warnings"),
     }
 }
