@@ -19,6 +19,7 @@ mod reach;
 mod references;
 mod route;
 mod route_table;
+mod selected;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::cluster_address::{ClusterAddresses, is_given};
 use super::ranges::{check_edges, check_ranges};
+use super::selected::Selected;
 use super::service_claims::Taken;
 use super::{claims, compile, excluded, kept, ranges, route, service};
 use crate::base::names::Named;
@@ -27,6 +28,7 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
     let networks = compile::mesh_of(resources).networks();
     let cluster = ClusterAddresses::of(resources);
     let lost = claims::lost_among(resources);
+    let workloads = Selected::of(resources);
     let pods: BTreeMap<IpAddr, &ResourceKey> = resources
         .of_kind(Kind::Workload)
         .filter(|(key, _)| !lost.contains_key(*key))
@@ -44,7 +46,7 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
                 }
             }
             Resource::Service(service) => {
-                check_ports(resources, service, &mut problems);
+                check_ports(&workloads, service, &mut problems);
                 check_ranges(&networks, &cluster, &pods, service, &mut problems);
                 check_edges(
                     &networks,
@@ -105,10 +107,9 @@ fn taken(workload: &Object<WorkloadSpec>, services: &BTreeMap<IpAddr, String>, p
     }
 }
 
-fn check_ports(resources: &Resources, object: &Object<ServiceSpec>, problems: &mut Problems) {
+fn check_ports(workloads: &Selected<'_>, object: &Object<ServiceSpec>, problems: &mut Problems) {
+    let selected = workloads.by(object);
     for (index, port) in object.spec.ports.iter().enumerate() {
-        let workloads = resources.workloads_in(&object.metadata.namespace);
-        let selected: Vec<_> = workloads.filter(|workload| object.spec.selects(&workload.metadata.labels)).collect();
         if object.spec.is_headless() && port.is_tcp() {
             check_headless(port, index, &selected, problems);
         }
