@@ -369,6 +369,12 @@ mod tests {
     }
 
     #[test]
+    fn a_sidecars_ports_are_those_that_are_listed() {
+        assert!(crate::OWN_PORTS.into_iter().all(is_own_port));
+        assert_eq!((0..=u16::MAX).filter(|port| is_own_port(*port)).count(), crate::OWN_PORTS.len());
+    }
+
+    #[test]
     fn metrics_pass_by_name_only() {
         let (pod, peer) = (address("10.64.0.5"), address("10.64.0.9"));
         assert_eq!(decide_arrival(&pod, &peer, 14021, false, false), Arrival::PassMetrics);

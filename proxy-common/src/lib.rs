@@ -28,6 +28,8 @@ pub const PORT_INBOUND: u16 = 14006;
 pub const PORT_ADMIN: u16 = 14020;
 /// A sidecar's metrics and readiness, the one port of a pod that passes its sidecar by.
 pub const PORT_METRICS: u16 = 14021;
+/// All of a sidecar's ports.
+pub const OWN_PORTS: [u16; 4] = [PORT_OUTBOUND, PORT_INBOUND, PORT_ADMIN, PORT_METRICS];
 
 /// Level of the private socket option by which a sidecar declares a connection's true client (`mesh` in ASCII).
 pub const SOL_MESH: i32 = 0x6d65_7368;

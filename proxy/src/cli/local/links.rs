@@ -6,10 +6,12 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use proxy_common::OWN_PORTS;
 
 use super::super::Failure;
 use super::places::{BRIDGE, GATEWAY_V4, GATEWAY_V6};
@@ -63,7 +65,10 @@ pub(crate) fn remove_bridge() -> Result<(), Failure> {
 pub(crate) fn make_pod(name: &str, path: &Path, link: &PodLink) -> Result<File, Failure> {
     ip(&["-batch", "-"], &host_batch(name, link))?;
     let made = File::open(path).map_err(|error| cannot("open the pod's network namespace", &error))?;
-    let furnished = netns::inside(&made, || Ok(ip(&["-batch", "-"], &pod_batch(link))));
+    let furnished = netns::inside(&made, || {
+        reserve_ports()?;
+        Ok(ip(&["-batch", "-"], &pod_batch(link)))
+    });
     furnished.map_err(|error| cannot("enter the pod's network namespace", &error))??;
     Ok(made)
 }
@@ -88,6 +93,17 @@ pub(crate) fn remove_pod(netns: &str) -> Result<(), Failure> {
     match ip(&["netns", "delete", netns], "") {
         // Its supervisor may remove it at the same moment.
         Err(_it_is_gone) if !stands() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Keeps the kernel from giving one of the sidecar's ports to an app that asks for any: `listen` without `bind` passes no hook
+/// that could refuse it. The setting is the calling thread's network namespace's own.
+fn reserve_ports() -> io::Result<()> {
+    let ports = OWN_PORTS.map(|port| port.to_string()).join(",");
+    match std::fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", ports) {
+        // Where settings cannot be changed, nobody has lowered the range of ports that are given out either.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotFound) => Ok(()),
         outcome => outcome,
     }
 }
@@ -140,7 +156,7 @@ fn is_pod_link(name: &str) -> bool {
 }
 
 fn ip(arguments: &[&str], batch: &str) -> Result<(), Failure> {
-    let missing = |error: std::io::Error| {
+    let missing = |error: io::Error| {
         Failure::environment(format!("cannot run ip(8): {error}"), "install iproute2 (on Debian: apt-get install iproute2)")
     };
     let mut child = Command::new("ip")

@@ -34,6 +34,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "a_pod_that_calls_itself_is_answered", run: |world, _| itself(world) },
             Case { name: "what_listens_on_loopback_is_reached_inside_the_pod_only", run: |world, _| loopback(world) },
             Case { name: "a_sidecars_own_ports_are_closed_to_everybody_outside", run: |world, _| own_ports(world) },
+            Case { name: "an_app_that_asks_for_any_port_gets_none_of_the_sidecars", run: |world, _| any_port(world) },
             Case {
                 name: "what_a_pods_annotations_exclude_passes_its_sidecar_by_and_is_counted",
                 run: |world, _| excluded(world),
@@ -57,6 +58,38 @@ fn peer(pod: &Pod, host: &str, port: u16) -> Result<String> {
                   print(*s.getpeername()[:2])\nexcept OSError as error:\n  print('errno', error.errno)";
     let said = pod.exec(["python3", "-c", script, host, &port.to_string()])?.ok()?;
     Ok(said.trim().to_owned())
+}
+
+/// Takes every port that the kernel gives out, of a range that holds the sidecar's: by `listen` without `bind`, which passes no
+/// hook, and by `bind` to port 0, which does not say which one it will be.
+const ANY_PORT: &str = r#"
+import socket
+open("/proc/sys/net/ipv4/ip_local_port_range", "w").write("14000 14030")
+taken, kept = set(), []
+for bound in [False, True]:
+    for _ in range(40):
+        one = socket.socket()
+        try:
+            if bound:
+                one.bind(("127.0.0.1", 0))
+            one.listen()
+        except OSError:
+            break
+        kept.append(one)
+        taken.add(one.getsockname()[1])
+    if not bound:
+        assert len(kept) > 20, len(kept)
+        print(sorted(taken & {14001, 14006, 14020, 14021}))
+        kept.clear()
+print(sorted(taken & {14001, 14006, 14020, 14021}))
+"#;
+
+/// In a pod without a sidecar, where nothing but the reservation keeps the ports.
+fn any_port(world: &World) -> Result<()> {
+    let pod = world.mesh.pod("capture/any-port").outside().idle()?;
+    let said = pod.exec(["python3", "-c", ANY_PORT])?.ok()?;
+    ensure!(said.split_whitespace().eq(["[]", "[]"]), "the kernel gave away {said}");
+    Ok(())
 }
 
 /// The pod's IPv6 address.
