@@ -13,7 +13,7 @@ use proxy_common::PORT_OUTBOUND;
 use proxy_common::address::Address;
 use proxy_common::counters::Counter;
 use proxy_common::decide::{Caller, Connect, Excluded, decide_connect};
-use proxy_common::sockets::{DECLARED, OWN, Role};
+use proxy_common::sockets::{DECLARED, OWN, Role, UNSENT};
 
 use crate::maps::{count, excluded, note, noted, pod, read, read_words, write};
 
@@ -94,7 +94,7 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
             let Some(noted) = note(socket) else { return (not_noted(ctx, netns), None) };
             noted.address = target;
             noted.port = port;
-            noted.flags = 0;
+            noted.flags = UNSENT;
             noted.role = Role::App as u8;
             count(netns, Counter::Redirected);
             let sidecar = if decision == Connect::RedirectV4 { Address::LOOPBACK_V4 } else { Address::LOOPBACK_V6 };

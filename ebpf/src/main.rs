@@ -14,6 +14,7 @@ mod inbound;
 mod link;
 mod maps;
 mod names;
+mod release;
 mod sockops;
 mod sockopt;
 

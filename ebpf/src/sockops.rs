@@ -16,7 +16,7 @@ use proxy_common::decide::{Accepted, Closed, decide_accepted, decide_closed, dec
 use proxy_common::flows::{Direction, Flow};
 use proxy_common::originals::{Original, OriginalKey};
 use proxy_common::owndials::{OwnDial, OwnDialKey};
-use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket};
+use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket, UNSENT};
 
 use crate::maps::{FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
 
@@ -82,6 +82,7 @@ impl Event<'_> {
     #[inline(always)]
     fn connecting(&self) {
         let Some(socket) = noted(self.socket) else { return };
+        socket.flags &= !UNSENT;
         if decide_redirected(socket, &self.remote, self.remote_port) {
             let key = OriginalKey { netns: self.netns, source: self.local, port: self.local_port.into(), reserved: 0 };
             let original = Original { address: socket.address, port: socket.port.into() };

@@ -57,10 +57,12 @@ pub enum Counter {
     BypassDropped = 23,
     /// A listener of the app at a port of the sidecar's own, refused.
     OwnPortBindRefused = 24,
+    /// A connection of the app that was sent to its sidecar and never began: no port was left for it.
+    NoPort = 25,
 }
 
 /// How many there are.
-pub const COUNTERS_LEN: usize = 25;
+pub const COUNTERS_LEN: usize = 26;
 
 /// One count per [`Counter`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -97,6 +99,7 @@ impl Counter {
         Self::NoSocket,
         Self::BypassDropped,
         Self::OwnPortBindRefused,
+        Self::NoPort,
     ];
 
     /// Those of connections that got past the sidecar. The sidecar's own port for metrics is none: it ends there.
@@ -137,6 +140,7 @@ impl Counter {
             Self::NoSocket => "no_socket",
             Self::BypassDropped => "bypass_dropped",
             Self::OwnPortBindRefused => "own_port_bind_refused",
+            Self::NoPort => "no_port",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::pods::Pod;
-use crate::sockets::{ESTABLISHED, OWN, Role, Socket};
+use crate::sockets::{ESTABLISHED, OWN, Role, Socket, UNSENT};
 use crate::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND};
 
 /// Who connects.
@@ -234,6 +234,12 @@ pub fn decide_own_name(socket: &Socket, local: &Address) -> OwnName {
     } else {
         OwnName::Kernel
     }
+}
+
+/// Is a socket that its owner lets go one that was sent to the sidecar and found no port to begin from?
+#[inline(always)]
+pub fn decide_unsent(socket: &Socket) -> bool {
+    socket.is(Role::App) && socket.has(UNSENT)
 }
 
 /// Decides what is done about a socket that closes.

@@ -31,6 +31,8 @@ pub const DECLARED: u8 = 1;
 pub const OWN: u8 = 2;
 /// The handshake is done: its end is worth a flow record.
 pub const ESTABLISHED: u8 = 4;
+/// It was sent to the sidecar, and its SYN has not left yet.
+pub const UNSENT: u8 = 8;
 
 /// What is known of one socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,7 +46,7 @@ pub struct Socket {
     pub port: u16,
     /// A [`Role`].
     pub role: u8,
-    /// [`DECLARED`], [`OWN`], [`ESTABLISHED`].
+    /// [`DECLARED`], [`OWN`], [`ESTABLISHED`], [`UNSENT`].
     pub flags: u8,
     /// Always 0.
     pub reserved: u32,

@@ -33,16 +33,23 @@ pub(crate) fn line(report: &CaptureReport) -> String {
 
 /// What is not well: a program that is not attached leaves pods open, or closed.
 pub(crate) fn unwell(report: &CaptureReport) -> impl Iterator<Item = String> {
-    report.faults.iter().map(|fault| format!("capture is not complete: {fault}; start the mesh again"))
+    let faults = report.faults.iter().map(|fault| format!("capture is not complete: {fault}; start the mesh again"));
+    let thieves = report.conflicts.iter().filter(|one| one.steals);
+    faults.chain(thieves.map(|one| format!("another program takes connections: {}; detach it (`bpftool link`)", one.text)))
 }
 
 /// What somebody should know of: pods whose sidecar is passed by, or of which nobody would see it.
 pub(crate) fn warnings(report: &CaptureReport) -> Vec<String> {
-    let mut lines = Vec::new();
+    let neighbours = report.conflicts.iter().filter(|one| !one.steals);
+    let mut lines: Vec<String> =
+        neighbours.map(|one| format!("another program decides about connections: {}", one.text)).collect();
     for pod in &report.pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
         if let Some(told) = passed_by(pod) {
             lines.push(format!("connections of {name} got past its sidecar: {told}"));
+        }
+        if pod.no_port > 0 {
+            lines.push(format!("{} connections of {name} failed: no port was left for them (EADDRNOTAVAIL)", pod.no_port));
         }
         if let Some(reason) = &pod.not_watched {
             lines.push(format!("what raw sockets of {name} send is not seen: {reason}"));
@@ -66,6 +73,7 @@ const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::kernel::Conflict;
 
     #[test]
     fn what_an_owner_excluded_is_no_warning_and_what_nobody_asked_for_is() {
@@ -78,6 +86,9 @@ mod tests {
         let mut report = CaptureReport {
             kernel: "6.12.0".into(),
             faults: vec!["the program or_connect4 is not attached any more".into()],
+            conflicts: [("lb (program 7) runs", false), ("shop/web: thief (program 8) selects", true)]
+                .map(|(text, steals)| Conflict { text: text.into(), steals })
+                .into(),
             pods: vec![
                 pod("web", &[("excluded_outbound_port", 9)]),
                 pod("api", &[("no_socket", 1), ("raw_socket", 2)]),
@@ -87,15 +98,24 @@ mod tests {
         report.pods[1].dropped = 3;
         report.pods[1].enforce = true;
         report.pods[2].not_watched = Some("no tcx".into());
+        report.pods[2].no_port = 4;
         assert_eq!(
             warnings(&report),
             [
+                "another program decides about connections: lb (program 7) runs",
                 "connections of shop/api got past its sidecar: no_socket 1, raw_socket 2 (3 dropped)",
+                "4 connections of shop/db failed: no port was left for them (EADDRNOTAVAIL)",
                 "what raw sockets of shop/db send is not seen: no tcx",
             ]
         );
         let unwell: Vec<String> = unwell(&report).collect();
-        assert_eq!(unwell, ["capture is not complete: the program or_connect4 is not attached any more; start the mesh again"]);
+        assert_eq!(
+            unwell,
+            [
+                "capture is not complete: the program or_connect4 is not attached any more; start the mesh again",
+                "another program takes connections: shop/web: thief (program 8) selects; detach it (`bpftool link`)",
+            ]
+        );
         assert_eq!(line(&report), "eBPF on Linux 6.12.0, 3 pods, 2 links watched, 1 pods enforce");
     }
 }

@@ -1,7 +1,7 @@
 //! Typed views over the maps. Their names, keys and values are `proxy_common`'s.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -25,6 +25,30 @@ use crate::model::capture::CaptureConfig;
 /// Every map that is pinned, by name.
 pub(super) const PINNED: [&str; 11] =
     [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS, EXCLUDED_PORTS, EXCLUDED_CIDRS, LINKS];
+
+/// Maps that changed since the first layout that is taken over, each with the layout of its last change.
+const CHANGED: [(&str, u32); 1] = [(COUNTERS, 4)];
+
+/// Where a map is pinned. The layout of its last change is part of the name: maps of two layouts stand side by side while
+/// one is taken over.
+pub(super) fn pin(pins: &Path, map: &str) -> PathBuf {
+    pins.join(pin_name(map))
+}
+
+fn pin_name(map: &str) -> String {
+    match CHANGED.iter().find(|(name, _since)| *name == map) {
+        Some((name, since)) => format!("{name}_{since}"),
+        None => map.to_owned(),
+    }
+}
+
+/// Is `pin` the name of one of the maps as it was before it changed?
+pub(super) fn is_former(pin: &str) -> bool {
+    CHANGED.iter().any(|(name, _since)| {
+        let rest = pin.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with('_'));
+        rest.is_some() && pin != pin_name(name)
+    })
+}
 
 /// What the pins are of: the number of their layout and the print of the object they were loaded from.
 pub(super) const BUILD: &str = "BUILD";
@@ -52,7 +76,7 @@ fn make_one(
     name: &'static str,
     make: impl FnOnce(&Path) -> Result<Result<(), PinError>, MapError>,
 ) -> Result<(), KernelError> {
-    let at = pins.join(name);
+    let at = pin(pins, name);
     if at.exists() {
         return Ok(());
     }
@@ -267,7 +291,7 @@ impl Maps {
 
 /// Makes an entry, again for a moment where the kernel has no memory at hand: it keeps some ready for maps whose entries
 /// are not set aside, and fills that up behind our back, so that who asks fast finds none now and plenty a millisecond later.
-fn patiently(mut make: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn patiently(mut make: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
     for _attempt in 0..ATTEMPTS {
         match make() {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOMEM) => {
@@ -297,12 +321,22 @@ pub(super) fn build(pins: &Path) -> Result<Option<(u64, u64)>, KernelError> {
     Ok(Some((at(0)?, at(1)?)))
 }
 
-/// Marks the pins.
+/// Marks the pins. A print of 0 says that they are being changed.
 pub(super) fn mark_build(pins: &Path, layout: u64, print: u64) -> Result<(), KernelError> {
+    let stands = pins.join(BUILD).exists();
+    let mut mark: Array<MapData, u64> = if stands {
+        open(pins, BUILD, Map::Array)?
+    } else {
+        Array::create(2, 0).map_err(|error| KernelError::map(BUILD, error))?
+    };
     let write = || {
-        let mut mark = Array::<MapData, u64>::create(2, 0)?;
+        // Whoever is killed in between leaves the print of nothing.
+        mark.set(1, 0, 0)?;
         mark.set(0, layout, 0)?;
         mark.set(1, print, 0)?;
+        if stands {
+            return Ok(());
+        }
         mark.pin(pins.join(BUILD)).map_err(|error| MapError::PinError { name: Some(BUILD.to_owned()), error })
     };
     write().map_err(|error| KernelError::map(BUILD, error))
@@ -312,7 +346,7 @@ fn open<T>(pins: &Path, name: &'static str, kind: impl FnOnce(MapData) -> Map) -
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    MapData::from_pin(pins.join(name)).and_then(|data| T::try_from(kind(data))).map_err(|error| KernelError::map(name, error))
+    MapData::from_pin(pin(pins, name)).and_then(|data| T::try_from(kind(data))).map_err(|error| KernelError::map(name, error))
 }
 
 fn addresses(pod: Pod) -> impl Iterator<Item = Address> {
@@ -350,6 +384,6 @@ fn some<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     }
 }
 
-fn system_call(call: &'static str, io_error: std::io::Error) -> aya::sys::SyscallError {
+pub(super) fn system_call(call: &'static str, io_error: std::io::Error) -> aya::sys::SyscallError {
     aya::sys::SyscallError { call, io_error }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     capture: IntGaugeVec,
     /// Programs that are not where they were attached.
     pub(crate) faults: IntGauge,
+    /// Other people's programs at the same hooks.
+    pub(crate) conflicts: IntGauge,
     /// Of the connections, those that got past a sidecar.
     bypass: IntCounterVec,
     /// What the kernel said of connections at their end.
@@ -89,6 +91,11 @@ impl Metrics {
                 &registry,
                 "outrigger_capture_faults",
                 "Kernel programs that are not where they were attached.",
+            )?,
+            conflicts: metrics::gauge(
+                &registry,
+                "outrigger_capture_conflicts",
+                "Programs of others that decide about the same connections.",
             )?,
             bypass: metrics::counters(
                 &registry,
@@ -149,10 +156,14 @@ async fn capture(State(agent): State<Arc<Agent>>) -> Json<CaptureReport> {
 /// Ready: every kernel program stands where it was attached, both sockets answer, and the node may have certificates signed.
 async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
     let faults = agent.faults.borrow();
+    let conflicts = agent.conflicts.borrow();
+    let thieves: Vec<&str> = conflicts.iter().filter(|one| one.steals).map(|one| one.text.as_str()).collect();
     if !agent.authority.is_joined() {
         (StatusCode::SERVICE_UNAVAILABLE, "the control plane has not certified this node yet\n".to_owned())
     } else if !faults.is_empty() {
         (StatusCode::SERVICE_UNAVAILABLE, format!("capture is not complete: {}\n", faults.join("; ")))
+    } else if !thieves.is_empty() {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("another program takes connections: {}\n", thieves.join("; ")))
     } else {
         (StatusCode::OK, "ready\n".to_owned())
     }

@@ -6,6 +6,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod callers;
+mod conflicts;
 mod device;
 pub(crate) mod enrolment;
 pub(crate) mod flows;
@@ -39,7 +40,7 @@ use tracing::{error, info, warn};
 
 use self::authority::Authority;
 use self::keeper::Keeper;
-use self::kernel::{Kernel, KernelError, PodEntry, Watch};
+use self::kernel::{Conflict, Kernel, KernelError, PodEntry, Watch};
 use self::metrics::Metrics;
 use self::pods::{Changes, Pod, Pods};
 use crate::base::clock::WallClock;
@@ -124,6 +125,8 @@ pub(crate) struct Agent {
     pub(crate) metrics: Metrics,
     /// What of the programs is not as it was attached.
     pub(crate) faults: watch::Sender<Vec<String>>,
+    /// Other people's programs at the same hooks.
+    pub(crate) conflicts: watch::Sender<Vec<Conflict>>,
 }
 
 impl NodeError {
@@ -172,6 +175,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         authority: Authority::new(config.authority, clock, Dice::from_seed(config.seed))?,
         metrics: Metrics::new()?,
         faults: watch::Sender::default(),
+        conflicts: watch::Sender::default(),
     });
     withdraw_strangers(&agent, &records);
     let kernel_log = agent.kernel.lock().log()?;
@@ -197,6 +201,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     parts.spawn(async move { drop(served.await) });
     parts.spawn(follow(Arc::clone(&agent), records, fresh, faults));
     parts.spawn(attest(Arc::clone(&agent)));
+    parts.spawn(conflicts::follow(Arc::clone(&agent)));
     if let Some(kernel_log) = kernel_log {
         parts.spawn(kernel_log);
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Agent;
-use super::kernel::{self, Watch};
+use super::kernel::{self, Conflict, Watch};
 
 /// How capture stands on this node.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -17,6 +17,9 @@ pub(crate) struct CaptureReport {
     pub(crate) kernel: String,
     /// Programs that are not where they were attached, each in a sentence.
     pub(crate) faults: Vec<String>,
+    /// Programs of others that decide about the same connections.
+    #[serde(default)]
+    pub(crate) conflicts: Vec<Conflict>,
     pub(crate) pods: Vec<PodReport>,
 }
 
@@ -35,6 +38,9 @@ pub(crate) struct PodReport {
     pub(crate) bypass: BTreeMap<String, u64>,
     /// How many of them were dropped.
     pub(crate) dropped: u64,
+    /// Connections of the app that failed because no port was left for them.
+    #[serde(default)]
+    pub(crate) no_port: u64,
     /// While its connections wait for a sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) waiting: Option<Waiting>,
@@ -67,6 +73,7 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
             },
             bypass: some.filter(|(_reason, count)| *count > 0).collect(),
             dropped: count(Counter::BypassDropped),
+            no_port: count(Counter::NoPort),
             waiting: agent.keeper.lock().wait(*cookie, now).map(|(so_far, at_most)| Waiting {
                 for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
                 at_most_ms: u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX),
@@ -76,6 +83,7 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
     CaptureReport {
         kernel: kernel::release(),
         faults: agent.faults.borrow().clone(),
+        conflicts: agent.conflicts.borrow().clone(),
         pods: agent.pods.borrow().iter().map(of).collect(),
     }
 }

@@ -30,6 +30,14 @@ pub(crate) enum KernelError {
     /// The folder of the pins is not on a bpffs.
     #[error("{path} is not on a bpf filesystem")]
     NotBpffs { path: PathBuf },
+    /// No bpffs can be mounted.
+    #[error("the kernel {release} mounts no bpf filesystem at {path}")]
+    Mount {
+        path: PathBuf,
+        release: String,
+        #[source]
+        source: io::Error,
+    },
     /// The kernel cannot make the maps, or does not understand the object.
     #[error("the kernel {release} takes no maps of the capture programs")]
     Object {
@@ -82,12 +90,15 @@ pub(crate) enum KernelError {
         #[source]
         source: io::Error,
     },
-    /// Pins of another layout stand there: another version's.
+    /// Pins of a layout that is not known stand there: a later version's, or a very old one's.
     #[error("the pins in {path} are of layout {found}, this program's are of layout {}", proxy_common::LAYOUT)]
     Layout { path: PathBuf, found: u64 },
     /// Somebody else's program selects sockets in a pod's network namespace.
-    #[error("{others} other sk_lookup programs are attached in the pod's network namespace")]
-    Foreign { others: u32 },
+    #[error("other sk_lookup programs are attached in the pod's network namespace: {others}")]
+    Foreign {
+        /// Their names and numbers.
+        others: String,
+    },
     /// The pod's owner asks that what gets past its sidecar is dropped, and nothing here can.
     #[error("what gets past the pod's sidecar cannot be dropped: {reason}")]
     NotWatched { reason: String },
@@ -108,6 +119,7 @@ impl KernelError {
         match self {
             Self::NoCgroup2 => "mount one: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
             Self::File { .. } => "check that the path exists and that this process may use it",
+            Self::Mount { .. } => "run as root (CAP_SYS_ADMIN) on a kernel with CONFIG_BPF_SYSCALL, or mount one there before",
             Self::NotBpffs { .. } => "mount one: mount -t bpf bpf FOLDER",
             Self::Object { .. } | Self::Refused { .. } => {
                 "use Linux 6.1 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF; if it is, report this message"
@@ -117,7 +129,9 @@ impl KernelError {
             Self::Map { .. } => "`outrigger down` removes what is pinned",
             Self::Full { .. } => "stop pods that are not needed, or exclude less, or start the pod on another node",
             Self::NoMemory { .. } => "give the node agent's cgroup more memory, or stop pods that are not needed",
-            Self::Layout { .. } => "stop the pods and run `outrigger down` once: it removes the other version's pins",
+            Self::Layout { .. } => {
+                "start the version that made them, or stop the pods and run `outrigger down` once: it removes the other version's pins"
+            }
             Self::Foreign { .. } => "detach them (`bpftool net`, `bpftool link`): two owners cannot both have a pod's connections",
             Self::NotWatched { .. } => {
                 "run the pod without the annotation outrigger.dev/capture=enforce, or on Linux 6.6 or newer with a veth link"

@@ -39,8 +39,16 @@ pub(super) enum Hook {
     Getpeername6 = 30,
     Getsockname4 = 31,
     Getsockname6 = 32,
+    SockRelease = 34,
     SkLookup = 36,
     TcxIngress = 46,
+}
+
+impl Hook {
+    /// As bpftool(8) says it.
+    pub(super) fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
 }
 
 /// What a link is attached to.
@@ -68,7 +76,12 @@ pub(super) enum Place<'a> {
     Device(u32),
 }
 
-/// Attaches `program` to `place`.
+/// `BPF_F_BEFORE`: before the other programs of the same cgroup. `BPF_F_PREORDER`, which would come before those of its children too,
+/// is left alone: up to Linux 6.18.39 and 7.1.4 the kernel then replaces and removes other programs than it is told to (CVE-2026-72427).
+const BEFORE: u32 = 1 << 3;
+
+/// Attaches `program` to `place`. Where an app connects it runs before the others that are there, so that it reads the address that
+/// the app asked for; before Linux 6.17 it runs after those that came first.
 pub(super) fn create(program: BorrowedFd<'_>, place: Place<'_>, hook: Hook) -> io::Result<OwnedFd> {
     let target = match place {
         Place::Open(target) => word(target),
@@ -76,8 +89,16 @@ pub(super) fn create(program: BorrowedFd<'_>, place: Place<'_>, hook: Hook) -> i
     };
     let mut attributes = [0; 16];
     put(&mut attributes, 0, word(program), target);
-    put(&mut attributes, 1, hook as u32, 0);
-    descriptor(bpf(LINK_CREATE, &mut attributes)?)
+    let first = matches!(hook, Hook::Connect4 | Hook::Connect6);
+    put(&mut attributes, 1, hook as u32, if first { BEFORE } else { 0 });
+    let created = match bpf(LINK_CREATE, &mut attributes) {
+        Err(error) if first && error.raw_os_error() == Some(libc::EINVAL) => {
+            put(&mut attributes, 1, hook as u32, 0);
+            bpf(LINK_CREATE, &mut attributes)
+        }
+        created => created,
+    };
+    descriptor(created?)
 }
 
 /// Replaces the program of `link`; no connection sees neither or both.
@@ -123,16 +144,24 @@ fn describe(object: BorrowedFd<'_>) -> io::Result<[u64; 16]> {
     Ok(info)
 }
 
-/// How many programs are attached to the namespace `netns` at `hook`.
-pub(super) fn attached(netns: BorrowedFd<'_>, hook: Hook) -> io::Result<u32> {
-    ids(netns, hook).map(|ids| u32::try_from(ids.len()).unwrap_or(u32::MAX))
-}
-
 /// The programs that are attached to the cgroup or namespace `target` itself at `hook`, by their ids.
 pub(super) fn ids(target: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    query(target, hook, 0)
+}
+
+/// `BPF_F_QUERY_EFFECTIVE`.
+const EFFECTIVE: u32 = 1;
+
+/// The programs that run for tasks of `cgroup` at `hook`, wherever above it they are attached, in the order in which they run.
+pub(super) fn effective(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    query(cgroup, hook, EFFECTIVE)
+}
+
+fn query(target: BorrowedFd<'_>, hook: Hook, flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut attributes = [0; 16];
     put(&mut attributes, 0, word(target), hook as u32);
+    put(&mut attributes, 1, flags, 0);
     put_pointer(&mut attributes, 2, ids.as_mut_ptr().cast());
     put(&mut attributes, 3, 64, 0);
     bpf(PROG_QUERY, &mut attributes)?;

@@ -7,7 +7,9 @@
 #![expect(unsafe_code, reason = "bpf(2) where aya has no function for it, and records that the kernel lays out")]
 
 mod attest;
+mod conflicts;
 mod error;
+mod layout;
 mod links;
 mod programs;
 mod records;
@@ -31,6 +33,7 @@ use proxy_common::counters::Counters;
 use proxy_common::pods::{POD_LINKS_MAX, Pod, WATCHED};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+pub(crate) use conflicts::Conflict;
 pub(crate) use error::{KernelError, release};
 use links::{Place, Target};
 use programs::Program;
@@ -99,25 +102,26 @@ pub(crate) struct Enrolled {
 
 impl Kernel {
     /// Loads the programs, attaches them once at `cgroup_root` and pins all of it under `pins`, a folder on a bpffs (see
-    /// [`mount_bpffs`]). Where pins of the same layout stand, adopts them: attached programs of this build go on
-    /// untouched, those of another build are replaced in place. Pods whose namespace is gone are forgotten.
+    /// [`mount_bpffs`]). Where pins stand, adopts them: attached programs of this build go on untouched, those of another
+    /// build or of an earlier layout are replaced in place. Pods whose namespace is gone are forgotten.
     pub(crate) fn open(pins: &Path, cgroup_root: &Path, options: Options) -> Result<Self, KernelError> {
         fs::create_dir_all(pins).map_err(|error| KernelError::file("make", pins, error))?;
         if !is_bpffs(pins)? {
             return Err(KernelError::NotBpffs { path: pins.to_owned() });
         }
         let (layout, print) = (u64::from(proxy_common::LAYOUT), programs::print(options.log));
-        let found = maps::build(pins)?;
-        if let Some((found, _)) = found.filter(|(found, _)| *found != layout) {
-            return Err(KernelError::Layout { path: pins.to_owned(), found });
-        }
+        let found = layout::found(pins)?;
         let adopted = found == Some((layout, print)) && is_complete(pins);
         if !adopted {
-            // The mark goes first and comes last: a crash in between is found out.
-            links::unpin(&pins.join(maps::BUILD))?;
+            if let Some((found, _)) = found {
+                // The mark says so first, and is good again last: a crash in between is found out.
+                maps::mark_build(pins, found, 0)?;
+                layout::take_over(pins, found)?;
+            }
             attach(pins, cgroup_root, options.log)?;
             maps::mark_build(pins, layout, print)?;
         }
+        layout::forget_former(pins)?;
         let mut kernel = Self {
             pins: pins.to_owned(),
             cgroup_root: cgroup_root.to_owned(),
@@ -265,10 +269,8 @@ impl Kernel {
             rustix::fs::fstat(pod.netns).map_err(|error| KernelError::file("look at", "the pod's namespace", error))?.st_ino;
         let pin = |program| self.pod_pin(program, pod.cookie);
         self.link(programs::INBOUND, &pin(programs::INBOUND), Place::Open(pod.netns), Target::Netns(netns))?;
-        let attached = links::attached(pod.netns, programs::INBOUND.hook)
-            .map_err(|error| KernelError::call("list the programs of a pod's network namespace", error))?;
-        if attached > 1 {
-            return Err(KernelError::Foreign { others: attached.saturating_sub(1) });
+        if let Some(others) = others_in_pod(pod.netns, &self.pins)? {
+            return Err(KernelError::Foreign { others: others.programs.join(", ") });
         }
         for program in programs::SIDECAR {
             self.link(program, &pin(program), Place::Open(cgroup.as_fd()), Target::Cgroup(cgroup_id))?;
@@ -361,7 +363,7 @@ pub(crate) fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
         return Ok(());
     }
     rustix::mount::mount("bpf", folder, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
-        .map_err(|error| KernelError::file("mount a bpf filesystem at", folder, error))
+        .map_err(|error| KernelError::Mount { path: folder.to_owned(), release: release(), source: error.into() })
 }
 
 /// Unmounts what [`mount_bpffs`] mounted; nothing where none stands. Whoever still looks at it keeps what they see.
@@ -429,7 +431,7 @@ fn ends(links: &[u32]) -> [u32; POD_LINKS_MAX] {
 
 /// Does every pin of the node stand, and is every program of the node attached?
 fn is_complete(pins: &Path) -> bool {
-    maps::PINNED.into_iter().all(|map| pins.join(map).exists())
+    maps::PINNED.into_iter().all(|map| maps::pin(pins, map).exists())
         && programs::all().all(|program| pins.join(program_pin(program)).exists())
         && programs::NODE.into_iter().all(|program| is_attached(&pins.join(link_pin(program))))
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, CgroupSockopt, ProgramError, SchedClassifier, SkLookup, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::pods::LISTENERS;
 
@@ -21,17 +21,19 @@ pub(super) struct Program {
     pub(super) hook: Hook,
 }
 
-/// Attached once, at the cgroup2 root: they tell pods apart by their namespace.
-pub(super) const NODE: [Program; 9] = [
+/// Attached once, at the cgroup2 root: they tell pods apart by their namespace. In this order: what a program notes, the one that
+/// reads it understands already when another build's are replaced.
+pub(super) const NODE: [Program; 10] = [
+    Program { name: "or_sockops", hook: Hook::SockOps },
     Program { name: "or_connect4", hook: Hook::Connect4 },
     Program { name: "or_connect6", hook: Hook::Connect6 },
     Program { name: "or_bind4", hook: Hook::Bind4 },
     Program { name: "or_bind6", hook: Hook::Bind6 },
-    Program { name: "or_sockops", hook: Hook::SockOps },
     Program { name: "or_getpeername4", hook: Hook::Getpeername4 },
     Program { name: "or_getpeername6", hook: Hook::Getpeername6 },
     Program { name: "or_getsockname4", hook: Hook::Getsockname4 },
     Program { name: "or_getsockname6", hook: Hook::Getsockname6 },
+    Program { name: "or_release", hook: Hook::SockRelease },
 ];
 
 /// Attached at each sidecar's cgroup.
@@ -62,7 +64,7 @@ pub(super) fn load(pins: &Path, log: bool) -> Result<Vec<(Program, OwnedFd)>, Ke
     maps::make(pins)?;
     loader.map_max_entries(LISTENERS, maps::ADDRESSES_ROOM);
     for map in maps::PINNED {
-        loader.map_pin_path(map, pins.join(map));
+        loader.map_pin_path(map, maps::pin(pins, map));
     }
     let mut ebpf = with_maps(&mut loader, log)?;
     all().map(|program| Ok((program, load_one(&mut ebpf, program)?))).collect()
@@ -83,11 +85,12 @@ fn with_maps(loader: &mut EbpfLoader<'_>, log: bool) -> Result<Ebpf, KernelError
     loader.load(OBJECT).map_err(KernelError::object)
 }
 
-fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {
+pub(super) fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {
     let mut load = || {
         let loaded = ebpf.program_mut(program.name).ok_or(ProgramError::NotLoaded)?;
         match program.hook {
             Hook::SockOps => <&mut SockOps>::try_from(&mut *loaded)?.load()?,
+            Hook::SockRelease => <&mut CgroupSock>::try_from(&mut *loaded)?.load()?,
             Hook::Getsockopt | Hook::Setsockopt => <&mut CgroupSockopt>::try_from(&mut *loaded)?.load()?,
             Hook::SkLookup => <&mut SkLookup>::try_from(&mut *loaded)?.load()?,
             Hook::TcxIngress => <&mut SchedClassifier>::try_from(&mut *loaded)?.load()?,

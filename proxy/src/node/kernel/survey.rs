@@ -1,7 +1,6 @@
 //! What `outrigger doctor` asks the kernel: whether it takes each program, and who else is at the hooks of ours. Nothing is
 //! attached, pinned or left.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -64,11 +63,13 @@ fn named(hook: links::Hook, ids: Vec<u32>) -> Option<Others> {
     if ids.is_empty() {
         return None;
     }
-    // Only CAP_SYS_ADMIN may list them; a number is better than nothing.
-    let names: BTreeMap<u32, String> = loaded_programs()
-        .filter_map(Result::ok)
-        .filter_map(|info| Some((info.id(), info.name_as_str().filter(|name| !name.is_empty())?.to_owned())))
-        .collect();
-    let name = |id: u32| names.get(&id).map_or_else(|| format!("program {id}"), |name| format!("{name} (program {id})"));
-    Some(Others { hook: format!("{hook:?}").to_lowercase(), programs: ids.into_iter().map(name).collect() })
+    Some(Others { hook: hook.name(), programs: ids.into_iter().map(name).collect() })
+}
+
+/// What people call a program: by its name, as far as it has one and this process may ask for it, and by its number.
+pub(super) fn name(id: u32) -> String {
+    // Only CAP_SYS_ADMIN may; a number is better than nothing.
+    let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
+    let name = info.as_ref().and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
+    name.map_or_else(|| format!("program {id}"), |name| format!("{name} (program {id})"))
 }

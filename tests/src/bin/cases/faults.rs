@@ -54,12 +54,12 @@ fn load(world: &World, seconds: f64) -> Result<Child> {
     command.stdout(Stdio::piped()).spawn().context("cannot run the load generator")
 }
 
-fn verdict(load: Child) -> Result<Value> {
+pub(crate) fn verdict(load: Child) -> Result<Value> {
     let output = load.wait_with_output()?;
     serde_json::from_slice(&output.stdout).with_context(|| format!("the load generator said {output:?}"))
 }
 
-fn no_loss(seen: &Value) -> Result<()> {
+pub(crate) fn no_loss(seen: &Value) -> Result<()> {
     let good = seen["statuses"]["200"].as_u64().unwrap_or(0);
     ensure!(good > 100, "hardly any request went through: {seen}");
     ensure!(
@@ -165,14 +165,14 @@ fn alive(process: u32) -> bool {
 }
 
 /// Stops the supervisor, so that what is killed stays dead until this is dropped.
-struct Dead<'a> {
+pub(crate) struct Dead<'a> {
     mesh: &'a Mesh,
     supervisor: u32,
     killed: Vec<(&'static str, u32)>,
 }
 
 impl<'a> Dead<'a> {
-    fn now(mesh: &'a Mesh, roles: &[&'static str]) -> Result<Self> {
+    pub(crate) fn now(mesh: &'a Mesh, roles: &[&'static str]) -> Result<Self> {
         let supervisor = mesh.process("supervisor")?;
         let killed = roles.iter().map(|role| Ok((*role, mesh.process(role)?))).collect::<Result<Vec<_>>>()?;
         kill(supervisor, Signal::STOP);

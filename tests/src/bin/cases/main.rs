@@ -18,11 +18,13 @@ mod hangups;
 mod hold;
 mod life;
 mod limits;
+mod neighbours;
 mod observability;
 mod policies;
 mod strangers;
 mod third_party;
 mod tools;
+mod upgrade;
 mod world;
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     capture::run(&mut runner);
     enrolment::run(&mut runner);
     limits::run(&mut runner);
+    neighbours::run(&mut runner);
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
     fidelity::run(&mut runner);
@@ -47,5 +50,6 @@ fn main() -> ExitCode {
     faults::run(&mut runner);
     hold::run(&mut runner);
     hangups::run(&mut runner);
+    upgrade::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

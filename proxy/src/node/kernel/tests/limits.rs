@@ -62,6 +62,7 @@ fn a_connection_for_which_no_port_is_left_fails_and_does_not_get_out() {
     for _ in 0..3 {
         assert_eq!(world.a.connect(Who::App, to).unwrap_err().raw_os_error(), Some(libc::EADDRNOTAVAIL));
     }
+    assert_eq!(kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::NoPort), 3);
     for _ in &held {
         assert_eq!(accept(&sidecar).0.local_addr().unwrap(), to);
     }
@@ -70,6 +71,8 @@ fn a_connection_for_which_no_port_is_left_fails_and_does_not_get_out() {
     drop(held);
     world.a.as_(Who::App, || fs::write("/proc/sys/net/ipv4/ip_local_port_range", "41000 41019").unwrap());
     let _again = world.a.connect(Who::App, to).unwrap();
+    // What began is no such connection when it ends.
+    assert_eq!(kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::NoPort), 3);
 }
 
 #[test]
@@ -91,7 +94,7 @@ fn pods_that_come_and_go_cost_the_same_each_and_leave_nothing() {
     assert_eq!(kernel.enrolled().unwrap(), []);
     assert_eq!(pod_pins(&world), 0);
     let netns = File::open(Path::new("/run/netns").join(&world.b.netns)).unwrap();
-    assert_eq!(links::attached(netns.as_fd(), programs::INBOUND.hook).unwrap(), 0);
+    assert_eq!(links::ids(netns.as_fd(), programs::INBOUND.hook).unwrap().len(), 0);
     let median = |some: &mut [Duration]| {
         some.sort_unstable();
         some[some.len() / 2]
@@ -117,17 +120,45 @@ fn what_a_killed_agent_left_of_half_a_pod_goes_with_the_next_one() {
     drop(kernel);
     let mut kernel = world.open();
     assert_eq!((pod_pins(&world), addresses.keys().count()), (3, 2));
-    assert_eq!(links::attached(netns.as_fd(), programs::INBOUND.hook).unwrap(), 0);
+    assert_eq!(links::ids(netns.as_fd(), programs::INBOUND.hook).unwrap().len(), 0);
     // The whole pod beside it was not touched, and the half one can be enrolled.
     let _client = world.a.connect(Who::App, world.b.both(7777)[0]).unwrap();
     assert_eq!(accept(&listener).0.local_addr().unwrap().port(), 7777);
     try_enrol(&world.a, &mut kernel).unwrap();
 }
 
+#[test]
+fn pins_without_a_bpffs_are_refused_by_name_and_nothing_is_attached() {
+    if !may_load() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let pins = folder.path().join("bpf");
+    // The capability is the calling thread's own.
+    let mount = || {
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective.remove(rustix::thread::CapabilitySet::SYS_ADMIN);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        mount_bpffs(&pins).unwrap_err()
+    };
+    let error = thread::scope(|scope| scope.spawn(mount).join().unwrap());
+    assert!(matches!(error, KernelError::Mount { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("mounts no bpf filesystem at {}", pins.display())), "{error}");
+    assert!(error.remedy().contains("CAP_SYS_ADMIN"), "{}", error.remedy());
+    let error = Kernel::open(&pins, &find_cgroup2().unwrap(), Options::default()).unwrap_err();
+    assert!(matches!(error, KernelError::NotBpffs { .. }), "{error}");
+    assert_eq!(fs::read_dir(&pins).unwrap().count(), 0);
+    // A file where the folder should be.
+    fs::remove_dir(&pins).unwrap();
+    fs::write(&pins, "").unwrap();
+    let error = mount_bpffs(&pins).unwrap_err();
+    assert!(matches!(error, KernelError::File { .. }), "{error}");
+}
+
 /// What the kernel says that the maps of pods take.
 fn taken(world: &World) -> usize {
     let bytes = |map: &str| -> usize {
-        let data = MapData::from_pin(world.pins.join(map)).unwrap();
+        let data = MapData::from_pin(maps::pin(&world.pins, map)).unwrap();
         let said = fs::read_to_string(format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd())).unwrap();
         let line = said.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
         line.trim().parse().unwrap()
