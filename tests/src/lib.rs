@@ -11,5 +11,6 @@ pub mod programs;
 pub mod quota;
 #[cfg(feature = "programs")]
 pub mod role;
+pub mod rung;
 pub mod runner;
 pub mod wire;

@@ -351,6 +351,13 @@ impl PodBuilder<'_> {
         self
     }
 
+    /// Also where nothing captures its connections.
+    #[must_use]
+    pub fn unprotected(mut self) -> Self {
+        self.arguments.push("--unprotected".to_owned());
+        self
+    }
+
     /// Runs the pod by `outrigger run --detach`: nothing waits for it, and the mesh's `down` ends it.
     pub fn detach<I: AsRef<OsStr>>(self, command: impl IntoIterator<Item = I>) -> Result<Pod> {
         let log = self.mesh.folder().join(format!("{}.log", self.name.network()));

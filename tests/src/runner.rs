@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::rung::Rung;
+
 /// What the command line asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Wish {
@@ -30,7 +32,8 @@ impl Wish {
     }
 
     fn wants(&self, group: &str, case: &str) -> bool {
-        self.filter.is_empty() || self.filter.iter().any(|part| group.contains(part.as_str()) || case.contains(part.as_str()))
+        let whole = format!("{group}::{case}");
+        self.filter.is_empty() || self.filter.iter().any(|part| whole.contains(part.as_str()))
     }
 }
 
@@ -47,18 +50,28 @@ pub struct Runner {
     failed: Vec<String>,
     filtered: usize,
     start: Instant,
+    rung: Rung,
 }
 
 impl Runner {
     /// Nothing has run yet.
     pub fn new(wish: Wish) -> Self {
-        Self { wish, passed: 0, failed: Vec::new(), filtered: 0, start: Instant::now() }
+        Self { rung: Rung::asked(), wish, passed: 0, failed: Vec::new(), filtered: 0, start: Instant::now() }
     }
 
     /// Runs a group: `make` builds its world once, each case gets it, and it is dropped behind the last one.
     pub fn group<W>(&mut self, name: &str, make: impl FnOnce() -> Result<W>, cases: &[Case<W>]) {
-        let wanted: Vec<&Case<W>> = cases.iter().filter(|case| self.wish.wants(name, case.name)).collect();
+        let (mut wanted, mut others) = (Vec::new(), Vec::new());
+        for case in cases.iter().filter(|case| self.wish.wants(name, case.name)) {
+            match self.rung.lacks(case.name) {
+                None => wanted.push(case),
+                Some(why) => others.push((case.name, why)),
+            }
+        }
         self.filtered += cases.len() - wanted.len();
+        for (case, why) in others {
+            say(&format!("not on {}: {name}::{case}: {why}", self.rung));
+        }
         if wanted.is_empty() {
             return;
         }

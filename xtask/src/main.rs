@@ -68,8 +68,11 @@ enum Command {
     },
     /// The end-to-end cases alone: builds the binary, then runs them as root
     ///
-    /// Example: cargo xtask e2e redis postgres
+    /// Examples: cargo xtask e2e redis postgres, cargo xtask e2e --capture nftables
     E2e {
+        /// The rung of capture on which they run: ebpf or nftables; the cases of what nftables has not are named
+        #[arg(long, default_value = "ebpf", value_parser = ["ebpf", "nftables"])]
+        capture: String,
         /// Full counts in the tests that repeat something
         #[arg(long)]
         long: bool,
@@ -154,7 +157,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Bench(wish) => bench::run(root, &wish),
         Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long, test::LeftOut::IsNamed),
-        Command::E2e { long, filter } => test::end_to_end(root, long, &filter),
+        Command::E2e { capture, long, filter } => test::end_to_end(root, long, &capture, &filter),
         Command::Conformance => test::conformance(root),
         Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),

@@ -29,7 +29,7 @@ pub(crate) enum Need {
 }
 
 /// Programs of the host, each with the package that holds it.
-const HOST: [(&str, &str); 3] = [("ip", "iproute2"), ("curl", "curl"), ("python3", "python3")];
+const HOST: [(&str, &str); 4] = [("ip", "iproute2"), ("nft", "nftables"), ("curl", "curl"), ("python3", "python3")];
 
 /// Programs of the host that fetch other kernels and start them.
 const MACHINE: [(&str, &str); 5] = [

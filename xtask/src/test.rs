@@ -7,6 +7,10 @@ use anyhow::Result;
 
 use crate::{Stop, ebpf, kernels, setup, shell, tidy};
 
+/// The groups of end-to-end cases that run on the second rung of capture too, whenever everything does: those in which
+/// traffic of many kinds goes through. `cargo xtask e2e --capture nftables` runs all of them there.
+const ON_NFTABLES: [&str; 5] = ["capture::", "third_party::", "fidelity::", "policies::", "hold::"];
+
 /// Counts of a test runner's closing lines.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -40,7 +44,8 @@ pub(crate) fn run(root: &Path, long: bool, left_out: LeftOut) -> Result<()> {
         part("unit", || unit(root)),
         part("kernel programs", || check(|| ebpf::run(root, true))),
         part("other kernels", || kernels::part(root)),
-        part("end to end", || cases(root, long, &[])),
+        part("end to end", || cases(root, long, "ebpf", &[])),
+        part("on nftables", || cases(root, long, "nftables", &ON_NFTABLES.map(str::to_owned))),
     ];
     println!();
     println!("{:<17} {:>8} {:>7} {:>7}", "part", "minutes", "passed", "failed");
@@ -78,8 +83,8 @@ pub(crate) fn conformance(root: &Path) -> Result<()> {
 }
 
 /// The end-to-end cases alone.
-pub(crate) fn end_to_end(root: &Path, long: bool, filter: &[String]) -> Result<()> {
-    let (counts, left_out) = cases(root, long, filter)?;
+pub(crate) fn end_to_end(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<()> {
+    let (counts, left_out) = cases(root, long, capture, filter)?;
     if let Some(reason) = left_out {
         return Err(Stop::Missing(reason).into());
     }
@@ -105,12 +110,16 @@ fn check(work: impl FnOnce() -> Result<()>) -> Result<(Counts, Option<String>)> 
 }
 
 fn unit(root: &Path) -> Result<(Counts, Option<String>)> {
+    if shell::is_root() {
+        // The tests of the rulesets run nft; those who are not root run none of them.
+        setup::run(root, setup::Need::Mesh)?;
+    }
     let mut command = shell::cargo(root, &["test", "--locked"]);
     command.args(setup::SELECTION);
     watched(command)
 }
 
-fn cases(root: &Path, long: bool, filter: &[String]) -> Result<(Counts, Option<String>)> {
+fn cases(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<(Counts, Option<String>)> {
     if !shell::is_root() {
         return Err(Stop::Missing(
             "the end-to-end cases make network namespaces and load kernel programs: run as root".to_owned(),
@@ -120,7 +129,7 @@ fn cases(root: &Path, long: bool, filter: &[String]) -> Result<(Counts, Option<S
     setup::run(root, setup::Need::Everything)?;
     setup::build(root)?;
     let mut command = shell::command(root, "target/debug/cases", &[]);
-    command.args(filter);
+    command.args(filter).env("OUTRIGGER_CAPTURE", capture);
     if long {
         command.arg("--long");
     }

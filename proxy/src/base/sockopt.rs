@@ -9,6 +9,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _};
 
+use socket2::SockRef;
+
 /// Declares `client` as the true client of the connection that `socket` is about to open.
 ///
 /// # Errors
@@ -31,6 +33,15 @@ pub(crate) fn declare_client(socket: &impl AsFd, client: SocketAddr) -> io::Resu
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Declares the connection that `socket` is about to open to be the sidecar's to its own application, where the kernel
+/// programs are not there to be told: by the priority of its packets, which rules of nftables read.
+///
+/// # Errors
+/// It is no socket of IP.
+pub(crate) fn declare_own_dial(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_priority(OWN_DIAL_PRIORITY)
+}
+
 /// How many bytes that were written to a TCP socket its peer has not acknowledged.
 ///
 /// # Errors
@@ -43,6 +54,8 @@ pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
     if answer == 0 { Ok(u64::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The highest one that a process without capabilities may give (socket(7)). Nothing schedules by it on loopback.
+pub(crate) const OWN_DIAL_PRIORITY: u32 = 6;
 /// "mesh": a level that no protocol has.
 const LEVEL: libc::c_int = 0x6d65_7368;
 const NAME: libc::c_int = 1;

@@ -4,6 +4,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::node::ladder::Rung;
 use crate::node::report::{CaptureReport, PodReport};
 
 /// Asks the agent.
@@ -28,7 +29,12 @@ pub(crate) fn capture() -> io::Result<CaptureReport> {
 pub(crate) fn line(report: &CaptureReport) -> String {
     let (pods, watched) = (report.pods.len(), report.pods.iter().filter(|pod| pod.not_watched.is_none()).count());
     let enforcing = report.pods.iter().filter(|pod| pod.enforce).count();
-    format!("eBPF on Linux {}, {pods} pods, {watched} links watched, {enforcing} pods enforce", report.kernel)
+    let rung = report.standing.rung;
+    let mut line = format!("{} on Linux {}, {pods} pods", rung.name(), report.kernel);
+    if rung == Rung::Ebpf {
+        line.push_str(&format!(", {watched} links watched, {enforcing} pods enforce"));
+    }
+    line + report.standing.line().strip_prefix(rung.name()).unwrap_or_default()
 }
 
 /// What is not well: a program that is not attached leaves pods open, or closed.
@@ -38,6 +44,11 @@ pub(crate) fn unwell(report: &CaptureReport) -> impl Iterator<Item = String> {
     faults.chain(thieves.map(|one| format!("another program takes connections: {}; detach it (`bpftool link`)", one.text)))
 }
 
+/// Does nothing capture the connections of that pod?
+pub(crate) fn is_unprotected(report: &CaptureReport, namespace: &str, name: &str) -> bool {
+    report.pods.iter().any(|pod| pod.unprotected && pod.namespace == namespace && pod.name == name)
+}
+
 /// What somebody should know of: pods whose sidecar is passed by, or of which nobody would see it.
 pub(crate) fn warnings(report: &CaptureReport) -> Vec<String> {
     let neighbours = report.conflicts.iter().filter(|one| !one.steals);
@@ -45,13 +56,19 @@ pub(crate) fn warnings(report: &CaptureReport) -> Vec<String> {
         neighbours.map(|one| format!("another program decides about connections: {}", one.text)).collect();
     for pod in &report.pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
+        if pod.unprotected {
+            lines.push(format!(
+                "{name} is unprotected: what arrives meets its program in clear, past its sidecar and every policy"
+            ));
+        }
         if let Some(told) = passed_by(pod) {
             lines.push(format!("connections of {name} got past its sidecar: {told}"));
         }
         if pod.no_port > 0 {
             lines.push(format!("{} connections of {name} failed: no port was left for them (EADDRNOTAVAIL)", pod.no_port));
         }
-        if let Some(reason) = &pod.not_watched {
+        // A lower rung says so once, for all of them.
+        if let Some(reason) = pod.not_watched.as_ref().filter(|_reason| report.standing.rung == Rung::Ebpf) {
             lines.push(format!("what raw sockets of {name} send is not seen: {reason}"));
         }
     }
@@ -74,6 +91,19 @@ const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 mod tests {
     use super::*;
     use crate::node::kernel::Conflict;
+    use crate::node::ladder::{Fall, Standing};
+
+    #[test]
+    fn a_lower_rung_is_told_in_one_line_with_why_and_what_it_costs() {
+        let fall = Fall { text: "the kernel 5.10 refuses the program or_connect4".into(), ..Fall::default() };
+        let standing = Standing { rung: Rung::Nftables, fallen: vec![fall], asked: false };
+        let pods = vec![PodReport { not_watched: Some("no".into()), ..PodReport::default() }];
+        let report = CaptureReport { kernel: "5.10".into(), standing, pods, ..CaptureReport::default() };
+        let line = line(&report);
+        let told = "nftables on Linux 5.10, 1 pods; no eBPF: the kernel 5.10 refuses the program or_connect4; it costs: every ";
+        assert!(line.starts_with(told), "{line}");
+        assert!(warnings(&report).is_empty());
+    }
 
     #[test]
     fn what_an_owner_excluded_is_no_warning_and_what_nobody_asked_for_is() {
@@ -85,6 +115,7 @@ mod tests {
         };
         let mut report = CaptureReport {
             kernel: "6.12.0".into(),
+            standing: Standing::default(),
             faults: vec!["the program or_connect4 is not attached any more".into()],
             conflicts: [("lb (program 7) runs", false), ("shop/web: thief (program 8) selects", true)]
                 .map(|(text, steals)| Conflict { text: text.into(), steals })

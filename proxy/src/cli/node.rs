@@ -10,11 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Failure;
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
+use crate::node::ladder::Ladder;
 use crate::node::{Config, authority, chain};
 use crate::telemetry::log::{self, LogFormat};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger node --control 127.0.0.1:14010 --name laptop")]
+#[command(
+    after_help = "Examples:\n  outrigger node --control 127.0.0.1:14010 --name laptop\n  outrigger node --control 127.0.0.1:14010 --name laptop --capture nftables"
+)]
 pub(crate) struct NodeArgs {
     /// Where the mesh keeps its state
     #[arg(long, env = "OUTRIGGER_STATE", value_name = "DIR", default_value = "/var/lib/outrigger")]
@@ -40,6 +43,9 @@ pub(crate) struct NodeArgs {
     /// Where the own metrics and readiness are served
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "ADDR", default_value = "0.0.0.0:14030")]
     pub(crate) metrics: SocketAddr,
+    /// How the pods' connections are captured: auto (the first that works here), ebpf, nftables or explicit (docs/capture.md)
+    #[arg(long, env = "OUTRIGGER_CAPTURE", value_name = "HOW", default_value = "auto")]
+    pub(crate) capture: Ladder,
     /// Let the kernel programs write rare events into the log
     #[arg(long, env = "OUTRIGGER_KERNEL_LOG")]
     pub(crate) kernel_log: bool,
@@ -71,6 +77,7 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
         node_socket: args.node_socket,
         workload_api: args.workload_api,
         metrics: args.metrics,
+        ladder: args.capture,
         kernel_log: args.kernel_log,
         seed,
     };

@@ -13,7 +13,7 @@ use crate::admin::{Admin, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
-use crate::dataplane::{Settings, Sidecar, StartError, Window, Workers, listen_only};
+use crate::dataplane::{Settings, Sidecar, StartError, Way, Window, Workers, listen_only};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
 use crate::telemetry::Telemetry;
@@ -67,6 +67,9 @@ pub(crate) struct SidecarArgs {
     /// Make the pod's listeners, hand them to the node agent, where connections wait in them for the sidecar, and end
     #[arg(long)]
     pub(crate) listen_only: bool,
+    /// Be a proxy that the own application asks, for nothing captures its connections
+    #[arg(long)]
+    pub(crate) forward_proxy: bool,
     /// Repeats the random choices of another run; drawn and logged when absent
     #[arg(long, env = "OUTRIGGER_SEED", value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,
@@ -128,6 +131,7 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
         state: args.state,
         drain: args.drain_timeout.0,
         workers: args.workers,
+        way: if args.forward_proxy { Way::Asked } else { Way::Captured },
         seed,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -113,6 +113,10 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
             (true, true) if number(pod, "/acknowledged") < number(&answer, "/control/revision") => "behind".to_owned(),
             (true, true) => "acknowledged".to_owned(),
         };
+        let report = capture.iter().flatten().next().filter(|_report| is_local(pod));
+        let unprotected =
+            report.is_some_and(|report| agent::is_unprotected(report, &string(pod, "/namespace"), &string(pod, "/name")));
+        let configuration = if unprotected { format!("{configuration}, unprotected") } else { configuration };
         let expires = pod.pointer("/certificateExpires").and_then(Value::as_u64);
         let addresses = list(pod, "/addresses").iter().filter_map(Value::as_str);
         vec![

@@ -25,7 +25,6 @@ use crate::delta::authority::authority_server::Authority;
 use crate::delta::authority::{Bundle, Certificate, JoinNodeRequest, SignWorkloadRequest, WatchBundleRequest};
 use crate::delta::transport::PeerInfo;
 use crate::identity::spiffe::SpiffeId;
-use crate::model::workload::WorkloadTransport;
 use crate::model::{Kind, Resource};
 
 /// Serves the authority.
@@ -101,7 +100,7 @@ impl Signer {
         world.resources().by_key.iter().any(|(key, resource)| {
             key.kind == Kind::Workload
                 && matches!(resource.as_ref(), Resource::Workload(workload)
-                    if workload.spec.transport == WorkloadTransport::MutualTls
+                    if workload.spec.transport.has_sidecar()
                         && identity.account() == Some((&key.name.namespace, workload.spec.account())))
         })
     }

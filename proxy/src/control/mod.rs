@@ -31,7 +31,6 @@ use crate::identity::verify::ClientDemand;
 use crate::model::Resource;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
-use crate::model::workload::WorkloadTransport;
 
 pub(crate) mod api;
 pub(crate) mod authority;
@@ -371,7 +370,7 @@ fn sidecars(world: &World) -> Vec<Target> {
     }
     let targets = resources.iter().filter_map(|(key, resource)| {
         let Resource::Workload(workload) = resource.as_ref() else { return None };
-        let meshed = workload.spec.transport == WorkloadTransport::MutualTls;
+        let meshed = workload.spec.transport.has_sidecar();
         let labels = &workload.metadata.labels;
         let services = labels
             .iter()

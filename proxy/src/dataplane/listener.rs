@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::connection::{self, Accepted};
-use super::{Proxy, StartError, stopping};
+use super::{Proxy, StartError, Way, forward, stopping};
 use crate::base::drain::DrainGuard;
 
 /// The pod's own listeners.
@@ -83,7 +83,10 @@ pub(crate) async fn serve_outbound(proxy: Arc<Proxy>, listener: TcpListener, dra
             let original = original_destination(stream);
             (peer, original)
         },
-        |proxy, accepted| Box::pin(connection::outbound(proxy, accepted)),
+        |proxy, accepted| match proxy.way {
+            Way::Captured => Box::pin(connection::outbound(proxy, accepted)),
+            Way::Asked => Box::pin(forward::outbound(proxy, accepted)),
+        },
     )
     .await;
 }

@@ -20,6 +20,7 @@ mod balance;
 mod config;
 mod connection;
 mod enrolment;
+mod forward;
 mod hello;
 pub(crate) mod http;
 mod learned;
@@ -88,6 +89,17 @@ pub(crate) struct Proxy {
     learned: learned::Learned,
     /// Configurations of links, made once.
     server_tls: Arc<rustls::ServerConfig>,
+    way: Way,
+}
+
+/// How the own application's connections come here.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Way {
+    /// Capture brings them, and tells where they wanted to go.
+    #[default]
+    Captured,
+    /// It knows its sidecar as its proxy, and asks it.
+    Asked,
 }
 
 /// How a destination is asked for that is not known yet.
@@ -116,6 +128,7 @@ pub(crate) struct Settings {
     /// How long connections may go on when the sidecar stops.
     pub(crate) drain: Duration,
     pub(crate) workers: Workers,
+    pub(crate) way: Way,
     pub(crate) seed: u64,
 }
 
@@ -254,6 +267,7 @@ impl Proxy {
             demand,
             learned: learned::Learned::default(),
             server_tls,
+            way: Way::default(),
         })
     }
 
@@ -336,7 +350,7 @@ impl Sidecar {
             seed: settings.seed,
         });
         let dial = TcpDial::new(telemetry.metrics.clients_undeclared.clone());
-        let proxy = Arc::new(Proxy::new(
+        let mut proxy = Proxy::new(
             identity.clone(),
             window.published.clone(),
             telemetry,
@@ -344,7 +358,9 @@ impl Sidecar {
             WallClock::system(),
             settings.seed,
             Demand::Control(client.clone()),
-        )?);
+        )?;
+        proxy.way = settings.way;
+        let proxy = Arc::new(proxy);
         let own = crate::snapshot::compile::Own { workload: settings.name, trust_domain: settings.trust_domain };
         let follower = Follower::new(Arc::clone(&proxy), Arc::clone(window), own, kept, settings.state);
         follower.subscribe(&client);

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy_common::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND};
 
 /// What is asked for one pod. Default: nothing is excluded, and what gets past the sidecar is counted.
@@ -70,6 +70,16 @@ impl CaptureConfig {
             }
         }
         Ok(config)
+    }
+
+    /// One of everything, to try what it takes.
+    pub(crate) fn example() -> Self {
+        Self {
+            outbound_ports: [1].into(),
+            outbound_cidrs: [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())].into(),
+            inbound_ports: [1].into(),
+            enforce: false,
+        }
     }
 
     /// Those of a pod's annotations that are ours.

@@ -38,6 +38,9 @@ pub(crate) struct PodRecord {
     pub(crate) cgroup: PathBuf,
     /// `false`: a pod outside the mesh, which has no sidecar and is not enrolled.
     pub(crate) meshed: bool,
+    /// Nothing captures its connections, and its owner wants it all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unprotected: bool,
     /// Set when the pod is being stopped: it still serves, but nobody should begin anything new with it.
     #[serde(default)]
     pub(crate) terminating: bool,

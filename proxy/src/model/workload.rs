@@ -56,6 +56,8 @@ pub(crate) enum WorkloadTransport {
     MutualTls,
     /// It has none: it is dialled in plaintext.
     Plaintext,
+    /// It has one that nothing captures for, and that its program asks as its proxy: it is dialled in plaintext.
+    Unprotected,
 }
 
 impl Spec for WorkloadSpec {
@@ -69,7 +71,12 @@ impl Object<WorkloadSpec> {
             addresses: pod.addresses.clone(),
             service_account: Some(pod.service_account.clone()),
             ports: pod.ports.iter().map(WorkloadPort::from).collect(),
-            transport: if pod.meshed { WorkloadTransport::MutualTls } else { WorkloadTransport::Plaintext },
+            transport: match (pod.meshed, pod.unprotected) {
+                (false, _) => WorkloadTransport::Plaintext,
+                (true, false) => WorkloadTransport::MutualTls,
+                // What arrives meets its program, not its sidecar.
+                (true, true) => WorkloadTransport::Unprotected,
+            },
             terminating: pod.terminating,
         };
         let mut workload = Self::new(&pod.named(), pod.labels.clone(), spec);
@@ -110,6 +117,14 @@ impl WorkloadSpec {
 }
 
 impl WorkloadTransport {
+    /// Is there a sidecar, which has an identity and a configuration of its own?
+    pub(crate) const fn has_sidecar(self) -> bool {
+        match self {
+            Self::MutualTls | Self::Unprotected => true,
+            Self::Plaintext => false,
+        }
+    }
+
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
     fn is_mutual_tls(&self) -> bool {
         *self == Self::MutualTls
@@ -129,5 +144,9 @@ mod tests {
         assert_eq!(workload.metadata.annotations.len(), 1);
         assert_eq!(workload.capture().lets_in(9100), Some("outrigger.dev/exclude-inbound-ports"));
         assert_eq!(workload.capture().lets_in(80), None);
+        assert_eq!(workload.spec.transport, WorkloadTransport::MutualTls);
+        let unprotected = record.replace("\"meshed\":true", "\"meshed\":true,\"unprotected\":true");
+        let transport = Object::of_pod(&PodRecord::parse(unprotected.as_bytes()).unwrap()).spec.transport;
+        assert!(transport == WorkloadTransport::Unprotected && transport.has_sidecar());
     }
 }

@@ -31,9 +31,11 @@ pub(super) async fn follow(agent: Arc<Agent>) {
 
 /// What runs for every pod is told once, without a name of one.
 fn of(agent: &Agent, pod: &Pod) -> Result<Vec<Conflict>, KernelError> {
-    let mut found = agent.kernel.lock().others_at_connect(&pod.record.cgroup.join("app"))?;
+    // On another rung nobody decides beside our programs.
+    let Some(kernel) = agent.capture.kernel() else { return Ok(Vec::new()) };
+    let mut found = kernel.lock().others_at_connect(&pod.record.cgroup.join("app"))?;
     let Ok(netns) = File::open(&pod.record.netns) else { return Ok(found) };
-    let in_pod = agent.kernel.lock().others_at_arrival(netns.as_fd())?;
+    let in_pod = kernel.lock().others_at_arrival(netns.as_fd())?;
     let name = pod.record.named();
     found.extend(in_pod.into_iter().map(|one| Conflict { text: format!("{name}: {}", one.text), ..one }));
     Ok(found)

@@ -217,7 +217,8 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
             Ok(Ok(Some((line, descriptors)))) => match take(&agent, &stream, &line, descriptors).await {
                 Ok(Taken { pod, enrolment, given }) => {
                     let addresses = pod.record.addresses.clone();
-                    let answer = Answer::Ok { spiffe_id: pod.id.to_string(), addresses, capture: "ebpf".to_owned() };
+                    let capture = agent.standing.rung.word().to_owned();
+                    let answer = Answer::Ok { spiffe_id: pod.id.to_string(), addresses, capture };
                     if let Some(number) = enrolment {
                         enrolled = Some(Enrolment { pod, number });
                     }
@@ -283,7 +284,7 @@ async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<
         return Ok(Taken { pod, enrolment: None, given });
     }
     let [inbound, ..] = descriptors.as_slice() else { return Err(Refusal::Descriptors(descriptors.len())) };
-    let registered = agent.kernel.lock().register_listener(cookie, inbound.as_fd());
+    let registered = agent.capture.register_listener(cookie, inbound.as_fd());
     registered.map_err(|error| Refusal::Kernel(super::chain(&error)))?;
     agent.metrics.enrolments.with_label_values(&["enrolled"]).inc();
     // Without a hold time no copy stays here: the kernel then forgets a listener when its sidecar ends.

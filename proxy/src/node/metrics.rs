@@ -13,6 +13,8 @@ use tokio::net::TcpListener;
 
 use super::Agent;
 use super::flows::FlowMetrics;
+use super::ladder::Rung;
+use super::pods::Pod;
 use super::report::{self, CaptureReport};
 use crate::telemetry::{TelemetryError, metrics};
 
@@ -36,7 +38,9 @@ pub(crate) struct Metrics {
     expiry: IntGaugeVec,
     /// What the kernel programs counted for each pod.
     capture: IntGaugeVec,
-    /// Programs that are not where they were attached.
+    /// 1 for the rung of capture that the agent stands on.
+    rung: IntGaugeVec,
+    /// Programs that are not where they were attached, and rulesets that somebody changed.
     pub(crate) faults: IntGauge,
     /// Other people's programs at the same hooks.
     pub(crate) conflicts: IntGauge,
@@ -87,10 +91,16 @@ impl Metrics {
                 "What the kernel programs did with connections of a pod since its enrolment.",
                 &["namespace", "pod", "event"],
             )?,
+            rung: metrics::gauges(
+                &registry,
+                "outrigger_capture_rung",
+                "1 for the rung of capture that the agent stands on.",
+                &["rung"],
+            )?,
             faults: metrics::gauge(
                 &registry,
                 "outrigger_capture_faults",
-                "Kernel programs that are not where they were attached.",
+                "Kernel programs that are not where they were attached, and rulesets that somebody changed.",
             )?,
             conflicts: metrics::gauge(
                 &registry,
@@ -122,21 +132,34 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: TcpListener) -> std::io::
     axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
-async fn render(State(agent): State<Arc<Agent>>) -> String {
+async fn render(State(agent): State<Arc<Agent>>) -> Result<String, StatusCode> {
+    asked(move || rendered(&agent)).await
+}
+
+/// Does what may have to run a program and wait for it, off the threads that serve others.
+async fn asked<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StatusCode> {
+    tokio::task::spawn_blocking(work).await.map_err(|_ended| StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+fn rendered(agent: &Agent) -> String {
     let metrics = &agent.metrics;
     metrics.joined.set(i64::from(agent.authority.is_joined()));
     metrics.held.set(i64::try_from(agent.keeper.lock().waiting()).unwrap_or(i64::MAX));
+    for rung in Rung::ALL {
+        metrics.rung.with_label_values(&[rung.word()]).set(i64::from(rung == agent.standing.rung));
+    }
     // Pods that are gone leave no series behind.
     metrics.expiry.reset();
     metrics.capture.reset();
     metrics.bypass.reset();
-    for (cookie, pod) in agent.pods.borrow().iter() {
+    let pods: Vec<Arc<Pod>> = agent.pods.borrow().values().map(Arc::clone).collect();
+    for pod in &pods {
         let (namespace, name) = (pod.record.namespace.as_str(), pod.record.name.as_str());
         if let Some(svid) = &*pod.svid.borrow() {
             let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
             metrics.expiry.with_label_values(&[namespace, name]).set(ends);
         }
-        let Some(counted) = agent.kernel.lock().counters(*cookie).ok().flatten() else { continue };
+        let Some(counted) = agent.capture.counters(pod) else { continue };
         for counter in Counter::ALL {
             let count = i64::try_from(counted.of(counter)).unwrap_or(i64::MAX);
             metrics.capture.with_label_values(&[namespace, name, counter.name()]).set(count);
@@ -149,11 +172,11 @@ async fn render(State(agent): State<Arc<Agent>>) -> String {
     metrics::render(&metrics.registry)
 }
 
-async fn capture(State(agent): State<Arc<Agent>>) -> Json<CaptureReport> {
-    Json(report::report(&agent))
+async fn capture(State(agent): State<Arc<Agent>>) -> Result<Json<CaptureReport>, StatusCode> {
+    asked(move || Json(report::report(&agent))).await
 }
 
-/// Ready: every kernel program stands where it was attached, both sockets answer, and the node may have certificates signed.
+/// Ready: capture is as it was made, both sockets answer, and the node may have certificates signed.
 async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
     let faults = agent.faults.borrow();
     let conflicts = agent.conflicts.borrow();

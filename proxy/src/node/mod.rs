@@ -6,6 +6,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod callers;
+pub(crate) mod capture;
 mod conflicts;
 mod device;
 pub(crate) mod enrolment;
@@ -13,9 +14,11 @@ pub(crate) mod flows;
 pub(crate) mod identities;
 mod keeper;
 pub(crate) mod kernel;
+pub(crate) mod ladder;
 mod maps;
 pub(crate) mod metrics;
 pub(crate) mod netns;
+pub(crate) mod nftables;
 pub(crate) mod pods;
 pub(crate) mod report;
 pub(crate) mod workload_api;
@@ -39,9 +42,12 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{error, info, warn};
 
 use self::authority::Authority;
+use self::capture::{Capture, Ground};
 use self::keeper::Keeper;
-use self::kernel::{Conflict, Kernel, KernelError, PodEntry, Watch};
+use self::kernel::{Conflict, KernelError, PodEntry, Watch};
+use self::ladder::{Ladder, Occupied, Rung, Standing};
 use self::metrics::Metrics;
+use self::nftables::NftablesError;
 use self::pods::{Changes, Pod, Pods};
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
@@ -65,6 +71,8 @@ pub(crate) struct Config {
     pub(crate) workload_api: PathBuf,
     /// Where metrics and readiness are served.
     pub(crate) metrics: SocketAddr,
+    /// How the pods' connections are captured.
+    pub(crate) ladder: Ladder,
     /// The kernel programs write rare events into the log.
     pub(crate) kernel_log: bool,
     /// Of the jitter between attempts and renewals.
@@ -77,6 +85,15 @@ pub(crate) enum NodeError {
     /// The environment: capture does not work here.
     #[error("the kernel programs cannot be used")]
     Kernel(#[from] KernelError),
+    /// The environment: capture does not work here.
+    #[error("nftables cannot be used")]
+    Nftables(#[from] NftablesError),
+    /// The user: pods that run are captured otherwise.
+    #[error(transparent)]
+    Occupied(#[from] Occupied),
+    /// The user: a pod asks for what the explicit rung cannot do.
+    #[error("nothing is captured, so what gets past the pod's sidecar cannot be dropped")]
+    CannotEnforce,
     /// The environment: a folder, a socket or a port.
     #[error("cannot use {what}")]
     Place {
@@ -84,6 +101,9 @@ pub(crate) enum NodeError {
         #[source]
         source: io::Error,
     },
+    /// The user: a pod of a mesh that is strict, where nothing captures.
+    #[error("nothing is captured on this node, so the pod would be unprotected: what arrives meets its program in clear")]
+    Unprotected,
     /// The user: a name that cannot stand in an identity.
     #[error(transparent)]
     Name(#[from] SpiffeError),
@@ -114,9 +134,10 @@ pub(crate) struct Agent {
     pub(crate) unenrolled: Mutex<BTreeMap<Named, Unenrolled>>,
     /// The folder of the pods' records.
     pub(crate) records: PathBuf,
-    /// Locked for one system call or a few, never across a wait.
-    pub(crate) kernel: Mutex<Kernel>,
-    /// Locked for a moment, never together with the kernel.
+    pub(crate) capture: Capture,
+    /// On which rung that is, and why.
+    pub(crate) standing: Standing,
+    /// Locked for a moment, never together with another lock.
     pub(crate) keeper: Mutex<Keeper<OwnedFd>>,
     /// Told when a pod's connections begin to wait.
     pub(crate) held: Notify,
@@ -134,6 +155,12 @@ impl NodeError {
     pub(crate) fn remedy(&self) -> String {
         match self {
             Self::Kernel(error) => error.remedy(),
+            Self::Nftables(error) => error.remedy().to_owned(),
+            Self::Occupied(error) => error.remedy(),
+            Self::CannotEnforce => NftablesError::CannotEnforce.remedy().to_owned(),
+            Self::Unprotected => {
+                "run it with --unprotected if it shall be, or have `outrigger doctor` tell what capture lacks".to_owned()
+            }
             Self::Place { .. } => "run as root, and stop whatever else uses it".to_owned(),
             Self::Name(_) => "use letters, digits, '.', '-' and '_'".to_owned(),
             Self::Capture(_) => "start the pod again with another annotation".to_owned(),
@@ -145,6 +172,8 @@ impl NodeError {
     const fn reason(&self) -> &'static str {
         match self {
             Self::Kernel(error) => error.reason(),
+            Self::Nftables(_) | Self::CannotEnforce | Self::Occupied(_) => "capture",
+            Self::Unprotected => "unprotected",
             Self::Place { .. } => "place",
             Self::Name(_) => "name",
             Self::Capture(_) => "annotation",
@@ -160,15 +189,14 @@ impl NodeError {
 pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard) -> Result<(), NodeError> {
     let records = config.state.join("pods");
     std::fs::create_dir_all(&records).map_err(place(&records))?;
-    kernel::mount_bpffs(&config.pins)?;
     let cgroup_root = kernel::find_cgroup2()?;
-    let kernel = Kernel::open(&config.pins, &cgroup_root, kernel::Options { log: config.kernel_log })?;
-    info!(adopted = kernel.is_adopted(), "kernel programs stand");
+    let (capture, standing) = step(&config, &records, &cgroup_root)?;
     let agent = Arc::new(Agent {
         pods: watch::Sender::default(),
         unenrolled: Mutex::default(),
         records: records.clone(),
-        kernel: Mutex::new(kernel),
+        capture,
+        standing,
         keeper: Mutex::new(Keeper::new()),
         held: Notify::new(),
         cgroup_root,
@@ -178,8 +206,8 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         conflicts: watch::Sender::default(),
     });
     withdraw_strangers(&agent, &records);
-    let kernel_log = agent.kernel.lock().log()?;
-    let flows = agent.kernel.lock().flows()?;
+    let kernel_log = agent.capture.kernel().map_or(Ok(None), |kernel| kernel.lock().log())?;
+    let flows = agent.capture.flows()?;
 
     // The pods first: a sidecar that comes back to an agent that was killed must find its pod known.
     let (mut fresh, mut faults) = (Renewals::default(), BTreeMap::new());
@@ -205,13 +233,15 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     if let Some(kernel_log) = kernel_log {
         parts.spawn(kernel_log);
     }
-    let counted = Arc::clone(&agent);
-    parts.spawn(flows::follow(flows, move |flow| {
-        // One pod's last connections may close after it is gone.
-        if let Some(pod) = counted.pods.borrow().get(&flow.netns) {
-            counted.metrics.flows.record(flow, pod.record.namespace.as_str(), pod.record.name.as_str());
-        }
-    }));
+    if let Some(flows) = flows {
+        let counted = Arc::clone(&agent);
+        parts.spawn(flows::follow(flows, move |flow| {
+            // One pod's last connections may close after it is gone.
+            if let Some(pod) = counted.pods.borrow().get(&flow.netns) {
+                counted.metrics.flows.record(flow, pod.record.namespace.as_str(), pod.record.name.as_str());
+            }
+        }));
+    }
     info!("node agent ready for pods");
 
     // Cancel-safe: nothing is taken from either. None of the parts ever ends by itself.
@@ -221,17 +251,27 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     }
 }
 
+/// Steps on the ladder, and writes down where that is.
+fn step(config: &Config, records: &Path, cgroup_root: &Path) -> Result<(Capture, Standing), NodeError> {
+    let found = pods::read(records).map_err(place(records))?;
+    let running = found.records.iter().find(|record| record.meshed).map(PodRecord::named);
+    let rungs = capture::rungs(config.ladder, &config.state, running)?;
+    let ground = Ground { pins: &config.pins, options: kernel::Options { log: config.kernel_log } };
+    let (capture, fallen) = capture::climb(&rungs, cgroup_root, ground)?;
+    let standing = Standing { rung: capture.rung(), fallen, asked: config.ladder != Ladder::Auto };
+    capture::write_down(&standing, &config.state).map_err(place(&config.state))?;
+    info!(capture = standing.line(), adopted = capture.kernel().map(|kernel| kernel.lock().is_adopted()), "capture stands");
+    Ok((capture, standing))
+}
+
 /// Looks again and again whether every program stands where it was attached.
 async fn attest(agent: Arc<Agent>) {
     loop {
         let pods: Vec<Arc<Pod>> = agent.pods.borrow().values().map(Arc::clone).collect();
-        let unknown = |error: KernelError| vec![format!("whether the programs are attached is not known: {}", chain(&error))];
-        let mut faults = agent.kernel.lock().attest_node().unwrap_or_else(unknown);
-        for pod in pods {
-            // One that was withdrawn meanwhile has none.
-            let found = agent.kernel.lock().attest_pod(pod.record.netns_cookie).unwrap_or_else(unknown);
-            faults.extend(found.into_iter().map(|fault| format!("{}: {fault}", pod.record.named())));
-        }
+        let looking = Arc::clone(&agent);
+        // To look at a ruleset is to run a program and to wait for it: nothing for a thread that serves others.
+        let looked = tokio::task::spawn_blocking(move || look(&looking, &pods)).await;
+        let faults = looked.unwrap_or_else(|error| vec![format!("whether capture is whole is not known: {error}")]);
         agent.metrics.faults.set(i64::try_from(faults.len()).unwrap_or(i64::MAX));
         agent.faults.send_if_modified(|known| {
             let changed = *known != faults;
@@ -250,12 +290,27 @@ async fn attest(agent: Arc<Agent>) {
     }
 }
 
-/// An error with its causes, on one line.
+/// What of capture is not as it was made, each in a sentence.
+fn look(agent: &Agent, pods: &[Arc<Pod>]) -> Vec<String> {
+    let unknown = |error: NodeError| vec![format!("whether capture is whole is not known: {}", chain(&error))];
+    let mut faults = agent.capture.attest_node().unwrap_or_else(unknown);
+    for pod in pods {
+        // One that was withdrawn meanwhile has none.
+        let found = agent.capture.attest_pod(pod).unwrap_or_else(unknown);
+        faults.extend(found.into_iter().map(|fault| format!("{}: {fault}", pod.record.named())));
+    }
+    faults
+}
+
+/// An error with its causes, on one line. What one says of its cause itself is not said twice.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
-        text = format!("{text}: {next}");
+        let said = next.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
         cause = next.source();
     }
     text
@@ -279,7 +334,8 @@ async fn follow(agent: Arc<Agent>, records: PathBuf, mut fresh: Renewals, mut fa
         warn!(error, folder = %records.display(), "cannot be told of new pods, looking for them every moment instead");
     }
     loop {
-        reconcile(&agent, &records, &mut fresh, &mut faults);
+        // To lay a ruleset is to run a program and to wait for it: the thread's other tasks go on elsewhere.
+        tokio::task::block_in_place(|| reconcile(&agent, &records, &mut fresh, &mut faults));
         if tokio::time::timeout(LOOK_EVERY, notices.recv()).await == Ok(None) {
             // No watcher: the timer alone.
             tokio::time::sleep(LOOK_WITHOUT_NOTICE).await;
@@ -308,7 +364,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
         fresh.stop(cookie);
         // A descriptor of the pod keeps its network namespace.
         agent.keeper.lock().forget(cookie);
-        withdraw_from_kernel(agent, cookie);
+        withdraw_pod(agent, cookie);
         agent.pods.send_modify(|pods| {
             if let Some(pod) = pods.remove(&cookie) {
                 agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
@@ -378,6 +434,9 @@ impl Renewals {
 fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
     let id = agent.authority.trust_domain().service_account(&record.account())?;
     let capture = record.capture()?;
+    if agent.standing.rung == Rung::Explicit && !record.unprotected {
+        return Err(NodeError::Unprotected);
+    }
     let netns = File::open(&record.netns).map_err(place(&record.netns))?;
     // A record that outlived its pod, or a namespace that was made again under the same name.
     let actual = netns::cookie(&netns).map_err(place(&record.netns))?;
@@ -396,8 +455,10 @@ fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
         capture: &capture,
         links: &links,
     };
-    let watch = agent.kernel.lock().enrol(&entry)?;
-    if let Watch::Not(reason) = &watch {
+    let watch = agent.capture.enrol(&entry)?;
+    if let Watch::Not(reason) = &watch
+        && agent.standing.rung == Rung::Ebpf
+    {
         warn!(pod = %record.named(), reason, "what gets past the pod's sidecar is not seen");
     }
     let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None) });
@@ -415,7 +476,8 @@ fn address_of<T>(record: &PodRecord, pick: impl Fn(&IpAddr) -> Option<T>) -> Opt
 /// Withdraws what a former agent enrolled and nobody describes any more. A record that cannot be read might be the
 /// description: then nothing is withdrawn.
 fn withdraw_strangers(agent: &Agent, records: &Path) {
-    let forgotten = agent.kernel.lock().forget_gone();
+    let Some(kernel) = agent.capture.kernel() else { return };
+    let forgotten = kernel.lock().forget_gone();
     if let Err(error) = forgotten {
         warn!(error = chain(&error), "cannot forget pods whose namespace is gone");
     }
@@ -423,22 +485,22 @@ fn withdraw_strangers(agent: &Agent, records: &Path) {
     if !found.faults.is_empty() {
         return;
     }
-    let enrolled = agent.kernel.lock().enrolled();
+    let enrolled = kernel.lock().enrolled();
     match enrolled {
         Ok(enrolled) => {
             for pod in enrolled {
                 if found.records.iter().any(|record| record.meshed && record.netns_cookie == pod.cookie) {
                     continue;
                 }
-                withdraw_from_kernel(agent, pod.cookie);
+                withdraw_pod(agent, pod.cookie);
             }
         }
         Err(error) => warn!(error = chain(&error), "cannot tell which pods are enrolled"),
     }
 }
 
-fn withdraw_from_kernel(agent: &Agent, cookie: u64) {
-    let withdrawn = agent.kernel.lock().withdraw(cookie);
+fn withdraw_pod(agent: &Agent, cookie: u64) {
+    let withdrawn = agent.capture.withdraw(cookie);
     if let Err(error) = withdrawn {
         warn!(cookie, error = chain(&error), "cannot withdraw a pod");
     }

@@ -68,16 +68,31 @@ pub(crate) fn cookie(netns: &File) -> io::Result<u64> {
 ///
 /// # Errors
 /// The namespace cannot be entered (it needs `CAP_SYS_ADMIN`), or the work fails.
-pub(crate) fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let visit = || {
-            rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            work()
-        };
-        match scope.spawn(visit).join() {
-            Ok(outcome) => outcome,
-            Err(_panic) => Err(io::Error::other("the work inside the namespace did not end")),
-        }
+pub(crate) fn inside<T: Send>(netns: impl AsFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let netns = netns.as_fd();
+    apart(|| {
+        rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
+        work()
+    })
+}
+
+/// Does `work` inside a new namespace, which is gone when nothing is left in it.
+///
+/// # Errors
+/// None can be made (it needs `CAP_SYS_ADMIN`), or the work fails.
+pub(crate) fn in_a_new_one<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    apart(|| {
+        // SAFETY: of what this process shares, only the network of this very thread is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+        work()
+    })
+}
+
+/// Does `visit` on a thread that ends with it.
+fn apart<T: Send>(visit: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| match scope.spawn(visit).join() {
+        Ok(outcome) => outcome,
+        Err(_panic) => Err(io::Error::other("the work inside the namespace did not end")),
     })
 }
 

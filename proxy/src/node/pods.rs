@@ -130,6 +130,7 @@ pub(super) mod tests {
             meshed: true,
             terminating: false,
             hold_ms: 10_000,
+            unprotected: false,
             supervisor: 1,
             started_ms: 0,
         }

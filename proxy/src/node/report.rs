@@ -1,6 +1,7 @@
 //! What the agent tells people of its pods' capture, at `/capture` beside the metrics.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proxy_common::counters::Counter;
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,8 @@ use tokio::time::Instant;
 
 use super::Agent;
 use super::kernel::{self, Conflict, Watch};
+use super::ladder::Standing;
+use super::pods::Pod;
 
 /// How capture stands on this node.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -15,7 +18,10 @@ use super::kernel::{self, Conflict, Watch};
 pub(crate) struct CaptureReport {
     /// The running kernel's release.
     pub(crate) kernel: String,
-    /// Programs that are not where they were attached, each in a sentence.
+    /// On which rung of the ladder, and why.
+    #[serde(default)]
+    pub(crate) standing: Standing,
+    /// Programs that are not where they were attached and rulesets that were changed, each in a sentence.
     pub(crate) faults: Vec<String>,
     /// Programs of others that decide about the same connections.
     #[serde(default)]
@@ -29,6 +35,9 @@ pub(crate) struct CaptureReport {
 pub(crate) struct PodReport {
     pub(crate) namespace: String,
     pub(crate) name: String,
+    /// Nothing captures its connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unprotected: bool,
     /// What gets past the sidecar without being excluded is dropped.
     pub(crate) enforce: bool,
     /// Why nobody sees what raw sockets send; absent where the pod's link is watched.
@@ -59,13 +68,15 @@ pub(crate) struct Waiting {
 /// What the kernel says now.
 pub(super) fn report(agent: &Agent) -> CaptureReport {
     let now = Instant::now();
-    let of = |(cookie, pod): (&u64, &std::sync::Arc<super::pods::Pod>)| {
-        let counters = agent.kernel.lock().counters(*cookie).ok().flatten();
+    let pods: Vec<Arc<Pod>> = agent.pods.borrow().values().map(Arc::clone).collect();
+    let of = |pod: &Arc<Pod>| {
+        let counters = agent.capture.counters(pod);
         let count = |counter| counters.map_or(0, |counters| counters.of(counter));
         let some = Counter::BYPASSES.into_iter().map(|counter| (counter.name().to_owned(), count(counter)));
         PodReport {
             namespace: pod.record.namespace.clone(),
             name: pod.record.name.clone(),
+            unprotected: pod.record.unprotected,
             enforce: pod.record.capture().is_ok_and(|capture| capture.enforce),
             not_watched: match &pod.watch {
                 Watch::Watched => None,
@@ -74,7 +85,7 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
             bypass: some.filter(|(_reason, count)| *count > 0).collect(),
             dropped: count(Counter::BypassDropped),
             no_port: count(Counter::NoPort),
-            waiting: agent.keeper.lock().wait(*cookie, now).map(|(so_far, at_most)| Waiting {
+            waiting: agent.keeper.lock().wait(pod.record.netns_cookie, now).map(|(so_far, at_most)| Waiting {
                 for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
                 at_most_ms: u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX),
             }),
@@ -82,8 +93,9 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
     };
     CaptureReport {
         kernel: kernel::release(),
+        standing: agent.standing.clone(),
         faults: agent.faults.borrow().clone(),
         conflicts: agent.conflicts.borrow().clone(),
-        pods: agent.pods.borrow().iter().map(of).collect(),
+        pods: pods.iter().map(of).collect(),
     }
 }

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
-use crate::model::workload::{WorkloadSpec, WorkloadTransport};
+use crate::model::workload::WorkloadSpec;
 use crate::model::{ResourceKey, Resources};
 
 /// A Workload with the addresses that it writes.
@@ -52,9 +52,7 @@ impl Lost {
 /// Those of the Workloads that have not all addresses that they write.
 pub(crate) fn lost<'a>(claims: impl IntoIterator<Item = Claim<'a>>) -> BTreeMap<ResourceKey, Lost> {
     let mut claims: Vec<Claim<'_>> = claims.into_iter().collect();
-    claims.sort_by_cached_key(|Claim { workload, runs }| {
-        (!runs, workload.spec.transport != WorkloadTransport::MutualTls, workload.named())
-    });
+    claims.sort_by_cached_key(|Claim { workload, runs }| (!runs, !workload.spec.transport.has_sidecar(), workload.named()));
     let mut owners: BTreeMap<IpAddr, Claim<'_>> = BTreeMap::new();
     let mut lost = BTreeMap::new();
     for claim in claims {
@@ -97,6 +95,7 @@ pub(super) fn in_force(resources: &Resources) -> Cow<'_, Resources> {
 mod tests {
     use super::*;
     use crate::base::names::Named;
+    use crate::model::workload::WorkloadTransport;
 
     fn workload(name: &str, addresses: &[&str], transport: WorkloadTransport) -> Object<WorkloadSpec> {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();

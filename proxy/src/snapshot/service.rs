@@ -206,7 +206,7 @@ pub(super) fn endpoint(workload: &Object<WorkloadSpec>, port: u16, own: &Own) ->
 /// A workload as somewhere to dial, by one of its addresses.
 pub(super) fn endpoint_at(workload: &Object<WorkloadSpec>, address: IpAddr, port: u16, own: &Own) -> Option<Endpoint> {
     let transport = match workload.spec.transport {
-        WorkloadTransport::Plaintext => Transport::Plaintext,
+        WorkloadTransport::Plaintext | WorkloadTransport::Unprotected => Transport::Plaintext,
         WorkloadTransport::MutualTls => {
             let account = Named::new(workload.metadata.namespace.as_str(), workload.spec.account());
             Transport::MutualTls(own.trust_domain.service_account(&account).ok()?)

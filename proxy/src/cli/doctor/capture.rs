@@ -4,9 +4,11 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use super::super::local;
-use super::Finding;
+use super::super::{agent, local};
+use super::{Finding, Verdict};
 use crate::node::kernel::{self, KernelError, Others};
+use crate::node::ladder::{Rung, Standing};
+use crate::node::nftables::{Nftables, NftablesError};
 
 pub(super) fn look() -> Vec<Finding> {
     let root = match kernel::find_cgroup2() {
@@ -18,10 +20,48 @@ pub(super) fn look() -> Vec<Finding> {
         findings.push(Finding::warn("programs", "not asked: only root may load them", "run it as root"));
         return findings;
     }
-    findings.extend(programs());
+    let programs = programs();
+    let taken = programs.iter().all(|finding| finding.verdict == Verdict::Ok);
+    let nftables = Nftables::open(&root);
+    findings.push(rung(taken, nftables.is_ok()));
+    // Where nftables takes their place, a mesh works without them.
+    findings.extend(programs.into_iter().map(|finding| if nftables.is_ok() { finding.bearable() } else { finding }));
+    findings.push(rules(taken, nftables));
     findings.extend(hooks(&root));
     findings.extend(pods());
     findings
+}
+
+/// On which rung would a mesh stand here, or which does the one stand on that is up?
+fn rung(takes_programs: bool, takes_rules: bool) -> Finding {
+    let (rung, line) = match agent::capture() {
+        Ok(report) => (report.standing.rung, agent::line(&report)),
+        Err(_none) => {
+            let rung = if takes_programs {
+                Rung::Ebpf
+            } else if takes_rules {
+                Rung::Nftables
+            } else {
+                Rung::Explicit
+            };
+            (rung, format!("a mesh would stand on {}", Standing { rung, ..Standing::default() }.line()))
+        }
+    };
+    match rung {
+        Rung::Ebpf => Finding::ok("rung", line),
+        Rung::Nftables | Rung::Explicit => Finding::warn("rung", line, "docs/capture.md tells what each rung needs and costs"),
+    }
+}
+
+/// Does the kernel take a ruleset? Where it takes the programs nobody needs one.
+fn rules(takes_programs: bool, tried: Result<Nftables, NftablesError>) -> Finding {
+    match tried {
+        Ok(_taken) => Finding::ok("nftables", "nft and the kernel take a pod's ruleset, should the programs not be taken"),
+        Err(error) if takes_programs => {
+            Finding::ok("nftables", format!("{}; the programs are taken, so nobody needs it", crate::node::chain(&error)))
+        }
+        Err(error) => Finding::warn("nftables", crate::node::chain(&error), error.remedy()),
+    }
 }
 
 /// Does the kernel take each program?

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use super::super::local;
 use super::Finding;
+use crate::node::ladder::Ladder;
 
 /// The oldest kernel that the programs are made for.
 const OLDEST: (u32, u32) = (6, 1);
+/// The oldest that tells network namespaces apart (`SO_NETNS_COOKIE`): no rung of capture stands on an older one.
+const OLDEST_OF_ALL: (u32, u32) = (5, 14);
 
 pub(super) fn look() -> Vec<Finding> {
     vec![kernel(&rustix::system::uname().release().to_string_lossy()), capabilities(), btf(), file_system()]
@@ -14,8 +17,11 @@ pub(super) fn look() -> Vec<Finding> {
 
 fn kernel(release: &str) -> Finding {
     match series(release) {
+        Some(series) if series < OLDEST_OF_ALL => {
+            Finding::fail("kernel", format!("{release} is older than 5.14"), "the kernel is too old: use Linux 6.1 or newer")
+        }
         Some(series) if series < OLDEST => {
-            Finding::fail("kernel", format!("{release} is older than 6.1"), "the kernel is too old: use Linux 6.1 or newer")
+            Finding::warn("kernel", format!("{release} is older than 6.1"), "it takes no programs: use Linux 6.1 or newer")
         }
         Some(_) => Finding::ok("kernel", release),
         None => Finding::warn("kernel", format!("{release} is no release that tells its age"), "use Linux 6.1 or newer"),
@@ -29,7 +35,7 @@ fn series(release: &str) -> Option<(u32, u32)> {
 }
 
 fn capabilities() -> Finding {
-    match local::missing_capabilities() {
+    match local::missing_capabilities(Ladder::Auto) {
         Ok(missing) if missing.is_empty() => Finding::ok("capabilities", "this user may start a mesh"),
         Ok(missing) => Finding::fail("capabilities", format!("this process lacks {}", missing.join(", ")), "run it as root"),
         Err(error) => Finding::fail("capabilities", format!("cannot ask for them: {error}"), "run it as root"),
@@ -66,6 +72,7 @@ mod tests {
     #[test]
     fn kernel_is_told_to_be_too_old_by_its_numbers() {
         assert_eq!(kernel("5.10.0-46-cloud-amd64").verdict, Verdict::Fail);
+        assert_eq!(kernel("5.15.0-101-generic").verdict, Verdict::Warn);
         assert_eq!(kernel("6.1.0-56-cloud-amd64").verdict, Verdict::Ok);
         assert_eq!(kernel("6.12.95+deb12").verdict, Verdict::Ok);
         assert_eq!(kernel("10.0").verdict, Verdict::Ok);

@@ -83,6 +83,14 @@ impl Finding {
         Self { check, verdict: Verdict::Fail, text: text.into(), remedy: Some(remedy.into()) }
     }
 
+    /// The same, where something else takes the place of what fails.
+    fn bearable(self) -> Self {
+        match self.verdict {
+            Verdict::Fail => Self { verdict: Verdict::Warn, ..self },
+            Verdict::Ok | Verdict::Warn => self,
+        }
+    }
+
     /// From what the kernel's room says.
     fn of_kernel(check: &'static str, error: &KernelError) -> Self {
         Self::fail(check, crate::node::chain(error), error.remedy())

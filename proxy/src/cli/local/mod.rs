@@ -33,6 +33,7 @@ pub(crate) use visit::{has_lost_supervisor, is_ending};
 
 use super::Failure;
 use crate::base::units::Span;
+use crate::node::ladder::Ladder;
 
 /// Runs `outrigger up`.
 pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
@@ -59,7 +60,11 @@ fn let_go() -> Result<(), Failure> {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  outrigger up --resources ./mesh --detach")]
+#[command(after_help = "Examples:
+  outrigger up --resources ./mesh --detach
+  outrigger up --capture nftables
+
+Pods' connections are captured by the first of these that works on this machine: kernel programs (ebpf), a ruleset in each pod's network namespace (nftables), nothing (explicit: programs are told of a proxy). `outrigger status` tells which it is, why it is none of the others, and what that costs; --capture asks for one by name, and the mesh does not start where it does not work.")]
 pub(crate) struct UpArgs {
     /// A folder of documents that is watched; may be given several times
     #[arg(long, value_name = "DIR")]
@@ -70,6 +75,9 @@ pub(crate) struct UpArgs {
     /// The trust domain of all identities
     #[arg(long, value_name = "TD", default_value = "cluster.local")]
     pub(crate) trust_domain: String,
+    /// How the pods' connections are captured: auto (the first that works here), ebpf, nftables or explicit (docs/capture.md)
+    #[arg(long, env = "OUTRIGGER_CAPTURE", value_name = "HOW", default_value = "auto")]
+    pub(crate) capture: Ladder,
     /// Return once the mesh is up
     #[arg(long)]
     pub(crate) detach: bool,
@@ -119,6 +127,10 @@ pub(crate) struct RunArgs {
     /// A pod outside the mesh
     #[arg(long)]
     pub(crate) no_sidecar: bool,
+    /// Start the pod also where nothing captures its connections (`up --capture explicit`): its sidecar is the proxy of programs that
+    /// read http_proxy, and nothing that arrives passes it
+    #[arg(long, conflicts_with = "no_sidecar")]
+    pub(crate) unprotected: bool,
     /// How long connections wait while the pod's sidecar is away, before they are refused; 0s: not at all
     #[arg(long, value_name = "DURATION", default_value = "10s", conflicts_with = "no_sidecar")]
     pub(crate) hold: Span,

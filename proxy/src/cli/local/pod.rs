@@ -43,6 +43,8 @@ pub(crate) struct Wish {
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) ports: Vec<PodPort>,
     pub(crate) meshed: bool,
+    /// Nothing captures its connections, and that is known.
+    pub(crate) unprotected: bool,
     pub(crate) hold: Duration,
 }
 
@@ -93,6 +95,7 @@ impl LocalPod {
             netns_cookie: cookie,
             cgroup,
             meshed: wish.meshed,
+            unprotected: wish.unprotected,
             terminating: false,
             hold_ms: u64::try_from(wish.hold.as_millis()).unwrap_or(u64::MAX),
             supervisor: std::process::id(),
@@ -143,22 +146,12 @@ pub(crate) fn app_command(
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::invalid(["no command; write it behind `--`"]))?;
     let netns = File::open(&record.netns).map_err(|error| cannot("open the pod's network namespace", &error))?;
     let cgroup = cgroup::entrance(&record.cgroup.join("app")).map_err(|error| cannot("open the pod's cgroup", &error))?;
-    let mut shown = Vec::new();
-    for (ours, theirs) in [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("nsswitch.conf", NSSWITCH)] {
-        if theirs == NSSWITCH && !places.runtime().join(ours).exists() {
-            continue;
-        }
-        // A name service that answers from a link (as systemd-resolved does) is shadowed where the link leads.
-        let target = std::fs::canonicalize(theirs).map_err(|error| {
-            Failure::environment(
-                format!("cannot show the pod its own {theirs}: {error}"),
-                format!("make {theirs}, if only as an empty file"),
-            )
-        })?;
-        shown.push((c_string(&places.runtime().join(ours))?, c_string(&target)?));
-    }
+    let shown = names_shown(places)?;
     let mut child = Command::new(program);
     child.args(arguments).env_remove(super::detach::MARK);
+    if record.unprotected {
+        child.envs(PROXY_VARIABLES);
+    }
     if let Some(user) = user {
         user.tell(&mut child);
     }
@@ -175,6 +168,25 @@ pub(crate) fn app_command(
         },
     );
     Ok(child)
+}
+
+/// The files by which the pod resolves names, each with the place where it is seen.
+fn names_shown(places: &PodPlaces) -> Result<Vec<(CString, CString)>, Failure> {
+    let mut shown = Vec::new();
+    for (ours, theirs) in [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("nsswitch.conf", NSSWITCH)] {
+        if theirs == NSSWITCH && !places.runtime().join(ours).exists() {
+            continue;
+        }
+        // A name service that answers from a link (as systemd-resolved does) is shadowed where the link leads.
+        let target = std::fs::canonicalize(theirs).map_err(|error| {
+            Failure::environment(
+                format!("cannot show the pod its own {theirs}: {error}"),
+                format!("make {theirs}, if only as an empty file"),
+            )
+        })?;
+        shown.push((c_string(&places.runtime().join(ours))?, c_string(&target)?));
+    }
+    Ok(shown)
 }
 
 /// What makes the listeners of the pod's sidecar, so that connections wait for it. Not started yet.
@@ -199,7 +211,11 @@ pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command
     let cgroup = cgroup::entrance(&pod.record.cgroup.join("sidecar")).map_err(|error| cannot("open the pod's cgroup", &error))?;
     let netns = pod.netns.try_clone().map_err(|error| cannot("share the pod's network namespace", &error))?;
     // The state folder is closed to everybody but root: the sidecar sees its own part of it, at a place of its own.
-    let shown = vec![(c_string(&pod.places.sidecar_state())?, c_string(&sidecar_view())?)];
+    let mut shown = vec![(c_string(&pod.places.sidecar_state())?, c_string(&sidecar_view())?)];
+    if pod.record.unprotected {
+        // Its application leaves it to the sidecar to resolve the names that it asks for.
+        shown.extend(names_shown(&pod.places)?);
+    }
     let user = sidecar_id(&pod.record.addresses).ok_or_else(|| Failure::invalid(["the pod has no IPv4 address"]))?;
     // This very binary, wherever it lies: its path may lead through folders that the sidecar's user cannot pass.
     let mut child = Command::new("/proc/self/exe");
@@ -217,6 +233,9 @@ pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command
         .stdin(Stdio::null())
         .stdout(log(".access")?)
         .stderr(log(".sidecar")?);
+    if pod.record.unprotected {
+        child.arg("--forward-proxy");
+    }
     netns::surround(
         &mut child,
         Surroundings {
@@ -328,6 +347,15 @@ pub(crate) fn cannot(what: &str, error: &io::Error) -> Failure {
     Failure::environment(format!("cannot {what}: {error}"), "run as root, and `outrigger down` after a crash")
 }
 
+/// What programs are told of their sidecar where nothing captures: each client reads some of these.
+const PROXY_VARIABLES: [(&str, &str); 6] = [
+    ("http_proxy", "http://127.0.0.1:14001"),
+    ("HTTP_PROXY", "http://127.0.0.1:14001"),
+    ("https_proxy", "http://127.0.0.1:14001"),
+    ("HTTPS_PROXY", "http://127.0.0.1:14001"),
+    ("no_proxy", "localhost,127.0.0.1,::1"),
+    ("NO_PROXY", "localhost,127.0.0.1,::1"),
+];
 /// Where the C library reads who answers for names.
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 const SIDECAR_VARIABLES: [&str; 5] =

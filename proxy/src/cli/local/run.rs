@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::super::{self as cli, Failure};
+use super::super::{self as cli, Failure, agent};
 use super::cgroup::MovesAhead;
 use super::places::{self, PodPlaces, UpRecord};
 use super::pod::{LocalPod, Wish, cannot};
@@ -37,6 +37,7 @@ use crate::model::object::Object;
 use crate::model::pod_record::{PodPort, PodRecord};
 use crate::model::workload::{WorkloadPort, WorkloadSpec, WorkloadTransport};
 use crate::node::kernel;
+use crate::node::ladder::Rung;
 use crate::snapshot::compile;
 use crate::telemetry::log::{self, LogFormat};
 
@@ -388,10 +389,20 @@ fn wish(args: &RunArgs) -> Result<Wish, Failure> {
         annotations,
         ports: args.ports.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
         meshed: !args.no_sidecar,
+        unprotected: args.unprotected && captures_nothing()?,
         hold: args.hold.0,
     };
     let faults = faults(&Named::new(args.namespace.as_str(), args.name.as_str()), &wish);
     if faults.is_empty() { Ok(wish) } else { Err(Failure::invalid(faults)) }
+}
+
+/// Does the agent stand on the rung on which nothing is captured? Where it captures, nobody is left unprotected.
+fn captures_nothing() -> Result<bool, Failure> {
+    let report = agent::capture().map_err(|error| {
+        let remedy = "look into the log folder of the mesh's state, file node.log";
+        Failure::environment(format!("the node agent does not tell how it captures: {error}"), remedy)
+    })?;
+    Ok(report.standing.rung == Rung::Explicit)
 }
 
 /// What is wrong with the pod by the rules of every Workload, in the words of the command line.

@@ -31,6 +31,7 @@ use super::run::{answers, cgroup_root};
 use super::{UpArgs, detach, links, pod, ports, visit};
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
+use crate::node::ladder::{Ladder, Rung};
 
 pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
     let _checked: TrustDomain = args.trust_domain.parse().map_err(|error| Failure::invalid([error]))?;
@@ -39,7 +40,7 @@ pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
             return Err(Failure::invalid([format!("--resources {}: there is no such folder", folder.display())]));
         }
     }
-    check_capabilities()?;
+    check_capabilities(args.capture)?;
     let cgroup_root = cgroup_root()?;
     if args.detach && !detach::is_detached() {
         return detach::go_on();
@@ -61,8 +62,8 @@ fn already_up() -> Failure {
 }
 
 /// What the supervisor, the agent and `run` need, by the names of capabilities(7).
-fn check_capabilities() -> Result<(), Failure> {
-    let missing = missing_capabilities().map_err(|error| cannot("ask for own capabilities", &error))?;
+fn check_capabilities(ladder: Ladder) -> Result<(), Failure> {
+    let missing = missing_capabilities(ladder).map_err(|error| cannot("ask for own capabilities", &error))?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -73,9 +74,16 @@ fn check_capabilities() -> Result<(), Failure> {
 ///
 /// # Errors
 /// The kernel does not tell.
-pub(crate) fn missing_capabilities() -> io::Result<Vec<&'static str>> {
+pub(crate) fn missing_capabilities(ladder: Ladder) -> io::Result<Vec<&'static str>> {
     let held = rustix::thread::capabilities(None)?.effective;
-    Ok(NEEDED.iter().filter(|(capability, _name)| !held.contains(*capability)).map(|(_capability, name)| *name).collect())
+    let loads = matches!(ladder, Ladder::Auto | Ladder::Only(Rung::Ebpf));
+    let programs = loads.then_some(PROGRAMS).into_iter().flatten();
+    Ok(NEEDED
+        .into_iter()
+        .chain(programs)
+        .filter(|(capability, _name)| !held.contains(*capability))
+        .map(|(_capability, name)| name)
+        .collect())
 }
 
 /// Folders, token, bridge; and what a crash left of pods whose supervisor is gone is removed.
@@ -247,6 +255,7 @@ fn node_arguments(args: &UpArgs, state: &Path) -> Vec<std::ffi::OsString> {
         ("--workload-api", runtime("workload.sock").into()),
         ("--pins", places::pins().into()),
         ("--trust-domain", args.trust_domain.clone().into()),
+        ("--capture", args.capture.to_string().into()),
     ] {
         arguments.extend([flag.into(), value]);
     }
@@ -380,11 +389,9 @@ fn is_news(line: &str) -> bool {
     [" WARN ", " ERROR "].iter().any(|level| line.contains(level))
 }
 
-const NEEDED: [(CapabilitySet, &str); 10] = [
+const NEEDED: [(CapabilitySet, &str); 8] = [
     (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
     (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
-    (CapabilitySet::BPF, "CAP_BPF"),
-    (CapabilitySet::PERFMON, "CAP_PERFMON"),
     (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
     (CapabilitySet::CHOWN, "CAP_CHOWN"),
     (CapabilitySet::KILL, "CAP_KILL"),
@@ -392,6 +399,8 @@ const NEEDED: [(CapabilitySet, &str); 10] = [
     (CapabilitySet::SETGID, "CAP_SETGID"),
     (CapabilitySet::SETPCAP, "CAP_SETPCAP"),
 ];
+/// To load the kernel programs.
+const PROGRAMS: [(CapabilitySet, &str); 2] = [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
 /// How a command of this binary begins to tell why it failed.
 const OWN_FAILURE: &str = "outrigger: ";
 const SWEEP_EVERY: Duration = Duration::from_secs(2);

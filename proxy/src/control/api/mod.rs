@@ -28,7 +28,6 @@ use super::store::{self, Store};
 use crate::base::clock::WallClock;
 use crate::base::names::Named;
 use crate::base::problems::{Problem, Problems, Severity};
-use crate::model::workload::WorkloadTransport;
 use crate::model::{Kind, Resource, ResourceKey};
 use crate::snapshot::{compile, excluded};
 
@@ -268,9 +267,7 @@ impl Api {
         let world = self.store.world();
         let missing = world.local_pods().filter_map(|pod| {
             let (namespace, name) = (pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
-            let expected = pod.spec.transport == WorkloadTransport::MutualTls
-                && !pod.spec.terminating
-                && !connected.contains(&(namespace, name));
+            let expected = pod.spec.transport.has_sidecar() && !pod.spec.terminating && !connected.contains(&(namespace, name));
             expected.then(|| NotConnected { namespace: namespace.to_owned(), name: name.to_owned() })
         });
         let missing = missing.collect();
@@ -304,7 +301,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "name": &*key.name.name,
             "serviceAccount": workload.spec.account(),
             "addresses": workload.spec.addresses,
-            "meshed": workload.spec.transport == WorkloadTransport::MutualTls,
+            "meshed": workload.spec.transport.has_sidecar(),
             "terminating": workload.spec.terminating,
             "local": world.is_local_pod(key),
             "connected": sidecar.is_some(),

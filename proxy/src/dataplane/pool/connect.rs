@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
 use crate::base::net::BoxedIo;
-use crate::base::sockopt::declare_client;
+use crate::base::sockopt::{declare_client, declare_own_dial};
 use crate::dataplane::tls::Alpn;
 use crate::identity::source::Identity;
 use crate::identity::spiffe::SpiffeId;
@@ -122,8 +122,9 @@ impl Dial for TcpDial {
                 // The application still gets its request; it only sees the sidecar as the client. Said once, counted always.
                 undeclared.inc();
                 if !warned.swap(true, Ordering::Relaxed) {
-                    warn!(%error, "the application cannot be shown its true clients: capture does not answer");
+                    warn!(%error, "the application cannot be shown its true clients: the kernel programs do not answer");
                 }
+                declare_own_dial(&socket)?;
             }
             let stream = socket.connect(to).await?;
             Ok(Box::new(stream) as BoxedIo)

@@ -10,6 +10,8 @@ use aya::sys::SyscallError;
 use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS, EXCLUDED_PORTS_MAX};
 use proxy_common::pods::{ADDRESSES, LINKS, LISTENERS};
 
+use super::programs;
+use crate::node::ladder::{Fall, Rung};
 use crate::node::maps::{ADDRESSES_ROOM, LINKS_ROOM, PODS_ROOM};
 
 /// Why capture does not work. Unless a variant says otherwise it is the environment's fault.
@@ -151,18 +153,67 @@ impl KernelError {
         }
     }
 
+    /// Is it for another way to capture? What is full, pinned by another version or somebody else's is for the operator.
+    pub(crate) const fn is_for_another_rung(&self) -> bool {
+        match self {
+            Self::NoCgroup2
+            | Self::File { .. }
+            | Self::NotBpffs { .. }
+            | Self::Mount { .. }
+            | Self::Object { .. }
+            | Self::Refused { .. }
+            | Self::Lacks { .. }
+            | Self::Call { .. } => true,
+            Self::Map { .. }
+            | Self::Full { .. }
+            | Self::NoMemory { .. }
+            | Self::Layout { .. }
+            | Self::Foreign { .. }
+            | Self::NotWatched { .. }
+            | Self::NotEnrolled { .. }
+            | Self::NoAddress { .. } => false,
+        }
+    }
+
+    /// As the reason why capture stands on a lower rung.
+    pub(crate) fn fall(&self) -> Fall {
+        let (program, verifier) = match self {
+            Self::Refused { program, log, .. } => (Some(*program), log.strip_prefix(VERIFIER)),
+            Self::Lacks { program, .. } => (Some(*program), None),
+            _other => (None, None),
+        };
+        let hook = program.and_then(programs::hook).map(|hook| format!("{hook:?}").to_lowercase());
+        Fall {
+            rung: Rung::Ebpf,
+            hook,
+            errno: self.source_error().and_then(io::Error::raw_os_error),
+            kernel: release(),
+            verifier: verifier.map(str::to_owned),
+            text: crate::node::chain(self),
+            remedy: self.remedy(),
+        }
+    }
+
     fn is_permission(&self) -> bool {
-        let source = match self {
-            Self::File { source, .. } | Self::Refused { source, .. } | Self::Call { source, .. } => source,
+        // EACCES is the verifier's word for a program that it does not believe.
+        self.source_error().and_then(io::Error::raw_os_error) == Some(libc::EPERM)
+    }
+
+    /// What the kernel answered.
+    fn source_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::File { source, .. }
+            | Self::Mount { source, .. }
+            | Self::Refused { source, .. }
+            | Self::Lacks { source, .. }
+            | Self::Call { source, .. } => Some(source),
             // Without the capability the kernel refuses the first map.
             Self::Object { source, .. } => match source.as_ref() {
-                EbpfError::MapError(MapError::CreateError { io_error, .. }) => io_error,
-                _ => return false,
+                EbpfError::MapError(MapError::CreateError { io_error, .. }) => Some(io_error),
+                _other => None,
             },
-            _ => return false,
-        };
-        // EACCES is the verifier's word for a program that it does not believe.
-        matches!(source.raw_os_error(), Some(libc::EPERM))
+            _other => None,
+        }
     }
 
     /// From what aya says of a program that did not load.
@@ -217,6 +268,7 @@ impl KernelError {
             {
                 Self::NoMemory { what: format!("the map {map}"), release: release(), source: io_error }
             }
+            MapError::CreateError { io_error, .. } => Self::call(format!("make the map {map}"), io_error),
             other => Self::Map { map, source: Box::new(other) },
         }
     }
@@ -251,8 +303,11 @@ pub(crate) fn release() -> String {
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let tail = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default();
-    if tail.is_empty() { String::new() } else { format!("; verifier: {}", tail.join(" | ")) }
+    if tail.is_empty() { String::new() } else { format!("{VERIFIER}{}", tail.join(" | ")) }
 }
+
+/// What stands before the verifier's last lines.
+const VERIFIER: &str = "; verifier: ";
 
 /// The helper that the verifier misses: it says `unknown func NAME#NUMBER` of one that other kinds of programs may call,
 /// and `invalid func unknown#NUMBER` of one that it has never heard of.
@@ -290,6 +345,18 @@ mod tests {
              verifier: 1: r2 | 2: r3 | invalid access | processed 3 insns"
         );
         assert!(error.remedy().contains("Linux 6.1 or newer"));
+        let fall = error.fall();
+        assert_eq!((fall.hook.as_deref(), fall.errno), (Some("connect4"), Some(libc::EACCES)));
+        assert_eq!(fall.verifier.as_deref(), Some("1: r2 | 2: r3 | invalid access | processed 3 insns"));
+        assert_eq!(fall.text, error.to_string());
+    }
+
+    #[test]
+    fn what_another_rung_would_not_mend_keeps_the_agent_from_falling() {
+        assert!(KernelError::NoCgroup2.is_for_another_rung());
+        assert!(KernelError::call("attach", io::Error::from_raw_os_error(libc::EPERM)).is_for_another_rung());
+        assert!(!KernelError::Layout { path: "/run".into(), found: 1 }.is_for_another_rung());
+        assert!(!KernelError::call("attach", io::Error::from_raw_os_error(libc::ENOMEM)).is_for_another_rung());
     }
 
     #[test]

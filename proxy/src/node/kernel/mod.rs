@@ -16,7 +16,7 @@ mod records;
 mod survey;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::node) mod tests;
 #[cfg(test)]
 mod verdicts;
 

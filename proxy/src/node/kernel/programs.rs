@@ -51,6 +51,11 @@ pub(super) fn all() -> impl Iterator<Item = Program> {
     NODE.into_iter().chain(SIDECAR).chain([INBOUND, LINK])
 }
 
+/// Where the program of that name belongs.
+pub(super) fn hook(name: &str) -> Option<Hook> {
+    all().find(|program| program.name == name).map(|program| program.hook)
+}
+
 /// What tells one build with one set of options from another: FNV-1a over the object. Not a proof against an adversary,
 /// who could as well replace the pins.
 pub(super) fn print(log: bool) -> u64 {

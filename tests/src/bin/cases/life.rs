@@ -10,7 +10,7 @@ use e2e::quota::Quota;
 use e2e::runner::{Case, Runner, Wish};
 use rustix::process::Signal;
 
-use crate::world::{Nobody, client, echo, expect, route, service, until};
+use crate::world::{Nobody, client, echo, expect, pins, route, service, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
@@ -245,8 +245,7 @@ fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
     finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
     let before = traces()?;
     let mesh = Mesh::up()?;
-    let pins = || Ok::<usize, anyhow::Error>(std::fs::read_dir("/run/outrigger/bpf")?.count());
-    let at_first = pins()?;
+    let at_first = pins();
     let is_back = || {
         let mut ready = Command::new("curl");
         ready.args(["-sS", "--fail", "--max-time", "2", "http://127.0.0.1:14030/ready"]);
@@ -271,7 +270,7 @@ fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
     }
     is_back()?;
     e2e::mesh::wait_for("the pins of pods that are gone", PATIENCE, || {
-        ensure!(pins()? == at_first, "{} pins, {at_first} at first", pins()?);
+        ensure!(pins() == at_first, "{} pins, {at_first} at first", pins());
         Ok(())
     })?;
     let pod = mesh.pod("life/last").detach(["sleep", "100000"])?;

@@ -10,7 +10,7 @@ use e2e::mesh::{Mesh, PATIENCE, Pod, PodName, cgroup_root, finish, kill, outrigg
 use e2e::runner::{Case, Runner, Wish};
 use rustix::process::Signal;
 
-use crate::world::{echo, expect};
+use crate::world::{echo, expect, pins};
 
 struct World {
     web: Pod,
@@ -292,7 +292,7 @@ fn come_and_go(world: &World, wish: &Wish) -> Result<()> {
     let (first, rest) = numbers.split_at(8);
     all(first)?;
     let (files, memory) = (open_files(agent)?, resident(agent)?);
-    let pins = std::fs::read_dir("/run/outrigger/bpf")?.count();
+    let pins_before = pins();
     let begun = Instant::now();
     all(rest)?;
     let each = begun.elapsed() / u32::try_from(pods)?;
@@ -301,9 +301,8 @@ fn come_and_go(world: &World, wish: &Wish) -> Result<()> {
     println!("limits: {pods} pods came and went, {each:?} each, the agent's memory grew by {grown} KiB");
     ensure!(grown < 8 * 1024, "the agent's memory grew by {grown} KiB");
     wait_for("the pods' pins go", PATIENCE, || {
-        let now = std::fs::read_dir("/run/outrigger/bpf")?.count();
         // Fewer where a pod of an earlier case left late.
-        ensure!(now <= pins, "{now} pins, {pins} before");
+        ensure!(pins() <= pins_before, "{} pins, {pins_before} before", pins());
         Ok(())
     })
 }

@@ -9,7 +9,7 @@ use e2e::programs;
 use e2e::runner::{Case, Runner};
 use e2e::wire::Capture;
 
-use crate::world::{client, echo, expect, metric, own, route, said, service, service_of, until};
+use crate::world::{client, echo, expect, metric, own, route, said, seen_client, service, service_of, until};
 
 struct World {
     mesh: Mesh,
@@ -94,7 +94,7 @@ fn strict(world: &World) -> Result<()> {
     let permissive = own("PeerAuthentication", "strict", "open", "{ mode: Permissive }");
     world.mesh.apply(&permissive)?;
     let answer = until(&outsider, &url, 200)?;
-    ensure!(said(&answer)?["peer"] == outsider.address()?, "the application saw {}", answer.body);
+    ensure!(said(&answer)?["peer"] == seen_client(&outsider, &web)?, "the application saw {}", answer.body);
     world.mesh.delete(&permissive)?;
     wait_for("plaintext is refused again", PATIENCE, || {
         let answer = outsider.curl([&url])?;

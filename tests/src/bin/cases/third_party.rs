@@ -8,7 +8,7 @@ use e2e::mesh::{Mesh, PATIENCE, Pod, wait_for};
 use e2e::programs;
 use e2e::runner::{Case, Runner};
 
-use crate::world::{client, expect, service, until};
+use crate::world::{client, expect, seen_client, service, until};
 
 struct World {
     client: Pod,
@@ -69,7 +69,7 @@ fn nginx(world: &World) -> Result<()> {
     world.mesh.apply(&service("shop", "nginx", 80, 8080))?;
     let page = until(&world.client, "http://nginx/page.html", 200)?;
     ensure!(page.body == "a page of nginx\n", "the page came as {:?}", page.body);
-    let address = world.client.address()?;
+    let address = seen_client(&world.client, &server)?;
     let who = expect(&world.client, &["http://nginx.shop.svc.cluster.local/who"], 200)?;
     ensure!(who.body == address, "nginx saw {} as its client, which is {address}", who.body);
     let log = std::fs::read_to_string(folder.join("access"))?;
@@ -137,7 +137,7 @@ fn postgres(world: &World) -> Result<()> {
     ensure!(said.trim() == "500|500000", "psql said {said}");
     // The notice of another address in the server's own words: it sees the client, not its sidecar.
     let seen = ask("select host(inet_client_addr())")?;
-    ensure!(seen.trim() == world.client.address()?, "PostgreSQL saw the client as {seen}");
+    ensure!(seen.trim() == seen_client(&world.client, &server)?, "PostgreSQL saw the client as {seen}");
     Ok(())
 }
 

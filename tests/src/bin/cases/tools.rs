@@ -55,7 +55,7 @@ fn doctor(_world: &World) -> Result<()> {
     let seen = json(&["doctor", "-o", "json"])?;
     ensure!(seen["well"] == true, "doctor said {seen}");
     let checks = seen["checks"].as_array().context("no checks")?;
-    for name in ["kernel", "capabilities", "btf", "bpffs", "cgroup2", "programs", "pods", "mesh"] {
+    for name in ["kernel", "capabilities", "btf", "bpffs", "cgroup2", "programs", "nftables", "pods", "mesh"] {
         let is_ok = checks.iter().any(|check| check["check"] == name && check["verdict"] == "ok");
         ensure!(is_ok, "{name} is not ok: {seen}");
     }

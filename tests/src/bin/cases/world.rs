@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use e2e::mesh::{Answer, Mesh, PATIENCE, Pod, Said, binary, finish, wait_for};
 use e2e::programs;
+use e2e::rung::Rung;
 use serde_json::Value;
 
 /// A user of this machine without any right.
@@ -98,6 +99,19 @@ pub(crate) fn expect(pod: &Pod, arguments: &[&str], status: u16) -> Result<Answe
         answer.said.all()
     );
     Ok(answer)
+}
+
+/// The client that an app behind the sidecar of `server` sees of one at `client`: nftables shows it its sidecar.
+pub(crate) fn seen_client(client: &Pod, server: &Pod) -> Result<String> {
+    match Rung::asked() {
+        Rung::Ebpf => client.address(),
+        Rung::Nftables => server.address(),
+    }
+}
+
+/// How many pins stand of the kernel programs; none on another rung.
+pub(crate) fn pins() -> usize {
+    std::fs::read_dir("/run/outrigger/bpf").map_or(0, |pins| pins.count())
 }
 
 /// What the echo service said.

@@ -222,7 +222,7 @@ fn what_a_pod_forwards_for_a_namespace_behind_it_is_no_connection_of_its_own() {
     ip(&["-n", &behind, "route", "add", "default", "via", "10.78.0.1"]);
     world.a.as_(Who::App, || fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
     let to = world.b.both(7777)[0];
-    let dialled = netns::inside(&File::open(Path::new("/run/netns").join(&behind)).unwrap(), || {
+    let dialled = netns::inside(File::open(Path::new("/run/netns").join(&behind)).unwrap(), || {
         TcpStream::connect_timeout(&to, Duration::from_millis(300))
     });
     ip(&["netns", "del", &behind]);

@@ -30,32 +30,32 @@ use crate::node::netns;
 
 /// A pod's two kinds of tasks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Who {
+pub(in crate::node) enum Who {
     App,
     Sidecar,
 }
 
 /// One side of the link.
-struct Side {
-    netns: String,
+pub(in crate::node) struct Side {
+    pub(in crate::node) netns: String,
     cgroups: [PathBuf; 2],
-    v4: Ipv4Addr,
-    v6: Ipv6Addr,
-    cookie: u64,
+    pub(in crate::node) v4: Ipv4Addr,
+    pub(in crate::node) v6: Ipv6Addr,
+    pub(in crate::node) cookie: u64,
 }
 
 /// Two sides, `a` and `b`, and a folder for pins. Everything goes when it is dropped.
-struct World {
-    a: Side,
-    b: Side,
+pub(in crate::node) struct World {
+    pub(in crate::node) a: Side,
+    pub(in crate::node) b: Side,
     pins: PathBuf,
-    root: PathBuf,
+    pub(in crate::node) root: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl World {
     /// `None` where this machine or this user cannot make one.
-    fn new() -> Option<Self> {
+    pub(in crate::node) fn new() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !may_load() {
             return None;
@@ -131,7 +131,7 @@ impl Side {
     }
 
     /// Runs `work` as a task of this pod.
-    fn as_<T: Send>(&self, who: Who, work: impl FnOnce() -> T + Send) -> T {
+    pub(in crate::node) fn as_<T: Send>(&self, who: Who, work: impl FnOnce() -> T + Send) -> T {
         self.with_cgroup(self.cgroup(who), work)
     }
 
@@ -149,7 +149,7 @@ impl Side {
         })
     }
 
-    fn cgroup(&self, who: Who) -> &Path {
+    pub(in crate::node) fn cgroup(&self, who: Who) -> &Path {
         match who {
             Who::App => &self.cgroups[0],
             Who::Sidecar => &self.cgroups[1],
@@ -186,7 +186,7 @@ impl Side {
         listener
     }
 
-    fn listen(&self, who: Who, address: &str, port: u16) -> TcpListener {
+    pub(in crate::node) fn listen(&self, who: Who, address: &str, port: u16) -> TcpListener {
         self.as_(who, || {
             for _ in 0..100 {
                 match TcpListener::bind((address, port)) {
@@ -199,7 +199,7 @@ impl Side {
         })
     }
 
-    fn connect(&self, who: Who, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+    pub(in crate::node) fn connect(&self, who: Who, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
         let to = to.into();
         self.as_(who, || TcpStream::connect_timeout(&to, Duration::from_secs(5)))
     }
