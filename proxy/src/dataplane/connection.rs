@@ -200,14 +200,14 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
     } else {
         (false, first)
     };
-    let connection = |identity, link, refuse| {
+    let connection = |identity, link| {
         Arc::new(Connection {
             proxy: Arc::clone(&proxy),
             direction: Direction::Inbound,
             peer: Peer { identity, address: peer, port: original.port() },
             original,
             link,
-            refuse,
+            refuse: None,
             teaches: None,
             limits: if link { limits.on_link() } else { limits },
             drain: drain.clone(),
@@ -219,7 +219,7 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             Ok((stream, id, tls::Alpn::H2)) => {
                 let (io, session) = stream.into_inner();
                 let vouched = proxy.identity.vouch(session.peer_certificates(), trust);
-                let served = serve_link(Wire::secured(io, session), connection(Some(id), true, None));
+                let served = serve_link(Wire::secured(io, session), connection(Some(id), true));
                 tokio::select! {
                     () = served => {}
                     () = proxy.identity.distrusted(&vouched) => info!(%peer, "a link is cut: nobody who is believed vouches for its peer"),
@@ -244,26 +244,11 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
         }
         return None;
     }
-    let snapshot = proxy.published.current();
-    let refuse = match &inbound_port(&snapshot, original).plaintext {
-        Plaintext::Refuse(rule) => Some(Reject::PlaintextRefused(rule.clone())),
-        Plaintext::Permit(_) => None,
-    };
-    match (sniffed, refuse) {
-        (Sniffed::Http1, refuse) => {
-            Some(Caller { first, io, serves: Serves::Http1, connection: connection(None, false, refuse) })
-        }
-        (Sniffed::Http2, refuse) => {
-            Some(Caller { first, io, serves: Serves::Http2, connection: connection(None, false, refuse) })
-        }
-        (Sniffed::Tls | Sniffed::Opaque, Some(reject)) => {
-            let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
-            record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
-            record.refused(&reject);
-            None
-        }
-        (Sniffed::Tls | Sniffed::Opaque, None) => {
-            drop(snapshot);
+    // Whether plaintext is permitted is asked for each request, and of what is none before it is carried.
+    match sniffed {
+        Sniffed::Http1 => Some(Caller { first, io, serves: Serves::Http1, connection: connection(None, false) }),
+        Sniffed::Http2 => Some(Caller { first, io, serves: Serves::Http2, connection: connection(None, false) }),
+        Sniffed::Tls | Sniffed::Opaque => {
             Box::pin(opaque::inbound(&proxy, Prefixed::join(first, io), &stranger, original, ahead)).await;
             None
         }

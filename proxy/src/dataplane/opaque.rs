@@ -12,7 +12,7 @@ use super::Proxy;
 use super::connection::{Leads, inbound_port};
 use super::hello::Overheard;
 use super::http::attempt::{pick, refusal_of};
-use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, default_allow};
+use super::http::record::{ConnectionRecord, DEFAULT_ALLOW, Ends, REVOKED, default_allow};
 use super::http::reject::Reject;
 use super::pool::{Destination, Opaque, distrusted};
 use super::race::{Ahead, Reached, Reaching};
@@ -31,7 +31,7 @@ pub(super) async fn outbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAddr, 
     record.begun(begun);
     record.ends = reached.ends;
     match reached.upstream {
-        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream).await,
+        Ok(upstream) => carry(proxy, Direction::Outbound, record, io, upstream, std::future::pending()).await,
         Err(reject) => record.refused(&reject),
     }
 }
@@ -49,7 +49,7 @@ pub(super) async fn passthrough(proxy: &Arc<Proxy>, io: BoxedIo, peer: SocketAdd
     let mut record = ConnectionRecord::start(proxy, Direction::Outbound, peer);
     record.begun(begun);
     record.ends.source = proxy.identity.own().map(|own| own.id.clone());
-    carry(proxy, Direction::Outbound, record, io, upstream).await;
+    carry(proxy, Direction::Outbound, record, io, upstream, std::future::pending()).await;
 }
 
 /// Decides on a connection to the own application, and carries it. `ahead` is the way there, where it was begun.
@@ -73,7 +73,10 @@ pub(super) async fn inbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, origin
         None => reach_app(proxy, peer.address, original).await,
     };
     match reached.upstream {
-        Ok(upstream) => carry(proxy, Direction::Inbound, record, io, upstream).await,
+        Ok(upstream) => {
+            let revoked = revoked(proxy, original, |snapshot, port| permit(snapshot, port, peer).map(drop));
+            carry(proxy, Direction::Inbound, record, io, upstream, revoked).await;
+        }
         Err(reject) => record.refused(&reject),
     }
 }
@@ -82,7 +85,7 @@ pub(super) async fn inbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, origin
 pub(super) fn permits_stranger(proxy: &Proxy, original: SocketAddr, stranger: &Peer) -> bool {
     let snapshot = proxy.published.current();
     let port = inbound_port(&snapshot, original);
-    matches!(port.plaintext, Plaintext::Permit(_)) && permit(&snapshot, port, stranger).is_ok()
+    permit(&snapshot, port, stranger).is_ok()
 }
 
 /// Connects to an endpoint. One that cannot be connected to is left for another one: nothing was sent yet, so that is
@@ -151,6 +154,7 @@ fn permit(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result<Option
     if snapshot.generation == 0 {
         return Err(Reject::NoConfiguration);
     }
+    admit(port, peer)?;
     if let Some(jwt) = &port.policies.jwt {
         jwt.decide_opaque().map_err(Reject::TokenRefused)?;
     }
@@ -163,8 +167,46 @@ fn permit(snapshot: &Snapshot, port: &InboundPort, peer: &Peer) -> Result<Option
     }
 }
 
-/// Copies until the end, counted and recorded.
-async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord, down: BoxedIo, up: Opaque) {
+/// May this peer speak to the port at all? Who has no identity speaks in plaintext.
+pub(super) fn admit(port: &InboundPort, peer: &Peer) -> Result<(), Reject> {
+    match &port.plaintext {
+        Plaintext::Refuse(rule) if peer.identity.is_none() => Err(Reject::PlaintextRefused(rule.clone())),
+        Plaintext::Refuse(_) | Plaintext::Permit(_) => Ok(()),
+    }
+}
+
+/// Returns why what was let through once is let through no more: `judge` says so of a configuration that came since. What
+/// lives for days would otherwise outlive the policy that shuts its peer out.
+pub(super) async fn revoked(
+    proxy: &Proxy,
+    original: SocketAddr,
+    judge: impl Fn(&Snapshot, &InboundPort) -> Result<(), Reject>,
+) -> Reject {
+    let mut generations = proxy.generations.subscribe();
+    loop {
+        let judged = {
+            let snapshot = proxy.published.current();
+            judge(&snapshot, inbound_port(&snapshot, original))
+        };
+        if let Err(reject) = judged {
+            return reject;
+        }
+        if generations.changed().await.is_err() {
+            // Nothing is published any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Copies until the end, counted and recorded, or until it is `revoked`.
+async fn carry(
+    proxy: &Proxy,
+    direction: Direction,
+    mut record: ConnectionRecord,
+    down: BoxedIo,
+    up: Opaque,
+    revoked: impl Future<Output = Reject>,
+) {
     let _open = proxy.telemetry.metrics.connection(direction, Protocol::Opaque, record.ends.mtls);
     let _open_there = record.open();
     let counts = Arc::clone(&record.counts);
@@ -175,6 +217,10 @@ async fn carry(proxy: &Proxy, direction: Direction, mut record: ConnectionRecord
         () = distrusted(&proxy.identity, vouched.as_ref()) => {
             record.reason = Reason::IdentityMismatch;
             return;
+        }
+        reject = revoked => {
+            record.detail = Some(REVOKED);
+            return record.refused(&reject);
         }
     };
     match ended {

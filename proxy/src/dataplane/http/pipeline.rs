@@ -30,9 +30,10 @@ use super::tunnel::Upgrading;
 use super::upgrade;
 use crate::base::drain::DrainGuard;
 use crate::base::placed;
-use crate::dataplane::Proxy;
+use crate::dataplane::connection::inbound_port;
 use crate::dataplane::learned::First;
 use crate::dataplane::pool::peer_of;
+use crate::dataplane::{Proxy, opaque};
 use crate::policy::authorization::Verdict;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::limits::Limits;
@@ -215,6 +216,10 @@ async fn line(
     if let Some(reject) = &connection.refuse {
         return Err(reject.clone());
     }
+    if connection.direction == Direction::Inbound {
+        // A connection may outlive the mode under which it was opened.
+        opaque::admit(inbound_port(&snapshot, connection.original), peer)?;
+    }
 
     // route
     let mut seen = RequestView { method: &parts.method, authority: named, path, query, headers: &parts.headers };
@@ -313,7 +318,11 @@ async fn line(
     let marks = if edited { Marks::of(&headers) } else { marks };
 
     // rewrite
+    let stripped = jwt.as_ref().and_then(|jwt| jwt.strip_query(query?));
+    let query = stripped.as_deref().map_or(query, |rest| (!rest.is_empty()).then_some(rest));
     let rewritten = rewrite.as_ref().and_then(|rewrite| rewrite.path(path, query));
+    let rewritten =
+        rewritten.or_else(|| stripped.as_ref().map(|_| query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))));
     let path_and_query = match rewritten {
         Some(rewritten) => {
             PathAndQuery::try_from(rewritten).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?

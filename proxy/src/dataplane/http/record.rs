@@ -185,6 +185,13 @@ impl Record {
         }
     }
 
+    /// What the destination accepted is ended: it is let through no more.
+    pub(crate) fn cut(&mut self, reject: &Reject) {
+        let status = self.status;
+        self.refused(reject, &reject.told());
+        (self.status, self.detail, self.logged) = (status, Some(Cow::Borrowed(REVOKED)), true);
+    }
+
     /// When the request's head was there.
     pub(crate) fn started(&self) -> Instant {
         self.started
@@ -388,6 +395,8 @@ pub(crate) fn default_allow() -> RuleName {
     DEFAULT_ALLOW_RULE.clone()
 }
 
+/// What the log says of what was under way when a policy shut its peer out.
+pub(crate) const REVOKED: &str = "revoked";
 /// Its name.
 pub(crate) const DEFAULT_ALLOW: &str = "default_allow";
 static DEFAULT_ALLOW_RULE: LazyLock<RuleName> = LazyLock::new(|| RuleName::new(DEFAULT_ALLOW));

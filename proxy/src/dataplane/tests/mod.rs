@@ -10,6 +10,7 @@ mod opaque;
 mod outbound;
 mod refusals;
 mod rest;
+mod revoked;
 mod smuggling;
 mod streams;
 mod trust;

@@ -253,12 +253,23 @@ impl Authorization {
         self.answer(peer, None, None)
     }
 
+    /// Decides for a stream of bytes that began as a request which is not known any more: it is denied where no request of this
+    /// peer would be let through.
+    pub(crate) fn decide_any(&self, peer: &Peer) -> Verdict {
+        self.judge(peer, None, None, (Truth::True, Truth::Unknown))
+    }
+
     /// Does a rule decide about paths? Then a path that servers read differently cannot be decided about.
     pub(crate) fn names_paths(&self) -> bool {
         self.deny.iter().chain(&self.allow).flat_map(|policy| &policy.rules).any(Rule::names_paths)
     }
 
     fn answer(&self, peer: &Peer, request: Option<RequestView<'_>>, claims: Option<&Claims>) -> Verdict {
+        self.judge(peer, request, claims, (Truth::Unknown, Truth::True))
+    }
+
+    /// `least` says how true a rule must be that denies, and one that allows.
+    fn judge(&self, peer: &Peer, request: Option<RequestView<'_>>, claims: Option<&Claims>, least: (Truth, Truth)) -> Verdict {
         if self.deny.is_empty() && self.allow.is_empty() {
             return self.otherwise.clone();
         }
@@ -266,10 +277,11 @@ impl Authorization {
         let find = |policies: &[Arc<AuthorizationPolicy>], least| {
             policies.iter().find_map(|policy| policy.find(question, least).cloned())
         };
-        if let Some(rule) = find(&self.deny, Truth::Unknown) {
+        let (deny, allow) = least;
+        if let Some(rule) = find(&self.deny, deny) {
             return Verdict::Deny(rule);
         }
-        find(&self.allow, Truth::True).map_or_else(|| self.otherwise.clone(), Verdict::Allow)
+        find(&self.allow, allow).map_or_else(|| self.otherwise.clone(), Verdict::Allow)
     }
 }
 

@@ -315,6 +315,21 @@ impl Jwt {
         }
     }
 
+    /// The query without the parameters that tokens stand in, unless their policy forwards them; `None` where it stays.
+    pub(crate) fn strip_query(&self, query: &str) -> Option<String> {
+        let accepting = self.policies.iter().filter_map(|policy| policy.accepts.as_ref()).filter(|accepts| !accepts.forward);
+        let names: Vec<&str> = accepting
+            .filter_map(|accepts| match &accepts.source {
+                Source::Query(name) => Some(&**name),
+                Source::Bearer | Source::Header(_) => None,
+            })
+            .collect();
+        let is_token = |parameter: &&str| names.iter().any(|name| query_values(parameter, name).next().is_some());
+        let rest: Vec<&str> = query.split('&').filter(|parameter| !is_token(parameter)).collect();
+        // A parameter that stays is not touched, so that equal lengths are equal texts.
+        (rest.len() < query.split('&').count()).then(|| rest.join("&"))
+    }
+
     /// Does an opaque connection, which can bring no token, break a rule?
     pub(crate) fn decide_opaque(&self) -> Result<(), TokenRefused> {
         let broken = self.policies.iter().find_map(|policy| match &policy.accepts {

@@ -295,6 +295,14 @@ fn a_verified_token_is_taken_away_unless_it_is_forwarded() {
     assert!(!strip(json!({"tokens": "IfPresent"}), "authorization", "Basic a"));
     assert!(strip(json!({"from": {"header": "x-token"}}), "x-token", "a"));
     assert!(!strip(json!({"from": {"queryParam": "token"}}), "authorization", "Bearer a"));
+    let rest = |extra: Value, query: &str| compile(config(json!([EC.jwk()]), extra)).unwrap().strip_query(query);
+    let from = json!({"from": {"queryParam": "token"}});
+    assert_eq!(rest(from.clone(), "a=b&token=x&c=%20").as_deref(), Some("a=b&c=%20"));
+    assert_eq!(rest(from.clone(), "%74oken=x").as_deref(), Some(""));
+    assert_eq!(rest(from.clone(), "token&&a").as_deref(), Some("&a"));
+    assert_eq!(rest(from, "a=token&tokens=x"), None);
+    assert_eq!(rest(json!({"from": {"queryParam": "token"}, "forward": true}), "token=x"), None);
+    assert_eq!(rest(json!({}), "token=x"), None);
 }
 
 #[test]
