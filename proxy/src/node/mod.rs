@@ -21,6 +21,7 @@ pub(crate) mod netns;
 pub(crate) mod nftables;
 pub(crate) mod pods;
 pub(crate) mod report;
+pub(crate) mod undescribed;
 pub(crate) mod workload_api;
 pub(crate) mod workload_proto;
 
@@ -49,6 +50,7 @@ use self::ladder::{Ladder, Occupied, Rung, Standing};
 use self::metrics::Metrics;
 use self::nftables::NftablesError;
 use self::pods::{Changes, Pod, Pods};
+use self::undescribed::Undescribed;
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::base::names::Named;
@@ -132,6 +134,8 @@ pub(crate) struct Agent {
     pub(crate) pods: watch::Sender<Pods>,
     /// By pod. Who waits for one is woken by `pods`.
     pub(crate) unenrolled: Mutex<BTreeMap<Named, Unenrolled>>,
+    /// Pods that run without a record.
+    pub(crate) undescribed: Mutex<Undescribed>,
     /// The folder of the pods' records.
     pub(crate) records: PathBuf,
     pub(crate) capture: Capture,
@@ -194,6 +198,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let agent = Arc::new(Agent {
         pods: watch::Sender::default(),
         unenrolled: Mutex::default(),
+        undescribed: Mutex::default(),
         records: records.clone(),
         capture,
         standing,
@@ -205,7 +210,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         faults: watch::Sender::default(),
         conflicts: watch::Sender::default(),
     });
-    withdraw_strangers(&agent, &records);
+    find_strangers(&agent, &records);
     let kernel_log = agent.capture.kernel().map_or(Ok(None), |kernel| kernel.lock().log())?;
     let flows = agent.capture.flows()?;
 
@@ -271,7 +276,8 @@ async fn attest(agent: Arc<Agent>) {
         let looking = Arc::clone(&agent);
         // To look at a ruleset is to run a program and to wait for it: nothing for a thread that serves others.
         let looked = tokio::task::spawn_blocking(move || look(&looking, &pods)).await;
-        let faults = looked.unwrap_or_else(|error| vec![format!("whether capture is whole is not known: {error}")]);
+        let mut faults = looked.unwrap_or_else(|error| vec![format!("whether capture is whole is not known: {error}")]);
+        faults.extend(agent.undescribed.lock().faults());
         agent.metrics.faults.set(i64::try_from(faults.len()).unwrap_or(i64::MAX));
         agent.faults.send_if_modified(|known| {
             let changed = *known != faults;
@@ -359,18 +365,23 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     for (stem, fault) in &found.faults {
         warn_once(faults, stem, fault);
     }
+    look_after_undescribed(agent, |cookie| described.values().any(|known| *known == cookie));
     let Changes { withdraw, enrol, describe } = pods::compare(&found, &agent.pods.borrow());
     for cookie in withdraw {
         fresh.stop(cookie);
         // A descriptor of the pod keeps its network namespace.
         agent.keeper.lock().forget(cookie);
-        withdraw_pod(agent, cookie);
-        agent.pods.send_modify(|pods| {
-            if let Some(pod) = pods.remove(&cookie) {
-                agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
-                info!(pod = %pod.record.named(), "pod withdrawn");
-            }
-        });
+        let mut gone = None;
+        agent.pods.send_modify(|pods| gone = pods.remove(&cookie));
+        let Some(pod) = gone else { continue };
+        agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
+        // Whoever ends a pod ends its processes before its record goes.
+        if undescribed::is_populated(&pod.record.cgroup) {
+            agent.undescribed.lock().add(cookie, pod.record.named().to_string(), Some(pod.record.cgroup.clone()));
+        } else {
+            withdraw_pod(agent, cookie);
+            info!(pod = %pod.record.named(), "pod withdrawn");
+        }
     }
     for record in enrol {
         let (name, cookie) = (record.named(), record.netns_cookie);
@@ -473,29 +484,40 @@ fn address_of<T>(record: &PodRecord, pick: impl Fn(&IpAddr) -> Option<T>) -> Opt
     record.addresses.iter().find_map(pick)
 }
 
-/// Withdraws what a former agent enrolled and nobody describes any more. A record that cannot be read might be the
-/// description: then nothing is withdrawn.
-fn withdraw_strangers(agent: &Agent, records: &Path) {
+/// Finds what a former agent enrolled and nobody describes any more. What of it is gone was forgotten when the kernel's part
+/// was opened, so all of it runs.
+fn find_strangers(agent: &Agent, records: &Path) {
     let Some(kernel) = agent.capture.kernel() else { return };
-    let forgotten = kernel.lock().forget_gone();
-    if let Err(error) = forgotten {
-        warn!(error = chain(&error), "cannot forget pods whose namespace is gone");
-    }
-    let Ok(found) = pods::read(records) else { return };
-    if !found.faults.is_empty() {
-        return;
-    }
+    let described = pods::read(records).map(|found| found.records).unwrap_or_default();
     let enrolled = kernel.lock().enrolled();
     match enrolled {
         Ok(enrolled) => {
             for pod in enrolled {
-                if found.records.iter().any(|record| record.meshed && record.netns_cookie == pod.cookie) {
+                if described.iter().any(|record| record.meshed && record.netns_cookie == pod.cookie) {
                     continue;
                 }
-                withdraw_pod(agent, pod.cookie);
+                let addresses = pod.v4.map(IpAddr::from).into_iter().chain(pod.v6.map(IpAddr::from));
+                let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+                agent.undescribed.lock().add(pod.cookie, format!("the pod at {}", addresses.join(", ")), None);
             }
         }
         Err(error) => warn!(error = chain(&error), "cannot tell which pods are enrolled"),
+    }
+}
+
+/// Leaves pods that are described again to their records, and forgets those that are gone.
+fn look_after_undescribed(agent: &Agent, described: impl Fn(u64) -> bool) {
+    agent.undescribed.lock().retain(described);
+    let ended = agent.undescribed.lock().ended();
+    for cookie in ended {
+        withdraw_pod(agent, cookie);
+        agent.undescribed.lock().forget(cookie);
+    }
+    let Some(kernel) = agent.capture.kernel().filter(|_| !agent.undescribed.lock().is_empty()) else { return };
+    let forgotten = kernel.lock().forget_gone();
+    match forgotten {
+        Ok(gone) => gone.into_iter().for_each(|cookie| agent.undescribed.lock().forget(cookie)),
+        Err(error) => warn!(error = chain(&error), "cannot forget pods whose namespace is gone"),
     }
 }
 

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use crate::node::enrolment::cgroup_of;
 
+/// Below the cgroup2 mount, one for each pod.
+pub(crate) const PODS: &str = "outrigger/pods";
+
 /// Makes the pod's cgroups.
 ///
 /// # Errors

@@ -116,12 +116,17 @@ impl PodPlaces {
 
     /// Its cgroup, below `root`, the cgroup2 mount.
     pub(crate) fn cgroup(&self, root: &Path) -> PathBuf {
-        root.join("outrigger/pods").join(&self.stem)
+        root.join(super::cgroup::PODS).join(&self.stem)
     }
 
     /// Its folder below the runtime folder: lock, resolv.conf, hosts.
     pub(crate) fn runtime(&self) -> PathBuf {
         runtime("pods").join(&self.stem)
+    }
+
+    /// Tells which state it belongs to, where that is not known otherwise.
+    pub(crate) fn state_note(&self) -> PathBuf {
+        self.runtime().join("state")
     }
 
     /// Held by the pod's supervisor for as long as it lives.

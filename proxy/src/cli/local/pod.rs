@@ -152,6 +152,10 @@ pub(crate) fn app_command(
     if record.unprotected {
         child.envs(PROXY_VARIABLES);
     }
+    // SPIFFE Workload Endpoint 4: where a program finds the Workload API, unless it was told of another one.
+    if std::env::var_os(WORKLOAD_ENDPOINT).is_none() {
+        child.env(WORKLOAD_ENDPOINT, format!("unix://{}", runtime("workload.sock").display()));
+    }
     if let Some(user) = user {
         user.tell(&mut child);
     }
@@ -280,6 +284,7 @@ fn make_files(places: &PodPlaces, addresses: &[IpAddr]) -> io::Result<()> {
         std::fs::write(&path, text)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o644))
     };
+    write("state", places.state().display().to_string())?;
     write("resolv.conf", resolv_conf(&places.pod.namespace))?;
     write("hosts", hosts(&places.pod.name, &places.pod.namespace, addresses))?;
     if let Ok(text) = std::fs::read_to_string(NSSWITCH) {
@@ -356,6 +361,7 @@ const PROXY_VARIABLES: [(&str, &str); 6] = [
     ("no_proxy", "localhost,127.0.0.1,::1"),
     ("NO_PROXY", "localhost,127.0.0.1,::1"),
 ];
+const WORKLOAD_ENDPOINT: &str = "SPIFFE_ENDPOINT_SOCKET";
 /// Where the C library reads who answers for names.
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 const SIDECAR_VARIABLES: [&str; 5] =

@@ -28,10 +28,11 @@ use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
 use super::pod::cannot;
 use super::ports::{API_PORT, CONTROL_METRICS_PORT, NODE_METRICS_PORT, STREAM_PORT};
 use super::run::{answers, cgroup_root};
-use super::{UpArgs, detach, links, pod, ports, visit};
+use super::{UpArgs, cgroup, detach, links, pod, ports, visit};
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
 use crate::node::ladder::{Ladder, Rung};
+use crate::node::undescribed::is_populated;
 
 pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
     let _checked: TrustDomain = args.trust_domain.parse().map_err(|error| Failure::invalid([error]))?;
@@ -107,9 +108,28 @@ fn prepare(args: &UpArgs, cgroup_root: &Path) -> Result<PathBuf, Failure> {
         Ok(state)
     };
     let state = made().map_err(|error: io::Error| cannot(&format!("prepare {}", args.state.display()), &error))?;
+    check_no_other_mesh(&state, cgroup_root)?;
     sweep(&state, cgroup_root)?;
     links::make_bridge()?;
     Ok(state)
+}
+
+/// Pods outlive the mesh that they belong to. One that knows nothing of them would leave them without identity and policy.
+fn check_no_other_mesh(state: &Path, cgroup_root: &Path) -> Result<(), Failure> {
+    let entries = std::fs::read_dir(cgroup_root.join(cgroup::PODS)).into_iter().flatten().flatten();
+    let running = entries.filter(|entry| is_populated(&entry.path()));
+    let stems = running.filter_map(|entry| entry.file_name().into_string().ok());
+    let strangers: Vec<PodPlaces> =
+        stems.filter_map(|stem| PodPlaces::of_stem(state, &stem)).filter(|places| !places.record().exists()).collect();
+    let Some(first) = strangers.first() else { return Ok(()) };
+    let names: Vec<String> = strangers.iter().take(NAMED_MAX).map(|places| places.pod.to_string()).collect();
+    let more = if strangers.len() > NAMED_MAX { format!(" and {} more", strangers.len() - NAMED_MAX) } else { String::new() };
+    let theirs = std::fs::read_to_string(first.state_note()).unwrap_or_else(|_none| "DIR".to_owned());
+    let end = format!("`outrigger down --state {theirs}` ends them");
+    Err(Failure::environment(
+        format!("pods run that {} knows nothing of: {}{more}", state.display(), names.join(", ")),
+        if Path::new(&theirs) == state { end } else { format!("`outrigger up --state {theirs}` takes them over, {end}") },
+    ))
 }
 
 /// Removes pods whose supervisor is gone: nobody else would end what is left of them, or take them out of their Services.
@@ -405,6 +425,8 @@ const PROGRAMS: [(CapabilitySet, &str); 2] = [(CapabilitySet::BPF, "CAP_BPF"), (
 const OWN_FAILURE: &str = "outrigger: ";
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
 const SAID_MAX: usize = 20;
+/// Pods that a refusal names.
+const NAMED_MAX: usize = 5;
 const POLL: Duration = Duration::from_millis(20);
 const READY_AT_MOST: Duration = Duration::from_secs(30);
 const STOP_AT_MOST: Duration = Duration::from_secs(5);

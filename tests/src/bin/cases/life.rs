@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigger};
+use e2e::mesh::{Mesh, PATIENCE, Said, binary, cgroup_root, finish, kill, outrigger, wait_for};
 use e2e::quota::Quota;
 use e2e::runner::{Case, Runner, Wish};
 use rustix::process::Signal;
@@ -27,6 +27,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "down_after_a_kill_of_everything_leaves_nothing", run: |(), _| nothing_left() },
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
             Case { name: "down_after_agents_that_were_killed_while_they_enrolled_leaves_nothing", run: half_enrolled },
+            Case { name: "a_pod_that_no_mesh_knows_any_more_stays_closed", run: |(), _| left_behind() },
             Case { name: "no_process_of_the_mesh_keeps_what_its_caller_had_open", run: |(), _| lets_go() },
             Case { name: "rare_events_of_the_kernel_programs_reach_the_log_where_asked_for", run: |(), _| kernel_log() },
             Case { name: "a_service_without_an_address_is_its_pods", run: |(), _| headless() },
@@ -96,7 +97,7 @@ fn folder() -> Result<()> {
     expect(&caller, &["http://web/"], 200)?;
     std::fs::create_dir(&resources)?;
     std::fs::write(resources.join("web.yaml"), service("life", "web", 80, 8080) + &service("life", "again", 80, 8080))?;
-    e2e::mesh::wait_for("the folder is read again", PATIENCE, || {
+    wait_for("the folder is read again", PATIENCE, || {
         let said = finish(&mut outrigger(["get", "Service", "again", "-n", "life"]), PATIENCE)?;
         ensure!(said.code == 0, "{}", said.all());
         Ok(())
@@ -162,6 +163,44 @@ fn twice() -> Result<()> {
     let other = finish(outrigger(["down", "--state"]).arg(mesh.folder().join("other")), PATIENCE)?;
     ensure!(other.code == 2 && other.stderr.contains("has its state in"), "another state's mesh: {}", other.all());
     mesh.api("/api/status").context("`down` of another state took the mesh down")?;
+    mesh.down()
+}
+
+fn left_behind() -> Result<()> {
+    let mesh = Mesh::up()?;
+    let web = echo(&mesh, "life/web", "web")?;
+    let caller = client(&mesh, "life/client")?;
+    let outsider = mesh.pod("life/outsider").outside().idle()?;
+    let url = format!("http://{}:8080/", web.address()?);
+    // From the outsider's network, past `exec`, which needs a mesh that is up.
+    let network = outsider.name.network();
+    let closed = || {
+        for _ in 0..10 {
+            let ask = ["netns", "exec", &network, "curl", "-s", "--noproxy", "*", "--max-time", "1", "-w", "%{http_code}", &url];
+            let heard = finish(Command::new("ip").args(ask), PATIENCE)?;
+            ensure!(!heard.stdout.ends_with("200"), "a stranger was let in: {}", heard.stdout);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    };
+    closed()?;
+    std::fs::remove_file(mesh.folder().join("state/pods/life.web.json"))?;
+    closed().context("its record is gone")?;
+    wait_for("status tells of it", PATIENCE, || {
+        let said = finish(&mut outrigger(["status"]), PATIENCE)?;
+        ensure!(said.code == 1 && said.all().contains("life/web: it runs and no record describes it"), "{}", said.all());
+        Ok(())
+    })?;
+    kill(mesh.process("supervisor")?, Signal::KILL);
+    let state = mesh.folder().join("state").display().to_string();
+    let refused = wait_for("another mesh is refused", PATIENCE, || {
+        let other = finish(outrigger(["up", "--detach", "--state"]).arg(mesh.folder().join("other")), PATIENCE)?;
+        ensure!(other.code == 3 && other.stderr.contains("knows nothing of"), "{}: {}", other.code, other.all());
+        Ok(other.stderr)
+    })?;
+    ensure!(refused.contains("life/client") && refused.contains(&format!("outrigger up --state {state}")), "{refused}");
+    closed().context("its mesh is gone")?;
+    drop((web, caller));
     mesh.down()
 }
 
@@ -249,7 +288,7 @@ fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
     let is_back = || {
         let mut ready = Command::new("curl");
         ready.args(["-sS", "--fail", "--max-time", "2", "http://127.0.0.1:14030/ready"]);
-        e2e::mesh::wait_for("the agent is back", PATIENCE, || finish(&mut ready, PATIENCE)?.ok().map(drop))
+        wait_for("the agent is back", PATIENCE, || finish(&mut ready, PATIENCE)?.ok().map(drop))
     };
     for round in 0..rounds {
         is_back()?;
@@ -264,12 +303,12 @@ fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
         // An enrolment takes some milliseconds.
         std::thread::sleep(Duration::from_micros(round % 8 * 700));
         kill(mesh.process("node")?, Signal::KILL);
-        let status = e2e::mesh::wait_for("the pod's end", PATIENCE, || run.try_wait()?.context("it still runs"))?;
+        let status = wait_for("the pod's end", PATIENCE, || run.try_wait()?.context("it still runs"))?;
         // Who asks an agent that is killed at that moment is told so; the pod is gone all the same.
         ensure!(matches!(status.code(), Some(0 | 3)), "round {round}: {status}");
     }
     is_back()?;
-    e2e::mesh::wait_for("the pins of pods that are gone", PATIENCE, || {
+    wait_for("the pins of pods that are gone", PATIENCE, || {
         ensure!(pins() == at_first, "{} pins, {at_first} at first", pins());
         Ok(())
     })?;
@@ -368,7 +407,7 @@ fn kernel_log() -> Result<()> {
         let pod = client(&mesh, "life/rare")?;
         pod.curl(["--max-time", "2", "http://[fe80::1%25eth0]/"])?;
         let path = mesh.folder().join("state/log/node.log");
-        let seen = e2e::mesh::wait_for("the line", Duration::from_secs(2), || {
+        let seen = wait_for("the line", Duration::from_secs(2), || {
             let log = std::fs::read_to_string(&path)?;
             ensure!(log.contains(line), "the node agent logged:\n{log}");
             Ok(())
