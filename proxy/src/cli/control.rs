@@ -14,6 +14,7 @@ use crate::admin::AdminError;
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::units::Span;
+use crate::control::ca::CaError;
 use crate::control::{Config, Control, ControlError};
 use crate::identity::spiffe::SpiffeError;
 use crate::telemetry::log;
@@ -93,6 +94,9 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
 
 fn refused(error: ControlError) -> Failure {
     let remedy = match &error {
+        ControlError::Authority(CaError::Root { .. }) => {
+            "name the trust domain that it is of with --trust-domain, or another folder with --state"
+        }
         ControlError::State { .. } | ControlError::Authority(_) => "run as root, or name a folder of your own with --state",
         ControlError::Listen { .. } | ControlError::Door(_) => {
             "stop what listens there, or name another address with --listen, --api or --metrics"

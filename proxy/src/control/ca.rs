@@ -50,7 +50,7 @@ pub(crate) enum CaError {
         source: io::Error,
     },
     /// The user is at fault: the state belongs to something else.
-    #[error("{} is not usable: {reason}; move the folder away to begin with a new authority", path.display())]
+    #[error("{} is not usable: {reason}", path.display())]
     Root { path: PathBuf, reason: String },
     /// The peer is at fault.
     #[error("the certificate signing request is not one, or its signature does not fit its key")]
@@ -187,12 +187,13 @@ fn check_root(
     let (_rest, certificate) = x509_parser::parse_x509_certificate(root).map_err(|_not_der| "it is no certificate".to_owned())?;
     let names = certificate.subject_alternative_name().map_err(|_not_der| "its names cannot be read".to_owned())?;
     let expected = format!("spiffe://{trust_domain}");
-    let ours = names
-        .iter()
-        .flat_map(|names| &names.value.general_names)
-        .any(|name| matches!(name, x509_parser::extensions::GeneralName::URI(uri) if *uri == expected));
-    if !ours {
-        return Err(format!("it is not the root of trust domain {trust_domain}"));
+    let mut names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        x509_parser::extensions::GeneralName::URI(uri) => Some(*uri),
+        _other => None,
+    });
+    let found = names.next().unwrap_or("nothing");
+    if found != expected {
+        return Err(format!("it is the root of {found}, not of {expected}"));
     }
     if certificate.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
         return Err(format!("its key is not the one in {KEY}"));
@@ -295,7 +296,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         Authority::open(state.path(), domain(), clock()).unwrap();
         let error = Authority::open(state.path(), "other.example".parse().unwrap(), clock()).err().unwrap().to_string();
-        assert!(error.contains("not the root of trust domain other.example"), "{error}");
+        assert!(error.contains("it is the root of spiffe://cluster.local, not of spiffe://other.example"), "{error}");
         std::fs::write(state.path().join(KEY), KeyPair::generate().unwrap().serialize_pem()).unwrap();
         let error = Authority::open(state.path(), domain(), clock()).err().unwrap().to_string();
         assert!(error.contains("its key is not the one"), "{error}");

@@ -5,7 +5,7 @@
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -79,6 +79,11 @@ pub(crate) fn filter() -> String {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    // A level that is misspelt would be taken for the name of a module, and the log would fall silent.
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    if !filter.split(',').any(is_level) && !filter.contains('=') {
+        return Err(TelemetryError::NoLevel(filter.to_owned()));
+    }
     EnvFilter::builder().parse(filter).map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })
 }
 
@@ -94,6 +99,8 @@ mod tests {
         for good in ["info", "warn,outrigger::dataplane=debug", "off"] {
             assert!(parse(good).is_ok(), "{good}");
         }
-        assert!(parse("info,=x=").is_err());
+        for bad in ["info,=x=", "wran", "", "outrigger"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 }

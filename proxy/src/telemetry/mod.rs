@@ -153,6 +153,11 @@ pub(crate) enum TelemetryError {
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
+    /// The user's: a word that is neither a level nor names one for a module.
+    #[error(
+        "{0:?} is not a log filter; write a level (off, error, warn, info, debug, trace), or \"info,outrigger::dataplane=debug\""
+    )]
+    NoLevel(String),
     /// Ours: the log was set up twice.
     #[error("the log is already set up")]
     LogTwice,

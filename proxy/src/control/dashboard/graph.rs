@@ -356,10 +356,7 @@ impl Sums {
             success: share(window.requests - window.failed, window.requests),
             p50_ms: milliseconds(0.5),
             p99_ms: milliseconds(0.99),
-            mtls: share(
-                window.mtls + window.connections_mtls + window.open_mtls,
-                window.requests + window.connections + window.open,
-            ),
+            mtls: share(window.carried_mtls + window.open_mtls, window.carried + window.open),
             refused_rate: round(self.refused_rate),
             retry_rate: round(self.retry_rate),
             connection_rate: round(self.connection_rate),
@@ -490,6 +487,17 @@ mod tests {
         assert_eq!((edge.source.as_str(), edge.destination.as_str()), ("service:shop/web", "service:shop/cart"));
         assert_eq!((edge.rate, edge.success, edge.mtls), (10.0, Some(0.9), Some(1.0)));
         assert_eq!(graph.nodes.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_callers_own_sidecar_answered_is_no_plaintext() {
+        let answered = |count| requests("outbound", WEB, "shop/cart", 200, count);
+        let fault = |count| requests("outbound", WEB, "shop/cart", 418, count).replace("answered", "fault_injected");
+        let never_left = |count| fault(count).replace("mtls=\"true\"", "mtls=\"false\"");
+        let web = [answered(0) + &never_left(0), answered(70) + &never_left(30)];
+        let all = [watched("shop/web-1", &["shop/web"], &[&web[0], &web[1]])];
+        let graph = graph(all.iter(), Instant::now() + Duration::from_secs(10));
+        assert_eq!((graph.edges[0].rate, graph.edges[0].mtls), (10.0, Some(1.0)));
     }
 
     #[tokio::test(start_paused = true)]

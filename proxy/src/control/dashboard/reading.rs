@@ -44,11 +44,12 @@ pub(crate) struct FlowKey {
 pub(crate) struct Flow {
     pub(crate) requests: f64,
     pub(crate) failed: f64,
-    pub(crate) mtls: f64,
+    /// Requests and ended connections that left the caller's pod, or came to the callee's, and those of them in mutual TLS.
+    pub(crate) carried: f64,
+    pub(crate) carried_mtls: f64,
     /// Opaque connections that ended.
     pub(crate) connections: f64,
     pub(crate) connections_failed: f64,
-    pub(crate) connections_mtls: f64,
     /// Opaque connections open now, and those of them that use mutual TLS.
     pub(crate) open: f64,
     pub(crate) open_mtls: f64,
@@ -96,13 +97,15 @@ impl Reading {
     fn take(&mut self, sample: &Sample<'_>) {
         let value = sample.value;
         let mtls = if sample.label("mtls") == "true" { value } else { 0.0 };
+        let carried = if was_carried(sample) { value } else { 0.0 };
         match sample.name {
             "outrigger_requests_total" => {
                 let failed = if request_failed(sample) { value } else { 0.0 };
                 if let Some(flow) = self.flow(sample) {
                     flow.requests += value;
                     flow.failed += failed;
-                    flow.mtls += mtls;
+                    flow.carried += carried;
+                    flow.carried_mtls += mtls;
                 }
             }
             "outrigger_request_duration_seconds_bucket" => {
@@ -116,7 +119,8 @@ impl Reading {
                 if let Some(flow) = self.flow(sample) {
                     flow.connections += value;
                     flow.connections_failed += failed;
-                    flow.connections_mtls += mtls;
+                    flow.carried += carried;
+                    flow.carried_mtls += mtls;
                 }
             }
             "outrigger_opaque_connections_open" => {
@@ -190,10 +194,10 @@ impl Flow {
         Self {
             requests: self.requests - before.requests,
             failed: (self.failed - before.failed).max(0.0),
-            mtls: (self.mtls - before.mtls).max(0.0),
+            carried: (self.carried - before.carried).max(0.0),
+            carried_mtls: (self.carried_mtls - before.carried_mtls).max(0.0),
             connections: self.connections - before.connections,
             connections_failed: (self.connections_failed - before.connections_failed).max(0.0),
-            connections_mtls: (self.connections_mtls - before.connections_mtls).max(0.0),
             open: self.open,
             open_mtls: self.open_mtls,
             buckets: buckets.collect(),
@@ -202,13 +206,13 @@ impl Flow {
 
     /// Adds another flow's sums.
     pub(crate) fn add(&mut self, other: &Self) {
-        let Self { requests, failed, mtls, connections, connections_failed, connections_mtls, open, open_mtls, buckets } = other;
+        let Self { requests, failed, carried, carried_mtls, connections, connections_failed, open, open_mtls, buckets } = other;
         self.requests += requests;
         self.failed += failed;
-        self.mtls += mtls;
+        self.carried += carried;
+        self.carried_mtls += carried_mtls;
         self.connections += connections;
         self.connections_failed += connections_failed;
-        self.connections_mtls += connections_mtls;
         self.open += open;
         self.open_mtls += open_mtls;
         for (bound, count) in buckets {
@@ -247,6 +251,11 @@ fn request_failed(sample: &Sample<'_>) -> bool {
     sample.label("status").starts_with('5') || matches!(sample.label("grpc_status"), "2" | "4" | "8" | "13" | "14" | "15")
 }
 
+/// What the caller's own sidecar answered was on no wire, in plaintext or otherwise.
+fn was_carried(sample: &Sample<'_>) -> bool {
+    sample.label("mtls") == "true" || sample.label("direction") != "outbound" || !is_refusal(sample.label("reason"))
+}
+
 /// Did the mesh end it in the destination's place? A word that is not known is none of ours.
 fn is_refusal(reason: &str) -> bool {
     Reason::ALL.iter().any(|known| known.as_str() == reason && known.is_refusal())
@@ -270,7 +279,7 @@ mod tests {
             destination_identity: String::new(),
         };
         let flow = &reading.flows[&key];
-        assert_eq!((flow.requests, flow.failed, flow.mtls), (10.0, 1.0, 10.0));
+        assert_eq!((flow.requests, flow.failed, flow.carried_mtls), (10.0, 1.0, 10.0));
         // All took 2.5 ms, half-way between the bounds of 2 and 3 ms.
         assert!((flow.quantile(0.5).unwrap() - 0.0025).abs() < 1e-9);
         assert_eq!(reading.refusals.len(), 2);

@@ -2,8 +2,8 @@
 //!
 //! A change is noticed by the kernel's notifications, and at the latest by a slow look at everything, because a
 //! notification can be lost. What was good stays in force, across a restart as well (`kept.rs`): a document that turned bad
-//! keeps its last good form, a file that cannot be read and a folder that is gone keep all of theirs. Only a file that is
-//! gone from a folder that is there takes its documents with it.
+//! keeps its last good form, a file that cannot be read or has no byte and a folder that is gone keep all of theirs. Only a
+//! file that is gone from a folder that is there takes its documents with it, and one that names fewer takes those.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::documents::{Found, documents};
 use super::kept::{self, Forms};
@@ -332,12 +332,19 @@ impl Folder {
                 Ok(text) if seen.text.as_ref() == Some(&text) => {}
                 Ok(text) => {
                     let before = if earlier.is_empty() { &seen.forms } else { &earlier };
-                    let (forms, told) = self.read(&path, &text, before);
+                    let (forms, told) = if text.is_empty() && !before.is_empty() {
+                        // What a writer leaves that has truncated and not yet written, or had no room to.
+                        let remedy = "write them again, or remove the file; its documents stay in force";
+                        (before.clone(), vec![trouble(&path, "the file is empty, and held documents before".to_owned(), remedy)])
+                    } else {
+                        self.read(&path, &text, before)
+                    };
                     if forms != *before {
                         self.keep(&path, &forms);
                     }
                     let origin = self.origin(&path);
                     for key in seen.forms.keys().filter(|key| !forms.contains_key(key)) {
+                        info!(path = %path.display(), %key, "the file no longer holds this document, which ends it");
                         changes.push(Change::Remove { key: key.clone(), origin: origin.clone() });
                     }
                     for (key, form) in forms.iter().filter(|(key, form)| seen.forms.get(key) != Some(form)) {
@@ -509,6 +516,31 @@ mod tests {
         place.look(expect![[r#"
             remove Service/shop/web
         "#]]);
+    }
+
+    #[test]
+    fn a_file_that_becomes_empty_keeps_its_documents() {
+        let mut place = Place::new();
+        place.write("mesh/web.yaml", WEB);
+        place.look(expect![[r#"
+            put Service/shop/web 112
+        "#]]);
+        place.write("mesh/web.yaml", "");
+        let kept = expect![[r#"
+            mesh/web.yaml: the file is empty, and held documents before
+        "#]];
+        place.look(kept);
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            mesh/web.yaml: the file is empty, and held documents before
+        "#]]);
+        place.write("mesh/web.yaml", "# nothing on purpose\n");
+        place.look(expect![[r#"
+            remove Service/shop/web
+        "#]]);
+        place.write("mesh/new.yaml", "");
+        place.look(expect![[""]]);
     }
 
     #[test]
