@@ -175,7 +175,7 @@ fn left_behind() -> Result<()> {
     // From the outsider's network, past `exec`, which needs a mesh that is up.
     let network = outsider.name.network();
     let closed = || {
-        for _ in 0..10 {
+        for _ in 0..4 {
             let ask = ["netns", "exec", &network, "curl", "-s", "--noproxy", "*", "--max-time", "1", "-w", "%{http_code}", &url];
             let heard = finish(Command::new("ip").args(ask), PATIENCE)?;
             ensure!(!heard.stdout.ends_with("200"), "a stranger was let in: {}", heard.stdout);
