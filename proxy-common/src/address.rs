@@ -15,6 +15,11 @@ impl Address {
     pub const LOOPBACK_V4: Self = Self([0, 0, MAPPED, 0x7f00_0001_u32.to_be()]);
     /// ::1.
     pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
+    /// 192.0.2.14, which a sidecar dials to see that its pod's connections come to it. It stands in a network for
+    /// documentation (RFC 5737, TEST-NET-1): nobody is there, and where nothing captures the dial it leads nowhere.
+    pub const PROBE_V4: Self = Self([0, 0, MAPPED, 0xc000_020e_u32.to_be()]);
+    /// 100::14, for the same; all that is sent to its network is to be discarded (RFC 6666).
+    pub const PROBE_V6: Self = Self([0x0100_0000_u32.to_be(), 0, 0, 0x14_u32.to_be()]);
 
     /// The mapped form of an IPv4 address in network byte order.
     #[inline(always)]
@@ -34,6 +39,12 @@ impl Address {
         if self.is_v4() { u32::from_be(self.0[3]) >> 24 == 127 } else { self.same(&Self::LOOPBACK_V6) }
     }
 
+    /// One of the addresses that probes go to?
+    #[inline(always)]
+    pub const fn is_probe(&self) -> bool {
+        self.same(&Self::PROBE_V4) || self.same(&Self::PROBE_V6)
+    }
+
     /// 0.0.0.0 or `::`, which `connect` takes for loopback.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
@@ -46,10 +57,12 @@ impl Address {
         u32::from_be(self.0[0]) >> 22 == 0xfe80 >> 6
     }
 
-    /// Equality word by word: the derived one may become a call to `memcmp`, which the kernel's machine has not.
+    /// Equality of all words at once. The derived one may become a call to `memcmp`, which the kernel's machine has not; and one
+    /// word after the other is a branch for each, along every one of which the verifier goes on.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
-        self.0[0] == other.0[0] && self.0[1] == other.0[1] && self.0[2] == other.0[2] && self.0[3] == other.0[3]
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 }
 
@@ -118,6 +131,16 @@ pub(crate) mod tests {
         }
         assert_eq!(address("127.0.0.1"), Address::LOOPBACK_V4);
         assert_eq!(address("::1"), Address::LOOPBACK_V6);
+    }
+
+    #[test]
+    fn probes_go_to_one_reserved_address_of_each_family() {
+        for text in ["192.0.2.14", "::ffff:192.0.2.14", "100::14"] {
+            assert!(address(text).is_probe(), "{text}");
+        }
+        for text in ["192.0.2.15", "100::15", "10.64.0.5", "::"] {
+            assert!(!address(text).is_probe(), "{text}");
+        }
     }
 
     #[test]

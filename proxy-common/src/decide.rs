@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::pods::Pod;
 use crate::sockets::{ESTABLISHED, OWN, Role, Socket, UNSENT};
-use crate::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND};
+use crate::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND, PORT_PROBE};
 
 /// Who connects.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -144,11 +144,14 @@ pub enum Closed {
 }
 
 /// Decides on a TCP `connect` in the network namespace of `pod`. Of its own address nothing is excluded: what a pod sends
-/// to itself past its sidecar would be dropped at its arrival.
+/// to itself past its sidecar would be dropped at its arrival. A sidecar's own probe goes the way of its app's connections, so
+/// that it proves it.
 #[inline(always)]
 pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address, excluded: Excluded) -> Connect {
     match caller {
         Caller::Sidecar if pod.owns(target) => Connect::DialOwn,
+        Caller::Sidecar if target.same(&Address::PROBE_V4) => Connect::RedirectV4,
+        Caller::Sidecar if target.same(&Address::PROBE_V6) => Connect::RedirectV6,
         Caller::Sidecar => Connect::Dial,
         Caller::App if target.is_loopback() || target.is_unspecified() => Connect::Pass,
         Caller::App if excluded as u32 == Excluded::Port as u32 && !pod.owns(target) => Connect::PassPort,
@@ -162,7 +165,7 @@ pub fn decide_connect(pod: &Pod, caller: Caller, target: &Address, excluded: Exc
 /// Is `port` one of the sidecar's own?
 #[inline(always)]
 pub const fn is_own_port(port: u16) -> bool {
-    matches!(port, PORT_OUTBOUND | PORT_INBOUND | PORT_ADMIN | PORT_METRICS)
+    matches!(port, PORT_OUTBOUND | PORT_INBOUND | PORT_PROBE | PORT_ADMIN | PORT_METRICS)
 }
 
 /// Decides what a packet is that begins a TCP connection over the pod's link; `noted` of the socket that sends it.
@@ -348,6 +351,18 @@ mod tests {
         }
         assert_eq!(connect(Caller::Sidecar, "10.64.0.5"), Connect::DialOwn);
         assert_eq!(connect(Caller::Sidecar, "fd64::5"), Connect::DialOwn);
+    }
+
+    #[test]
+    fn a_sidecars_probe_goes_where_its_apps_connections_go() {
+        assert_eq!(connect(Caller::Sidecar, "192.0.2.14"), Connect::RedirectV4);
+        assert_eq!(connect(Caller::Sidecar, "100::14"), Connect::RedirectV6);
+        for port in [14001, 14006, 14007, 14020, 14021] {
+            assert!(is_own_port(port), "{port}");
+        }
+        // It comes in as any other connection does: no port of its own is let pass or dropped.
+        let (pod, node) = (address("10.64.0.5"), address("10.64.0.1"));
+        assert_eq!(decide_arrival(&pod, &node, 14007, false, false), Arrival::Steer);
     }
 
     #[test]

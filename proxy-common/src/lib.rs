@@ -28,12 +28,15 @@ pub const LAYOUT_OLDEST: u32 = 3;
 pub const PORT_OUTBOUND: u16 = 14001;
 /// Where a sidecar takes what comes to its pod, whichever port it was sent to.
 pub const PORT_INBOUND: u16 = 14006;
+/// Where probes arrive: the sidecar's own connections to [`address::Address::PROBE_V4`] and [`address::Address::PROBE_V6`] are
+/// sent to [`PORT_OUTBOUND`] as an app's would be, and the node agent's to the pod's addresses come in as everybody's do.
+pub const PORT_PROBE: u16 = 14007;
 /// A sidecar's administration, on loopback only.
 pub const PORT_ADMIN: u16 = 14020;
 /// A sidecar's metrics and readiness, the one port of a pod that passes its sidecar by.
 pub const PORT_METRICS: u16 = 14021;
 /// All of a sidecar's ports.
-pub const OWN_PORTS: [u16; 4] = [PORT_OUTBOUND, PORT_INBOUND, PORT_ADMIN, PORT_METRICS];
+pub const OWN_PORTS: [u16; 5] = [PORT_OUTBOUND, PORT_INBOUND, PORT_PROBE, PORT_ADMIN, PORT_METRICS];
 
 /// Level of the private socket option by which a sidecar declares a connection's true client (`mesh` in ASCII).
 pub const SOL_MESH: i32 = 0x6d65_7368;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use proxy_common::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND};
+use proxy_common::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND, PORT_PROBE};
 
 /// What is asked for one pod. Default: nothing is excluded, and what gets past the sidecar is counted.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -137,7 +137,7 @@ const OUTBOUND_CIDRS: &str = "outrigger.dev/exclude-outbound-cidrs";
 /// Ports at which others reach the app without its sidecar.
 pub(crate) const INBOUND_PORTS: &str = "outrigger.dev/exclude-inbound-ports";
 /// At which a pod's sidecar listens, and never its app.
-pub(crate) const SIDECARS_PORTS: [u16; 4] = [PORT_OUTBOUND, PORT_INBOUND, PORT_ADMIN, PORT_METRICS];
+pub(crate) const SIDECARS_PORTS: [u16; 5] = [PORT_OUTBOUND, PORT_INBOUND, PORT_PROBE, PORT_ADMIN, PORT_METRICS];
 /// The kernel's tables hold what all pods of a node exclude.
 const MOST: usize = 64;
 

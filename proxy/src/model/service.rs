@@ -68,7 +68,7 @@ pub(crate) struct ServicePortSpec {
     pub(crate) name: Option<String>,
     /// The port that callers use.
     pub(crate) port: u16,
-    /// The workload's port, by number or name; none of the sidecar's own (14001, 14006, 14020, 14021). Default: the same number.
+    /// The workload's port, by number or name; none of the sidecar's own (14001, 14006, 14007, 14020, 14021). Default: the same number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) target_port: Option<PortRef>,
     /// What the port speaks: `http`, `kubernetes.io/h2c`, `grpc`, `tcp`. Not written: the name, else the first bytes, tell.

@@ -245,9 +245,10 @@ fn no_host(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Is it a port of the sidecar's own, to which nobody is proxied: outbound, inbound, administration?
+/// Is it a port of the sidecar's own, to which nobody is proxied: outbound, inbound, probes, administration?
 pub(crate) fn is_own_port(port: u16) -> bool {
-    [proxy_common::PORT_OUTBOUND, proxy_common::PORT_INBOUND, proxy_common::PORT_ADMIN].contains(&port)
+    use proxy_common::{PORT_ADMIN, PORT_INBOUND, PORT_OUTBOUND, PORT_PROBE};
+    [PORT_OUTBOUND, PORT_INBOUND, PORT_PROBE, PORT_ADMIN].contains(&port)
 }
 
 /// Is it a port at which a sidecar listens for itself, so that no service leads to an application there? Beside its own ports,

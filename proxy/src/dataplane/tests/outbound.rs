@@ -447,7 +447,7 @@ async fn an_endpoint_that_is_a_sidecar_itself_is_left_for_another_and_refused_as
 #[tokio::test(start_paused = true)]
 async fn who_dials_another_pods_sidecar_itself_is_told_so_by_the_own_one() {
     let (world, web) = versions(&[]);
-    for port in [14001, 14006, 14020] {
+    for port in [14001, 14006, 14007, 14020] {
         let heard = ask(world.connect(&web, SocketAddr::new(app_at(4).ip(), port)), get("/")).await;
         assert_eq!((heard.status, heard.reason()), (421, "own_port"), "{port}");
     }
