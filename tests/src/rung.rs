@@ -38,7 +38,7 @@ impl fmt::Display for Rung {
 }
 
 /// The cases of what nftables has not, each with the reason. The group `ladder` tests what it has in their place.
-const NOT_ON_NFTABLES: [(&str, &str); 6] = [
+const NOT_ON_NFTABLES: [(&str, &str); 11] = [
     (
         "a_crafted_packet_is_counted_within_a_second_and_told_by_status",
         "a packet made by hand is rewritten to the sidecar as any other: there is nothing to count",
@@ -48,4 +48,21 @@ const NOT_ON_NFTABLES: [(&str, &str); 6] = [
     ("a_program_that_is_taken_off_is_missed_within_one_interval", "there are no programs; a ruleset is put back"),
     ("rare_events_of_the_kernel_programs_reach_the_log_where_asked_for", "there are no programs to write them"),
     ("a_pod_that_finds_no_room_is_refused_by_name_and_its_program_never_starts", "the room is that of the programs' maps"),
+    ("agent_and_sidecars_have_the_rights_that_they_need_and_no_more", "the agent needs others: it enters the pods' namespaces"),
+    (
+        "a_pod_that_runs_has_proven_both_ways_and_doctor_says_so",
+        "a ruleset lets out whatever a sidecar dials, so one way is proven",
+    ),
+    (
+        "a_pod_whose_connections_do_not_come_to_its_sidecar_is_not_ready_until_they_do",
+        "a ruleset lets out whatever a sidecar dials, so one way is proven",
+    ),
+    (
+        "each_program_that_is_taken_off_is_told_everywhere_within_an_interval_and_put_back",
+        "there are no programs; a ruleset is put back",
+    ),
+    (
+        "what_is_taken_off_again_and_again_stays_off_after_three_times_and_is_told",
+        "there are no programs; a ruleset is put back each time",
+    ),
 ];

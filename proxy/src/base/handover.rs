@@ -2,7 +2,7 @@
 //! unix(7)).
 //!
 //! A sidecar, and whoever starts one, ask; the node agent answers. What a question says of its sender is only compared
-//! with what the kernel says of it.
+//! with what the kernel says of it. One thing the agent says unasked: [`Answer::Prove`], to a sidecar that is enrolled.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -21,6 +21,9 @@ use super::names::Named;
 /// The version that is spoken here.
 pub(crate) const VERSION: u32 = 1;
 
+/// Of a token, see [`Purpose::Dial`].
+pub(crate) const TOKEN_LETTERS: usize = 32;
+
 /// What is asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,6 +34,12 @@ pub(crate) struct Question {
     pub(crate) name: String,
     #[serde(default, skip_serializing_if = "Purpose::is_enrol")]
     pub(crate) purpose: Purpose,
+    /// What the agent shows where it dials the pod, see [`Purpose::Dial`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    /// What did not come to the sidecar, see [`Purpose::Told`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) faults: Vec<String>,
 }
 
 /// What a question is for.
@@ -42,8 +51,14 @@ pub(crate) enum Purpose {
     Enrol,
     /// Give back the listeners that are kept for this sidecar's pod. They come with the answer.
     Resume,
-    /// Only tell when the pod is enrolled: asked by who starts the sidecar, without a listener.
+    /// Only tell when the pod is enrolled: asked by who starts the sidecar, with a socket of the pod's network namespace.
     Wait,
+    /// Dial the pod, and show the token there: asked by a sidecar that looks whether what is dialled comes to it.
+    Dial,
+    /// Hear what came of a sidecar's probes.
+    Told,
+    /// Have every sidecar probe now, and tell when they have: asked by root.
+    Prove,
 }
 
 /// What the agent answers.
@@ -53,6 +68,17 @@ pub(crate) enum Answer {
     /// The pod is enrolled, and what came with the question is in force.
     #[serde(rename_all = "camelCase")]
     Ok { spiffe_id: String, addresses: Vec<IpAddr>, capture: String },
+    /// The pod was dialled.
+    Dialled {
+        /// Where that came to nothing, and why.
+        unreached: Vec<String>,
+        /// What of the kernel programs that bear upon the pod is not attached.
+        faults: Vec<String>,
+    },
+    /// It was heard, or done.
+    Heard,
+    /// Probe now, before it is due.
+    Prove,
     /// Nothing was changed.
     Error { text: String, remedy: String },
 }
@@ -60,7 +86,8 @@ pub(crate) enum Answer {
 impl Question {
     /// About the pod `name`.
     pub(crate) fn new(name: &Named, purpose: Purpose) -> Self {
-        Self { outrigger: VERSION, namespace: name.namespace.to_string(), name: name.name.to_string(), purpose }
+        let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
+        Self { outrigger: VERSION, namespace, name, purpose, token: None, faults: Vec::new() }
     }
 }
 
@@ -164,6 +191,17 @@ mod tests {
         let asked = |purpose| serde_json::to_string(&Question::new(&Named::new("shop", "web-1"), purpose)).unwrap();
         assert_eq!(asked(Purpose::Enrol), r#"{"outrigger":1,"namespace":"shop","name":"web-1"}"#);
         assert_eq!(asked(Purpose::Resume), r#"{"outrigger":1,"namespace":"shop","name":"web-1","purpose":"resume"}"#);
+        let dial = Question { token: Some("7f".into()), ..Question::new(&Named::new("shop", "web-1"), Purpose::Dial) };
+        assert_eq!(
+            serde_json::to_string(&dial).unwrap(),
+            r#"{"outrigger":1,"namespace":"shop","name":"web-1","purpose":"dial","token":"7f"}"#
+        );
+        assert_eq!(serde_json::to_string(&Answer::Prove).unwrap(), r#""prove""#);
+        let dialled = Answer::Dialled { unreached: vec!["10.64.0.5:14007: refused".into()], faults: Vec::new() };
+        assert_eq!(
+            serde_json::to_string(&dialled).unwrap(),
+            r#"{"dialled":{"unreached":["10.64.0.5:14007: refused"],"faults":[]}}"#
+        );
         let question: Question = serde_json::from_str(&asked(Purpose::Enrol)).unwrap();
         assert_eq!(question.purpose, Purpose::Enrol);
     }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::node::ladder::Rung;
-use crate::node::report::{CaptureReport, PodReport};
+use crate::node::report::{CaptureReport, Mended, PodReport};
 
 /// Asks the agent.
 ///
@@ -37,11 +37,21 @@ pub(crate) fn line(report: &CaptureReport) -> String {
     line + report.standing.line().strip_prefix(rung.name()).unwrap_or_default()
 }
 
-/// What is not well: a program that is not attached leaves pods open, or closed.
-pub(crate) fn unwell(report: &CaptureReport) -> impl Iterator<Item = String> {
-    let faults = report.faults.iter().map(|fault| format!("capture is not complete: {fault}; start the mesh again"));
+/// What is not well: a program that is not attached leaves pods open, or closed; so does what a sidecar's probes say.
+pub(crate) fn unwell(report: &CaptureReport) -> Vec<String> {
+    let programs = report.faults.iter().map(|fault| format!("capture is not complete: {fault}"));
     let thieves = report.conflicts.iter().filter(|one| one.steals);
-    faults.chain(thieves.map(|one| format!("another program takes connections: {}; detach it (`bpftool link`)", one.text)))
+    let thieves = thieves.map(|one| format!("another program takes connections: {}; detach it (`bpftool link`)", one.text));
+    programs.chain(thieves).chain(unproven(report)).collect()
+}
+
+/// What the probes of pods said. What is known of the programs themselves is not said again for each pod.
+pub(crate) fn unproven(report: &CaptureReport) -> impl Iterator<Item = String> {
+    report.pods.iter().flat_map(|pod| {
+        let faults = pod.proven.iter().flat_map(|proven| &proven.faults);
+        let own = faults.filter(|fault| !report.faults.iter().any(|known| known.ends_with(fault.as_str())));
+        own.map(|fault| format!("{}/{} is not ready: {fault}", pod.namespace, pod.name))
+    })
 }
 
 /// Does nothing capture the connections of that pod?
@@ -51,9 +61,9 @@ pub(crate) fn is_unprotected(report: &CaptureReport, namespace: &str, name: &str
 
 /// What somebody should know of: pods whose sidecar is passed by, or of which nobody would see it.
 pub(crate) fn warnings(report: &CaptureReport) -> Vec<String> {
+    let mut lines: Vec<String> = report.mended.iter().map(mended).collect();
     let neighbours = report.conflicts.iter().filter(|one| !one.steals);
-    let mut lines: Vec<String> =
-        neighbours.map(|one| format!("another program decides about connections: {}", one.text)).collect();
+    lines.extend(neighbours.map(|one| format!("another program decides about connections: {}", one.text)));
     for pod in &report.pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
         if pod.unprotected {
@@ -75,6 +85,15 @@ pub(crate) fn warnings(report: &CaptureReport) -> Vec<String> {
     lines
 }
 
+/// What was wrong for a while.
+pub(crate) fn mended(mended: &Mended) -> String {
+    let Mended { fault, seconds_ago } = mended;
+    format!(
+        "{fault}, and was put back {seconds_ago} s ago: connections that were opened in between may have got past their sidecars, \
+         and stay so until they end"
+    )
+}
+
 /// What an exclusion let pass is as its owner wants it.
 fn passed_by(pod: &PodReport) -> Option<String> {
     let unasked = pod.bypass.iter().filter(|(reason, _count)| !reason.starts_with("excluded_"));
@@ -92,6 +111,7 @@ mod tests {
     use super::*;
     use crate::node::kernel::Conflict;
     use crate::node::ladder::{Fall, Standing};
+    use crate::node::report::Proven;
 
     #[test]
     fn a_lower_rung_is_told_in_one_line_with_why_and_what_it_costs() {
@@ -125,6 +145,7 @@ mod tests {
                 pod("api", &[("no_socket", 1), ("raw_socket", 2)]),
                 pod("db", &[]),
             ],
+            mended: Vec::new(),
         };
         report.pods[1].dropped = 3;
         report.pods[1].enforce = true;
@@ -139,14 +160,30 @@ mod tests {
                 "what raw sockets of shop/db send is not seen: no tcx",
             ]
         );
-        let unwell: Vec<String> = unwell(&report).collect();
         assert_eq!(
-            unwell,
+            unwell(&report),
             [
-                "capture is not complete: the program or_connect4 is not attached any more; start the mesh again",
+                "capture is not complete: the program or_connect4 is not attached any more",
                 "another program takes connections: shop/web: thief (program 8) selects; detach it (`bpftool link`)",
             ]
         );
         assert_eq!(line(&report), "eBPF on Linux 6.12.0, 3 pods, 2 links watched, 1 pods enforce");
+    }
+
+    #[test]
+    fn what_probes_said_is_told_by_pod_and_a_programs_fault_once() {
+        let gone = "the program or_bind4 is not attached any more; it is put back, and looked at again";
+        let proven =
+            |faults: &[&str]| Some(Proven { seconds_ago: 3, faults: faults.iter().map(|fault| (*fault).to_owned()).collect() });
+        let pod = |name: &str, proven| PodReport { namespace: "shop".into(), name: name.into(), proven, ..PodReport::default() };
+        let report = CaptureReport {
+            faults: vec![gone.into()],
+            mended: vec![Mended { fault: "the program or_bind4 is not attached any more".into(), seconds_ago: 3 }],
+            pods: vec![pod("web", proven(&["outbound IPv4: it went elsewhere", gone])), pod("api", proven(&[])), pod("db", None)],
+            ..CaptureReport::default()
+        };
+        let complete = format!("capture is not complete: {gone}");
+        assert_eq!(unwell(&report), [complete.as_str(), "shop/web is not ready: outbound IPv4: it went elsewhere"]);
+        assert!(warnings(&report)[0].contains("put back 3 s ago"));
     }
 }

@@ -1,17 +1,22 @@
 //! `outrigger node`: builds the node agent and waits for its end.
 
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
+use rustix::thread::CapabilitySet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
-use crate::node::ladder::Ladder;
-use crate::node::{Config, authority, chain};
+use crate::base::units::Span;
+use crate::node::ladder::{Ladder, Rung};
+use crate::node::{Config, authority, chain, netns};
 use crate::telemetry::log::{self, LogFormat};
 
 #[derive(Args, Debug)]
@@ -46,6 +51,9 @@ pub(crate) struct NodeArgs {
     /// How the pods' connections are captured: auto (the first that works here), ebpf, nftables or explicit (docs/capture.md)
     #[arg(long, env = "OUTRIGGER_CAPTURE", value_name = "HOW", default_value = "auto")]
     pub(crate) capture: Ladder,
+    /// How often it is looked whether every kernel program is attached
+    #[arg(long, env = "OUTRIGGER_ATTEST_EVERY", value_name = "DURATION", default_value = "10s")]
+    pub(crate) attest_every: Span,
     /// Let the kernel programs write rare events into the log
     #[arg(long, env = "OUTRIGGER_KERNEL_LOG")]
     pub(crate) kernel_log: bool,
@@ -79,13 +87,16 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
         metrics: args.metrics,
         ladder: args.capture,
         kernel_log: args.kernel_log,
+        attest_every: args.attest_every.0.max(ATTEST_EVERY_LEAST),
         seed,
     };
+    let footing = crate::node::step(&config).map_err(|error| Failure::environment(chain(&error), error.remedy()))?;
+    keep_rights(&config, footing.rung())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let (drain, guard) = Drain::new();
-        let agent = crate::node::run(config, WallClock::system(), guard);
+        let agent = crate::node::run(config, footing, WallClock::system(), guard);
         let mut agent = std::pin::pin!(agent);
         // Cancel-safe: the agent is only dropped when the process ends.
         let outcome = tokio::select! {
@@ -98,5 +109,75 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     })
 }
 
+/// Lets go of the rights that the agent does not need any more on its rung.
+fn keep_rights(config: &Config, rung: Rung) -> Result<(), Failure> {
+    let mut kept = needed(rung);
+    if config.kernel_log && rung == Rung::Ebpf {
+        // Their log is found by the programs' ids, which nobody else may ask for.
+        kept |= CapabilitySet::SYS_ADMIN;
+    }
+    if !lets_root_pass(&config.state) {
+        tracing::info!(state = %config.state.display(), "the state lies in a folder that is another user's alone, CAP_DAC_READ_SEARCH is kept");
+        kept |= CapabilitySet::DAC_READ_SEARCH;
+    }
+    // What is not there is missed, and named, where it is needed.
+    let held = rustix::thread::capabilities(None).map_err(io::Error::from)?.permitted;
+    netns::keep_capabilities(kept & held).map_err(|error| {
+        let remedy = "let the filter of system calls permit prctl(2) and capset(2)";
+        Failure::environment(format!("cannot let go of rights that are not needed: {error}"), remedy)
+    })
+}
+
+/// What capture takes, once the agent stands on that rung.
+pub(crate) const fn needed(rung: Rung) -> CapabilitySet {
+    match rung {
+        Rung::Ebpf => CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON),
+        // Rulesets are laid inside the pods' network namespaces.
+        Rung::Nftables => CapabilitySet::NET_ADMIN.union(CapabilitySet::SYS_ADMIN),
+        Rung::Explicit => CapabilitySet::NET_ADMIN,
+    }
+}
+
+/// Can user 0 go to `folder` without any capability?
+fn lets_root_pass(folder: &Path) -> bool {
+    let folder = std::fs::canonicalize(folder).unwrap_or_else(|_none| folder.to_owned());
+    folder.ancestors().all(|above| {
+        let Ok(found) = std::fs::metadata(above) else { return true };
+        let mine = match (found.uid(), found.gid()) {
+            (0, _) => 0o500,
+            (_, 0) => 0o050,
+            _others => 0o005,
+        };
+        found.mode() & mine == mine
+    })
+}
+
+/// Some ten calls for each pod.
+const ATTEST_EVERY_LEAST: Duration = Duration::from_millis(100);
 /// The agent waits most of the time; a second worker keeps one slow system call from holding everybody up.
 const WORKERS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_of_somebody_elses_alone_is_passed_by_a_capability_only() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        let state = home.join("state");
+        std::fs::create_dir_all(&state).unwrap();
+        assert!(lets_root_pass(&state) && lets_root_pass(&home.join("none-yet")));
+        let own = |user, mode| {
+            std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
+            std::fs::set_permissions(&home, std::fs::Permissions::from_mode(mode)).unwrap();
+            lets_root_pass(&state)
+        };
+        assert!(!own(1000, 0o700) && own(1000, 0o755) && own(0, 0o700));
+    }
+}

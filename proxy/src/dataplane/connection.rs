@@ -19,6 +19,7 @@ use super::http::record::{ConnectionRecord, Ends};
 use super::http::reject::Reject;
 use super::http::server::{Serves, serve, serve_link};
 use super::learned::First;
+use super::probe::Way;
 use super::race::{Met, QUIET, Reaching, meet};
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, Sniffer};
 use super::wire::Wire;
@@ -62,6 +63,9 @@ struct Caller {
 
 /// Serves a connection that the own application opened.
 pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
+    if let Some(way) = Way::out(accepted.original) {
+        return Box::pin(proxy.probes.take(accepted.io, way, accepted.original)).await;
+    }
     // Learning what is spoken takes more room than serving it does, and is over soon.
     if let Some(Caller { first, io, serves, connection }) = Box::pin(meet_outbound(proxy, accepted)).await {
         serve(first, io, serves, connection).await;
@@ -70,6 +74,9 @@ pub(crate) async fn outbound(proxy: Arc<Proxy>, accepted: Accepted) {
 
 /// Serves a connection that came to the pod.
 pub(crate) async fn inbound(proxy: Arc<Proxy>, accepted: Accepted) {
+    if let Some(way) = Way::into_pod(accepted.original) {
+        return Box::pin(proxy.probes.take(accepted.io, way, accepted.original)).await;
+    }
     if let Some(Caller { first, io, serves, connection }) = Box::pin(meet_inbound(proxy, accepted)).await {
         serve(first, io, serves, connection).await;
     }

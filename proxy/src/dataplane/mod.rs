@@ -7,7 +7,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,6 +26,7 @@ mod learned;
 mod listener;
 mod opaque;
 mod pool;
+mod probe;
 mod race;
 mod sniff;
 mod tap;
@@ -34,6 +34,7 @@ mod tasks;
 mod tcp;
 mod thread;
 mod tls;
+mod window;
 mod wire;
 mod workers;
 
@@ -50,8 +51,10 @@ use self::config::Follower;
 use self::listener::Listeners;
 use self::pool::Pool;
 use self::pool::connect::{Dial, TcpDial};
+use self::probe::Probes;
 use self::tasks::Tasks;
 use self::thread::Thread;
+pub(crate) use self::window::Window;
 pub(crate) use self::workers::Workers;
 use crate::admin::routes::Inspect;
 use crate::base::clock::WallClock;
@@ -87,6 +90,7 @@ pub(crate) struct Proxy {
     waiting: http::expect::Waiting,
     demand: Demand,
     learned: learned::Learned,
+    probes: Arc<Probes>,
     /// Configurations of links, made once.
     server_tls: Arc<rustls::ServerConfig>,
     way: Way,
@@ -177,69 +181,6 @@ struct Doors {
     open: bool,
 }
 
-/// What an operator may see and ask of a sidecar.
-#[derive(Debug)]
-pub(crate) struct Window {
-    telemetry: Telemetry,
-    published: Published,
-    identity: Identity,
-    enrolled: AtomicBool,
-    held: Mutex<serde_json::Value>,
-    drain: watch::Sender<bool>,
-}
-
-impl Window {
-    /// For the operators' doors, which open before anything else does.
-    pub(crate) fn new(identity: Identity, telemetry: Telemetry) -> Arc<Self> {
-        Arc::new(Self {
-            telemetry,
-            published: Published::new(),
-            identity,
-            enrolled: AtomicBool::new(false),
-            held: Mutex::default(),
-            drain: watch::Sender::new(false),
-        })
-    }
-
-    /// Returns when an operator asks for an end. Cancel-safe.
-    pub(crate) async fn drain_asked(&self) {
-        // The sender lives as long as this does.
-        drop(self.drain.subscribe().wait_for(|asked| *asked).await);
-    }
-}
-
-impl Inspect for Window {
-    fn metrics(&self) -> String {
-        if let Some(own) = self.identity.own() {
-            self.telemetry.metrics.certificate_expires(own.expires);
-        }
-        self.telemetry.metrics.render()
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        let mut missing = Vec::new();
-        if self.identity.own().is_none() {
-            missing.push("no identity yet: the workload API has not answered");
-        }
-        if !self.enrolled.load(Ordering::Relaxed) {
-            missing.push("not enrolled yet: the node agent has not taken the inbound listener");
-        }
-        if self.published.current().generation == 0 {
-            missing.push("no configuration yet: the control plane has not answered and none was kept");
-        }
-        if missing.is_empty() { Ok(()) } else { Err(missing.join("\n")) }
-    }
-
-    fn snapshot(&self) -> Option<serde_json::Value> {
-        Some(self.held.lock().clone())
-    }
-
-    fn drain(&self) -> bool {
-        self.drain.send_replace(true);
-        true
-    }
-}
-
 impl Proxy {
     /// Puts the parts together.
     fn new(
@@ -266,6 +207,7 @@ impl Proxy {
             shadows: Arc::new(Semaphore::new(http::pipeline::SHADOWS_MAX)),
             demand,
             learned: learned::Learned::default(),
+            probes: Arc::default(),
             server_tls,
             way: Way::default(),
         })
@@ -335,7 +277,22 @@ impl Sidecar {
         let mut owned = JoinSet::new();
         let listeners = Listeners::open(enrolment::resume(&settings.node, &settings.name).await)?;
         let aside = Thread::start("aside").map_err(StartError::Thread)?;
-        let enrolment = enrolment::keep(settings.node, settings.name.clone(), listeners.duplicate()?, Arc::clone(window));
+        let probes: Arc<Probes> = Arc::default();
+        let enrolment = enrolment::Enrolment {
+            path: settings.node,
+            name: settings.name.clone(),
+            listeners: listeners.duplicate()?,
+            ways_out: listeners
+                .outbound
+                .iter()
+                .filter_map(|one| one.local_addr().ok())
+                .map(|at| probe::Way::of_listener(at.ip()))
+                .collect(),
+            probes: Arc::clone(&probes),
+            window: Arc::clone(window),
+            dice: Dice::from_seed(settings.seed),
+        };
+        let enrolment = enrolment.keep();
         owned.spawn_on(enrolment, aside.handle());
         let follow = identity.clone();
         owned.spawn_on(async move { follow.follow(settings.workload_api).await }, aside.handle());
@@ -360,6 +317,7 @@ impl Sidecar {
             Demand::Control(client.clone()),
         )?;
         proxy.way = settings.way;
+        proxy.probes = probes;
         let proxy = Arc::new(proxy);
         let own = crate::snapshot::compile::Own { workload: settings.name, trust_domain: settings.trust_domain };
         let follower = Follower::new(Arc::clone(&proxy), Arc::clone(window), own, kept, settings.state);
@@ -418,6 +376,7 @@ impl Sidecar {
             let listener = listener::share(&listeners.inbound)?;
             owned.spawn_on(listener::serve_inbound(Arc::clone(proxy), listener, guard.clone()), worker);
         }
+        self.window.open.send_replace(true);
         owned.spawn(sweep(Arc::clone(proxy), Arc::clone(&self.window)));
         *open = true;
         Ok(())
@@ -431,6 +390,7 @@ impl Sidecar {
             info!(missing, "stopping before every connection was taken");
         }
         info!(at_most_seconds = self.drain_at_most.as_secs(), "draining");
+        self.window.open.send_replace(false);
         drop(self.doors);
         if !self.drain.drain(self.drain_at_most).await {
             warn!("connections were left when the time to drain was up");

@@ -138,30 +138,6 @@ impl Capture {
         }
     }
 
-    /// What of the node's part is not as it was made, each in a sentence.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub(crate) fn attest_node(&self) -> Result<Vec<String>, NodeError> {
-        match self {
-            Self::Ebpf(kernel) => Ok(kernel.lock().attest_node()?),
-            Self::Nftables(_) | Self::Explicit => Ok(Vec::new()),
-        }
-    }
-
-    /// The same of one pod's part; nothing of one that is not enrolled.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub(crate) fn attest_pod(&self, pod: &Pod) -> Result<Vec<String>, NodeError> {
-        let cookie = pod.record.netns_cookie;
-        match self {
-            Self::Ebpf(kernel) => Ok(kernel.lock().attest_pod(cookie)?),
-            Self::Nftables(nftables) => Ok(nftables.attest(cookie, &pod.record.netns)?.into_iter().collect()),
-            Self::Explicit => Ok(Vec::new()),
-        }
-    }
-
     /// What was counted for a pod.
     pub(crate) fn counters(&self, pod: &Pod) -> Option<Counters> {
         let cookie = pod.record.netns_cookie;

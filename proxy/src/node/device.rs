@@ -1,75 +1,112 @@
 //! The node's ends of a pod's links: which devices of this machine a pod's own devices are paired with.
 //!
-//! Source: rtnetlink(7). Two devices are a pair when each names the other as its link. What a pod's device merely stands on,
-//! as a macvlan does, names nobody back.
+//! Source: rtnetlink(7), `include/uapi/linux/{if_link,net_namespace}.h`. Two devices are a pair when each names the other as its
+//! link. What a pod's device merely stands on, as a macvlan does, names nobody back. The pod's devices are asked for from here
+//! (`IFLA_TARGET_NETNSID`, which takes CAP_NET_ADMIN): nobody enters its namespace.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::netns;
-
 /// The devices of the caller's own namespace that are paired with one of `netns`, by number.
 ///
 /// # Errors
-/// The namespace cannot be entered, or the kernel does not answer.
+/// The kernel does not answer, or the caller may not ask.
 pub(crate) fn nodes_ends(netns: &File) -> io::Result<Vec<u32>> {
-    let theirs = netns::inside(netns, links)?;
-    let ours = links()?;
+    // First, because by the list of links the kernel gives numbers to the namespaces that they lead to.
+    let ours = links(None)?;
+    let Some(number) = number_of(netns)? else { return Ok(Vec::new()) };
+    let theirs = links(Some(number))?;
     let paired = |(device, link): (&u32, &u32)| (ours.get(link) == Some(device)).then_some(*link);
     Ok(theirs.iter().filter_map(paired).collect())
 }
 
-/// Every device of this thread's namespace that names a link, and the link.
-fn links() -> io::Result<BTreeMap<u32, u32>> {
+/// The number by which this thread's namespace knows another one, if it does.
+fn number_of(netns: &File) -> io::Result<Option<u32>> {
+    // `struct rtgenmsg`: a family, which is none, and three bytes of nothing.
+    let mut number = None;
+    let body = [&[0; 4][..], &attribute(NETNSA_FD, netns.as_raw_fd().cast_unsigned())].concat();
+    ask(libc::RTM_GETNSID, 0, &body, |answer| {
+        let mut attributes = answer.get(4..).unwrap_or_default();
+        while let Some((attribute, others)) = short_piece(attributes) {
+            if half(attribute, 2) == Some(NETNSA_NSID) {
+                number = word(attribute, 4);
+            }
+            attributes = others;
+        }
+    })?;
+    Ok(number.filter(|number| *number != NONE))
+}
+
+/// Every device of this thread's namespace, or of the one with this number, that names a link, and the link.
+fn links(netns: Option<u32>) -> io::Result<BTreeMap<u32, u32>> {
+    let mut found = BTreeMap::new();
+    // `struct ifinfomsg`, all zero: every device.
+    let mut body = vec![0; 16];
+    body.extend(netns.iter().flat_map(|number| attribute(IFLA_TARGET_NETNSID, *number)));
+    ask(libc::RTM_GETLINK, libc::NLM_F_DUMP, &body, |answer| {
+        let device = word(answer, 4);
+        let mut attributes = answer.get(16..).unwrap_or_default();
+        while let Some((attribute, others)) = short_piece(attributes) {
+            if let (Some(IFLA_LINK), Some(device), Some(link)) = (half(attribute, 2), device, word(attribute, 4)) {
+                found.insert(device, link);
+            }
+            attributes = others;
+        }
+    })?;
+    Ok(found)
+}
+
+/// Asks the kernel, and hands each answer on without its header.
+fn ask(type_: u16, flags: libc::c_int, body: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     socket.set_read_timeout(Some(ANSWER_AT_MOST))?;
-    // `struct nlmsghdr` (length, type, flags, number, sender), then `struct ifinfomsg`, all zero: every device.
-    let mut request = [0; 32];
-    let (type_, flags) = (libc::RTM_GETLINK.to_ne_bytes(), (libc::NLM_F_REQUEST | libc::NLM_F_DUMP).to_ne_bytes());
-    for (place, byte) in
-        request.iter_mut().zip(32_u32.to_ne_bytes().iter().chain(&type_).chain(flags.get(..2).unwrap_or_default()))
-    {
-        *place = *byte;
-    }
+    // `struct nlmsghdr`: length, type, flags, number, sender.
+    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or(u32::MAX);
+    let flags = (libc::NLM_F_REQUEST | flags).to_ne_bytes();
+    let flags = flags.get(if cfg!(target_endian = "big") { 2..4 } else { 0..2 }).unwrap_or_default();
+    let request = [&length.to_ne_bytes()[..], &type_.to_ne_bytes(), flags, &[0; 8], body].concat();
     if socket.write(&request)? != request.len() {
         return Err(io::ErrorKind::WriteZero.into());
     }
-    let (mut found, mut buffer) = (BTreeMap::new(), vec![0; ANSWER_BYTES]);
+    let mut buffer = vec![0; ANSWER_BYTES];
     loop {
         let length = socket.read(&mut buffer)?;
-        if !read_messages(buffer.get(..length).unwrap_or_default(), &mut found)? {
-            return Ok(found);
+        if !read_messages(buffer.get(..length).unwrap_or_default(), &mut take)? {
+            return Ok(());
         }
     }
 }
 
 /// Reads one datagram of the answer. `false` after the last one.
-fn read_messages(mut bytes: &[u8], found: &mut BTreeMap<u32, u32>) -> io::Result<bool> {
+fn read_messages(mut bytes: &[u8], take: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let Some((message, rest)) = piece(bytes) {
         match half(message, 4).map(libc::c_int::from) {
             Some(libc::NLMSG_DONE) => return Ok(false),
             Some(libc::NLMSG_ERROR) => {
-                let number = word(message, 16).map_or(0, u32::cast_signed);
+                let number = word(message, HEADER_BYTES).map_or(0, u32::cast_signed);
                 return Err(io::Error::from_raw_os_error(number.saturating_neg()));
             }
-            _device => {
-                let device = word(message, 20);
-                let mut attributes = message.get(32..).unwrap_or_default();
-                while let Some((attribute, others)) = short_piece(attributes) {
-                    if let (Some(IFLA_LINK), Some(device), Some(link)) = (half(attribute, 2), device, word(attribute, 4)) {
-                        found.insert(device, link);
-                    }
-                    attributes = others;
-                }
-            }
+            _answer => take(message.get(HEADER_BYTES..).unwrap_or_default()),
+        }
+        // One that is not of several is the whole answer.
+        let is_of_several = half(message, 6).is_some_and(|flags| libc::c_int::from(flags) & libc::NLM_F_MULTI != 0);
+        if !is_of_several {
+            return Ok(false);
         }
         bytes = rest;
     }
     Ok(true)
+}
+
+/// An attribute of four bytes.
+fn attribute(kind: u16, value: u32) -> [u8; 8] {
+    let ([a, b], [c, d], [e, f, g, h]) = (8_u16.to_ne_bytes(), kind.to_ne_bytes(), value.to_ne_bytes());
+    [a, b, c, d, e, f, g, h]
 }
 
 /// The first message, whose length its first four bytes say, and what follows it.
@@ -96,7 +133,13 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|half| u16::from_ne_bytes(*half))
 }
 
+const HEADER_BYTES: usize = 16;
 const IFLA_LINK: u16 = 5;
+const IFLA_TARGET_NETNSID: u16 = 46;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
+/// `NETNSA_NSID_NOT_ASSIGNED`.
+const NONE: u32 = u32::MAX;
 const ANSWER_AT_MOST: Duration = Duration::from_secs(2);
 /// The kernel fills no more than 32 KiB at once.
 const ANSWER_BYTES: usize = 64 * 1024;
@@ -105,46 +148,54 @@ const ANSWER_BYTES: usize = 64 * 1024;
 mod tests {
     use super::*;
 
-    fn message(type_: u16, device: u32, attributes: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(32 + attributes.len()).unwrap();
-        let mut bytes = [&length.to_ne_bytes()[..], &type_.to_ne_bytes(), &[0; 14], &device.to_ne_bytes(), &[0; 8]].concat();
-        bytes.extend_from_slice(attributes);
-        bytes
-    }
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    fn message(type_: u16, flags: libc::c_int, body: &[u8]) -> Vec<u8> {
+        let (length, flags) = (u32::try_from(16 + body.len()).unwrap(), u16::try_from(flags).unwrap());
+        let mut bytes = [&length.to_ne_bytes()[..], &type_.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], body].concat();
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     }
 
+    /// The bodies that were found, and whether there may be more.
+    fn read(bytes: &[u8]) -> (Vec<Vec<u8>>, io::Result<bool>) {
+        let mut found = Vec::new();
+        let more = read_messages(bytes, &mut |body: &[u8]| found.push(body.to_vec()));
+        (found, more)
+    }
+
     #[test]
-    fn devices_that_name_a_link_are_found_past_other_attributes() {
-        let attributes = [attribute(3, b"eth0\0"), attribute(IFLA_LINK, &7_u32.to_ne_bytes())].concat();
-        let bytes = [message(16, 2, &attributes), message(16, 1, &attribute(3, b"lo\0"))].concat();
-        let mut found = BTreeMap::new();
-        assert!(read_messages(&bytes, &mut found).unwrap());
-        assert_eq!(found, [(2, 7)].into());
-        assert!(!read_messages(&message(3, 0, &[]), &mut found).unwrap());
+    fn an_answer_of_several_messages_ends_with_the_last_one_and_one_alone_with_itself() {
+        let several = [message(16, libc::NLM_F_MULTI, &[1; 4]), message(16, libc::NLM_F_MULTI, &[2; 8])].concat();
+        let (found, more) = read(&several);
+        assert!(more.unwrap() && found == [vec![1; 4], vec![2; 8]]);
+        assert!(!read(&message(3, libc::NLM_F_MULTI, &[0; 4])).1.unwrap());
+        let (found, more) = read(&message(88, 0, &attribute(NETNSA_NSID, 3)));
+        assert!(!more.unwrap() && found == [attribute(NETNSA_NSID, 3)]);
+    }
+
+    #[test]
+    fn attributes_are_found_past_others() {
+        let name = [&9_u16.to_ne_bytes()[..], &3_u16.to_ne_bytes(), b"eth0\0\0\0\0"].concat();
+        let bytes = [&name[..], &attribute(IFLA_LINK, 7)].concat();
+        let (first, rest) = short_piece(&bytes).unwrap();
+        assert_eq!((half(first, 2), first.len()), (Some(3), 9));
+        let (second, rest) = short_piece(rest).unwrap();
+        assert_eq!((half(second, 2), word(second, 4), rest), (Some(IFLA_LINK), Some(7), &[][..]));
     }
 
     #[test]
     fn what_is_cut_short_ends_and_an_error_is_told() {
-        let mut found = BTreeMap::new();
-        let whole = message(16, 2, &attribute(IFLA_LINK, &7_u32.to_ne_bytes()));
+        let whole = message(16, libc::NLM_F_MULTI, &[0; 24]);
         for length in 0..whole.len() {
-            assert!(read_messages(&whole[..length], &mut found).unwrap(), "{length}");
+            let (found, more) = read(&whole[..length]);
+            assert!(more.unwrap() && found.is_empty(), "{length}");
         }
-        assert_eq!(found, BTreeMap::new());
-        let mut error = message(2, 0, &[]);
-        error[16..20].copy_from_slice(&(-libc::EPERM).to_ne_bytes());
-        assert_eq!(read_messages(&error, &mut found).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let error = message(2, 0, &(-libc::EPERM).to_ne_bytes());
+        assert_eq!(read(&error).1.unwrap_err().raw_os_error(), Some(libc::EPERM));
     }
 
     #[test]
     fn the_kernel_answers_and_a_namespace_is_paired_with_nobody_by_itself() {
-        links().unwrap();
+        links(None).unwrap();
         if rustix::process::geteuid().is_root() {
             assert_eq!(nodes_ends(&File::open("/proc/self/ns/net").unwrap()).unwrap(), Vec::<u32>::new());
         }

@@ -3,7 +3,8 @@
 //! One Unix socket for the node, one connection per sidecar, kept open for as long as the sidecar lives; the messages are
 //! [`handover`]'s. Who asks is read from the kernel: the network namespace of the asking socket and of the listener
 //! (`SO_NETNS_COOKIE`), the cgroup of the asking process (`SO_PEERCRED`). What the question says of itself is only compared
-//! with that, so that a mistake is named. [`decide`] is the whole decision, without a system call in it.
+//! with that, so that a mistake is named. [`decide`] is the whole decision, without a system call in it. A sidecar that is
+//! enrolled goes on to ask there to be dialled, and tells what came of its probes (`proof.rs`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,15 +16,17 @@ use std::time::Duration;
 use proxy_common::{PORT_INBOUND, PORT_OUTBOUND};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::Agent;
 use super::callers::{Callers, Place};
-use super::netns;
 use super::pods::{self, Pod, Pods};
-use crate::base::handover::{self, Answer, Purpose, Question, VERSION};
+use super::refusal::Refusal;
+use super::{admission, netns, proof};
+use crate::base::handover::{self, Answer, Purpose, Question, TOKEN_LETTERS, VERSION};
 use crate::base::names::Named;
 
 /// What the kernel says about who asks.
@@ -46,74 +49,6 @@ pub(crate) struct ListenerFacts {
     pub(crate) tcp: bool,
     pub(crate) listening: bool,
     pub(crate) port: u16,
-}
-
-/// Why a pod is not enrolled. Whoever sent the question is at fault, or whoever configured it.
-#[derive(Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum Refusal {
-    /// Not the protocol.
-    #[error("the question cannot be read: {0}")]
-    Unreadable(String),
-    /// A newer sidecar.
-    #[error("the question is of version {0}")]
-    Version(u32),
-    /// The caller's namespace belongs to no pod of this node.
-    #[error("the caller (pid {pid}) is in no pod of this node; it asked for {asked}")]
-    NoPod { pid: u32, asked: Named },
-    /// One pod asks for another.
-    #[error("the caller (pid {pid}) is in the pod {actual}, but asked for {asked}")]
-    AnotherPod { pid: u32, actual: Named, asked: Named },
-    /// A process of the pod that is not its sidecar.
-    #[error("the caller (pid {pid}) is in cgroup {actual}, not in the sidecar's {expected}")]
-    NotTheSidecar { pid: u32, actual: String, expected: String },
-    /// Not one inbound listener and at most two outbound ones.
-    #[error("{0} descriptors came with the question, and not the pod's listeners")]
-    Descriptors(usize),
-    /// Something else than a TCP socket.
-    #[error("the descriptor is no TCP socket")]
-    NotTcp,
-    /// A listener made in another namespace.
-    #[error("the listener is from another network namespace than the pod {0}")]
-    ForeignListener(Named),
-    /// A socket that does not listen.
-    #[error("the socket does not listen")]
-    NotListening,
-    /// A listener at another port: it may be the app's.
-    #[error("the listener is at port {0}, not at {PORT_INBOUND} or {PORT_OUTBOUND}")]
-    OtherPort(u16),
-    /// One namespace asks too often at once, or all of them do.
-    #[error("too many connections at once: {CALLER_MAX} from one network namespace, {CONNECTIONS_MAX} in all")]
-    TooMany,
-    /// The pod that is waited for did not appear.
-    #[error("no pod {0} appeared on this node")]
-    NotAppeared(Named),
-    /// The pod that is waited for is described, and cannot be enrolled.
-    #[error("the pod {pod} cannot be enrolled, it stays closed: {why}")]
-    Unenrolled { pod: Named, why: String, remedy: String },
-    /// The kernel did not take the listener.
-    #[error("the kernel refuses the listener: {0}")]
-    Kernel(String),
-}
-
-impl Refusal {
-    /// What to do about it.
-    pub(crate) fn remedy(&self) -> &str {
-        match self {
-            Self::Unreadable(_) => "send one JSON line with outrigger, namespace and name",
-            Self::Version(_) => "run the sidecar and the node agent from one release",
-            Self::NoPod { .. } => "start the sidecar inside a pod that `outrigger run` made",
-            Self::AnotherPod { .. } => "give the sidecar the namespace and name of its own pod",
-            Self::NotTheSidecar { .. } => "only the process in the pod's sidecar cgroup may enrol it",
-            Self::Descriptors(_) => "send the inbound listener, the outbound ones, and nothing else with the question",
-            Self::NotTcp | Self::NotListening => "send a TCP socket that listens",
-            Self::ForeignListener(_) => "make the listener inside the pod",
-            Self::OtherPort(_) => "send the sidecar's own listeners",
-            Self::NotAppeared(_) => "look into the node agent's log for why the pod was not enrolled",
-            Self::TooMany => "wait until others were answered, and ask again",
-            Self::Unenrolled { remedy, .. } => remedy,
-            Self::Kernel(_) => "look into the node agent's log",
-        }
-    }
 }
 
 /// May this caller do what it asks for: put these listeners in force, or have those back that are kept? Returns its pod.
@@ -209,19 +144,18 @@ fn turn_away(agent: &Agent, stream: &UnixStream) {
 
 async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
     let mut enrolled: Option<Enrolment> = None;
+    let mut prove = agent.prove.subscribe();
     loop {
-        // A sidecar that is enrolled stays silent until it ends; before that it has a deadline.
-        let read = handover::receive(&stream);
-        let received = if enrolled.is_some() { Ok(read.await) } else { timeout(QUESTION_AT_MOST, read).await };
+        // A sidecar that is enrolled asks when it likes; before that it has a deadline.
+        let received = if enrolled.is_some() {
+            Ok(listen(&stream, &mut prove).await)
+        } else {
+            timeout(QUESTION_AT_MOST, handover::receive(&stream)).await
+        };
         let (answer, given) = match received {
             Ok(Ok(Some((line, descriptors)))) => match take(&agent, &stream, &line, descriptors).await {
-                Ok(Taken { pod, enrolment, given }) => {
-                    let addresses = pod.record.addresses.clone();
-                    let capture = agent.standing.rung.word().to_owned();
-                    let answer = Answer::Ok { spiffe_id: pod.id.to_string(), addresses, capture };
-                    if let Some(number) = enrolment {
-                        enrolled = Some(Enrolment { pod, number });
-                    }
+                Ok(Taken { answer, enrolment, given }) => {
+                    enrolled = enrolment.or(enrolled);
                     (answer, given)
                 }
                 Err(refusal) => refuse(&agent, &refusal),
@@ -247,6 +181,23 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
     }
 }
 
+/// What an enrolled sidecar says next, for which there is no deadline. Asks it to probe whenever all are to, meanwhile.
+async fn listen(stream: &UnixStream, prove: &mut watch::Receiver<u64>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    let mut read = std::pin::pin!(handover::receive(stream));
+    loop {
+        // Cancel-safe: the one read goes on, and a round that is not seen now is seen next time.
+        tokio::select! {
+            read = &mut read => return read,
+            asked = prove.changed() => {
+                let sent = timeout(QUESTION_AT_MOST, handover::send(stream, &Answer::Prove, &[])).await;
+                if asked.is_err() || !matches!(sent, Ok(Ok(()))) {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
 /// Counts a refusal, logs it and says it.
 fn refuse(agent: &Agent, refusal: &Refusal) -> (Answer, Vec<OwnedFd>) {
     agent.metrics.enrolments.with_label_values(&["refused"]).inc();
@@ -262,26 +213,73 @@ struct Enrolment {
 
 /// What became of a question.
 struct Taken {
-    pod: Arc<Pod>,
+    answer: Answer,
     /// Of a sidecar that handed its listeners over.
-    enrolment: Option<u64>,
+    enrolment: Option<Enrolment>,
     /// What goes back with the answer.
     given: Vec<OwnedFd>,
 }
 
+impl Taken {
+    fn of(answer: Answer) -> Self {
+        Self { answer, enrolment: None, given: Vec::new() }
+    }
+
+    /// For who asks about a pod that is enrolled.
+    fn enrolled(agent: &Agent, pod: &Pod) -> Self {
+        let (addresses, capture) = (pod.record.addresses.clone(), agent.standing.rung.word().to_owned());
+        Self::of(Answer::Ok { spiffe_id: pod.id.to_string(), addresses, capture })
+    }
+}
+
 async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Taken, Refusal> {
     let question: Question = serde_json::from_slice(line).map_err(|error| Refusal::Unreadable(error.to_string()))?;
-    if question.purpose == Purpose::Wait {
-        let pod = wait_for(agent, &Named::new(question.namespace, question.name)).await?;
-        return Ok(Taken { pod, enrolment: None, given: Vec::new() });
+    let asked = Named::new(question.namespace.as_str(), question.name.as_str());
+    match question.purpose {
+        Purpose::Prove => {
+            let peer = sockopt::socket_peercred(stream).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+            if !peer.uid.is_root() {
+                return Err(Refusal::NotRoot(peer.uid.as_raw()));
+            }
+            proof::prove_now(agent).await;
+            return Ok(Taken::of(Answer::Heard));
+        }
+        Purpose::Wait => {
+            // Whose it is, is looked at; who shows it is all the same.
+            if let [socket] = descriptors.as_slice() {
+                admission::meet(agent, &asked, socket);
+            }
+            return Ok(Taken::enrolled(agent, &*wait_for(agent, &asked).await?));
+        }
+        Purpose::Enrol | Purpose::Resume | Purpose::Dial | Purpose::Told => {}
+    }
+    if let Some(listener) = descriptors.first()
+        && admission::meet(agent, &asked, listener)
+    {
+        // It may be all that this pod waited for. What is not well is said below.
+        drop(wait_for(agent, &asked).await);
     }
     let facts = facts(stream, &descriptors, &agent.cgroup_root).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     let pod = decide(&question, &facts, &agent.pods.borrow()).map(Arc::clone)?;
     let cookie = pod.record.netns_cookie;
-    if question.purpose == Purpose::Resume {
-        let copies = agent.keeper.lock().listeners(cookie).iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-        let given = copies.map_err(|error| Refusal::Kernel(error.to_string()))?;
-        return Ok(Taken { pod, enrolment: None, given });
+    match question.purpose {
+        Purpose::Resume => {
+            let copies = agent.keeper.lock().listeners(cookie).iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+            let given = copies.map_err(|error| Refusal::Kernel(error.to_string()))?;
+            return Ok(Taken { given, ..Taken::enrolled(agent, &pod) });
+        }
+        Purpose::Dial => {
+            let token = question.token.filter(|token| token.len() == TOKEN_LETTERS).ok_or(Refusal::NoToken)?;
+            let unreached = proof::dial(agent, &pod, &token).await;
+            let faults = agent.faults.borrow().of(&pod.record.named());
+            return Ok(Taken::of(Answer::Dialled { unreached, faults }));
+        }
+        Purpose::Told => {
+            let faults = question.faults.into_iter().take(FAULTS_MAX).collect();
+            proof::told(agent, &pod, faults);
+            return Ok(Taken::of(Answer::Heard));
+        }
+        Purpose::Enrol | Purpose::Wait | Purpose::Prove => {}
     }
     let [inbound, ..] = descriptors.as_slice() else { return Err(Refusal::Descriptors(descriptors.len())) };
     let registered = agent.capture.register_listener(cookie, inbound.as_fd());
@@ -294,7 +292,8 @@ async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<
         agent.metrics.holds.with_label_values(&["resumed"]).inc();
     }
     info!(pod = %pod.record.named(), pid = facts.caller_pid, waited, "sidecar enrolled");
-    Ok(Taken { pod, enrolment: Some(number), given: Vec::new() })
+    let answer = Taken::enrolled(agent, &pod);
+    Ok(Taken { enrolment: Some(Enrolment { pod, number }), ..answer })
 }
 
 /// A sidecar is gone. What dials its pod, and what the pod dials, waits for the next one, unless the pod is about to go too.
@@ -397,8 +396,12 @@ pub(crate) fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
     Some(root.join(path))
 }
 
-const CONNECTIONS_MAX: usize = 4096;
-const CALLER_MAX: usize = CONNECTIONS_MAX / 4;
+/// Both ways, both families, and what the agent itself told.
+const FAULTS_MAX: usize = 32;
+/// Connections at once, of everybody.
+pub(super) const CONNECTIONS_MAX: usize = 4096;
+/// Those of one network namespace.
+pub(super) const CALLER_MAX: usize = CONNECTIONS_MAX / 4;
 const QUESTION_AT_MOST: Duration = Duration::from_secs(5);
 const APPEAR_AT_MOST: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

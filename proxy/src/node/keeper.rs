@@ -99,6 +99,11 @@ impl<L> Keeper<L> {
         Some((now.duration_since(since), until.duration_since(since)))
     }
 
+    /// Pods that have a sidecar.
+    pub(crate) fn served(&self) -> impl Iterator<Item = u64> {
+        self.pods.iter().filter(|(_pod, kept)| kept.is_served).map(|(pod, _kept)| *pod)
+    }
+
     /// Pods whose connections wait for a sidecar.
     pub(crate) fn waiting(&self) -> usize {
         self.pods.values().filter(|kept| kept.is_waiting()).count()
@@ -135,13 +140,14 @@ mod tests {
     async fn listeners_wait_for_the_next_sidecar() {
         let now = Instant::now() + seconds(100);
         let mut keeper = lost(now);
-        assert_eq!((keeper.waiting(), keeper.next()), (1, Some(now + HOLD)));
+        assert_eq!((keeper.waiting(), keeper.next(), keeper.served().count()), (1, Some(now + HOLD), 0));
         assert!(keeper.expire(now + seconds(9)).is_empty());
         assert_eq!(keeper.wait(POD, now + seconds(3)), Some((seconds(3), HOLD)));
         assert_eq!(keeper.listeners(POD), ["inbound", "outbound"]);
         let (_enrolment, waited) = keeper.keep(POD, vec!["inbound", "outbound"], now + seconds(9));
         assert!(waited);
         assert_eq!((keeper.waiting(), keeper.next(), keeper.wait(POD, now + seconds(9))), (0, None, None));
+        assert_eq!(keeper.served().next(), Some(POD));
         assert!(keeper.expire(now + seconds(60)).is_empty());
         assert_eq!(keeper.listeners(POD).len(), 2);
     }

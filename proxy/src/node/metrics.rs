@@ -44,6 +44,12 @@ pub(crate) struct Metrics {
     pub(crate) faults: IntGauge,
     /// Other people's programs at the same hooks.
     pub(crate) conflicts: IntGauge,
+    /// Such programs that were put back, by program and by what came of it.
+    pub(crate) mends: IntCounterVec,
+    /// Rounds of probes, by what came of them.
+    pub(crate) probes: IntCounterVec,
+    /// Pods whose last probes did not all come through.
+    unproven: IntGauge,
     /// Of the connections, those that got past a sidecar.
     bypass: IntCounterVec,
     /// What the kernel said of connections at their end.
@@ -107,6 +113,23 @@ impl Metrics {
                 "outrigger_capture_conflicts",
                 "Programs of others that decide about the same connections.",
             )?,
+            mends: metrics::counters(
+                &registry,
+                "outrigger_capture_mends_total",
+                "Kernel programs that were found missing, by what was done about it.",
+                &["program", "outcome"],
+            )?,
+            probes: metrics::counters(
+                &registry,
+                "outrigger_capture_probes_total",
+                "Rounds of probes by which sidecars prove that connections come to them.",
+                &["outcome"],
+            )?,
+            unproven: metrics::gauge(
+                &registry,
+                "outrigger_capture_unproven_pods",
+                "Pods whose last probes did not all come through.",
+            )?,
             bypass: metrics::counters(
                 &registry,
                 "outrigger_capture_bypass_total",
@@ -144,6 +167,7 @@ async fn asked<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 fn rendered(agent: &Agent) -> String {
     let metrics = &agent.metrics;
     metrics.joined.set(i64::from(agent.authority.is_joined()));
+    metrics.unproven.set(i64::try_from(agent.proofs.lock().failing()).unwrap_or(i64::MAX));
     metrics.held.set(i64::try_from(agent.keeper.lock().waiting()).unwrap_or(i64::MAX));
     for rung in Rung::ALL {
         metrics.rung.with_label_values(&[rung.word()]).set(i64::from(rung == agent.standing.rung));
@@ -178,7 +202,7 @@ async fn capture(State(agent): State<Arc<Agent>>) -> Result<Json<CaptureReport>,
 
 /// Ready: capture is as it was made, both sockets answer, and the node may have certificates signed.
 async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
-    let faults = agent.faults.borrow();
+    let faults = agent.faults.borrow().all();
     let conflicts = agent.conflicts.borrow();
     let thieves: Vec<&str> = conflicts.iter().filter(|one| one.steals).map(|one| one.text.as_str()).collect();
     if !agent.authority.is_joined() {

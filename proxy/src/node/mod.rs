@@ -4,6 +4,8 @@
 //! an agent that was killed finds its programs pinned and the pods enrolled, and sidecars hand their listeners over
 //! again. Traffic never passes through this process.
 
+mod admission;
+mod attest;
 pub(crate) mod authority;
 pub(crate) mod callers;
 pub(crate) mod capture;
@@ -20,16 +22,18 @@ pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod nftables;
 pub(crate) mod pods;
+pub(crate) mod proof;
+mod refusal;
 pub(crate) mod report;
 pub(crate) mod undescribed;
 pub(crate) mod workload_api;
 pub(crate) mod workload_proto;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, Permissions};
+use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,14 +42,16 @@ use std::time::Duration;
 use notify::Watcher as _;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tracing::{error, info, warn};
+use tracing::{debug, info, warn};
 
+use self::admission::Namespaces;
+use self::attest::{Faults, Mends};
 use self::authority::Authority;
 use self::capture::{Capture, Ground};
 use self::keeper::Keeper;
-use self::kernel::{Conflict, KernelError, PodEntry, Watch};
+use self::kernel::{Conflict, KernelError};
 use self::ladder::{Ladder, Occupied, Rung, Standing};
 use self::metrics::Metrics;
 use self::nftables::NftablesError;
@@ -77,6 +83,8 @@ pub(crate) struct Config {
     pub(crate) ladder: Ladder,
     /// The kernel programs write rare events into the log.
     pub(crate) kernel_log: bool,
+    /// How often it is looked whether every program is attached.
+    pub(crate) attest_every: Duration,
     /// Of the jitter between attempts and renewals.
     pub(crate) seed: u64,
 }
@@ -112,6 +120,9 @@ pub(crate) enum NodeError {
     /// The user: an annotation of a pod.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// Nobody has shown a socket of the pod's namespace, and nothing is attached there.
+    #[error("nobody has shown yet that the pod's network namespace is the one described")]
+    Unseen,
     /// Ours.
     #[error(transparent)]
     Metrics(#[from] TelemetryError),
@@ -149,9 +160,21 @@ pub(crate) struct Agent {
     pub(crate) authority: Authority,
     pub(crate) metrics: Metrics,
     /// What of the programs is not as it was attached.
-    pub(crate) faults: watch::Sender<Vec<String>>,
+    pub(crate) faults: watch::Sender<Faults>,
+    /// What of it was put back.
+    pub(crate) mends: Mutex<Mends>,
     /// Other people's programs at the same hooks.
     pub(crate) conflicts: watch::Sender<Vec<Conflict>>,
+    pub(crate) namespaces: Mutex<Namespaces>,
+    /// Told when the records should be looked at now.
+    pub(crate) look: Notify,
+    /// Counts the times that every sidecar was asked to probe now.
+    pub(crate) prove: watch::Sender<u64>,
+    pub(crate) proofs: Mutex<proof::Proofs>,
+    /// Told with each proof.
+    pub(crate) proven: Notify,
+    /// Places to dial pods from.
+    pub(crate) dialling: Semaphore,
 }
 
 impl NodeError {
@@ -168,6 +191,7 @@ impl NodeError {
             Self::Place { .. } => "run as root, and stop whatever else uses it".to_owned(),
             Self::Name(_) => "use letters, digits, '.', '-' and '_'".to_owned(),
             Self::Capture(_) => "start the pod again with another annotation".to_owned(),
+            Self::Unseen => "wait for the pod's sidecar, which shows it, or start the pod again".to_owned(),
             Self::Metrics(_) | Self::Ended(_) => "report this with the log; a restart helps".to_owned(),
         }
     }
@@ -181,20 +205,53 @@ impl NodeError {
             Self::Place { .. } => "place",
             Self::Name(_) => "name",
             Self::Capture(_) => "annotation",
+            Self::Unseen => "unseen",
             Self::Metrics(_) | Self::Ended(_) => "internal",
         }
     }
+}
+
+/// What the agent's rung was stepped on with, by [`step`].
+#[derive(Debug)]
+pub(crate) struct Footing {
+    capture: Capture,
+    standing: Standing,
+    cgroup_root: PathBuf,
+}
+
+impl Footing {
+    /// Which rung that is.
+    pub(crate) const fn rung(&self) -> Rung {
+        self.standing.rung
+    }
+}
+
+/// Steps on the ladder, and writes down where that is. It may take more rights than what follows.
+///
+/// # Errors
+/// No rung holds, or a folder cannot be used.
+pub(crate) fn step(config: &Config) -> Result<Footing, NodeError> {
+    let records = config.state.join("pods");
+    std::fs::create_dir_all(&records).map_err(place(&records))?;
+    let cgroup_root = kernel::find_cgroup2()?;
+    let found = pods::read(&records).map_err(place(&records))?;
+    let running = found.records.iter().find(|record| record.meshed).map(PodRecord::named);
+    let rungs = capture::rungs(config.ladder, &config.state, running)?;
+    let ground = Ground { pins: &config.pins, options: kernel::Options { log: config.kernel_log } };
+    let (capture, fallen) = capture::climb(&rungs, &cgroup_root, ground)?;
+    let standing = Standing { rung: capture.rung(), fallen, asked: config.ladder != Ladder::Auto };
+    capture::write_down(&standing, &config.state).map_err(place(&config.state))?;
+    info!(capture = standing.line(), adopted = capture.kernel().map(|kernel| kernel.lock().is_adopted()), "capture stands");
+    Ok(Footing { capture, standing, cgroup_root })
 }
 
 /// Runs the agent until it is told to stop. What it enrolled stays enrolled afterwards.
 ///
 /// # Errors
 /// The kernel, a folder or a socket cannot be used; or a part of it ended.
-pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard) -> Result<(), NodeError> {
+pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut guard: DrainGuard) -> Result<(), NodeError> {
     let records = config.state.join("pods");
-    std::fs::create_dir_all(&records).map_err(place(&records))?;
-    let cgroup_root = kernel::find_cgroup2()?;
-    let (capture, standing) = step(&config, &records, &cgroup_root)?;
+    let Footing { capture, standing, cgroup_root } = footing;
     let agent = Arc::new(Agent {
         pods: watch::Sender::default(),
         unenrolled: Mutex::default(),
@@ -209,6 +266,13 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         metrics: Metrics::new()?,
         faults: watch::Sender::default(),
         conflicts: watch::Sender::default(),
+        mends: Mutex::default(),
+        namespaces: Mutex::default(),
+        look: Notify::new(),
+        prove: watch::Sender::default(),
+        proofs: Mutex::default(),
+        proven: Notify::new(),
+        dialling: Semaphore::new(proof::DIALLED_AT_ONCE),
     });
     find_strangers(&agent, &records);
     let kernel_log = agent.capture.kernel().map_or(Ok(None), |kernel| kernel.lock().log())?;
@@ -233,7 +297,7 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
     let served = metrics::serve(Arc::clone(&agent), metrics);
     parts.spawn(async move { drop(served.await) });
     parts.spawn(follow(Arc::clone(&agent), records, fresh, faults));
-    parts.spawn(attest(Arc::clone(&agent)));
+    parts.spawn(attest::keep(Arc::clone(&agent), config.attest_every));
     parts.spawn(conflicts::follow(Arc::clone(&agent)));
     if let Some(kernel_log) = kernel_log {
         parts.spawn(kernel_log);
@@ -254,58 +318,6 @@ pub(crate) async fn run(config: Config, clock: WallClock, mut guard: DrainGuard)
         () = guard.stopped() => Ok(()),
         ended = parts.join_next() => Err(NodeError::Ended(why(ended))),
     }
-}
-
-/// Steps on the ladder, and writes down where that is.
-fn step(config: &Config, records: &Path, cgroup_root: &Path) -> Result<(Capture, Standing), NodeError> {
-    let found = pods::read(records).map_err(place(records))?;
-    let running = found.records.iter().find(|record| record.meshed).map(PodRecord::named);
-    let rungs = capture::rungs(config.ladder, &config.state, running)?;
-    let ground = Ground { pins: &config.pins, options: kernel::Options { log: config.kernel_log } };
-    let (capture, fallen) = capture::climb(&rungs, cgroup_root, ground)?;
-    let standing = Standing { rung: capture.rung(), fallen, asked: config.ladder != Ladder::Auto };
-    capture::write_down(&standing, &config.state).map_err(place(&config.state))?;
-    info!(capture = standing.line(), adopted = capture.kernel().map(|kernel| kernel.lock().is_adopted()), "capture stands");
-    Ok((capture, standing))
-}
-
-/// Looks again and again whether every program stands where it was attached.
-async fn attest(agent: Arc<Agent>) {
-    loop {
-        let pods: Vec<Arc<Pod>> = agent.pods.borrow().values().map(Arc::clone).collect();
-        let looking = Arc::clone(&agent);
-        // To look at a ruleset is to run a program and to wait for it: nothing for a thread that serves others.
-        let looked = tokio::task::spawn_blocking(move || look(&looking, &pods)).await;
-        let mut faults = looked.unwrap_or_else(|error| vec![format!("whether capture is whole is not known: {error}")]);
-        faults.extend(agent.undescribed.lock().faults());
-        agent.metrics.faults.set(i64::try_from(faults.len()).unwrap_or(i64::MAX));
-        agent.faults.send_if_modified(|known| {
-            let changed = *known != faults;
-            if changed {
-                for fault in &faults {
-                    error!(fault, "capture is not complete");
-                }
-                if faults.is_empty() {
-                    info!("capture is complete again");
-                }
-                *known = faults;
-            }
-            changed
-        });
-        tokio::time::sleep(ATTEST_EVERY).await;
-    }
-}
-
-/// What of capture is not as it was made, each in a sentence.
-fn look(agent: &Agent, pods: &[Arc<Pod>]) -> Vec<String> {
-    let unknown = |error: NodeError| vec![format!("whether capture is whole is not known: {}", chain(&error))];
-    let mut faults = agent.capture.attest_node().unwrap_or_else(unknown);
-    for pod in pods {
-        // One that was withdrawn meanwhile has none.
-        let found = agent.capture.attest_pod(pod).unwrap_or_else(unknown);
-        faults.extend(found.into_iter().map(|fault| format!("{}: {fault}", pod.record.named())));
-    }
-    faults
 }
 
 /// An error with its causes, on one line. What one says of its cause itself is not said twice.
@@ -342,9 +354,16 @@ async fn follow(agent: Arc<Agent>, records: PathBuf, mut fresh: Renewals, mut fa
     loop {
         // To lay a ruleset is to run a program and to wait for it: the thread's other tasks go on elsewhere.
         tokio::task::block_in_place(|| reconcile(&agent, &records, &mut fresh, &mut faults));
-        if tokio::time::timeout(LOOK_EVERY, notices.recv()).await == Ok(None) {
-            // No watcher: the timer alone.
-            tokio::time::sleep(LOOK_WITHOUT_NOTICE).await;
+        let noticed = async {
+            if tokio::time::timeout(LOOK_EVERY, notices.recv()).await == Ok(None) {
+                // No watcher: the timer alone.
+                tokio::time::sleep(LOOK_WITHOUT_NOTICE).await;
+            }
+        };
+        // Cancel-safe: whichever it was, the whole folder is read.
+        tokio::select! {
+            () = agent.look.notified() => {}
+            () = noticed => {}
         }
     }
 }
@@ -360,6 +379,8 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     };
     let described: BTreeMap<Named, u64> = found.records.iter().map(|record| (record.named(), record.netns_cookie)).collect();
     agent.unenrolled.lock().retain(|pod, fault| described.get(pod) == Some(&fault.cookie));
+    let cookies: BTreeSet<u64> = described.values().copied().collect();
+    agent.namespaces.lock().keep(|cookie| cookies.contains(&cookie));
     let stems: BTreeSet<String> = described.keys().map(PodRecord::file_stem).collect();
     faults.retain(|stem, _text| found.faults.contains_key(stem) || stems.contains(stem));
     for (stem, fault) in &found.faults {
@@ -371,6 +392,8 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
         fresh.stop(cookie);
         // A descriptor of the pod keeps its network namespace.
         agent.keeper.lock().forget(cookie);
+        agent.proofs.lock().forget(cookie);
+        agent.mends.lock().forget(cookie);
         let mut gone = None;
         agent.pods.send_modify(|pods| gone = pods.remove(&cookie));
         let Some(pod) = gone else { continue };
@@ -385,8 +408,9 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     }
     for record in enrol {
         let (name, cookie) = (record.named(), record.netns_cookie);
-        match add(agent, record) {
-            Ok(pod) => {
+        match admission::add(agent, record) {
+            Ok(None) => debug!(pod = %name, "the pod waits until its namespace is shown"),
+            Ok(Some(pod)) => {
                 info!(pod = %name, id = %pod.id, "pod enrolled");
                 faults.remove(&PodRecord::file_stem(&name));
                 agent.unenrolled.lock().remove(&name);
@@ -439,49 +463,6 @@ impl Renewals {
         }
         while self.tasks.try_join_next().is_some() {}
     }
-}
-
-/// Enrols a pod with the kernel, then makes it known.
-fn add(agent: &Agent, record: PodRecord) -> Result<Arc<Pod>, NodeError> {
-    let id = agent.authority.trust_domain().service_account(&record.account())?;
-    let capture = record.capture()?;
-    if agent.standing.rung == Rung::Explicit && !record.unprotected {
-        return Err(NodeError::Unprotected);
-    }
-    let netns = File::open(&record.netns).map_err(place(&record.netns))?;
-    // A record that outlived its pod, or a namespace that was made again under the same name.
-    let actual = netns::cookie(&netns).map_err(place(&record.netns))?;
-    if actual != record.netns_cookie {
-        let text = format!("its namespace has cookie {actual}, the record says {}", record.netns_cookie);
-        return Err(place(&record.netns)(io::Error::other(text)));
-    }
-    let cgroup = record.cgroup.join("sidecar");
-    let links = device::nodes_ends(&netns).map_err(place(&record.netns))?;
-    let entry = PodEntry {
-        cookie: actual,
-        v4: address_of(&record, |address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }),
-        v6: address_of(&record, |address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }),
-        sidecar_cgroup: &cgroup,
-        netns: netns.as_fd(),
-        capture: &capture,
-        links: &links,
-    };
-    let watch = agent.capture.enrol(&entry)?;
-    if let Watch::Not(reason) = &watch
-        && agent.standing.rung == Rung::Ebpf
-    {
-        warn!(pod = %record.named(), reason, "what gets past the pod's sidecar is not seen");
-    }
-    let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None) });
-    agent.pods.send_modify(|pods| {
-        pods.insert(actual, Arc::clone(&pod));
-    });
-    Ok(pod)
-}
-
-/// The address of one family, if the pod has one.
-fn address_of<T>(record: &PodRecord, pick: impl Fn(&IpAddr) -> Option<T>) -> Option<T> {
-    record.addresses.iter().find_map(pick)
 }
 
 /// Finds what a former agent enrolled and nobody describes any more. What of it is gone was forgotten when the kernel's part
@@ -567,7 +548,5 @@ fn why(ended: Option<Result<(), JoinError>>) -> String {
     }
 }
 
-/// Some ten calls for each pod.
-const ATTEST_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_WITHOUT_NOTICE: Duration = Duration::from_millis(500);

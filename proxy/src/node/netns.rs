@@ -2,7 +2,7 @@
 //! the last thing a new process does before it becomes the pod's program.
 //!
 //! Sources: setns(2), network_namespaces(7), mount_namespaces(7), capabilities(7), close_range(2); `SO_NETNS_COOKIE` since
-//! Linux 5.14. Invariant: what starts here has the three standard streams open and nothing else.
+//! Linux 5.14, `SIOCGSKNS` of `include/uapi/linux/sockios.h`. Invariant: what starts here has the three standard streams open and nothing else.
 //! A namespace belongs to a thread. Whoever enters one here is a thread of its own that ends there, so no thread of a
 //! runtime is ever left in a pod.
 
@@ -12,7 +12,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -54,6 +54,42 @@ pub(crate) fn cookie_of_socket(socket: impl AsFd) -> io::Result<u64> {
         )
     };
     if outcome == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The inode of the network namespace that `socket` belongs to.
+///
+/// # Errors
+/// It is no socket, or the caller lacks `CAP_NET_ADMIN`.
+pub(crate) fn inode_of_socket(socket: impl AsFd) -> io::Result<u64> {
+    // SAFETY: the request takes no argument, and answers with a descriptor of its own or an error.
+    let answer = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS, 0) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    let netns = unsafe { OwnedFd::from_raw_fd(answer) };
+    inode(netns)
+}
+
+/// The inode of an open network namespace.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(crate) fn inode(netns: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(netns)?.st_ino)
+}
+
+/// Lets go of every capability but `kept`, for good. Before the process has threads: each has its own.
+///
+/// # Errors
+/// Some of `kept` is not there, or the kernel refuses.
+pub(crate) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
+    rustix::thread::clear_ambient_capability_set()?;
+    bound_capabilities(kept);
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })?;
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
 }
 
 /// The cookie of a network namespace.
@@ -162,12 +198,7 @@ fn close_from_three(flags: libc::c_uint) -> io::Result<()> {
 
 fn confine(user: u32, group: u32) -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
-    for capability in 0..64_u32 {
-        // SAFETY: takes plain numbers only. The kernel answers EINVAL for the first number that it has no capability for.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) } != 0 {
-            break;
-        }
-    }
+    bound_capabilities(CapabilitySet::empty());
     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(group, group, group)?;
@@ -180,6 +211,21 @@ fn confine(user: u32, group: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// No program that this one becomes gets a capability that is not `kept`, as far as this one may say so.
+fn bound_capabilities(kept: CapabilitySet) {
+    for capability in 0..64_u32 {
+        if kept.bits() & (1 << capability) != 0 {
+            continue;
+        }
+        // SAFETY: takes plain numbers only. The kernel answers EINVAL for the first number that it has no capability for.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) } != 0 {
+            break;
+        }
+    }
+}
+
+const SIOCGSKNS: libc::Ioctl = 0x894c;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,5 +236,15 @@ mod tests {
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         assert_eq!(cookie_of_socket(&socket).unwrap(), cookie_of_socket(&other).unwrap());
         assert!(cookie_of_socket(File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_socket_tells_which_namespace_it_is_from_without_anybody_entering_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let own = inode(File::open("/proc/self/ns/net").unwrap()).unwrap();
+        assert_eq!(inode_of_socket(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(), own);
+        assert!(inode_of_socket(File::open("/dev/null").unwrap()).is_err());
     }
 }

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Agent;
+pub(crate) use super::attest::Mended;
 use super::kernel::{self, Conflict, Watch};
 use super::ladder::Standing;
 use super::pods::Pod;
+pub(crate) use super::proof::Proven;
 
 /// How capture stands on this node.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -23,6 +25,9 @@ pub(crate) struct CaptureReport {
     pub(crate) standing: Standing,
     /// Programs that are not where they were attached and rulesets that were changed, each in a sentence.
     pub(crate) faults: Vec<String>,
+    /// What of them was put back within the last hour.
+    #[serde(default)]
+    pub(crate) mended: Vec<Mended>,
     /// Programs of others that decide about the same connections.
     #[serde(default)]
     pub(crate) conflicts: Vec<Conflict>,
@@ -43,6 +48,9 @@ pub(crate) struct PodReport {
     /// Why nobody sees what raw sockets send; absent where the pod's link is watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) not_watched: Option<String>,
+    /// What its sidecar proved last; absent where it has not told yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proven: Option<Proven>,
     /// Connections that got past the sidecar, by reason; those without any are left out.
     pub(crate) bypass: BTreeMap<String, u64>,
     /// How many of them were dropped.
@@ -82,6 +90,7 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
                 Watch::Watched => None,
                 Watch::Not(reason) => Some(reason.clone()),
             },
+            proven: agent.proofs.lock().of(pod.record.netns_cookie, now),
             bypass: some.filter(|(_reason, count)| *count > 0).collect(),
             dropped: count(Counter::BypassDropped),
             no_port: count(Counter::NoPort),
@@ -94,7 +103,8 @@ pub(super) fn report(agent: &Agent) -> CaptureReport {
     CaptureReport {
         kernel: kernel::release(),
         standing: agent.standing.clone(),
-        faults: agent.faults.borrow().clone(),
+        faults: agent.faults.borrow().all(),
+        mended: agent.mends.lock().list(now),
         conflicts: agent.conflicts.borrow().clone(),
         pods: pods.iter().map(of).collect(),
     }

@@ -1,11 +1,13 @@
 //! `outrigger doctor`: looks at everything that capture and a local mesh need of this machine, and says what to do about
-//! what is not as it has to be. It changes nothing, and works with and without a mesh.
+//! what is not as it has to be. It changes nothing, and works with and without a mesh. Of a mesh that is up it tells as well
+//! whether capture is complete, pod by pod.
 //!
 //! Exit codes: 0 nothing fails (there may be warnings), 1 something does.
 
 mod capture;
 mod machine;
 mod mesh;
+mod proof;
 
 use std::process::ExitCode;
 
@@ -20,7 +22,7 @@ use crate::node::kernel::KernelError;
 #[command(after_help = "Example:
   outrigger doctor -o json
 
-It looks at the kernel and its programs, capabilities, cgroups and file systems, at programs of others at the same hooks, and at the ports and remains of a local mesh. Run it as root: others may not ask the kernel. How the identities and the configuration of a mesh are that is up, `outrigger status` tells.
+It looks at the kernel and its programs, capabilities, cgroups and file systems, at programs of others at the same hooks, and at the ports and remains of a local mesh. Of a mesh that is up it asks whether every program is attached, and has each pod's sidecar prove that connections out of the pod and into it come to it. Run it as root: others may not ask the kernel. How the identities and the configuration of a mesh are that is up, `outrigger status` tells.
 
 Exit codes: 0 nothing fails; 1 something does.")]
 pub(crate) struct DoctorArgs {
@@ -56,11 +58,15 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
     let mut findings = machine::look();
     findings.extend(capture::look());
     findings.extend(mesh::look());
+    findings.extend(proof::look());
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
     match args.output {
         Some(Output::Json) => table::json(&answer(&findings))?,
         Some(Output::Yaml) => table::yaml(&answer(&findings))?,
-        Some(Output::Wide) | None => print(&findings.iter().map(Finding::line).collect::<String>())?,
+        Some(Output::Wide) | None => {
+            let width = table::width();
+            print(&findings.iter().map(|finding| finding.line(width)).collect::<String>())?;
+        }
     }
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
@@ -96,10 +102,11 @@ impl Finding {
         Self::fail(check, crate::node::chain(error), error.remedy())
     }
 
-    /// One line, and one more for the remedy.
-    fn line(&self) -> String {
-        let remedy = self.remedy.as_ref().map(|remedy| format!("{:6}{:<14}remedy: {remedy}\n", "", "")).unwrap_or_default();
-        format!("{:<6}{:<14}{}\n{remedy}", self.verdict.word(), self.check, self.text)
+    /// One line, and one more for the remedy, each folded where it is wider than the terminal.
+    fn line(&self, width: Option<usize>) -> String {
+        let fold = |line: String| table::fold(&line, width, 20);
+        let remedy = self.remedy.as_ref().map(|remedy| fold(format!("{:6}{:<14}remedy: {remedy}", "", ""))).unwrap_or_default();
+        fold(format!("{:<6}{:<14}{}", self.verdict.word(), self.check, self.text)) + &remedy
     }
 
     fn data(&self) -> Value {
@@ -123,9 +130,14 @@ mod tests {
 
     #[test]
     fn a_finding_is_one_line_with_its_remedy_below() {
-        assert_eq!(Finding::ok("kernel", "6.18").line(), "ok    kernel        6.18\n");
-        let line = Finding::fail("btf", "none", "another kernel").line();
-        assert_eq!(line, "fail  btf           none\n                    remedy: another kernel\n");
+        assert_eq!(Finding::ok("kernel", "6.18").line(None), "ok    kernel        6.18\n");
+        let finding = Finding::fail("btf", "none", "use another kernel than this one");
+        assert_eq!(
+            finding.line(None),
+            "fail  btf           none\n                    remedy: use another kernel than this one\n"
+        );
+        let narrow = finding.line(Some(40));
+        assert!(narrow.lines().count() > 2 && narrow.lines().all(|line| line.chars().count() <= 40), "{narrow}");
     }
 
     #[test]

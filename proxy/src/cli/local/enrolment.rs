@@ -1,6 +1,8 @@
 //! Waiting for the node agent to enrol a pod that `run` has described.
 
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,27 +10,32 @@ use tokio::net::UnixStream;
 
 use super::super::Failure;
 use super::super::restart::Patience;
-use super::places::{self, runtime};
+use super::places;
+use super::pod::{LocalPod, cannot};
 use crate::base::handover::{self, Answer, Purpose, Question};
 use crate::base::names::Named;
-use crate::model::pod_record::PodRecord;
+use crate::node::netns;
 
 /// How long the agent may take.
 pub(super) const AT_MOST: Duration = Duration::from_secs(12);
 
 /// Returns when the pod is enrolled. An agent that is being started again is waited for. Cancel-safe.
 ///
+/// A socket of the pod's goes with the question: by it the agent knows the pod's network namespace, and need not enter it.
+///
 /// # Errors
 /// It cannot be enrolled, or nobody does it.
-pub(super) async fn wait_for(pod: &PodRecord) -> Result<(), Failure> {
+pub(super) async fn wait_for(pod: &LocalPod) -> Result<(), Failure> {
+    let witness = netns::inside(&pod.netns, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
+    let witness = witness.map_err(|error| cannot("make a socket in the pod's network namespace", &error))?;
     // Who may not look at the mesh's lock does not know of a supervisor.
-    ask(&runtime("node.sock"), &pod.named(), || places::is_up().unwrap_or(false)).await
+    ask(&places::node_socket(), &pod.record.named(), &witness, || places::is_up().unwrap_or(false)).await
 }
 
-async fn ask(socket: &Path, pod: &Named, is_supervised: impl Fn() -> bool) -> Result<(), Failure> {
+async fn ask(socket: &Path, pod: &Named, witness: &UdpSocket, is_supervised: impl Fn() -> bool) -> Result<(), Failure> {
     let asked = || async {
         let stream = UnixStream::connect(socket).await?;
-        handover::send(&stream, &Question::new(pod, Purpose::Wait), &[]).await?;
+        handover::send(&stream, &Question::new(pod, Purpose::Wait), &[witness.as_fd()]).await?;
         let (line, _none) = handover::receive(&stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok::<Answer, io::Error>(serde_json::from_slice(&line)?)
     };
@@ -43,6 +50,7 @@ async fn ask(socket: &Path, pod: &Named, is_supervised: impl Fn() -> bool) -> Re
         match tokio::time::timeout(AT_MOST, asked()).await {
             Ok(Ok(Answer::Ok { .. })) => return Ok(()),
             Ok(Ok(Answer::Error { text, remedy })) => return Err(Failure::environment(text, remedy)),
+            Ok(Ok(other)) => return Err(not_answering(format!("it answers {other:?}"))),
             Ok(Err(error)) => {
                 if !is_away(&error) || !is_supervised() || !patience.wait().await {
                     return Err(not_answering(error.to_string()));
@@ -64,6 +72,10 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
+
+    fn witness() -> UdpSocket {
+        UdpSocket::bind("127.0.0.1:0").unwrap()
+    }
 
     async fn answer(listener: &UnixListener, answer: Option<&Answer>) {
         let (stream, _) = listener.accept().await.unwrap();
@@ -89,8 +101,8 @@ mod tests {
             let enrolled = Answer::Ok { spiffe_id: "spiffe://t/x".into(), addresses: Vec::new(), capture: "ebpf".into() };
             answer(&next, Some(&enrolled)).await;
         };
-        let pod = "shop/web".parse().unwrap();
-        let (asked, ()) = tokio::join!(ask(&socket, &pod, || true), agent);
+        let (pod, witness) = ("shop/web".parse().unwrap(), witness());
+        let (asked, ()) = tokio::join!(ask(&socket, &pod, &witness, || true), agent);
         asked.unwrap();
     }
 
@@ -98,12 +110,12 @@ mod tests {
     async fn nobody_is_waited_for_where_no_mesh_is_up_or_the_agent_says_no() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("node.sock");
-        let pod = "shop/web".parse().unwrap();
-        let told = format!("{:?}", ask(&socket, &pod, || false).await.unwrap_err());
+        let (pod, witness) = ("shop/web".parse().unwrap(), witness());
+        let told = format!("{:?}", ask(&socket, &pod, &witness, || false).await.unwrap_err());
         assert!(told.contains("did not enrol the pod: No such file"), "{told}");
         let listener = UnixListener::bind(&socket).unwrap();
         let no = Answer::Error { text: "no room".into(), remedy: "make some".into() };
-        let (asked, ()) = tokio::join!(ask(&socket, &pod, || true), answer(&listener, Some(&no)));
+        let (asked, ()) = tokio::join!(ask(&socket, &pod, &witness, || true), answer(&listener, Some(&no)));
         assert!(format!("{:?}", asked.unwrap_err()).contains("no room"));
     }
 }

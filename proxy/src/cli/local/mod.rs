@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 pub(crate) use down::down;
-pub(crate) use places::{BRIDGE, GATEWAYS, RUNTIME, STATE, UpRecord, is_up, pins, read_up_record, supervised};
+pub(crate) use places::{BRIDGE, GATEWAYS, RUNTIME, STATE, UpRecord, is_up, node_socket, pins, read_up_record, supervised};
 pub(crate) use ports::taken as taken_ports;
 pub(crate) use up::missing_capabilities;
 pub(crate) use visit::stop;

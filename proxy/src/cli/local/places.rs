@@ -68,6 +68,11 @@ pub(crate) fn pins() -> PathBuf {
     runtime("bpf")
 }
 
+/// Where sidecars enrol.
+pub(crate) fn node_socket() -> PathBuf {
+    runtime("node.sock")
+}
+
 /// What belongs to one local pod.
 #[derive(Clone, Debug)]
 pub(crate) struct PodPlaces {

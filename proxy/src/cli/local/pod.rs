@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use super::super::Failure;
 use super::cgroup;
 use super::links::{self, PodLink};
-use super::places::{PodPlaces, UpRecord, folder, runtime, sidecar_id};
+use super::places::{self, PodPlaces, UpRecord, folder, runtime, sidecar_id};
 use super::user::User;
 use crate::base::clock::WallClock;
 use crate::base::state;
@@ -228,7 +228,7 @@ pub(crate) fn sidecar_command(pod: &LocalPod, mesh: &UpRecord) -> Result<Command
         .args(["--namespace", &pod.record.namespace, "--name", &pod.record.name])
         .args(["--control", &mesh.stream.to_string(), "--trust-domain", &mesh.trust_domain])
         .args([OsString::from("--workload-api"), runtime("workload.sock").into()])
-        .args([OsString::from("--node"), runtime("node.sock").into()])
+        .args([OsString::from("--node"), places::node_socket().into()])
         .args([OsString::from("--state"), sidecar_view().into()])
         .args(["--access-log", "-"])
         .env_clear()

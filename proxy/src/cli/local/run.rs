@@ -210,7 +210,7 @@ async fn run_app(
 
 /// Enrols the pod and starts its sidecar; returns when the sidecar is ready.
 async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -> Result<(), Failure> {
-    enrolment::wait_for(&pod.record).await?;
+    enrolment::wait_for(pod).await?;
     pod.open()?;
     sidecar.start(pod, mesh)?;
     let address = pod.record.addresses.first().copied().ok_or_else(|| Failure::invalid(["the pod has no address"]))?;
@@ -247,7 +247,7 @@ async fn start_sidecar(pod: &LocalPod, mesh: &UpRecord, sidecar: &mut Sidecar) -
 
 /// Enrols the pod and makes its sidecar's listeners: connections wait there from now on.
 async fn make_listeners(pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
-    enrolment::wait_for(&pod.record).await?;
+    enrolment::wait_for(pod).await?;
     pod.open()?;
     let mut maker = tokio::process::Command::from(pod::listeners_command(pod, mesh)?);
     let log = pod.places.log(".sidecar");

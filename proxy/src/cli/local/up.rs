@@ -271,7 +271,7 @@ fn node_arguments(args: &UpArgs, state: &Path) -> Vec<std::ffi::OsString> {
     for (flag, value) in [
         ("--control", format!("127.0.0.1:{STREAM_PORT}").into()),
         ("--name", node_name().into()),
-        ("--node-socket", runtime("node.sock").into()),
+        ("--node-socket", places::node_socket().into()),
         ("--workload-api", runtime("workload.sock").into()),
         ("--pins", places::pins().into()),
         ("--trust-domain", args.trust_domain.clone().into()),

@@ -33,6 +33,7 @@ use proxy_common::counters::Counters;
 use proxy_common::pods::{POD_LINKS_MAX, Pod, WATCHED};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+pub(crate) use attest::Fault;
 pub(crate) use conflicts::Conflict;
 pub(crate) use error::{KernelError, release};
 use links::{Place, Target};
@@ -317,17 +318,20 @@ impl Kernel {
         }
     }
 
-    /// Attaches `program` for a pod and pins the link at `pin`, unless that is so already.
+    /// Attaches `program` and pins the link at `pin`, unless that is so already. A link that has another program gets ours.
     fn link(&self, program: Program, pin: &Path, to: Place<'_>, target: Target) -> Result<(), KernelError> {
-        if let Some(link) = links::open(pin)? {
-            if links::target(link.as_fd()).is_ok_and(|found| found == target) {
-                return Ok(());
-            }
-            links::detach(pin)?;
-        }
         let pinned = self.pins.join(program_pin(program));
         let loaded =
             links::open(&pinned)?.ok_or_else(|| KernelError::file("open", &pinned, io::Error::from(io::ErrorKind::NotFound)))?;
+        if let Some(link) = links::open(pin)? {
+            match links::info(link.as_fd()) {
+                Ok((found, attached)) if found == target => {
+                    let is_ours = links::program_id(loaded.as_fd()).is_ok_and(|ours| ours == attached);
+                    return if is_ours { Ok(()) } else { replace(pin, &loaded).map(drop) };
+                }
+                _elsewhere => links::detach(pin)?,
+            }
+        }
         let link = links::create(loaded.as_fd(), to, program.hook)
             .map_err(|error| KernelError::call(format!("attach the program {}", program.name), error))?;
         links::pin(link.as_fd(), pin)

@@ -281,7 +281,7 @@ fn enrolment_closed(world: &World) -> Result<()> {
     until(&world.caller, "http://web.capture/", 200).map(drop)
 }
 
-/// A pin is all that holds a program where it is attached. The last case but one: the mesh goes on without that program.
+/// A pin is all that holds a program where it is attached.
 fn taken_off() -> Result<()> {
     let ready = || {
         let url = "http://127.0.0.1:14030/ready";
@@ -298,7 +298,11 @@ fn taken_off() -> Result<()> {
     ensure!(begun.elapsed() < Duration::from_secs(12), "after {:?} only", begun.elapsed());
     let said = finish(&mut e2e::mesh::outrigger(["status"]), PATIENCE)?;
     ensure!(said.code == 1 && said.stdout.contains("capture is not complete: the program or_getpeername6"), "{}", said.all());
-    Ok(())
+    wait_for("it is put back", PATIENCE, || {
+        let said = ready()?;
+        ensure!(said == "ready\n200", "it says {said}");
+        Ok(())
+    })
 }
 
 fn counted(world: &World) -> Result<()> {

@@ -23,6 +23,7 @@ mod limits;
 mod neighbours;
 mod observability;
 mod policies;
+mod proof;
 mod strangers;
 mod third_party;
 mod tools;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     let mut runner = Runner::new(Wish::from_arguments());
     life::run(&mut runner);
     capture::run(&mut runner);
+    proof::run(&mut runner);
     ladder::run(&mut runner);
     explicit::run(&mut runner);
     enrolment::run(&mut runner);

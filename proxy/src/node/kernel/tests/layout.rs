@@ -187,8 +187,8 @@ fn pins_of_an_earlier_layout_are_taken_over_and_no_connection_notices() {
     let redirected = counters.of(Counter::Redirected);
     assert!((before..=answered + 3).contains(&redirected), "{redirected}, {before} before, {answered} in all");
     assert_eq!((counters.of(Counter::OriginalMissing), counters.of(Counter::NoPort)), (0, 0));
-    assert_eq!(kernel.attest_node().unwrap(), Vec::<String>::new());
-    assert_eq!(kernel.attest_pod(world.b.cookie).unwrap(), Vec::<String>::new());
+    assert_eq!(kernel.attest_node().unwrap(), []);
+    assert_eq!(kernel.attest_pod(world.b.cookie).unwrap(), []);
     assert!(!world.pins.join(COUNTERS).exists(), "the former map stays");
 }
 
@@ -211,7 +211,7 @@ fn an_agent_that_was_killed_while_it_took_pins_over_is_followed_by_one_that_does
     assert!(answered > 0);
     let kernel = world.open();
     assert!(kernel.is_adopted() && !world.pins.join(COUNTERS).exists());
-    assert_eq!(kernel.attest_node().unwrap(), Vec::<String>::new());
+    assert_eq!(kernel.attest_node().unwrap(), []);
 }
 
 /// Nobody can copy them while connections go on, so they are what they were in the first layout that is taken over.

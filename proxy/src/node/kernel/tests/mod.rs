@@ -11,6 +11,7 @@ mod exclusions;
 mod layout;
 mod limits;
 mod neighbours;
+mod rights;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
