@@ -115,7 +115,8 @@ pub(crate) enum KernelError {
 impl KernelError {
     /// What the operator can do about it: one sentence.
     pub(crate) fn remedy(&self) -> String {
-        if self.is_permission() {
+        // To mount takes another capability, which its own remedy names.
+        if self.is_permission() && !matches!(self, Self::Mount { .. }) {
             return "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned();
         }
         match self {
