@@ -119,7 +119,7 @@ fn another_build(world: &World, wish: &Wish) -> Result<()> {
         let stands = |log: &std::path::Path, adopted: bool| {
             wait_for("the programs of another build", PATIENCE, || {
                 let said = std::fs::read_to_string(log)?;
-                ensure!(said.contains("kernel programs stand") && said.contains(&format!("adopted={adopted}")), "{said}");
+                ensure!(said.contains("capture stands") && said.contains(&format!("adopted={adopted}")), "{said}");
                 Ok(())
             })
         };

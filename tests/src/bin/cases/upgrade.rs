@@ -68,7 +68,7 @@ fn taken_over(world: &World, wish: &Wish) -> Result<()> {
     let agent = Agent(command.spawn()?);
     let stands = || {
         let said = std::fs::read_to_string(&log)?;
-        ensure!(said.contains("kernel programs stand"), "{said}");
+        ensure!(said.contains("capture stands"), "{said}");
         // Both sidecars hand their listeners over again.
         ensure!(said.matches("sidecar enrolled").count() >= 2, "{said}");
         Ok(said)
