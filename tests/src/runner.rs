@@ -103,6 +103,13 @@ impl Runner {
         }
     }
 
+    /// Names a case that wants something which no checkout has. It is no part of a run of all cases.
+    pub fn by_hand(&self, group: &str, case: &str, how: &str) {
+        if self.wish.wants(group, case) {
+            say(&format!("by hand: {group}::{case}: {how}"));
+        }
+    }
+
     /// Prints the failures again and the closing line; returns whether all passed.
     pub fn finish(self) -> bool {
         if !self.failed.is_empty() {

@@ -22,7 +22,7 @@ struct World {
 pub(crate) fn run(runner: &mut Runner) {
     let name = "an_agent_of_another_version_takes_over_and_loses_no_request";
     if std::env::var_os("OUTRIGGER_NEXT").is_none() {
-        return runner.left_out("upgrade", name, "OUTRIGGER_NEXT does not name the version that takes over");
+        return runner.by_hand("upgrade", name, "OUTRIGGER_BIN and OUTRIGGER_NEXT name the two builds");
     }
     let make = || {
         let mesh = Mesh::up()?;
