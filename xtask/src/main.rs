@@ -17,8 +17,10 @@ mod ebpf;
 mod first_answer;
 mod fuzz;
 mod generate;
+mod image;
 mod instructions;
 mod kernels;
+mod kube;
 mod limits;
 mod lint;
 mod setup;
@@ -100,6 +102,11 @@ enum Command {
     /// One that is too old must be refused by name. Ends with a table of the kernels and one of the instructions that each
     /// one's verifier goes through. Example: cargo xtask kernels 6.1 newest
     Kernels(kernels::Wish),
+    /// A real Kubernetes of one node on this machine, out of Go modules
+    ///
+    /// Example: cargo xtask kube up
+    #[command(subcommand)]
+    Kube(kube::Wish),
     /// Generate the code of the protocols
     Gen {
         /// Change nothing; fail where the committed code is not what would be generated
@@ -162,6 +169,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),
         Command::Kernels(wish) => kernels::run(root, &wish),
+        Command::Kube(wish) => kube::run(root, wish),
         Command::Gen { check } => generate::run(root, check),
         Command::Tidy => tidy::run(root),
         Command::Lint => lint::run(root, test::LeftOut::IsNamed),

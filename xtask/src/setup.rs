@@ -51,6 +51,18 @@ const THIRD_PARTY: [(&str, &str); 7] = [
     ("usr/bin/prometheus", "prometheus"),
 ];
 
+/// Programs of the host that a cluster's parts call, or are built with.
+const CLUSTER: [(&str, &str); 6] = [
+    ("busybox", "busybox-static"),
+    ("gcc", "gcc"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("openssl", "openssl"),
+    ("pkg-config", "pkg-config"),
+];
+/// The cluster's database, which no service of the host is to be.
+const CLUSTER_UNPACKED: [(&str, &str); 1] = [("usr/bin/etcd", "etcd-server")];
+
 /// The tool of HTTP/2 conformance (MIT), as Go's tools fetch it.
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
 /// The peer of benchmark and conformance, and how it is known to be there.
@@ -91,7 +103,7 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
         // libFuzzer is written in C++.
         install(root, &["g++"])?;
     }
-    unpack(root)?;
+    unpack(root, &THIRD_PARTY)?;
     virtual_environment(root, "requirements.txt", "import grpc, websockets, opentelemetry.proto.trace.v1.trace_pb2")?;
     h2spec(root);
     if need == Need::Everything {
@@ -105,6 +117,15 @@ pub(crate) fn run(root: &Path, need: Need) -> Result<()> {
         virtual_environment(root, ENVOY, ENVOY_PROBE)?;
     }
     Ok(())
+}
+
+/// Installs what a cluster is built and run with, but for Go.
+pub(crate) fn cluster(root: &Path) -> Result<()> {
+    programs(root, &CLUSTER)?;
+    if !Path::new("/usr/include/seccomp.h").exists() {
+        install(root, &["libseccomp-dev"])?;
+    }
+    unpack(root, &CLUSTER_UNPACKED)
 }
 
 /// Builds the tool of HTTP/2 conformance, where Go is; where it is not, the case that wants it names itself as left out.
@@ -165,12 +186,12 @@ fn install(root: &Path, packages: &[&str]) -> Result<()> {
         .map_err(|error| missing(&format!("apt-get could not install {list}"), &error))
 }
 
-/// Unpacks the third-party programs that are not there yet, with the libraries that the host lacks.
-fn unpack(root: &Path) -> Result<()> {
+/// Unpacks those of the third-party programs that are not there yet, with the libraries that the host lacks.
+fn unpack(root: &Path, programs: &[(&str, &str)]) -> Result<()> {
     let target = third_party(root);
     // One list of all packages: apt then names each library once.
     let wanted: Vec<&str> =
-        THIRD_PARTY.iter().filter(|(program, _)| !target.join(program).exists()).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(program, _)| !target.join(program).exists()).map(|(_, package)| *package).collect();
     if wanted.is_empty() {
         return Ok(());
     }
@@ -210,7 +231,7 @@ fn unpack(root: &Path) -> Result<()> {
         Ok(())
     })?;
     let absent: Vec<&str> =
-        THIRD_PARTY.iter().filter(|(program, _)| !target.join(program).exists()).map(|(program, _)| *program).collect();
+        programs.iter().filter(|(program, _)| !target.join(program).exists()).map(|(program, _)| *program).collect();
     anyhow::ensure!(absent.is_empty(), "the packages did not hold {}", absent.join(", "));
     Ok(())
 }

@@ -1,0 +1,136 @@
+//! Ends the cluster and removes what it made. What is not there is no error, so that it also ends half of one.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use e2e::mesh::{cgroup_root, finish};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::{NODE_LINK, PODS_LINK, RUN, STATE, ctr, process};
+use crate::{setup, shell};
+
+/// What the cluster switches on in the kernel.
+pub(super) const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Notes what a switch said before the cluster.
+pub(super) fn remember(switch: &str) -> Result<()> {
+    let note = noted(switch);
+    if !note.exists() {
+        std::fs::copy(switch, &note).with_context(|| format!("cannot note {switch}"))?;
+    }
+    Ok(())
+}
+
+/// Ends what runs, in the order in which nobody starts anything anew.
+pub(super) fn run(root: &Path) -> Result<()> {
+    if !Path::new(STATE).exists() && !Path::new(RUN).exists() {
+        shell::say("no cluster is there");
+        return Ok(());
+    }
+    setup::step("ending the cluster", || {
+        end(&["kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager"])?;
+        let namespaces = end_pods(root)?;
+        end(&["coredns", "containerd", "kube-apiserver", "etcd"])?;
+        remove(root, &namespaces)
+    })
+}
+
+fn end(names: &[&str]) -> Result<()> {
+    for process in process::all()?.iter().filter(|process| names.contains(&process.name.as_str())) {
+        process.end()?;
+    }
+    Ok(())
+}
+
+/// Ends all containers; returns the network namespaces that they had.
+fn end_pods(root: &Path) -> Result<BTreeSet<String>> {
+    let mut namespaces = BTreeSet::new();
+    if !process::all()?.iter().any(|process| process.name == "containerd" && process.is_alive()) {
+        return Ok(namespaces);
+    }
+    let listed = finish(&mut ctr(root, &["containers", "ls", "-q"]), PATIENCE)?.ok()?;
+    for id in listed.split_whitespace() {
+        let said = finish(&mut ctr(root, &["containers", "info", id]), PATIENCE)?.stdout;
+        let names = said.split('"').filter_map(|word| word.split_once("netns/")).map(|(_, name)| name.to_owned());
+        namespaces.extend(names.filter(|name| name.starts_with("cni-")));
+    }
+    let tasks = finish(&mut ctr(root, &["tasks", "ls", "-q"]), PATIENCE)?.ok()?;
+    for id in tasks.split_whitespace() {
+        // One that has just ended is refused, which is as good.
+        finish(&mut ctr(root, &["tasks", "delete", "--force", id]), PATIENCE)?;
+    }
+    Ok(namespaces)
+}
+
+fn remove(root: &Path, namespaces: &BTreeSet<String>) -> Result<()> {
+    let try_to = |program: &str, words: &[&str]| finish(&mut shell::command(root, program, words), PATIENCE).map(drop);
+    for namespace in namespaces {
+        try_to("ip", &["netns", "delete", namespace])?;
+    }
+    for mount in mounts()? {
+        unmount(&mount, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", mount.display()))?;
+    }
+    for link in [PODS_LINK, NODE_LINK] {
+        if Path::new("/sys/class/net").join(link).exists() {
+            try_to("ip", &["link", "delete", link])?;
+        }
+    }
+    for family in ["ip", "ip6"] {
+        try_to("nft", &["delete", "table", family, "kube-proxy"])?;
+    }
+    cgroups()?;
+    for switch in SWITCHES {
+        if let Ok(before) = std::fs::read(noted(switch)) {
+            std::fs::write(switch, before).with_context(|| format!("cannot write {switch}"))?;
+        }
+    }
+    for folder in [STATE, RUN] {
+        if Path::new(folder).exists() {
+            std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {folder}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is mounted below its folders, the innermost first.
+fn mounts() -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string("/proc/self/mounts")?;
+    let paths = text.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    let mut ours: Vec<PathBuf> = paths.filter(|path| path.starts_with(STATE) || path.starts_with(RUN)).collect();
+    ours.sort_unstable();
+    ours.reverse();
+    Ok(ours)
+}
+
+/// The kubelet's cgroups, in every hierarchy, the innermost first.
+fn cgroups() -> Result<()> {
+    let unified = cgroup_root()?;
+    let mut roots = vec![unified.clone()];
+    if let Some(parent) = unified.parent().filter(|parent| parent.ends_with("cgroup")) {
+        roots.extend(std::fs::read_dir(parent)?.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    for root in roots {
+        remove_cgroup(&root.join("kubepods"))?;
+    }
+    Ok(())
+}
+
+fn remove_cgroup(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir(folder).with_context(|| format!("cannot remove {}", folder.display()))
+}
+
+fn noted(switch: &str) -> PathBuf {
+    Path::new(RUN).join(switch.replace('/', "_"))
+}

@@ -1,0 +1,99 @@
+//! `cargo xtask kube`: a real Kubernetes of one node, made of the parts that others run, each built from its Go module.
+//!
+//! Its control plane, kubelet and containerd run as processes of this machine, its pods as pods do; nothing of it is a
+//! stand-in. What it writes stands below [`STATE`], what it binds below [`RUN`], so that `down` finds it from any clone.
+
+mod build;
+mod certificates;
+mod configuration;
+mod down;
+mod process;
+mod up;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::{Stop, shell};
+
+/// Disks of etcd and containerd, certificates, logs.
+const STATE: &str = "/var/lib/outrigger-kube";
+/// Sockets, and which processes run.
+const RUN: &str = "/run/outrigger-kube";
+/// The node's address, on a bridge of its own.
+const NODE_ADDRESS: &str = "10.99.0.1";
+const NODE_LINK: &str = "orkube-node";
+/// The bridge that the pods' links are ports of.
+const PODS_LINK: &str = "orkube-pods";
+const NODE: &str = "node1";
+const SERVICES: &str = "10.96.0.0/16,fd96::/112";
+const PODS: &str = "10.244.0.0/16,fd44::/48";
+/// The parts of [`PODS`] that are this node's.
+const NODE_PODS: [&str; 2] = ["10.244.0.0/24", "fd44::/64"];
+
+/// What is asked of the cluster.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum Wish {
+    /// Build what is missing, start it, and print the KUBECONFIG; the first build takes minutes, a start seconds
+    ///
+    /// Example: eval "$(cargo xtask kube up)"
+    Up,
+    /// End it and remove all that it made: processes, mounts, namespaces, links, rules, files
+    Down,
+    /// Which of its parts run, and its pods
+    Status,
+}
+
+/// Does what is asked.
+pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
+    if !shell::is_root() {
+        return Err(Stop::Missing("a cluster makes namespaces, mounts and cgroups: run as root".to_owned()).into());
+    }
+    match wish {
+        Wish::Up => up::run(root),
+        Wish::Down => down::run(root),
+        Wish::Status => status(root),
+    }
+}
+
+/// Where the programs stand that are built from Go modules.
+fn programs(root: &Path) -> PathBuf {
+    root.join("target/kube/bin")
+}
+
+/// The configuration that a user of the cluster needs.
+fn kubeconfig() -> PathBuf {
+    Path::new(STATE).join("admin.conf")
+}
+
+/// `kubectl` as the cluster's administrator.
+fn kubectl(root: &Path, words: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(programs(root).join("kubectl"));
+    command.arg("--kubeconfig").arg(kubeconfig()).args(words);
+    command
+}
+
+/// `ctr` in the namespace of the kubelet's containers.
+fn ctr(root: &Path, words: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(programs(root).join("ctr"));
+    command.arg("--address").arg(up::CONTAINERD_SOCKET).args(["--namespace", "k8s.io"]).args(words);
+    command
+}
+
+fn status(root: &Path) -> Result<()> {
+    let processes = process::all()?;
+    if processes.is_empty() {
+        return Err(Stop::No("no cluster runs; `cargo xtask kube up` starts one".to_owned()).into());
+    }
+    let mut dead = 0;
+    for process in &processes {
+        let alive = process.is_alive();
+        dead += usize::from(!alive);
+        println!("{:<24} {:>8}  {}", process.name, process.id, if alive { "runs" } else { "has ended" });
+    }
+    println!();
+    print!("{}", shell::output(kubectl(root, &["get", "nodes,pods", "--all-namespaces"]))?);
+    println!("\nexport KUBECONFIG={}", kubeconfig().display());
+    if dead > 0 { Err(Stop::No(format!("{dead} parts have ended; their logs stand in {STATE}/log")).into()) } else { Ok(()) }
+}

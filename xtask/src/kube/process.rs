@@ -1,0 +1,123 @@
+//! The cluster's processes: started apart from who asks, known again by id and start time, ended by those alone.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use e2e::mesh::{kill, wait_for};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::{RUN, STATE};
+
+/// A process of the cluster.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Process {
+    pub(super) name: String,
+    pub(super) id: u32,
+    /// In clock ticks after the machine's start: another process that is given the same id started at another time.
+    started: u64,
+}
+
+/// How long one may take to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl Process {
+    /// Starts `command` with its output in a log of its name, in a session of its own.
+    pub(super) fn start(name: &str, mut command: Command) -> Result<Self> {
+        let logs = Path::new(STATE).join("log");
+        std::fs::create_dir_all(&logs)?;
+        let log = File::create(logs.join(format!("{name}.log")))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let id = child.id();
+        let started = start_time(id).with_context(|| format!("{name} ended at once"))?;
+        let process = Self { name: name.to_owned(), id, started };
+        std::fs::create_dir_all(folder())?;
+        std::fs::write(folder().join(name), serde_json::to_vec(&process)?)?;
+        Ok(process)
+    }
+
+    /// Is it still that process?
+    pub(super) fn is_alive(&self) -> bool {
+        start_time(self.id).is_some_and(|started| started == self.started)
+    }
+
+    /// Waits until `ready`; ends early, with the last words of the log, where the process has ended.
+    pub(super) fn wait(&self, limit: Duration, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
+        let log = Path::new(STATE).join("log").join(format!("{}.log", self.name));
+        let ended = wait_for(&self.name, limit, || if self.is_alive() { ready().map(|()| false) } else { Ok(true) })
+            .with_context(|| format!("see {}", log.display()))?;
+        if ended {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let last = text.lines().next_back().unwrap_or("nothing");
+            bail!("{} has ended; the last that it said is: {last} ({})", self.name, log.display());
+        }
+        Ok(())
+    }
+
+    /// Ends it: asks, waits, then makes it.
+    pub(super) fn end(&self) -> Result<()> {
+        if self.is_alive() {
+            kill(self.id, Signal::TERM);
+            let gone = || if self.is_alive() { bail!("{} still runs", self.name) } else { Ok(()) };
+            if wait_for(&self.name, GRACE, gone).is_err() {
+                kill(self.id, Signal::KILL);
+                wait_for(&self.name, GRACE, gone)?;
+            }
+        }
+        std::fs::remove_file(folder().join(&self.name)).with_context(|| format!("cannot forget {}", self.name))
+    }
+}
+
+/// All that were started and not ended, in the order of their names.
+pub(super) fn all() -> Result<Vec<Process>> {
+    let mut found: Vec<Process> = Vec::new();
+    let entries = match std::fs::read_dir(folder()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in entries {
+        found.push(serde_json::from_slice(&std::fs::read(entry?.path())?)?);
+    }
+    found.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+fn folder() -> PathBuf {
+    Path::new(RUN).join("processes")
+}
+
+/// Field 22 of proc_pid_stat(5), counted behind the name, which may hold anything. `None` for one that is gone or not yet
+/// waited for.
+fn start_time(id: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_id_and_its_start_and_one_that_has_ended_is_none() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process { name: "sleep".to_owned(), id: child.id(), started: start_time(child.id()).unwrap() };
+        assert!(process.is_alive());
+        assert!(!Process { started: process.started + 1, ..process.clone() }.is_alive());
+        child.kill().unwrap();
+        // Until it is waited for, the kernel still tells of it.
+        wait_for("its end", GRACE, || if process.is_alive() { bail!("it runs") } else { Ok(()) }).unwrap();
+        child.wait().unwrap();
+        assert!(!process.is_alive());
+    }
+}
