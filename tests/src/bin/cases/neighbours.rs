@@ -28,7 +28,7 @@ pub(crate) fn run(runner: &mut Runner) {
         Ok(world)
     };
     let programs = [
-        Case { name: "a_program_of_others_where_apps_connect_is_told_of_by_name", run: |world: &World, _| at_connect(world) },
+        Case { name: "a_program_of_others_where_apps_connect_is_told_of", run: |world: &World, _| at_connect(world) },
         Case { name: "a_program_of_others_that_selects_a_pods_sockets_makes_the_mesh_unwell", run: |world, _| in_pod(world) },
     ];
     let rules = [
@@ -111,7 +111,7 @@ fn untold() -> Result<()> {
 
 fn at_connect(world: &World) -> Result<()> {
     let stranger = Stranger::new(18, 10, "bystander", &cgroup_root()?)?;
-    told(0, "another program decides about connections: bystander (program ")?;
+    told(0, "another program decides about connections: program ")?;
     expect(&world.caller, &["http://web/"], 200)?;
     drop(stranger);
     untold()
@@ -120,7 +120,7 @@ fn at_connect(world: &World) -> Result<()> {
 fn in_pod(world: &World) -> Result<()> {
     let netns = Path::new("/run/netns").join(world.web.name.network());
     let stranger = Stranger::new(30, 36, "onlooker", &netns)?;
-    told(1, "another program takes connections: neighbours/web: onlooker (program ")?;
+    told(1, "another program takes connections: neighbours/web: program ")?;
     let ready = finish(Command::new("curl").args(["-sS", "http://127.0.0.1:14030/ready"]), PATIENCE)?.ok()?;
     ensure!(ready.contains("another program takes connections"), "{ready}");
     expect(&world.caller, &["http://web/"], 200)?;
