@@ -8,24 +8,11 @@ use e2e::mesh::{Mesh, PATIENCE, Pod, finish, wait_for};
 use e2e::rung::Rung;
 use e2e::runner::{Case, Runner};
 
-use crate::world::{client, echo, service, until};
-
-struct World {
-    web: Pod,
-    caller: Pod,
-    /// Takes the mesh down behind the pods.
-    mesh: Mesh,
-}
+use crate::world::{Pair, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let make = || {
-        let mesh = Mesh::up()?;
-        mesh.apply(&service("capture", "web", 80, 8080))?;
-        let world = World { web: echo(&mesh, "capture/web", "web")?, caller: client(&mesh, "capture/caller")?, mesh };
-        until(&world.caller, "http://web.capture/", 200)?;
-        Ok(world)
-    };
+    let make = || Pair::make(Mesh::up()?, "capture");
     runner.group(
         "capture",
         make,
@@ -86,7 +73,7 @@ print(sorted(taken & {14001, 14006, 14020, 14021}))
 "#;
 
 /// In a pod without a sidecar, where nothing but the reservation keeps the ports.
-fn any_port(world: &World) -> Result<()> {
+fn any_port(world: &Pair) -> Result<()> {
     let pod = world.mesh.pod("capture/any-port").outside().idle()?;
     let said = pod.exec(["python3", "-c", ANY_PORT])?.ok()?;
     ensure!(said.split_whitespace().eq(["[]", "[]"]), "the kernel gave away {said}");
@@ -103,7 +90,7 @@ fn v6(pod: &Pod) -> Result<String> {
     Ok(address.to_owned())
 }
 
-fn true_peer(world: &World) -> Result<()> {
+fn true_peer(world: &Pair) -> Result<()> {
     for address in [world.web.address()?, v6(&world.web)?] {
         let seen = peer(&world.caller, &address, 8080)?;
         ensure!(seen == format!("{address} 8080"), "asked for {address}, sees {seen}");
@@ -111,19 +98,19 @@ fn true_peer(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn both_families(world: &World) -> Result<()> {
+fn both_families(world: &Pair) -> Result<()> {
     until(&world.caller, &format!("http://{}:8080/", world.web.address()?), 200)?;
     until(&world.caller, &format!("http://[{}]:8080/", v6(&world.web)?), 200)?;
     Ok(())
 }
 
-fn itself(world: &World) -> Result<()> {
+fn itself(world: &Pair) -> Result<()> {
     until(&world.web, "http://web.capture/", 200)?;
     until(&world.web, &format!("http://{}:8080/", world.web.address()?), 200)?;
     Ok(())
 }
 
-fn loopback(world: &World) -> Result<()> {
+fn loopback(world: &Pair) -> Result<()> {
     let mut server = world.web.spawn(["timeout", "20", "python3", "-m", "http.server", "--bind", "127.0.0.1", "7785"])?;
     let reached = || {
         world.web.wait_listening(7785)?;
@@ -138,7 +125,7 @@ fn loopback(world: &World) -> Result<()> {
     result
 }
 
-fn own_ports(world: &World) -> Result<()> {
+fn own_ports(world: &Pair) -> Result<()> {
     for address in [world.web.address()?, v6(&world.web)?] {
         for port in [14001, 14006, 14020] {
             // From the machine, whose processes no program redirects.
@@ -166,7 +153,7 @@ fn agent_metrics() -> Result<String> {
     finish(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "--max-time", "5", url]), PATIENCE)?.ok()
 }
 
-fn excluded(world: &World) -> Result<()> {
+fn excluded(world: &Pair) -> Result<()> {
     const BYPASS: &str = "outrigger_capture_bypass_total";
     let serve = [e2e::programs::shop().into_os_string(), "echo".into()];
     let gate = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: open, namespace: capture }\nspec: { targetRefs: [{ kind: Workload, name: open }], action: DENY, rules: [{ from: [{ namespaces: [nobody] }] }] }\n";
@@ -244,7 +231,7 @@ pub(crate) fn craft(pod: &Pod, target: &Pod) -> Result<()> {
     pod.exec(["python3", "-c", CRAFT, &pod.address()?, &target.address()?])?.ok().map(drop)
 }
 
-fn crafted(world: &World, enforce: bool) -> Result<()> {
+fn crafted(world: &Pair, enforce: bool) -> Result<()> {
     let (name, mode) = if enforce { ("enforcing", "enforce") } else { ("observed", "observe") };
     let pod = world.mesh.pod(&format!("capture/{name}")).annotation("outrigger.dev/capture", mode).idle()?;
     until(&pod, "http://web.capture/", 200)?;
@@ -266,7 +253,7 @@ fn crafted(world: &World, enforce: bool) -> Result<()> {
 }
 
 /// The connection is kept open for the agent's sake alone: closing it, or asking for what one may not have, changes nothing.
-fn enrolment_closed(world: &World) -> Result<()> {
+fn enrolment_closed(world: &Pair) -> Result<()> {
     let script = "import socket\nfor text in (b'', b'{', b'{\"outrigger\":1,\"namespace\":\"capture\",\"name\":\"caller\"}\\n'):\n  \
                   for _ in range(50):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect('/run/outrigger/node.sock')\n    \
                   s.send(text) if text else None\n    s.close()";
@@ -305,7 +292,7 @@ fn taken_off() -> Result<()> {
     })
 }
 
-fn counted(world: &World) -> Result<()> {
+fn counted(world: &Pair) -> Result<()> {
     until(&world.caller, "http://web.capture/", 200)?;
     let text = agent_metrics()?;
     // Of these nftables knows nothing.

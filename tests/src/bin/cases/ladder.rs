@@ -4,29 +4,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, Said, binary, finish, outrigger, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, Said, binary, finish, outrigger, wait_for};
 use e2e::runner::{Case, Runner};
 use serde_json::Value;
 
-use crate::world::{client, echo, expect, said, service, until};
-
-/// A mesh on the second rung.
-struct World {
-    web: Pod,
-    caller: Pod,
-    /// Takes the mesh down behind the pods.
-    mesh: Mesh,
-}
+use crate::world::{Pair, expect, said, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let make = || {
-        let mesh = Mesh::up_with(&["--capture", "nftables"])?;
-        mesh.apply(&service("ladder", "web", 80, 8080))?;
-        let world = World { web: echo(&mesh, "ladder/web", "web")?, caller: client(&mesh, "ladder/caller")?, mesh };
-        until(&world.caller, "http://web.ladder/", 200)?;
-        Ok(world)
-    };
+    let make = || Pair::make(Mesh::up_with(&["--capture", "nftables"])?, "ladder");
     runner.group(
         "ladder",
         make,
@@ -68,7 +54,7 @@ fn standing() -> Result<Value> {
     Ok(serde_json::from_str::<Value>(&agent("capture")?)?["standing"].clone())
 }
 
-fn told(world: &World) -> Result<()> {
+fn told(world: &Pair) -> Result<()> {
     let said = status()?;
     let line = capture_line(&said.stdout);
     ensure!(said.code == 0, "{}", said.all());
@@ -90,11 +76,11 @@ fn told(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn said_by_web(world: &World) -> Result<Value> {
+fn said_by_web(world: &Pair) -> Result<Value> {
     said(&expect(&world.caller, &["http://web.ladder/"], 200)?)
 }
 
-fn put_back(world: &World) -> Result<()> {
+fn put_back(world: &Pair) -> Result<()> {
     let network = world.web.name.network();
     let nft = |line: &str| finish(Command::new("ip").args(["netns", "exec", &network, "nft"]).args(line.split(' ')), PATIENCE);
     let before = nft("list table inet outrigger")?.ok()?;
@@ -116,7 +102,7 @@ fn put_back(world: &World) -> Result<()> {
     until(&world.caller, "http://web.ladder/", 200).map(drop)
 }
 
-fn enforces(world: &World) -> Result<()> {
+fn enforces(world: &Pair) -> Result<()> {
     let run = ["run", "enforcing", "-n", "ladder", "--annotation", "outrigger.dev/capture=enforce", "--", "true"];
     let said = finish(&mut outrigger(run), PATIENCE)?;
     ensure!(said.code == 3 && said.stderr.contains("nftables does not see what packet sockets send"), "{}", said.all());
@@ -124,7 +110,7 @@ fn enforces(world: &World) -> Result<()> {
     expect(&world.caller, &["http://web.ladder/"], 200).map(drop)
 }
 
-fn crafted(world: &World) -> Result<()> {
+fn crafted(world: &Pair) -> Result<()> {
     let steered = || crate::capture::agent_counts("web", "outrigger_capture_connections", "steered");
     let before = steered()?;
     crate::capture::craft(&world.caller, &world.web)?;
@@ -134,7 +120,7 @@ fn crafted(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn kept(world: &World) -> Result<()> {
+fn kept(world: &Pair) -> Result<()> {
     let agent_of = || world.mesh.process("node");
     let before = agent_of()?;
     // As an agent that is started again by somebody else, with another wish.

@@ -5,34 +5,20 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, cgroup_root, finish, outrigger, wait_for};
+use e2e::mesh::{Mesh, PATIENCE, cgroup_root, finish, outrigger, wait_for};
 use e2e::runner::{Case, Runner};
 
-use crate::world::{client, echo, expect, service, until};
-
-struct World {
-    web: Pod,
-    caller: Pod,
-    /// Takes the mesh down behind the pods.
-    _mesh: Mesh,
-}
+use crate::world::{Pair, expect, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let make = || {
-        let mesh = Mesh::up()?;
-        mesh.apply(&service("neighbours", "web", 80, 8080))?;
-        let world =
-            World { web: echo(&mesh, "neighbours/web", "web")?, caller: client(&mesh, "neighbours/caller")?, _mesh: mesh };
-        until(&world.caller, "http://web/", 200)?;
-        Ok(world)
-    };
+    let make = || Pair::make(Mesh::up()?, "neighbours");
     let programs = [
-        Case { name: "a_program_of_others_where_apps_connect_is_told_of", run: |world: &World, _| at_connect(world) },
+        Case { name: "a_program_of_others_where_apps_connect_is_told_of", run: |world: &Pair, _| at_connect(world) },
         Case { name: "a_program_of_others_that_selects_a_pods_sockets_makes_the_mesh_unwell", run: |world, _| in_pod(world) },
     ];
     let rules = [
-        Case { name: "captured_connections_are_not_tracked", run: |world: &World, _| untracked(world) },
+        Case { name: "captured_connections_are_not_tracked", run: |world: &Pair, _| untracked(world) },
         Case {
             name: "hostile_rules_of_the_machine_change_nothing_between_pods_unless_they_see_bridges",
             run: |world, _| machine(world),
@@ -45,7 +31,7 @@ pub(crate) fn run(runner: &mut Runner) {
             runner.left_out("neighbours", case.name, "nft is not there: apt-get install nftables");
         }
     }
-    let cases: Vec<Case<World>> = programs.into_iter().chain(has_nft.then_some(rules).into_iter().flatten()).collect();
+    let cases: Vec<Case<Pair>> = programs.into_iter().chain(has_nft.then_some(rules).into_iter().flatten()).collect();
     runner.group("neighbours", make, &cases);
 }
 
@@ -109,7 +95,7 @@ fn untold() -> Result<()> {
     })
 }
 
-fn at_connect(world: &World) -> Result<()> {
+fn at_connect(world: &Pair) -> Result<()> {
     let stranger = Stranger::new(18, 10, "bystander", &cgroup_root()?)?;
     told(0, "another program decides about connections: program ")?;
     expect(&world.caller, &["http://web/"], 200)?;
@@ -117,7 +103,7 @@ fn at_connect(world: &World) -> Result<()> {
     untold()
 }
 
-fn in_pod(world: &World) -> Result<()> {
+fn in_pod(world: &Pair) -> Result<()> {
     let netns = Path::new("/run/netns").join(world.web.name.network());
     let stranger = Stranger::new(30, 36, "onlooker", &netns)?;
     told(1, "another program takes connections: neighbours/web: program ")?;
@@ -183,7 +169,7 @@ impl Drop for Bridged {
     }
 }
 
-fn machine(world: &World) -> Result<()> {
+fn machine(world: &Pair) -> Result<()> {
     let hostile = "chain forwarded { type filter hook forward priority -300; policy drop; }
          chain arriving { type nat hook prerouting priority -100; tcp dport { 80, 8080, 14006 } redirect to :9; }";
     let url = format!("http://{}:8080/", world.web.address()?);
@@ -213,7 +199,7 @@ fn closed(url: &str) -> Result<()> {
     Ok(())
 }
 
-fn pods(world: &World) -> Result<()> {
+fn pods(world: &Pair) -> Result<()> {
     let url = "http://web/";
     let direct = format!("http://{}:8080/", world.web.address()?);
     // As another mesh leads what leaves, and what arrives, to a proxy of its own; and rules that let nothing pass.
@@ -234,7 +220,7 @@ fn pods(world: &World) -> Result<()> {
 }
 
 /// Even where the kernel could: a rule of the machine has it track connections.
-fn untracked(world: &World) -> Result<()> {
+fn untracked(world: &Pair) -> Result<()> {
     let _rules = Rules::new(None, "chain arriving { type nat hook prerouting priority -100; tcp dport 1 redirect to :9; }")?;
     for _ in 0..5 {
         expect(&world.caller, &["http://web/"], 200)?;

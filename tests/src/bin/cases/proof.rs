@@ -9,24 +9,11 @@ use e2e::mesh::{Mesh, PATIENCE, Pod, Said, finish, outrigger, wait_for};
 use e2e::runner::{Case, Runner};
 use serde_json::Value;
 
-use crate::world::{client, echo, service, until};
-
-struct World {
-    web: Pod,
-    caller: Pod,
-    /// Takes the mesh down behind the pods.
-    mesh: Mesh,
-}
+use crate::world::{Pair, client, until};
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let make = || {
-        let mesh = Mesh::up_in(&[], &[("OUTRIGGER_ATTEST_EVERY", "2s")])?;
-        mesh.apply(&service("proof", "web", 80, 8080))?;
-        let world = World { web: echo(&mesh, "proof/web", "web")?, caller: client(&mesh, "proof/caller")?, mesh };
-        until(&world.caller, "http://web.proof/", 200)?;
-        Ok(world)
-    };
+    let make = || Pair::make(Mesh::up_in(&[], &[("OUTRIGGER_ATTEST_EVERY", "2s")])?, "proof");
     runner.group(
         "proof",
         make,
@@ -53,7 +40,7 @@ fn capabilities(process: u32, set: &str) -> Result<u64> {
     Ok(u64::from_str_radix(mask.trim(), 16)?)
 }
 
-fn rights(world: &World) -> Result<()> {
+fn rights(world: &Pair) -> Result<()> {
     // CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF, by their numbers in capabilities(7).
     let agents = 1 << 12 | 1 << 38 | 1 << 39;
     let agent = world.mesh.process("node")?;
@@ -106,7 +93,7 @@ fn doctor(check: &str) -> Result<(i32, Vec<String>)> {
     Ok((said.code, found.map(|found| format!("{} {} {}", found["verdict"], found["text"], found["remedy"])).collect()))
 }
 
-fn proven(world: &World) -> Result<()> {
+fn proven(world: &Pair) -> Result<()> {
     let seen = capture()?;
     for pod in seen["pods"].as_array().context("no pods")? {
         ensure!(pod["proven"]["faults"] == Value::Array(Vec::new()), "{pod}");
@@ -130,7 +117,7 @@ fn proven(world: &World) -> Result<()> {
 }
 
 /// Waits until the pod is not ready, with these words, and doctor, status and the metric say so too.
-fn told(world: &World, words: &str) -> Result<()> {
+fn told(world: &Pair, words: &str) -> Result<()> {
     let (code, found) = doctor("probes")?;
     let named = found.iter().any(|found| found.starts_with("\"fail\"") && found.contains("proof/web") && found.contains(words));
     ensure!(code == 1 && named, "doctor ended with {code}: {found:?}");
@@ -147,7 +134,7 @@ fn told(world: &World, words: &str) -> Result<()> {
     Ok(())
 }
 
-fn recovers(world: &World) -> Result<()> {
+fn recovers(world: &Pair) -> Result<()> {
     // By itself: nobody asks.
     wait_for("the pod is ready again", Duration::from_secs(15), || {
         let ready = ready(&world.web)?;
@@ -157,7 +144,7 @@ fn recovers(world: &World) -> Result<()> {
     until(&world.caller, "http://web.proof/", 200).map(drop)
 }
 
-fn unready(world: &World) -> Result<()> {
+fn unready(world: &Pair) -> Result<()> {
     let network = world.web.name.network();
     let ip = |line: &str| {
         let words = ["-n", network.as_str()].into_iter().chain(line.split(' '));
@@ -180,7 +167,7 @@ fn unready(world: &World) -> Result<()> {
 }
 
 /// What is attached for the node and for one pod: the programs, each with the name of its pin.
-fn attached(world: &World) -> Result<Vec<(String, String)>> {
+fn attached(world: &Pair) -> Result<Vec<(String, String)>> {
     let record = world.mesh.folder().join("state/pods/proof.web.json");
     let record: Value = serde_json::from_str(&std::fs::read_to_string(record)?)?;
     let cookie = record["netnsCookie"].to_string();
@@ -195,7 +182,7 @@ fn attached(world: &World) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-fn put_back(world: &World) -> Result<()> {
+fn put_back(world: &Pair) -> Result<()> {
     let attached = attached(world)?;
     ensure!(attached.len() == 14, "attached are {attached:?}");
     for (program, pin) in &attached {

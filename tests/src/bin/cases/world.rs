@@ -39,6 +39,24 @@ impl Nobody {
     }
 }
 
+/// A server and its caller, in a mesh that comes down behind them.
+pub(crate) struct Pair {
+    pub(crate) web: Pod,
+    pub(crate) caller: Pod,
+    pub(crate) mesh: Mesh,
+}
+
+impl Pair {
+    /// In `namespace`, the server behind a Service at port 80; the first call is answered.
+    pub(crate) fn make(mesh: Mesh, namespace: &str) -> Result<Self> {
+        mesh.apply(&service(namespace, "web", 80, 8080))?;
+        let web = echo(&mesh, &format!("{namespace}/web"), "web")?;
+        let caller = client(&mesh, &format!("{namespace}/caller"))?;
+        until(&caller, "http://web/", 200)?;
+        Ok(Self { web, caller, mesh })
+    }
+}
+
 /// A Service that selects `app: NAME`.
 pub(crate) fn service(namespace: &str, name: &str, port: u16, target: u16) -> String {
     service_of(namespace, name, name, port, target)
