@@ -23,6 +23,7 @@ mod kernels;
 mod kube;
 mod limits;
 mod lint;
+mod release;
 mod setup;
 mod shell;
 mod show;
@@ -59,6 +60,14 @@ enum Command {
   cargo xtask bench --instructions --only pair-h1-64   instructions of its own, without a clock
   cargo xtask bench --list                             the works")]
     Bench(bench::Wish),
+    /// Build the binary as it is released: trained on this machine with the works of the benchmark
+    ///
+    /// Builds twice, and drives a local mesh between, as root; needs llvm-profdata (`rustup component add llvm-tools`, or
+    /// Debian's package llvm-22), and ends with exit code 3 where it is missing. The profile stays under target/trained.
+    #[command(after_help = "Examples:
+  cargo xtask release
+  cargo xtask release --profile outrigger.profdata    one that was trained elsewhere, by the same compiler")]
+    Release(release::Wish),
     /// Every test that this machine can run: tidy, unit, kernel programs, other kernels, end to end
     ///
     /// Installs what it needs, names what it leaves out and why, prints the minutes of each part and ends with
@@ -162,6 +171,7 @@ fn main() -> ExitCode {
 fn run(root: &Path, command: Command) -> Result<()> {
     match command {
         Command::Bench(wish) => bench::run(root, &wish),
+        Command::Release(wish) => release::run(root, &wish),
         Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long, test::LeftOut::IsNamed),
         Command::E2e { capture, long, filter } => test::end_to_end(root, long, &capture, &filter),

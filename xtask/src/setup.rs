@@ -147,9 +147,14 @@ fn h2spec(root: &Path) {
     }
 }
 
-/// Builds what is measured, as it is released: the product by itself, so that no feature of a test's reaches it.
-pub(crate) fn build_release(root: &Path) -> Result<()> {
+/// Builds the product optimised, without a profile, and by itself, so that no feature of a test's reaches it.
+pub(crate) fn build_untrained(root: &Path) -> Result<PathBuf> {
     shell::run(shell::cargo(root, &["build", "--locked", "--release", "--package", "outrigger"]))?;
+    Ok(root.join("target/release/outrigger"))
+}
+
+/// Builds what a measurement needs beside it: the load generator, and the server with its certificates.
+pub(crate) fn build_around(root: &Path) -> Result<()> {
     let around = ["--package", "e2e", "--features", "e2e/programs", "--bin", "load", "--bin", "shop"];
     let mut command = shell::cargo(root, &["build", "--locked", "--release"]);
     command.args(around);

@@ -122,6 +122,11 @@ impl Bed {
         Ok(bed)
     }
 
+    /// Takes the mesh down, as dropping it does, but says what went wrong.
+    pub(crate) fn down(self) -> Result<()> {
+        self.mesh.down()
+    }
+
     /// One turn of a candidate.
     pub(crate) fn turn(&self, candidate: Candidate<'_>, work: &Work, seconds: f64) -> Result<Turn> {
         match &work.kind {

@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what a request costs, side by side with the peers, in one run.
 //!
 //! Everything runs in local pods on the same bridge: the load generator in one, the server in another, each candidate's
-//! proxies beside them. Outrigger is as shipped: captured by the kernel programs, configured over the stream, release
-//! build, no flag that a user does not get. Load and server are held on processor 0, proxies on processor 1. Candidates
+//! proxies beside them. Outrigger is as shipped: captured by the kernel programs, configured over the stream, built
+//! as it is released, no flag that a user does not get. Load and server are held on processor 0, proxies on processor 1. Candidates
 //! alternate, every other round in reverse order; the table shows the median, and of the first metric the extremes.
 //!
 //! A turn that comes to nothing is told at the end, with exit code 1, and the others go on.
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::{Stop, instructions, limits, setup, shell};
+use crate::{Stop, instructions, limits, release, setup, shell};
 
 pub(crate) mod bed;
 pub(crate) mod peer;
@@ -56,9 +56,12 @@ pub(crate) struct Wish {
     /// Count the instructions of each sidecar per request instead, under valgrind's callgrind: no peers, no clock
     #[arg(long)]
     instructions: bool,
-    /// Build nothing and measure this binary, to compare two builds
-    #[arg(long, value_name = "FILE")]
+    /// Measure this binary instead of building one, to compare two builds
+    #[arg(long, value_name = "FILE", conflicts_with = "untrained")]
     binary: Option<PathBuf>,
+    /// Measure a release build without a profile; the released one has that of the last `cargo xtask release`, or a new one
+    #[arg(long)]
+    untrained: bool,
     /// Also write the results there, as a list of objects
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -219,11 +222,12 @@ fn list() -> String {
 impl Wish {
     /// The binary that is measured.
     fn built(&self, root: &Path) -> Result<PathBuf> {
-        if let Some(binary) = &self.binary {
-            return std::path::absolute(binary).with_context(|| format!("no {}", binary.display()));
+        setup::build_around(root)?;
+        match &self.binary {
+            Some(binary) => std::path::absolute(binary).with_context(|| format!("no {}", binary.display())),
+            None if self.untrained => setup::build_untrained(root),
+            None => release::built(root),
         }
-        setup::build_release(root)?;
-        Ok(root.join("target/release/outrigger"))
     }
 
     /// The peers that are measured beside it.
