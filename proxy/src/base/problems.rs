@@ -43,6 +43,51 @@ pub(crate) enum Severity {
     Warns,
 }
 
+/// What a problem means for the status of a route (Gateway API "Route status"): the condition of its parents that is `False`
+/// for it, and why.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Condition {
+    /// `Accepted`: there is no such parent, or it has no such port.
+    NoMatchingParent,
+    /// `Accepted`: the route says something that is not carried out.
+    UnsupportedValue,
+    /// `Accepted`: filters of one rule that cannot stand together.
+    IncompatibleFilters,
+    /// `Accepted`: a route of another kind has the parent.
+    #[expect(dead_code, reason = "every kind of route reads its status from here")]
+    Conflicted,
+    /// `ResolvedRefs`: what the route leads to is not there.
+    BackendNotFound,
+    /// `ResolvedRefs`: what the route leads to is of a kind that nothing can be sent to.
+    InvalidKind,
+    /// `ResolvedRefs`: what the route leads to is in another namespace, which does not grant it.
+    #[expect(dead_code, reason = "every kind of route reads its status from here")]
+    RefNotPermitted,
+}
+
+impl Condition {
+    /// The condition's `type`.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Self::NoMatchingParent | Self::UnsupportedValue | Self::IncompatibleFilters | Self::Conflicted => "Accepted",
+            Self::BackendNotFound | Self::InvalidKind | Self::RefNotPermitted => "ResolvedRefs",
+        }
+    }
+
+    /// The condition's `reason`.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::NoMatchingParent => "NoMatchingParent",
+            Self::UnsupportedValue => "UnsupportedValue",
+            Self::IncompatibleFilters => "IncompatibleFilters",
+            Self::Conflicted => "Conflicted",
+            Self::BackendNotFound => "BackendNotFound",
+            Self::InvalidKind => "InvalidKind",
+            Self::RefNotPermitted => "RefNotPermitted",
+        }
+    }
+}
+
 /// One thing that is wrong with one resource.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Problem {
@@ -56,6 +101,24 @@ pub(crate) struct Problem {
     pub(crate) remedy: String,
     /// Whether the resource is refused for it.
     pub(crate) severity: Severity,
+    /// Which condition of a route it makes false, where it is written down; see [`Problem::condition`].
+    pub(crate) condition: Option<Condition>,
+}
+
+impl Problem {
+    /// Which condition of a route is `False` for it; none: it is no route's, or a warning that no condition is about. A
+    /// refusal that says nothing of its own is about a value that is not carried out.
+    pub(crate) fn condition(&self) -> Option<Condition> {
+        let is_routes = self.resource.split('/').next().is_some_and(|kind| kind.ends_with("Route"));
+        let unsaid = (is_routes && self.severity == Severity::Refuses).then_some(Condition::UnsupportedValue);
+        self.condition.or(unsaid)
+    }
+
+    /// The place in a route's `parentRefs` of the parent that it is about; none: it is about every parent.
+    pub(crate) fn parent(&self) -> Option<usize> {
+        let rest = self.at.0.strip_prefix("spec.parentRefs[")?;
+        rest.split_once(']')?.0.parse().ok()
+    }
 }
 
 impl fmt::Display for Problem {
@@ -83,12 +146,22 @@ impl Problems {
 
     /// The resource is refused.
     pub(crate) fn refuse(&mut self, at: &FieldPath, text: impl Into<String>, remedy: impl Into<String>) {
-        self.push(at, text.into(), remedy.into(), Severity::Refuses);
+        self.push(at, text.into(), remedy.into(), Severity::Refuses, None);
+    }
+
+    /// The route is refused, and its status says it in these words.
+    pub(crate) fn refuse_as(&mut self, condition: Condition, at: &FieldPath, text: impl Into<String>, remedy: impl Into<String>) {
+        self.push(at, text.into(), remedy.into(), Severity::Refuses, Some(condition));
     }
 
     /// The resource is in force all the same.
     pub(crate) fn warn(&mut self, at: &FieldPath, text: impl Into<String>, remedy: impl Into<String>) {
-        self.push(at, text.into(), remedy.into(), Severity::Warns);
+        self.push(at, text.into(), remedy.into(), Severity::Warns, None);
+    }
+
+    /// The route is in force all the same, and its status says it in these words.
+    pub(crate) fn warn_as(&mut self, condition: Condition, at: &FieldPath, text: impl Into<String>, remedy: impl Into<String>) {
+        self.push(at, text.into(), remedy.into(), Severity::Warns, Some(condition));
     }
 
     /// Takes over the problems of another collection.
@@ -111,7 +184,25 @@ impl Problems {
         self.list
     }
 
-    fn push(&mut self, at: &FieldPath, text: String, remedy: String, severity: Severity) {
-        self.list.push(Problem { resource: self.resource.clone(), at: at.clone(), text, remedy, severity });
+    fn push(&mut self, at: &FieldPath, text: String, remedy: String, severity: Severity, condition: Option<Condition>) {
+        self.list.push(Problem { resource: self.resource.clone(), at: at.clone(), text, remedy, severity, condition });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_says_which_condition_of_which_parent_is_false_for_it() {
+        let mut problems = Problems::of("HTTPRoute/shop/web");
+        let spec = FieldPath::root().field("spec");
+        problems.refuse(&spec.field("rules").index(0), "it is wrong", "correct it");
+        problems.warn(&spec, "it may be wrong", "look at it");
+        let parent = spec.field("parentRefs").index(12).field("name");
+        problems.warn_as(Condition::NoMatchingParent, &parent, "it is not there", "create it");
+        let said: Vec<_> = problems.iter().map(|problem| (problem.condition(), problem.parent())).collect();
+        let wanted = [(Some(Condition::UnsupportedValue), None), (None, None), (Some(Condition::NoMatchingParent), Some(12))];
+        assert_eq!(said, wanted);
     }
 }

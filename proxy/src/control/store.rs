@@ -193,12 +193,14 @@ impl Store {
                     text: format!("it is not in force: `outrigger apply` stored another form in {first}, which counts"),
                     remedy: "take it out here, or `outrigger delete` the stored one; then this one counts".to_owned(),
                     severity: Severity::Refuses,
+                    condition: None,
                 },
             }));
             all.extend(world.claimed().map(|(key, other)| {
                 let (text, remedy) = runs_here(key);
                 let resource = key.to_string();
-                let problem = Problem { resource, at: FieldPath::root(), text, remedy, severity: Severity::Refuses };
+                let problem =
+                    Problem { resource, at: FieldPath::root(), text, remedy, severity: Severity::Refuses, condition: None };
                 Wrong { place: Some(place_of(other, key)), problem }
             }));
             *found = (Some(world.revision()), all.into_iter().collect());

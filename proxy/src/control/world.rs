@@ -355,6 +355,7 @@ impl World {
                     text: format!("{other} also writes it, and is not in force"),
                     remedy: format!("keep it in one place; {first} counts"),
                     severity: Severity::Warns,
+                    condition: None,
                 }));
             }
         }

@@ -13,7 +13,7 @@ use super::selected::Selected;
 use super::service_claims::Taken;
 use super::{claims, compile, excluded, kept, ranges, route, service};
 use crate::base::names::Named;
-use crate::base::problems::{FieldPath, Problems};
+use crate::base::problems::{Condition, FieldPath, Problems};
 use crate::model::http_route::HttpRouteSpec;
 use crate::model::object::Object;
 use crate::model::service::{PortRef, ServicePortSpec, ServiceSpec};
@@ -245,17 +245,18 @@ fn check_route(resources: &Resources, object: &Object<HttpRouteSpec>, problems: 
             continue;
         }
         let name = object.named_or_here(parent.namespace.as_deref(), &parent.name);
-        let Some(service) = existing(resources, &name, &at.field("name"), "no request takes this route", problems) else {
+        let (outcome, condition) = ("no request takes this route", Condition::NoMatchingParent);
+        let Some(service) = existing(resources, &name, &at.field("name"), (outcome, condition), problems) else {
             continue;
         };
         if let Some(port) = parent.port {
-            check_port(service, port, &at.field("port"), "no request takes this route there", problems);
+            check_port(service, port, &at.field("port"), ("no request takes this route there", condition), problems);
         }
         if let Some(section) = &parent.section_name
             && !service.spec.ports.iter().any(|port| port.name.as_ref() == Some(section))
         {
             let text = format!("Service/{name} has no port named {section:?}");
-            problems.warn(&at.field("sectionName"), text, "name one of its ports, or write port");
+            problems.warn_as(condition, &at.field("sectionName"), text, "name one of its ports, or write port");
         }
     }
     for (index, rule) in object.spec.rules.iter().enumerate() {
@@ -263,7 +264,7 @@ fn check_route(resources: &Resources, object: &Object<HttpRouteSpec>, problems: 
         for (index, backend) in rule.backend_refs.iter().enumerate().filter(|(_, backend)| backend.is_service()) {
             let at = at.field("backendRefs").index(index);
             let name = object.named_or_here(backend.namespace.as_deref(), &backend.name);
-            let outcome = "its share of requests is answered with 500";
+            let outcome = ("its share of requests is answered with 500", Condition::BackendNotFound);
             if let Some(service) = existing(resources, &name, &at.field("name"), outcome, problems)
                 && let Some(port) = backend.port
             {
@@ -279,8 +280,9 @@ fn check_route(resources: &Resources, object: &Object<HttpRouteSpec>, problems: 
             let Some(mirror) = &filter.request_mirror else { continue };
             let at = at.field("filters").index(index).field("requestMirror").field("backendRef");
             let name = object.named_or_here(mirror.backend_ref.namespace.as_deref(), &mirror.backend_ref.name);
-            if let Some(service) = existing(resources, &name, &at.field("name"), "no copies are sent", problems) {
-                check_port(service, mirror.backend_ref.port, &at.field("port"), "no copies are sent", problems);
+            let outcome = ("no copies are sent", Condition::BackendNotFound);
+            if let Some(service) = existing(resources, &name, &at.field("name"), outcome, problems) {
+                check_port(service, mirror.backend_ref.port, &at.field("port"), outcome, problems);
             }
         }
     }
@@ -290,23 +292,29 @@ fn existing<'a>(
     resources: &'a Resources,
     name: &Named,
     at: &FieldPath,
-    outcome: &str,
+    (outcome, condition): (&str, Condition),
     problems: &mut Problems,
 ) -> Option<&'a Object<ServiceSpec>> {
     let service = resources.service(name);
     if service.is_none() {
         let names = resources.of_kind(Kind::Service).filter(|(other, _)| other.name.namespace == name.namespace);
         let remedy = nearest(&name.name, names.map(|(other, _)| &*other.name.name));
-        problems.warn(at, format!("Service/{name} does not exist; {outcome}"), remedy);
+        problems.warn_as(condition, at, format!("Service/{name} does not exist; {outcome}"), remedy);
     }
     service
 }
 
-fn check_port(service: &Object<ServiceSpec>, port: u16, at: &FieldPath, outcome: &str, problems: &mut Problems) {
+fn check_port(
+    service: &Object<ServiceSpec>,
+    port: u16,
+    at: &FieldPath,
+    (outcome, condition): (&str, Condition),
+    problems: &mut Problems,
+) {
     let ports: Vec<String> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port.to_string()).collect();
     if !ports.contains(&port.to_string()) {
         let remedy = if ports.is_empty() { "give the Service ports".to_owned() } else { format!("it has {}", ports.join(", ")) };
-        problems.warn(at, format!("{} has no port {port}; {outcome}", service.key()), remedy);
+        problems.warn_as(condition, at, format!("{} has no port {port}; {outcome}", service.key()), remedy);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::RoutePolicies;
 use crate::base::names::Named;
-use crate::base::problems::{FieldPath, Problems};
+use crate::base::problems::{Condition, FieldPath, Problems};
 use crate::model::http_route::{BackendRef, FilterType, HttpRouteFilter, HttpRouteRule, HttpRouteSpec};
 use crate::model::object::Object;
 use crate::policy::RuleName;
@@ -117,7 +117,12 @@ fn compile_rule(
             continue;
         }
         if filter.kind != FilterType::RequestMirror && !seen.insert(filter.kind) {
-            problems.refuse(&at, "the rule has this filter already", "write one filter that does both");
+            problems.refuse_as(
+                Condition::IncompatibleFilters,
+                &at,
+                "the rule has this filter already",
+                "write one filter that does both",
+            );
             continue;
         }
         let HttpRouteFilter { kind: _, request_header_modifier, response_header_modifier, url_rewrite, request_mirror } = filter;
@@ -167,7 +172,8 @@ fn compile_backend(
     }
     let mut service = None;
     if !backend.is_service() {
-        problems.warn(
+        problems.warn_as(
+            Condition::InvalidKind,
             &at.field("kind"),
             "the backend is not a Service; its share of requests is answered with 500",
             "lead to a Service",
@@ -190,7 +196,12 @@ fn compile_backend(
             continue;
         }
         if !seen.insert(filter.kind) {
-            problems.refuse(&at, "the backend has this filter already", "write one filter that does both");
+            problems.refuse_as(
+                Condition::IncompatibleFilters,
+                &at,
+                "the backend has this filter already",
+                "write one filter that does both",
+            );
             good = false;
         }
         match filter.kind {

@@ -143,6 +143,7 @@ impl Loaded {
                     text: format!("{} holds this document too, and counts", other.display()),
                     remedy: "keep one of the two".to_owned(),
                     severity: Severity::Warns,
+                    condition: None,
                 };
                 let position = found.document.map(|document| document.position(&problem.at));
                 self.told.push(Told { path: path.to_owned(), position, problem });
@@ -186,5 +187,9 @@ fn machine_readable(told: &Told) -> Value {
         "severity": match problem.severity { Severity::Refuses => "error", Severity::Warns => "warning" },
         "text": problem.text,
         "remedy": problem.remedy,
+        // What the status of a route would say in a cluster.
+        "condition": problem.condition().map(|condition| {
+            json!({ "type": condition.kind(), "reason": condition.reason(), "parent": problem.parent() })
+        }),
     })
 }

@@ -52,6 +52,7 @@ pub(crate) fn documents(path: &Path, text: &str, keys: &ReadKeys<'_>) -> Vec<Fou
                 text: "the file holds this document already; the first one counts".to_owned(),
                 remedy: "keep one of the two".to_owned(),
                 severity: Severity::Refuses,
+                condition: None,
             };
             found.told = vec![Told { path: path.to_owned(), position, problem }];
             (found.key, found.form, found.good) = (None, None, false);
@@ -96,7 +97,7 @@ fn refused(path: &Path, fault: Fault) -> Found {
         _ => None,
     };
     let resource = key.as_ref().map(ResourceKey::to_string).unwrap_or_default();
-    let problem = Problem { resource, at: FieldPath::root(), text, remedy, severity };
+    let problem = Problem { resource, at: FieldPath::root(), text, remedy, severity, condition: None };
     let told = vec![Told { path: path.to_owned(), position: Some(at), problem }];
     // What was skipped is none of ours, and as it should be.
     Found { key, form, good: severity == Severity::Warns, document: None, told }

@@ -430,8 +430,14 @@ fn is_good(form: &Form) -> bool {
 }
 
 fn trouble(path: &Path, text: String, remedy: &str) -> Told {
-    let problem =
-        Problem { resource: String::new(), at: FieldPath::root(), text, remedy: remedy.to_owned(), severity: Severity::Refuses };
+    let problem = Problem {
+        resource: String::new(),
+        at: FieldPath::root(),
+        text,
+        remedy: remedy.to_owned(),
+        severity: Severity::Refuses,
+        condition: None,
+    };
     Told { path: path.to_owned(), position: None, problem }
 }
 
