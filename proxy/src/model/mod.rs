@@ -82,6 +82,34 @@ impl Kind {
         }
     }
 
+    /// As in the paths of a Kubernetes API.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::Mesh => "meshes",
+            Self::Service => "services",
+            Self::Workload => "workloads",
+            Self::HttpRoute => "httproutes",
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::RequestAuthentication => "requestauthentications",
+            Self::PeerAuthentication => "peerauthentications",
+            Self::TrafficPolicy => "trafficpolicies",
+        }
+    }
+
+    /// A word for it on the command line.
+    pub(crate) fn short(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Service => "svc",
+            Self::Workload => "wl",
+            Self::HttpRoute => "route",
+            Self::AuthorizationPolicy => "authz",
+            Self::RequestAuthentication => "authn",
+            Self::PeerAuthentication => "peer",
+            Self::TrafficPolicy => "tp",
+        }
+    }
+
     /// As in `apiVersion:` of a document.
     pub(crate) fn api_version(self) -> &'static str {
         match self {

@@ -41,15 +41,7 @@ fn the_reference_says_what_the_structs_say() {
 fn the_resource_definitions_say_what_the_structs_say() {
     let mut text = String::from("# Generated from the code by `cargo xtask gen`; edits are lost.\n");
     for (kind, schema) in schemas().into_iter().filter(|(kind, _)| kind.api_version().starts_with("outrigger.dev/")) {
-        let plural = format!("{}es", kind.as_str().to_lowercase());
-        let plural = match kind {
-            Kind::Mesh => plural,
-            _ => kind
-                .as_str()
-                .to_lowercase()
-                .strip_suffix('y')
-                .map_or_else(|| format!("{}s", kind.as_str().to_lowercase()), |stem| format!("{stem}ies")),
-        };
+        let plural = kind.plural();
         let spec = structural(schema);
         let definition = json!({
             "apiVersion": "apiextensions.k8s.io/v1",

@@ -11,7 +11,8 @@ use serde::de::{IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Kind;
-use super::object::{Spec, nullable};
+use super::object::{Object, Spec, nullable};
+use super::workload::WorkloadSpec;
 
 /// What a Service without an address says in the place of one.
 pub(crate) const NO_ADDRESS: &str = "None";
@@ -41,6 +42,28 @@ pub(crate) struct ServiceSpec {
     /// `SingleStack`, the default: one family. `PreferDualStack` and `RequireDualStack`: both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ip_family_policy: Option<IpFamilyPolicy>,
+    /// `Cluster`, the default: it leads to all its workloads. `Local`: to those on the caller's machine alone, and nowhere
+    /// where there is none.
+    #[serde(default, skip_serializing_if = "InternalTrafficPolicy::is_cluster")]
+    pub(crate) internal_traffic_policy: InternalTrafficPolicy,
+    /// It leads to workloads that are not ready, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) publish_not_ready_addresses: bool,
+}
+
+/// To which of its workloads a Service leads.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub(crate) enum InternalTrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
+impl InternalTrafficPolicy {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
+    fn is_cluster(&self) -> bool {
+        *self == Self::Cluster
+    }
 }
 
 /// A family of addresses.
@@ -120,6 +143,13 @@ impl ServiceSpec {
     pub(crate) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
+
+    /// Is something new begun with this workload of its namespace? Never with one that is about to end, also where there is no
+    /// other.
+    pub(crate) fn leads_to(&self, workload: &Object<WorkloadSpec>) -> bool {
+        let WorkloadSpec { terminating, unready, .. } = workload.spec;
+        !terminating && (!unready || self.publish_not_ready_addresses) && self.selects(&workload.metadata.labels)
+    }
 }
 
 impl ServicePortSpec {
@@ -165,8 +195,8 @@ struct WrittenService {
     _external_traffic_policy: Option<IgnoredAny>,
     #[serde(default, rename = "healthCheckNodePort")]
     _health_check_node_port: Option<IgnoredAny>,
-    #[serde(default, rename = "internalTrafficPolicy")]
-    _internal_traffic_policy: Option<IgnoredAny>,
+    #[serde(default, rename = "internalTrafficPolicy", deserialize_with = "nullable")]
+    internal_traffic_policy: InternalTrafficPolicy,
     #[serde(default, rename = "ipFamilies", deserialize_with = "nullable")]
     ip_families: Vec<IpFamily>,
     #[serde(default, rename = "ipFamily")]
@@ -179,8 +209,8 @@ struct WrittenService {
     _load_balancer_ip: Option<IgnoredAny>,
     #[serde(default, rename = "loadBalancerSourceRanges")]
     _load_balancer_source_ranges: Option<IgnoredAny>,
-    #[serde(default, rename = "publishNotReadyAddresses")]
-    _publish_not_ready_addresses: Option<IgnoredAny>,
+    #[serde(default, rename = "publishNotReadyAddresses", deserialize_with = "nullable")]
+    publish_not_ready_addresses: bool,
     #[serde(default, rename = "sessionAffinity")]
     _session_affinity: Option<IgnoredAny>,
     #[serde(default, rename = "sessionAffinityConfig")]
@@ -211,9 +241,27 @@ struct WrittenPort {
 
 impl<'de> Deserialize<'de> for ServiceSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let WrittenService { selector, ports, cluster_ip, cluster_ips, ip_families, ip_family_policy, .. } =
-            WrittenService::deserialize(deserializer)?;
-        Ok(Self { selector, ports, cluster_ip, cluster_ips, ip_families, ip_family_policy })
+        let WrittenService {
+            selector,
+            ports,
+            cluster_ip,
+            cluster_ips,
+            ip_families,
+            ip_family_policy,
+            internal_traffic_policy,
+            publish_not_ready_addresses,
+            ..
+        } = WrittenService::deserialize(deserializer)?;
+        Ok(Self {
+            selector,
+            ports,
+            cluster_ip,
+            cluster_ips,
+            ip_families,
+            ip_family_policy,
+            internal_traffic_policy,
+            publish_not_ready_addresses,
+        })
     }
 }
 
@@ -272,5 +320,27 @@ impl JsonSchema for PortRef {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 65535 }, { "type": "string" }], "x-kubernetes-int-or-string": true })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_new_is_begun_with_what_ends_nor_with_what_is_not_ready_unless_the_service_says_so() {
+        let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+        let workload = |terminating, unready| {
+            let spec = WorkloadSpec { terminating, unready, ..WorkloadSpec::default() };
+            Object::new(&crate::base::names::Named::new("shop", "web-1"), labels.clone(), spec)
+        };
+        let mut service = ServiceSpec { selector: labels.clone(), ..ServiceSpec::default() };
+        let leads = |service: &ServiceSpec| {
+            [(false, false), (false, true), (true, false), (true, true)]
+                .map(|(terminating, unready)| service.leads_to(&workload(terminating, unready)))
+        };
+        assert_eq!(leads(&service), [true, false, false, false]);
+        service.publish_not_ready_addresses = true;
+        assert_eq!(leads(&service), [true, true, false, false]);
     }
 }

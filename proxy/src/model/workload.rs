@@ -33,6 +33,12 @@ pub(crate) struct WorkloadSpec {
     /// It is about to end: it still serves, but nothing new is begun with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) terminating: bool,
+    /// Its program does not serve yet, or not now: a Service leads there only if it says `publishNotReadyAddresses`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unready: bool,
+    /// The machine on which it runs. One that has a machine may have no address yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<String>,
 }
 
 /// One port of a Workload.
@@ -78,6 +84,8 @@ impl Object<WorkloadSpec> {
                 (true, true) => WorkloadTransport::Unprotected,
             },
             terminating: pod.terminating,
+            unready: false,
+            node: None,
         };
         let mut workload = Self::new(&pod.named(), pod.labels.clone(), spec);
         workload.metadata.annotations = CaptureConfig::ours(&pod.annotations);

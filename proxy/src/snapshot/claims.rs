@@ -4,7 +4,8 @@
 //! somebody else, and must lead nobody's calls away by that, nor take a policy off a pod. So one Workload has an address, and
 //! whoever writes it as well is not in force as a whole. A pod that runs has its addresses before every document; of
 //! documents one that proves an identity goes before one that is dialled in plaintext, and then the first by name counts.
-//! Invariant: the outcome depends on what is written, not on when.
+//! Those that are dialled in plaintext share an address, as pods in their machine's network do: it leads to one host in any
+//! case, and nothing that is said of them could be taken off. Invariant: the outcome depends on what is written, not on when.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,7 @@ use std::net::IpAddr;
 
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
-use crate::model::workload::WorkloadSpec;
+use crate::model::workload::{WorkloadSpec, WorkloadTransport};
 use crate::model::{ResourceKey, Resources};
 
 /// A Workload with the addresses that it writes.
@@ -57,13 +58,21 @@ pub(crate) fn lost<'a>(claims: impl IntoIterator<Item = Claim<'a>>) -> BTreeMap<
     let mut lost = BTreeMap::new();
     for claim in claims {
         let addresses = || claim.workload.spec.addresses.iter().map(IpAddr::to_canonical);
-        let taken = addresses().enumerate().find_map(|(index, address)| Some((index, address, owners.get(&address)?)));
+        let is_plain = |claim: &Claim<'_>| claim.workload.spec.transport == WorkloadTransport::Plaintext;
+        let shares = |owner: &Claim<'_>| is_plain(owner) && is_plain(&claim);
+        let taken = addresses()
+            .enumerate()
+            .find_map(|(index, address)| Some((index, address, owners.get(&address).filter(|owner| !shares(owner))?)));
         match taken {
             Some((index, address, owner)) => {
                 let (owner, to_a_pod) = (owner.workload.key(), owner.runs);
                 lost.insert(claim.workload.key(), Lost { address, index, owner, to_a_pod });
             }
-            None => owners.extend(addresses().map(|address| (address, claim))),
+            None => {
+                for address in addresses() {
+                    owners.entry(address).or_insert(claim);
+                }
+            }
         }
     }
     lost
@@ -95,7 +104,6 @@ pub(super) fn in_force(resources: &Resources) -> Cow<'_, Resources> {
 mod tests {
     use super::*;
     use crate::base::names::Named;
-    use crate::model::workload::WorkloadTransport;
 
     fn workload(name: &str, addresses: &[&str], transport: WorkloadTransport) -> Object<WorkloadSpec> {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
@@ -137,5 +145,22 @@ mod tests {
             ]
         );
         assert_eq!(told(true), told(false));
+    }
+
+    #[test]
+    fn workloads_in_plaintext_share_an_address_as_pods_in_their_machines_network_do() {
+        use WorkloadTransport::{MutualTls, Plaintext};
+        let claimed = |all: &[(Object<WorkloadSpec>, bool)]| {
+            let lost = lost(all.iter().map(|(workload, runs)| Claim { workload, runs: *runs }));
+            lost.into_keys().map(|key| key.name.to_string()).collect::<Vec<_>>()
+        };
+        let mut all = vec![
+            (workload("infra/exporter", &["192.0.2.7"], Plaintext), true),
+            (workload("infra/network", &["192.0.2.7"], Plaintext), true),
+            (workload("infra/written", &["192.0.2.7"], Plaintext), false),
+        ];
+        assert!(claimed(&all).is_empty());
+        all.push((workload("infra/meshed", &["192.0.2.7"], MutualTls), true));
+        assert_eq!(claimed(&all), ["infra/exporter", "infra/network", "infra/written"]);
     }
 }

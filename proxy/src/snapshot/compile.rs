@@ -388,7 +388,7 @@ fn check_cluster_ips(service: &ServiceSpec, at: &FieldPath, problems: &mut Probl
 
 fn check_workload(workload: &Object<WorkloadSpec>, problems: &mut Problems) {
     let at = FieldPath::root().field("spec").field("addresses");
-    if workload.spec.addresses.is_empty() {
+    if workload.spec.addresses.is_empty() && workload.spec.node.is_none() {
         problems.refuse(&at, "the workload has no address", "write at least one");
     }
     let mut seen = BTreeSet::new();
@@ -407,7 +407,10 @@ fn check_workload(workload: &Object<WorkloadSpec>, problems: &mut Problems) {
 pub(crate) fn pod(workload: &Object<WorkloadSpec>) -> Problems {
     let mut problems = Problems::of(workload.key());
     let (metadata, at) = (FieldPath::root().field("metadata"), FieldPath::root().field("spec"));
-    if let Err(error) = check_host(&workload.metadata.name) {
+    // A cluster cuts the host's name of a pod by itself.
+    if workload.spec.node.is_none()
+        && let Err(error) = check_host(&workload.metadata.name)
+    {
         told(&metadata.field("name"), &error, &mut problems);
     }
     check_labels(&workload.metadata.labels, &metadata.field("labels"), &mut problems);

@@ -11,7 +11,7 @@ use super::{AppProtocol, Backend, Endpoint, Outbound, Transport, compile, live};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
-use crate::model::service::{ServicePortSpec, ServiceSpec};
+use crate::model::service::{InternalTrafficPolicy, ServicePortSpec, ServiceSpec};
 use crate::model::target::TargetKind;
 use crate::model::traffic_policy::TrafficPolicySpec;
 use crate::model::workload::{WorkloadSpec, WorkloadTransport};
@@ -185,7 +185,12 @@ impl<'a> Backends<'a> {
 
     fn endpoints(&self, service: &Object<ServiceSpec>, port: &ServicePortSpec) -> Vec<Arc<Endpoint>> {
         let workloads = self.resources.workloads_in(&service.metadata.namespace);
-        let selected = workloads.filter(|workload| service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating);
+        let node = self.resources.workload(&self.own.workload).and_then(|own| own.spec.node.as_deref());
+        let is_near = |workload: &Object<WorkloadSpec>| match service.spec.internal_traffic_policy {
+            InternalTrafficPolicy::Cluster => true,
+            InternalTrafficPolicy::Local => workload.spec.node.as_deref() == node,
+        };
+        let selected = workloads.filter(|workload| service.spec.leads_to(workload) && is_near(workload));
         let found = selected.filter_map(|workload| endpoint(workload, target_port(port, &workload.spec)?, self.own));
         let (theirs, own): (Vec<_>, Vec<_>) = found.map(Arc::new).partition(|endpoint| !is_sidecars(endpoint));
         // Where some lead to an application, nobody is sent to a sidecar's own port. Where none does, the callers are told.

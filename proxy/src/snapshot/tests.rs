@@ -75,6 +75,24 @@ fn policies_meet_at_the_ports_of_the_own_workload() {
 }
 
 #[test]
+fn a_service_for_the_callers_machine_leads_to_the_workloads_there_alone() {
+    let workload = |name: &str, last: u8, node: &str| {
+        format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\nspec: {{addresses: [10.64.0.{last}], node: {node}}}\n---\n"
+        )
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.65.0.9, ports: [{port: 80}], selector: {app: web}, internalTrafficPolicy: Local}\n---\n";
+    let led = |node: &str| {
+        let text = service.to_owned() + &workload("web", 2, "one") + &workload("caller", 3, node);
+        let mut resources = Resources::default();
+        assert_eq!(admit_all(&text, &mut resources), "");
+        let (snapshot, _problems) = compile(&resources, &own("shop/caller"), &Snapshot::empty());
+        snapshot.outbound.backends.values().flat_map(|backend| &backend.endpoints).count()
+    };
+    assert_eq!((led("one"), led("two")), (1, 0));
+}
+
+#[test]
 fn a_request_is_for_the_service_that_it_names() {
     let service = |name: &str, last: u8| {
         format!(

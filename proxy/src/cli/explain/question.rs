@@ -258,7 +258,7 @@ fn pod_of_headless<'a>(resources: &'a Resources, from: &Named, host: &str) -> Op
     };
     let service = resources.service(&Named::new(namespace, service)).filter(|service| service.spec.is_headless())?;
     let workload = resources.workload(&Named::new(namespace, pod)).filter(|_| parts.next().is_none())?;
-    let is_behind = service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating;
+    let is_behind = service.spec.leads_to(workload);
     let address = workload.spec.addresses.first().filter(|_| is_behind)?;
     Some((service, address.to_canonical()))
 }

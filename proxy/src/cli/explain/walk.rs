@@ -130,8 +130,7 @@ fn headless(
     told: &mut Told,
 ) {
     let behind = resources.workloads_in(&service.metadata.namespace);
-    let behind: Vec<_> =
-        behind.filter(|workload| service.spec.selects(&workload.metadata.labels) && !workload.spec.terminating).collect();
+    let behind: Vec<_> = behind.filter(|workload| service.spec.leads_to(workload)).collect();
     let all: Vec<String> =
         behind.iter().flat_map(|workload| named(service, workload)).map(|address| address.to_canonical().to_string()).collect();
     let key = service.key();
@@ -222,7 +221,7 @@ fn by_name(
     told: &mut Told,
 ) {
     let selected = resources.workloads_in(&service.metadata.namespace);
-    let selected = selected.filter(|workload| !workload.spec.terminating && service.spec.selects(&workload.metadata.labels));
+    let selected = selected.filter(|workload| service.spec.leads_to(workload));
     let mut pods = selected.filter(|workload| named(service, workload).next().is_some()).peekable();
     if pods.peek().is_none() {
         told.refuse("endpoint", "there is none, so that the name has no address", None);

@@ -338,20 +338,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
 /// A kind by its name, its plural or its short form.
 pub(crate) fn kind_named(text: &str) -> Option<Kind> {
     let text = text.to_ascii_lowercase();
-    Kind::ALL.into_iter().find(|kind| {
-        let name = kind.as_str().to_ascii_lowercase();
-        let (plural, short) = match kind {
-            Kind::Mesh => ("meshes", "mesh"),
-            Kind::Service => ("services", "svc"),
-            Kind::Workload => ("workloads", "wl"),
-            Kind::HttpRoute => ("httproutes", "route"),
-            Kind::AuthorizationPolicy => ("authorizationpolicies", "authz"),
-            Kind::RequestAuthentication => ("requestauthentications", "authn"),
-            Kind::PeerAuthentication => ("peerauthentications", "peer"),
-            Kind::TrafficPolicy => ("trafficpolicies", "tp"),
-        };
-        text == name || text == plural || text == short
-    })
+    Kind::ALL.into_iter().find(|kind| text == kind.as_str().to_ascii_lowercase() || text == kind.plural() || text == kind.short())
 }
 
 /// The longest that an answer is waited for.
