@@ -1,9 +1,10 @@
 //! The authority as node agents reach it: joining by the operator's token, certificates for the workloads of a node.
 //!
-//! The token proves a node; the node's certificate proves every later call; the world says which identities there are to
-//! sign for. Nothing that a caller says about itself counts.
+//! A token proves a node (`join`); the node's certificate proves every later call; the world says which identities there are to
+//! sign for, and on Kubernetes on which node. What a caller says about itself is only compared with that.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,12 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::ca::{Authority as Ca, CaError, Signed};
+use super::join::{Join, NotJoined};
 use super::metrics::Metrics;
+use super::placed::Placed;
 use super::store::Store;
-use super::token::Token;
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
-use crate::base::names::check_name;
 use crate::delta::authority::authority_server::Authority;
 use crate::delta::authority::{Bundle, Certificate, JoinNodeRequest, SignWorkloadRequest, WatchBundleRequest};
 use crate::delta::transport::PeerInfo;
@@ -32,7 +33,9 @@ pub(crate) struct Signer {
     pub(crate) ca: Arc<Ca>,
     pub(crate) store: Arc<Store>,
     /// What proves a new node.
-    pub(crate) token: Token,
+    pub(crate) join: Join,
+    /// Where pods are by their nodes' word.
+    pub(crate) placed: Arc<Placed>,
     pub(crate) svid_lifetime: Duration,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) nodes: Arc<Nodes>,
@@ -94,24 +97,26 @@ impl Signer {
         Bundle { trust_domain: self.ca.trust_domain().to_string(), authorities: vec![self.ca.root().to_vec()] }
     }
 
-    /// Does a workload with a sidecar have this identity?
-    fn known(&self, identity: &SpiffeId) -> bool {
+    /// Does a workload with a sidecar have this identity, on that node if each is bound to one?
+    fn known(&self, identity: &SpiffeId, node: &str) -> bool {
+        let is_there = |at: Option<&str>| at.map_or(!self.join.binds_to_nodes(), |at| at == node);
         let world = self.store.world();
         world.resources().by_key.iter().any(|(key, resource)| {
             key.kind == Kind::Workload
                 && matches!(resource.as_ref(), Resource::Workload(workload)
                     if workload.spec.transport.has_sidecar()
+                        && is_there(workload.spec.node.as_deref())
                         && identity.account() == Some((&key.name.namespace, workload.spec.account())))
         })
     }
 
     /// Waits for a workload of this identity: a pod's node may ask before the pod's record was read.
-    async fn wait_until_known(&self, identity: &SpiffeId) -> bool {
+    async fn wait_until_known(&self, identity: &SpiffeId, node: &str) -> bool {
         let mut changes = self.store.changes();
         let known = async {
             loop {
                 changes.mark_unchanged();
-                if self.known(identity) {
+                if self.known(identity, node) {
                     return true;
                 }
                 if changes.changed().await.is_err() {
@@ -130,15 +135,14 @@ impl Authority for Signer {
     async fn join_node(&self, request: Request<JoinNodeRequest>) -> Result<Response<Certificate>, Status> {
         let address = peer(&request)?.address;
         let JoinNodeRequest { token, node, csr } = request.into_inner();
-        if !self.token.fits(&token) {
-            warn!(address = address.map(display), "a node showed a wrong join token");
-            self.metrics.signed("node", false);
-            return Err(Status::unauthenticated(
-                "the join token is wrong; it stands in join-token in the control plane's state folder",
-            ));
-        }
-        let bad_name = |_error| Status::invalid_argument(format!("{node:?} is no name of a node"));
-        check_name(&node).map_err(bad_name)?;
+        let node = match self.join.node(&token, &node).await {
+            Ok(node) => node,
+            Err(error) => {
+                warn!(address = address.map(display), %error, "a node may not join");
+                self.metrics.signed("node", false);
+                return Err(not_joined(&error));
+            }
+        };
         let identity = self.ca.trust_domain().node(&node).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let signed = self.ca.sign(&csr, &identity, NODE_LIFETIME).map_err(refused)?;
         info!(%identity, address = address.map(display), expires_unix = signed.expires.as_secs(), "a node joined");
@@ -148,7 +152,7 @@ impl Authority for Signer {
 
     async fn sign_workload(&self, request: Request<SignWorkloadRequest>) -> Result<Response<Certificate>, Status> {
         let node = node_of(peer(&request)?, &self.ca)?;
-        let SignWorkloadRequest { spiffe_id, csr } = request.into_inner();
+        let SignWorkloadRequest { spiffe_id, csr, pod } = request.into_inner();
         let identity: SpiffeId = spiffe_id
             .parse()
             .map_err(|error: crate::identity::spiffe::SpiffeError| Status::invalid_argument(error.to_string()))?;
@@ -160,9 +164,15 @@ impl Authority for Signer {
                 self.ca.trust_domain()
             )));
         }
-        if !self.wait_until_known(&identity).await {
+        if let Some(pod) = pod {
+            let addresses: Vec<IpAddr> =
+                pod.addresses.iter().take(ADDRESSES_MAX).filter_map(|address| address.parse().ok()).collect();
+            self.placed.put(&pod.uid, &node, addresses);
+        }
+        if !self.wait_until_known(&identity, &node).await {
             self.metrics.signed("workload", false);
-            return Err(Status::not_found(format!("no workload with a sidecar has the identity {identity}")));
+            let place = if self.join.binds_to_nodes() { format!(" on the node {node}") } else { String::new() };
+            return Err(Status::not_found(format!("no workload with a sidecar has the identity {identity}{place}")));
         }
         let signed = self.ca.sign(&csr, &identity, self.svid_lifetime).map_err(refused)?;
         info!(%identity, %node, expires_unix = signed.expires.as_secs(), "signed a workload's certificate");
@@ -208,6 +218,15 @@ fn node_of(peer: PeerInfo, ca: &Ca) -> Result<String, Status> {
     }
 }
 
+fn not_joined(error: &NotJoined) -> Status {
+    let text = error.to_string();
+    match error {
+        NotJoined::Token | NotJoined::Account(_) => Status::unauthenticated(text),
+        NotJoined::Name(_) => Status::invalid_argument(text),
+        NotJoined::NotReviewed(_) => Status::unavailable(text),
+    }
+}
+
 fn refused(error: CaError) -> Status {
     match error {
         CaError::Request(_) => Status::invalid_argument(error.to_string()),
@@ -221,6 +240,9 @@ pub(super) const NO_CERTIFICATE: &str = "show a certificate of the mesh; only jo
 /// The account of the control plane itself, for which nobody else is signed.
 const MESH_NAMESPACE: &str = crate::model::object::MESH_NAMESPACE;
 const CONTROL_ACCOUNT: &str = "control";
+
+/// Of a pod: a few of each family.
+const ADDRESSES_MAX: usize = 16;
 
 /// How long a node's certificate is good; the node joins again before.
 const NODE_LIFETIME: Duration = Duration::from_secs(24 * 3600);

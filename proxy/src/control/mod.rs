@@ -39,8 +39,10 @@ mod contest;
 pub(crate) mod coverage;
 pub(crate) mod dashboard;
 pub(crate) mod holders;
+pub(crate) mod join;
 pub(crate) mod metrics;
 mod names;
+pub(crate) mod placed;
 mod references;
 pub(crate) mod select;
 pub(crate) mod sessions;
@@ -56,6 +58,7 @@ use authority::{Nodes, Signer};
 use ca::{Authority, CaError};
 use dashboard::Dashboard;
 use dashboard::graph::Target;
+use join::Join;
 use metrics::Metrics;
 use sessions::Sessions;
 use source::Batch;
@@ -201,7 +204,8 @@ impl Control {
         let signer = Signer {
             ca: Arc::clone(&ca),
             store: Arc::clone(&store),
-            token,
+            join: Join::Token(token),
+            placed: Arc::default(),
             svid_lifetime: config.svid_lifetime,
             metrics: Arc::clone(&metrics),
             nodes: Arc::clone(&nodes),

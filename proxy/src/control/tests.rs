@@ -371,7 +371,7 @@ async fn a_node_joins_by_its_token_and_gets_certificates_for_known_workloads_alo
     let key = rcgen::KeyPair::generate().unwrap();
     let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
     let join = |token: &str| JoinNodeRequest { token: token.to_owned(), node: "vm".to_owned(), csr: csr.clone() };
-    let sign = |id: &str| SignWorkloadRequest { spiffe_id: id.to_owned(), csr: csr.clone() };
+    let sign = |id: &str| SignWorkloadRequest { spiffe_id: id.to_owned(), csr: csr.clone(), pod: None };
 
     let mut client = AuthorityClient::new(mesh.channel(nobody.clone()).await.unwrap());
     let status = client.join_node(join("guess")).await.unwrap_err();

@@ -198,7 +198,7 @@ impl Authority {
     async fn issue_once(&self, id: &SpiffeId) -> Result<Svid, AuthorityError> {
         let mut client = self.client().await;
         let request = Request::new(id)?;
-        let question = proto::SignWorkloadRequest { spiffe_id: id.to_string(), csr: request.csr.clone() };
+        let question = proto::SignWorkloadRequest { spiffe_id: id.to_string(), csr: request.csr.clone(), pod: None };
         let answer = client.sign_workload(question).await.map_err(|status| refused(&status))?.into_inner();
         Ok(request.accept(answer.chain)?)
     }
