@@ -8,7 +8,7 @@
 //! A room may use the rooms below it, never those above it, and the three planes are strangers to each other:
 //!
 //! ```text
-//! { cli, fuzz } → { dataplane | control | node } → { admin, delta } → snapshot → model → policy → { identity, telemetry } → base
+//! { cli, fuzz } → { dataplane | control | node } → { admin, delta, injection } → snapshot → model → policy → { identity, telemetry } → base
 //! ```
 //!
 //! `cargo xtask tidy` reads that line and fails where a `use crate::…` breaks it.
@@ -21,6 +21,7 @@
 //! | `control` | the control plane: folders → world → what each sidecar may see; the certificate authority; the API and the dashboard |
 //! | `node` | the node agent: pods of this machine, their enrolment and identity, the kernel's programs |
 //! | `admin` | the doors for operators of a process: metrics, readiness, dumps |
+//! | `injection` | how a pod of Kubernetes gets its sidecar: the same function for the webhook and for `outrigger inject` |
 //! | `delta` | the configuration stream: both ends as state machines, and what drives them |
 //! | `snapshot` | what the line reads, and how it is compiled from resources |
 //! | `model` | resources as users write them, and the files that the processes of one machine share |
@@ -45,6 +46,7 @@ mod admin;
 mod base;
 mod delta;
 mod identity;
+mod injection;
 mod model;
 mod policy;
 mod snapshot;

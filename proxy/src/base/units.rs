@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub(crate) struct Span(pub(crate) Duration);
 
 /// Why a text is not a [`Span`].
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0:?} is not a duration; write it as \"250ms\", \"10s\" or \"1h30m\"")]
 pub(crate) struct SpanError(String);
 

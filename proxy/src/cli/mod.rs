@@ -19,6 +19,7 @@ mod doctor;
 mod explain;
 mod get;
 mod holder;
+mod inject;
 mod local;
 mod node;
 mod restart;
@@ -69,6 +70,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Tell what would happen to a request, and by which rule
     Explain(explain::ExplainArgs),
+    /// Print pods with their sidecars, as the webhook makes them
+    Inject(inject::InjectArgs),
     /// Role: the proxy beside one pod
     Sidecar(sidecar::SidecarArgs),
     /// Role: the agent of one node
@@ -167,6 +170,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Inject(args) => inject::run(&args),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Node(args) => node::run(args),
         Command::Control(args) => control::run(args),

@@ -6,9 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy_common::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND, PORT_PROBE};
+
+use super::marks;
+use crate::base::units::{Span, SpanError};
 
 /// What is asked for one pod. Default: nothing is excluded, and what gets past the sidecar is counted.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -24,7 +28,7 @@ pub(crate) struct CaptureConfig {
 }
 
 /// Why an annotation says nothing. The user is at fault.
-#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum CaptureError {
     #[error("annotation {0}: there is none of that name; write one of {MODE}, {ports}, {cidrs}, {inbound}", ports = OUTBOUND_PORTS, cidrs = OUTBOUND_CIDRS, inbound = INBOUND_PORTS)]
     Unknown(String),
@@ -38,18 +42,23 @@ pub(crate) enum CaptureError {
     Network { name: &'static str, text: String },
     #[error("annotation {name}: {port} is a port of the sidecar's own, which is never the app's")]
     OwnPort { name: &'static str, port: u16 },
+    #[error("annotation {hold}: {0}", hold = marks::HOLD)]
+    Hold(SpanError),
     #[error("annotation {name}: it names {found}, a pod may exclude {MOST}")]
     TooMany { name: &'static str, found: usize },
 }
 
 impl CaptureConfig {
-    /// Reads a pod's annotations. Those that are not ours are somebody else's.
+    /// The annotations that are read here.
+    pub(crate) const ANNOTATIONS: [&str; 4] = [MODE, OUTBOUND_PORTS, OUTBOUND_CIDRS, INBOUND_PORTS];
+
+    /// Reads a pod's annotations. Those that are not ours are somebody else's, and those of the injection are read there.
     ///
     /// # Errors
     /// One of ours says nothing that can be done.
     pub(crate) fn of(annotations: &BTreeMap<String, String>) -> Result<Self, CaptureError> {
         let mut config = Self::default();
-        for (name, text) in annotations.iter().filter(|(name, _text)| name.starts_with(OURS)) {
+        for (name, text) in marks::ours(annotations).filter(|(name, _text)| !marks::OF_INJECTION.contains(&name.as_str())) {
             match name.as_str() {
                 OUTBOUND_PORTS => config.outbound_ports = ports(OUTBOUND_PORTS, text)?,
                 OUTBOUND_CIDRS => config.outbound_cidrs = networks(OUTBOUND_CIDRS, text)?,
@@ -84,8 +93,18 @@ impl CaptureConfig {
 
     /// Those of a pod's annotations that are ours.
     pub(crate) fn ours(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-        let ours = annotations.iter().filter(|(name, _text)| name.starts_with(OURS));
-        ours.map(|(name, text)| (name.clone(), text.clone())).collect()
+        marks::ours(annotations).map(|(name, text)| (name.clone(), text.clone())).collect()
+    }
+
+    /// How long connections wait for the pod's sidecar where its annotations say so.
+    ///
+    /// # Errors
+    /// What they say is no duration.
+    pub(crate) fn hold(annotations: &BTreeMap<String, String>) -> Result<Option<Duration>, CaptureError> {
+        let Some(text) = annotations.get(marks::HOLD) else { return Ok(None) };
+        // "0" says what it means; everything else has a unit.
+        let span = if text == "0" { Ok(Span(Duration::ZERO)) } else { text.parse() };
+        span.map(|Span(hold)| Some(hold)).map_err(CaptureError::Hold)
     }
 
     /// The annotation by which what the app sends to `target` passes its sidecar by. The port is asked first, as capture does.
@@ -129,8 +148,6 @@ fn few<T>(name: &'static str, found: BTreeSet<T>) -> Result<BTreeSet<T>, Capture
     if found.len() > MOST { Err(CaptureError::TooMany { name, found: found.len() }) } else { Ok(found) }
 }
 
-/// What our annotations begin with.
-const OURS: &str = "outrigger.dev/";
 const MODE: &str = "outrigger.dev/capture";
 const OUTBOUND_PORTS: &str = "outrigger.dev/exclude-outbound-ports";
 const OUTBOUND_CIDRS: &str = "outrigger.dev/exclude-outbound-cidrs";
@@ -156,6 +173,7 @@ mod tests {
             (OUTBOUND_CIDRS, "10.1.2.3/16,fd00::1/8 ,192.0.2.7"),
             (INBOUND_PORTS, "9100"),
             ("example.com/note", "anything"),
+            (marks::LOG_LEVEL, "debug"),
         ])
         .unwrap();
         assert_eq!(config.outbound_ports, [3306, 5432].into());
@@ -164,6 +182,15 @@ mod tests {
         assert_eq!(config.inbound_ports, [9100].into());
         assert!(of(&[(MODE, "enforce")]).unwrap().enforce && !of(&[(MODE, "observe")]).unwrap().enforce);
         assert_eq!(of(&[]).unwrap(), CaptureConfig::default());
+    }
+
+    #[test]
+    fn the_time_to_wait_for_a_sidecar_is_a_duration() {
+        let hold = |text: &str| CaptureConfig::hold(&[(marks::HOLD.to_owned(), text.to_owned())].into());
+        assert_eq!(CaptureConfig::hold(&BTreeMap::new()), Ok(None));
+        assert_eq!(hold("1500ms"), Ok(Some(Duration::from_millis(1500))));
+        assert_eq!(hold("0"), Ok(Some(Duration::ZERO)));
+        assert!(hold("ten").unwrap_err().to_string().starts_with("annotation outrigger.dev/hold: \"ten\" is not a duration"));
     }
 
     #[test]

@@ -24,9 +24,11 @@ use self::workload::WorkloadSpec;
 use crate::base::names::Named;
 
 pub(crate) mod address_book;
+pub(crate) mod app_doors;
 pub(crate) mod authorization_policy;
 pub(crate) mod capture;
 pub(crate) mod http_route;
+pub(crate) mod marks;
 pub(crate) mod mesh;
 pub(crate) mod name_table;
 pub(crate) mod object;

@@ -53,6 +53,36 @@ pub(crate) fn read(text: &str) -> Vec<Result<Document, Box<Fault>>> {
     split(text).into_iter().map(|source| read_one(source).map_err(Box::new)).collect()
 }
 
+/// One document of any kind, as it is written and what it says.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Without the marker before it.
+    pub(crate) text: String,
+    pub(crate) value: Result<serde_json::Value, Box<Fault>>,
+}
+
+/// All documents of a text, whatever their kind.
+pub(crate) fn written(text: &str) -> Vec<Written> {
+    let read = |source: Source| {
+        let value = serde_saphyr::from_str_with_options(&source.text, options());
+        let value = value.map_err(|error| Box::new(told(&source, &error)));
+        let text = match source.text.split_once('\n') {
+            Some((marker, rest)) if marker.trim_end() == "---" => rest,
+            _no_marker => &source.text,
+        };
+        Written { text: text.to_owned(), value }
+    };
+    split(text).into_iter().map(read).collect()
+}
+
+/// The text of one document, which reads the same with the YAML 1.1 that Kubernetes' tools speak.
+///
+/// # Errors
+/// Never for JSON values.
+pub(crate) fn write(value: &serde_json::Value) -> Result<String, serde_saphyr::ser::Error> {
+    serde_saphyr::to_string_with_options(value, serde_saphyr::ser_options! { prefer_block_scalars: false })
+}
+
 impl Document {
     /// Where the field at `path` stands; where it is not written, where what should hold it stands.
     pub(crate) fn position(&self, path: &FieldPath) -> Position {

@@ -78,6 +78,11 @@ pub(crate) fn filter() -> String {
     RELOAD.get().and_then(|handle| handle.with_current(ToString::to_string).ok()).unwrap_or_default()
 }
 
+/// Does the text say what is to be logged?
+pub(crate) fn is_filter(text: &str) -> bool {
+    parse(text).is_ok()
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     // A level that is misspelt would be taken for the name of a module, and the log would fall silent.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();

@@ -1,0 +1,236 @@
+//! `outrigger inject`: pods as the webhook would make them, from the same function.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Failure, print, warn};
+use crate::control::source::file::{FILE_BYTES_MAX, document_files, read_at_most};
+use crate::injection::document::inject_document;
+use crate::injection::{Namespace, Settings};
+use crate::model::marks::{ENABLED, INJECT, Mode};
+use crate::model::yaml::{self, Written};
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  outrigger inject -f deployment.yaml | kubectl apply -f -
+  kubectl get deployment web -o yaml | outrigger inject -f -
+
+What is not a Pod, Deployment, DaemonSet, StatefulSet, ReplicaSet, ReplicationController, Job, CronJob or List of them is printed as it is. A namespace counts as labelled outrigger.dev/inject: enabled unless the files say otherwise of it. With the flags of the control plane, what is printed is what its webhook makes of the pod.
+
+Exit codes: 0 printed; 2 a file cannot be read or a pod cannot have a sidecar; nothing is printed then.")]
+pub(crate) struct InjectArgs {
+    /// A file or a folder of documents; `-` is stdin; may be given several times
+    #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
+    files: Vec<PathBuf>,
+    /// The trust domain of all identities
+    #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "TD", default_value = "cluster.local")]
+    trust_domain: String,
+    #[command(flatten)]
+    sidecars: SidecarsArgs,
+}
+
+/// What every sidecar gets that is put into a pod.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SidecarsArgs {
+    /// The image of sidecars
+    #[arg(long, env = "OUTRIGGER_SIDECAR_IMAGE", value_name = "IMAGE")]
+    sidecar_image: Option<String>,
+    /// Where sidecars find the control plane's stream
+    #[arg(long, env = "OUTRIGGER_SIDECAR_CONTROL", value_name = "HOST:PORT")]
+    sidecar_control: Option<String>,
+    /// Where sidecars stand in their pods: native (Kubernetes 1.29) or classic
+    #[arg(long, env = "OUTRIGGER_SIDECAR_MODE", value_name = "MODE", value_parser = mode)]
+    sidecar_mode: Option<Mode>,
+    /// What sidecars log
+    #[arg(long, env = "OUTRIGGER_SIDECAR_LOG_LEVEL", value_name = "FILTER")]
+    sidecar_log_level: Option<String>,
+    /// How much of a processor a sidecar asks for
+    #[arg(long, env = "OUTRIGGER_SIDECAR_CPU", value_name = "QUANTITY")]
+    sidecar_cpu: Option<String>,
+    /// How much memory a sidecar asks for
+    #[arg(long, env = "OUTRIGGER_SIDECAR_MEMORY", value_name = "QUANTITY")]
+    sidecar_memory: Option<String>,
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    Mode::parse(text).ok_or_else(|| format!("{text:?} is no mode; write native or classic"))
+}
+
+impl SidecarsArgs {
+    /// What is said here, and else what holds where nobody says anything.
+    pub(crate) fn settings(&self, trust_domain: &str) -> Settings {
+        let Self { sidecar_image, sidecar_control, sidecar_mode, sidecar_log_level, sidecar_cpu, sidecar_memory } = self.clone();
+        let usual = Settings::default();
+        Settings {
+            image: sidecar_image.unwrap_or(usual.image),
+            control: sidecar_control.unwrap_or(usual.control),
+            trust_domain: trust_domain.to_owned(),
+            mode: sidecar_mode.unwrap_or(usual.mode),
+            log_level: sidecar_log_level.unwrap_or(usual.log_level),
+            cpu: sidecar_cpu.unwrap_or(usual.cpu),
+            memory: sidecar_memory.unwrap_or(usual.memory),
+        }
+    }
+}
+
+/// Runs `outrigger inject`.
+pub(crate) fn run(args: &InjectArgs) -> Result<ExitCode, Failure> {
+    let settings = args.sidecars.settings(&args.trust_domain);
+    let mut documents = Vec::new();
+    for (name, text) in read(&args.files)? {
+        documents.extend(yaml::written(&text).into_iter().map(|written| (name.clone(), written)));
+    }
+    let printed = injected(documents, &settings)?;
+    for line in &printed.notes {
+        warn(line);
+    }
+    print(&printed.text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is written to stdout and stderr.
+#[derive(Debug)]
+struct Printed {
+    text: String,
+    notes: Vec<String>,
+}
+
+fn injected(documents: Vec<(String, Written)>, settings: &Settings) -> Result<Printed, Failure> {
+    let mut faults = Vec::new();
+    let mut read = Vec::new();
+    for (file, Written { text, value }) in documents {
+        match value {
+            Ok(value) => read.push((file, text, value)),
+            Err(fault) => faults.push(format!("{file}:{}: {}; {}", fault.at, fault.text, fault.remedy)),
+        }
+    }
+    let namespaces = namespaces(read.iter().map(|(.., value)| value));
+    let namespace = |name: &str| namespaces.get(name).cloned().unwrap_or_else(|| labelled(name));
+    let mut printed = Printed { text: String::new(), notes: Vec::new() };
+    for (file, text, mut value) in read {
+        let told = inject_document(&mut value, &namespace, settings);
+        let mut changed = false;
+        for pod in told {
+            let what = format!("{file}: {}", pod.what);
+            match pod.result {
+                Ok(Ok(warnings)) => {
+                    changed = true;
+                    printed.notes.extend(warnings.into_iter().map(|warning| format!("warning: {what}: {warning}")));
+                }
+                Ok(Err(reason)) => printed.notes.push(format!("{what}: no sidecar: {}", reason.as_str())),
+                Err(refusal) => faults.push(format!("{what}: {refusal}")),
+            }
+        }
+        printed.text.push_str("---\n");
+        let text = if changed { yaml::write(&value).map_err(|error| Failure::invalid([error]))? } else { text };
+        printed.text.push_str(text.trim_end());
+        printed.text.push('\n');
+    }
+    if !faults.is_empty() {
+        return Err(Failure::invalid(faults));
+    }
+    if printed.text.is_empty() {
+        return Err(Failure::invalid(["there is no document"]));
+    }
+    Ok(printed)
+}
+
+/// What the documents say of namespaces.
+fn namespaces<'a>(documents: impl Iterator<Item = &'a Value>) -> BTreeMap<String, Namespace> {
+    let of_kind = documents.filter(|value| value.get("kind").is_some_and(|kind| kind == "Namespace"));
+    let read = |value: &Value| {
+        let name = value.pointer("/metadata/name")?.as_str()?.to_owned();
+        let map =
+            |pointer: &str| value.pointer(pointer).and_then(|map| serde_json::from_value(map.clone()).ok()).unwrap_or_default();
+        Some(Namespace { name, labels: map("/metadata/labels"), annotations: map("/metadata/annotations") })
+    };
+    of_kind.filter_map(read).map(|namespace| (namespace.name.clone(), namespace)).collect()
+}
+
+/// A namespace of which nothing is known: whoever asks for injection wants it.
+fn labelled(name: &str) -> Namespace {
+    Namespace { name: name.to_owned(), labels: [(INJECT.to_owned(), ENABLED.to_owned())].into(), annotations: BTreeMap::new() }
+}
+
+/// The texts of all files, each with its name.
+fn read(roots: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
+    let mut texts = Vec::new();
+    for root in roots {
+        let failed = |path: &Path, error| Failure::invalid([format!("cannot read {}: {error}", path.display())]);
+        if root == Path::new("-") {
+            let mut text = String::new();
+            std::io::stdin().take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| failed(Path::new("stdin"), error))?;
+            texts.push(("stdin".to_owned(), text));
+            continue;
+        }
+        for file in document_files(root).map_err(|error| failed(root, error))? {
+            let text = read_at_most(&file, FILE_BYTES_MAX).map_err(|error| failed(&file, error))?;
+            texts.push((file.display().to_string(), text));
+        }
+    }
+    Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEPLOYMENT: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\nspec:\n  template:\n    metadata:\n      annotations: {on: \"yes\", time: \"12:30:45\", port: \"080\"}\n    spec:\n      containers:\n      - name: web\n        image: web:1\n        livenessProbe: {httpGet: {port: 8080, path: /healthz}}\n";
+    const SERVICE: &str = "# Kept as it is.\napiVersion: v1\nkind: Service\nmetadata: {name: web}   # here too\n";
+
+    fn documents(text: &str) -> Vec<(String, Written)> {
+        yaml::written(text).into_iter().map(|written| ("web.yaml".to_owned(), written)).collect()
+    }
+
+    fn causes(text: &str) -> Vec<String> {
+        injected(documents(text), &Settings::default()).unwrap_err().causes
+    }
+
+    #[test]
+    fn the_printed_pod_is_the_one_that_the_webhook_makes() {
+        let text = format!("{DEPLOYMENT}---\n{SERVICE}");
+        let printed = injected(documents(&text), &Settings::default()).unwrap();
+        let read = yaml::written(&printed.text);
+        let before = yaml::written(DEPLOYMENT).remove(0).value.unwrap();
+        let template = before.pointer("/spec/template").unwrap();
+        let outcome = crate::injection::inject(template, &labelled("shop"), &Settings::default()).unwrap();
+        let crate::injection::Outcome::Injected(webhooks) = outcome else { panic!("{outcome:?}") };
+        let after = read[0].value.as_ref().unwrap();
+        assert_eq!(after.pointer("/spec/template"), Some(&webhooks.pod));
+        assert_eq!(read[1].text, SERVICE);
+        // Whoever reads YAML 1.1 reads the same.
+        for quoted in ["\"on\": \"yes\"", "time: \"12:30:45\"", "port: \"080\""] {
+            assert!(printed.text.replace('\'', "\"").contains(quoted), "{quoted}: {}", printed.text);
+        }
+        // What was printed comes out as it is.
+        let again = injected(documents(&printed.text), &Settings::default()).unwrap();
+        assert_eq!(again.text, printed.text);
+    }
+
+    #[test]
+    fn a_namespace_that_is_there_says_whether_its_pods_get_sidecars() {
+        let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+        let text = format!("{DEPLOYMENT}---\n{namespace}");
+        let printed = injected(documents(&text), &Settings::default()).unwrap();
+        assert_eq!(printed.text, format!("---\n{text}"));
+        assert!(
+            printed.notes[0].starts_with("web.yaml: Deployment shop/web: no sidecar: neither the pod"),
+            "{:?}",
+            printed.notes
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_injected_is_named_and_nothing_is_printed() {
+        let host = DEPLOYMENT.replace("      containers:", "      hostNetwork: true\n      containers:");
+        let told = causes(&format!("{SERVICE}---\nkind: [\n---\n{host}"));
+        assert!(told[0].starts_with("web.yaml:") && told[0].contains("not YAML"), "{told:?}");
+        assert!(told[1].starts_with("web.yaml: Deployment shop/web: hostNetwork: "), "{told:?}");
+        assert_eq!(causes("# nothing\n"), ["there is no document"]);
+    }
+}

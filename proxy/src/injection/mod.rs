@@ -1,0 +1,217 @@
+//! How a pod of Kubernetes gets its sidecar: a pod in, the pod with its sidecar out, or the reason why not. No IO, no clock:
+//! the webhook, `outrigger inject` and their tests call the same [`inject`].
+//!
+//! Sources: Kubernetes' API (core/v1 Pod; native sidecars, KEP 753; Pod Security Standards, restricted), the kubelet's prober
+//! and Prometheus' pod annotations.
+//!
+//! Invariant: injecting what was injected changes nothing, and what another webhook changed since is covered as well. A pod is
+//! worked on as JSON, so that fields stay that this version does not know; a typed copy is only read.
+//!
+//! `wish` is what the pod and its namespace ask for, `marks` tells an earlier injection from a forgery, `app` leads the
+//! kubelet and Prometheus to the sidecar, `sidecar` is the container, `document` finds pods in what people write.
+
+#![cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the webhook asks for what the command does not"))]
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use serde_json::{Map, Value};
+
+mod app;
+pub(crate) mod document;
+mod forged;
+mod quantity;
+mod refusal;
+mod sidecar;
+#[cfg(test)]
+mod tests;
+mod wish;
+
+pub(crate) use self::forged::refuse_forged;
+pub(crate) use self::refusal::Refusal;
+use self::wish::Wishes;
+use crate::model::marks::{self, Mode};
+
+/// What whoever installed the mesh says of every sidecar; annotations say otherwise for one pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Settings {
+    /// The image of the sidecar.
+    pub(crate) image: String,
+    /// Where sidecars find the control plane's stream.
+    pub(crate) control: String,
+    pub(crate) trust_domain: String,
+    pub(crate) mode: Mode,
+    pub(crate) log_level: String,
+    /// What a sidecar asks of its node.
+    pub(crate) cpu: String,
+    pub(crate) memory: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            image: format!("outrigger:{VERSION}"),
+            control: format!("control.{}.svc:14010", marks::SYSTEM),
+            trust_domain: "cluster.local".to_owned(),
+            mode: Mode::Native,
+            log_level: "info".to_owned(),
+            cpu: "10m".to_owned(),
+            memory: "32Mi".to_owned(),
+        }
+    }
+}
+
+/// What a pod's namespace says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Namespace {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Those of the mesh hold for its pods that say nothing else.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Injected(Injected),
+    /// The pod stays as it is.
+    Left(Reason),
+}
+
+/// A pod with its sidecar.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Injected {
+    pub(crate) pod: Value,
+    /// What its owner should know, one sentence each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Why a pod stays without a sidecar, which is as it should be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Reason {
+    /// Neither it nor its namespace asks for one.
+    NotAsked,
+    /// It says so itself.
+    Disabled,
+    /// Its namespace is the cluster's or the mesh's own.
+    SystemNamespace,
+    /// It runs from a file of the kubelet; the API server shows it and changes nothing.
+    Mirror,
+}
+
+impl Reason {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAsked => "neither the pod nor its namespace is labelled outrigger.dev/inject: enabled",
+            Self::Disabled => "the pod is labelled outrigger.dev/inject: disabled",
+            Self::SystemNamespace => "no pod of this namespace gets a sidecar: it is the cluster's or the mesh's own",
+            Self::Mirror => "the pod is a file of its kubelet, which nothing can be put into",
+        }
+    }
+}
+
+/// Gives the pod its sidecar, if it is to have one. `pod` is a Pod, or the template of one.
+///
+/// # Errors
+/// The pod asks for one and cannot have it, or shows marks of the mesh that it did not get from it.
+pub(crate) fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Result<Outcome, Refusal> {
+    let read: Pod = serde_json::from_value(pod.clone()).map_err(|error| Refusal::Shape(error.to_string()))?;
+    let Some(spec) = &read.spec else { return Err(Refusal::Shape("it has no spec".to_owned())) };
+    if let Some(reason) = wish::left(&read.metadata, namespace)? {
+        return Ok(Outcome::Left(reason));
+    }
+    refuse_unfit(spec)?;
+    let earlier = forged::earlier(&read)?;
+    let inherited = inherited(&read, namespace);
+    let annotations: BTreeMap<_, _> = read.metadata.annotations.iter().flatten().chain(&inherited).collect();
+    let wishes = Wishes::of(&annotations.into_iter().map(|(name, text)| (name.clone(), text.clone())).collect(), settings)?;
+
+    let mut pod = object(pod);
+    let mut metadata = take_object(&mut pod, "metadata");
+    let mut body = take_object(&mut pod, "spec");
+    let mut labels = take_object(&mut metadata, "labels");
+    let mut notes = take_object(&mut metadata, "annotations");
+    for (name, text) in inherited {
+        notes.insert(name, text.into());
+    }
+
+    let asked = app::lead_to_sidecar(spec, &mut body, &mut notes, earlier.as_ref().map(|earlier| &earlier.doors))?;
+    let sidecar = sidecar::Sidecar { wishes: &wishes, settings, doors: &asked.doors };
+    sidecar.place(&mut body, earlier.as_ref());
+    labels.insert(marks::SIDECAR.to_owned(), marks::INJECTED.into());
+    notes.insert(marks::STATUS.to_owned(), sidecar.status().to_string().into());
+    if wishes.mode == Mode::Classic
+        && let Some(app) = spec.containers.iter().find(|container| container.name != marks::CONTAINER)
+    {
+        // `kubectl exec` and `logs` take the first container where nothing is said, which is the sidecar then.
+        notes.entry(DEFAULT_CONTAINER).or_insert_with(|| app.name.clone().into());
+    }
+
+    metadata.insert("labels".to_owned(), labels.into());
+    metadata.insert("annotations".to_owned(), notes.into());
+    pod.insert("metadata".to_owned(), metadata.into());
+    pod.insert("spec".to_owned(), body.into());
+    Ok(Outcome::Injected(Injected { pod: pod.into(), warnings: asked.warnings }))
+}
+
+impl Injected {
+    /// What makes it of `original`.
+    pub(crate) fn patch(&self, original: &Value) -> json_patch::Patch {
+        json_patch::diff(original, &self.pod)
+    }
+}
+
+/// A pod that no sidecar can serve.
+fn refuse_unfit(spec: &PodSpec) -> Result<(), Refusal> {
+    if spec.host_network == Some(true) {
+        return Err(Refusal::HostNetwork);
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        return Err(Refusal::Windows);
+    }
+    Ok(())
+}
+
+/// Annotations of the mesh that the namespace has and the pod has not. They are written at the pod: whoever reads them later
+/// has no need to know the namespace, and what held when the pod was made can be seen.
+fn inherited(pod: &Pod, namespace: &Namespace) -> BTreeMap<String, String> {
+    let own = pod.metadata.annotations.as_ref();
+    let of_namespace = marks::ours(&namespace.annotations).filter(|(name, _text)| name.as_str() != marks::STATUS);
+    let missing = of_namespace.filter(|(name, _text)| own.is_none_or(|own| !own.contains_key(*name)));
+    missing.map(|(name, text)| (name.clone(), text.clone())).collect()
+}
+
+fn object(value: &Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+/// Takes a field out to be worked on; empty if it is not there, or null.
+fn take_object(from: &mut Map<String, Value>, field: &str) -> Map<String, Value> {
+    match from.remove(field) {
+        Some(Value::Object(object)) => object,
+        _absent => Map::new(),
+    }
+}
+
+/// Takes a field out to be worked on; empty if it is not there, or null.
+fn take_list(from: &mut Map<String, Value>, field: &str) -> Vec<Value> {
+    match from.remove(field) {
+        Some(Value::Array(list)) => list,
+        _absent => Vec::new(),
+    }
+}
+
+/// Puts a list back; an empty one is left out.
+fn put_list(to: &mut Map<String, Value>, field: &str, list: Vec<Value>) {
+    if !list.is_empty() {
+        to.insert(field.to_owned(), list.into());
+    }
+}
+
+fn name_of(value: &Value) -> Option<&str> {
+    value.get("name").and_then(Value::as_str)
+}
+
+/// Which injection it was.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";

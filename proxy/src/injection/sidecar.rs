@@ -1,0 +1,160 @@
+//! The sidecar's container and volumes, and where they stand in the pod.
+//!
+//! Source: Pod Security Standards, `restricted`: no privilege, no capability, no user of the node's, RuntimeDefault seccomp,
+//! no volume of the host's. A pod that fits it fits it with its sidecar.
+
+use serde_json::{Map, Value, json};
+
+use super::forged::Earlier;
+use super::wish::Wishes;
+use super::{Settings, VERSION, name_of, put_list, take_list};
+use crate::model::app_doors::AppDoors;
+use crate::model::marks::{self, Mode};
+
+/// One pod's sidecar.
+#[derive(Debug)]
+pub(super) struct Sidecar<'a> {
+    pub(super) wishes: &'a Wishes,
+    pub(super) settings: &'a Settings,
+    pub(super) doors: &'a AppDoors,
+}
+
+/// The variable with [`AppDoors`].
+pub(super) const PROBES: &str = "OUTRIGGER_PROBES";
+
+impl Sidecar<'_> {
+    /// What is written down at the pod: which injection it was, and what it asked for, so that the next one can tell what
+    /// others have changed since.
+    pub(super) fn status(&self) -> Value {
+        let Wishes { mode, image, .. } = self.wishes;
+        json!({ "version": VERSION, "mode": mode.as_str(), "image": image, "resources": self.resources() })
+    }
+
+    /// Puts container and volumes into the pod's `body`, in the place of `earlier` ones.
+    pub(super) fn place(&self, body: &mut Map<String, Value>, earlier: Option<&Earlier>) {
+        let lists = [("initContainers", Mode::Native), ("containers", Mode::Classic)];
+        let mut found = None;
+        for (field, mode) in lists {
+            let mut list = take_list(body, field);
+            if let Some(at) = list.iter().position(|container| name_of(container) == Some(marks::CONTAINER)) {
+                found = Some(list.remove(at));
+            }
+            if mode == self.wishes.mode {
+                let container = match (&found, earlier) {
+                    (Some(found), Some(earlier)) => self.over(found, earlier),
+                    _first_time => self.container(),
+                };
+                // What comes before the sidecar has no network: nobody serves its connections.
+                list.insert(0, container);
+            }
+            put_list(body, field, list);
+        }
+        let mut volumes = take_list(body, "volumes");
+        for ours in [
+            json!({ "name": marks::SOCKETS, "csi": { "driver": marks::DRIVER, "readOnly": true } }),
+            json!({ "name": marks::STATE, "emptyDir": { "medium": "Memory", "sizeLimit": STATE_SIZE } }),
+        ] {
+            match volumes.iter_mut().find(|volume| name_of(volume) == name_of(&ours)) {
+                Some(there) => *there = ours,
+                None => volumes.push(ours),
+            }
+        }
+        put_list(body, "volumes", volumes);
+    }
+
+    fn container(&self) -> Value {
+        let Wishes { mode, image, log_level, .. } = self.wishes;
+        let Settings { control, trust_domain, .. } = self.settings;
+        let of_pod = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } });
+        let mut container = json!({
+            "name": marks::CONTAINER,
+            "image": image,
+            "args": ["sidecar"],
+            "env": [
+                of_pod("OUTRIGGER_NAMESPACE", "metadata.namespace"),
+                of_pod("OUTRIGGER_NAME", "metadata.name"),
+                { "name": "OUTRIGGER_CONTROL", "value": control },
+                { "name": "OUTRIGGER_TRUST_DOMAIN", "value": trust_domain },
+                { "name": "OUTRIGGER_STATE", "value": STATE_FOLDER },
+                { "name": PROBES, "value": self.doors.to_string() },
+                { "name": "OUTRIGGER_LOG", "value": "json" },
+                { "name": "OUTRIGGER_LOG_LEVEL", "value": log_level },
+            ],
+            // What comes after is started when this ends.
+            "lifecycle": { "postStart": { "exec": { "command": ["/outrigger", "wait"] } } },
+            "resources": self.resources(),
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "capabilities": { "drop": ["ALL"] },
+                "privileged": false,
+                "readOnlyRootFilesystem": true,
+                "runAsGroup": USER,
+                "runAsNonRoot": true,
+                "runAsUser": USER,
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                { "name": marks::SOCKETS, "mountPath": "/run/outrigger", "readOnly": true },
+                { "name": marks::STATE, "mountPath": STATE_FOLDER },
+            ],
+        });
+        if *mode == Mode::Native
+            && let Some(container) = container.as_object_mut()
+        {
+            container.insert("restartPolicy".to_owned(), "Always".into());
+        }
+        container
+    }
+
+    fn resources(&self) -> Value {
+        let Wishes { cpu, memory, cpu_limit, memory_limit, .. } = self.wishes;
+        let mut resources = json!({ "requests": { "cpu": cpu, "memory": memory } });
+        let limits: Map<String, Value> = [("cpu", cpu_limit), ("memory", memory_limit)]
+            .into_iter()
+            .filter_map(|(name, limit)| Some((name.to_owned(), limit.as_deref()?.into())))
+            .collect();
+        if !limits.is_empty()
+            && let Some(resources) = resources.as_object_mut()
+        {
+            resources.insert("limits".to_owned(), limits.into());
+        }
+        resources
+    }
+
+    /// The container as it should be, with what the API server and other webhooks may add to one or change in it: a mirror's
+    /// image, resources that somebody tunes, variables and volumes that all containers get.
+    fn over(&self, found: &Value, earlier: &Earlier) -> Value {
+        let mut container = self.container();
+        let status = self.status();
+        let Some(fresh) = container.as_object_mut() else { return container };
+        for field in ["imagePullPolicy", "terminationMessagePath"] {
+            if let Some(value) = found.get(field) {
+                fresh.insert(field.to_owned(), value.clone());
+            }
+        }
+        for field in ["image", "resources"] {
+            // Not if something else is asked for now.
+            if let Some(value) = found.get(field)
+                && earlier.status.get(field) == status.get(field)
+            {
+                fresh.insert(field.to_owned(), value.clone());
+            }
+        }
+        for (field, key) in [("env", "name"), ("volumeMounts", "mountPath")] {
+            let mut list = take_list(fresh, field);
+            let of = |item: &Value| item.get(key).and_then(Value::as_str).map(str::to_owned);
+            let known: Vec<_> = list.iter().map(of).collect();
+            let there = found.get(field).and_then(Value::as_array).into_iter().flatten();
+            list.extend(there.filter(|item| !known.contains(&of(item))).cloned());
+            put_list(fresh, field, list);
+        }
+        container
+    }
+}
+
+/// Nobody else's on the node; the image's too.
+const USER: u32 = 14_000;
+const STATE_FOLDER: &str = "/var/lib/outrigger";
+/// The last good configuration of a sidecar that knows thousands of services has a few MiB.
+const STATE_SIZE: &str = "64Mi";

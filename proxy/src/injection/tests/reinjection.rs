@@ -1,0 +1,98 @@
+//! Pods that come again: after another webhook, out of `outrigger inject`, copied from a live pod.
+
+use serde_json::{Value, json};
+
+use super::{annotated, doors, injected, pod, shop, sidecar, variable};
+use crate::injection::{Outcome, Settings, inject, refuse_forged};
+use crate::model::marks::Mode;
+
+fn busy() -> Value {
+    pod(&json!({
+        "metadata": { "annotations": { "prometheus.io/scrape": "true", "prometheus.io/port": "9102" } },
+        "spec": {
+            "containers": [{
+                "name": "web",
+                "ports": [{ "name": "http", "containerPort": 8080 }],
+                "livenessProbe": { "httpGet": { "port": "http", "path": "/healthz" }, "timeoutSeconds": 2 },
+                "readinessProbe": { "grpc": { "port": 50051 } },
+            }],
+            "volumes": [{ "name": "data", "emptyDir": {} }],
+        },
+    }))
+}
+
+#[test]
+fn injecting_an_injected_pod_changes_nothing() {
+    for original in [pod(&json!({})), busy(), annotated("outrigger.dev/sidecar-mode", "classic")] {
+        let once = injected(&original);
+        let twice = injected(&once.pod);
+        assert_eq!(twice, once);
+        assert!(twice.patch(&once.pod).0.is_empty());
+        assert_eq!(refuse_forged(&once.pod), Ok(()));
+    }
+}
+
+#[test]
+fn what_another_webhook_adds_is_covered_and_stays() {
+    let mut pod = injected(&busy()).pod;
+    // Another sidecar, first in its list, with a probe of its own; a container more; a variable and a volume for everybody; a mirror.
+    let agent = json!({ "name": "agent", "restartPolicy": "Always", "startupProbe": { "httpGet": { "port": 4000 } } });
+    pod["spec"]["initContainers"].as_array_mut().unwrap().insert(0, agent);
+    pod["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "name": "late", "livenessProbe": { "tcpSocket": { "port": 5 } } }));
+    let ours = &mut pod["spec"]["initContainers"][1];
+    assert_eq!(ours["name"], "outrigger");
+    ours["image"] = "mirror.example/outrigger:1".into();
+    ours["resources"]["limits"] = json!({ "memory": "128Mi" });
+    ours["imagePullPolicy"] = "IfNotPresent".into();
+    ours["securityContext"]["privileged"] = true.into();
+    ours["env"].as_array_mut().unwrap().push(json!({ "name": "CLUSTER", "value": "one" }));
+    let token = json!({ "name": "token", "mountPath": "/var/run/secrets", "readOnly": true });
+    ours["volumeMounts"].as_array_mut().unwrap().push(token.clone());
+    assert!(refuse_forged(&pod).unwrap_err().to_string().contains("not the first"));
+
+    let again = injected(&pod).pod;
+    let names: Vec<_> = again["spec"]["initContainers"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["outrigger", "agent"]);
+    assert_eq!(sidecar(&again)["image"], "mirror.example/outrigger:1");
+    assert_eq!(sidecar(&again)["resources"]["limits"]["memory"], "128Mi");
+    assert_eq!(sidecar(&again)["imagePullPolicy"], "IfNotPresent");
+    assert_eq!(sidecar(&again)["securityContext"]["privileged"], false);
+    assert_eq!(variable(&again, "CLUSTER"), Some("one"));
+    assert_eq!(sidecar(&again)["volumeMounts"][2], token);
+    let known: Vec<_> = doors(&again)["probes"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(known, ["agent/startup", "late/liveness", "web/liveness", "web/readiness"]);
+    assert_eq!(doors(&again)["metrics"]["port"], 9102);
+    assert_eq!(refuse_forged(&again), Ok(()));
+    assert_eq!(injected(&again).pod, again);
+}
+
+#[test]
+fn a_probe_that_was_changed_since_is_led_anew_and_one_that_went_is_forgotten() {
+    let mut pod = injected(&busy()).pod;
+    let web = &mut pod["spec"]["containers"][0];
+    web["livenessProbe"] = json!({ "tcpSocket": { "port": 7 } });
+    web["readinessProbe"] = Value::Null;
+    assert_eq!(
+        doors(&injected(&pod).pod)["probes"],
+        json!({ "web/liveness": { "ask": { "tcp": { "port": 7 } }, "timeoutSeconds": 1 } })
+    );
+}
+
+#[test]
+fn what_is_asked_for_now_counts_before_what_an_earlier_injection_asked_for() {
+    let mut pod = injected(&busy()).pod;
+    pod["metadata"]["annotations"]["outrigger.dev/sidecar-memory"] = "64Mi".into();
+    let again = injected(&pod).pod;
+    assert_eq!(sidecar(&again)["resources"]["requests"]["memory"], "64Mi");
+
+    let newer = Settings { image: "outrigger:next".to_owned(), mode: Mode::Classic, ..Settings::default() };
+    let Outcome::Injected(moved) = inject(&again, &shop(), &newer).unwrap() else { panic!() };
+    assert_eq!(moved.pod["spec"].get("initContainers"), None);
+    assert_eq!(moved.pod["spec"]["containers"][0]["image"], "outrigger:next");
+    assert_eq!(moved.pod["spec"]["containers"].as_array().unwrap().len(), 2);
+    assert_eq!(moved.pod["spec"]["volumes"].as_array().unwrap().len(), 3);
+    assert_eq!(doors(&moved.pod), doors(&again));
+}
