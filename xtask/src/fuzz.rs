@@ -28,9 +28,9 @@ pub(crate) struct Wish {
 }
 
 impl Wish {
-    /// What CI runs: all of them, on what is committed and on nothing that chance adds.
-    pub(crate) fn corpus() -> Self {
-        Self { seconds: 0, seed: SEED, keep: false, target: Vec::new() }
+    /// What CI runs: all of them, from what is committed and for as long as anybody's run.
+    pub(crate) fn all() -> Self {
+        Self { seconds: SECONDS, seed: SEED, keep: false, target: Vec::new() }
     }
 }
 
