@@ -3,8 +3,8 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
@@ -12,11 +12,11 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use proxy_common::address::Address;
 use proxy_common::counters::Counter;
-use proxy_common::decide::{Accepted, Closed, decide_accepted, decide_closed, decide_redirected};
+use proxy_common::decide::{Accepted, Closed, decide_accepted, decide_closed, decide_end, decide_redirected};
 use proxy_common::flows::{Direction, Flow};
 use proxy_common::originals::{Original, OriginalKey};
 use proxy_common::owndials::{OwnDial, OwnDialKey};
-use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket, UNSENT};
+use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket, TIMED_OUT, UNSENT};
 
 use crate::maps::{FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
 
@@ -43,6 +43,7 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
             | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
             | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
             | BPF_SOCK_OPS_STATE_CB
+            | BPF_SOCK_OPS_RTO_CB
     );
     // SAFETY: the kernel gives the socket or null, which the storage's users check.
     let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
@@ -71,7 +72,8 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => event.connecting(),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => event.connected(),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => event.accepted(),
-        _ if ctx.arg(1) == BPF_TCP_CLOSE => event.closed(),
+        BPF_SOCK_OPS_RTO_CB if ctx.arg(2) != 0 => event.gives_up(),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => event.closed(ctx.arg(0)),
         _ => {}
     }
     0
@@ -99,7 +101,7 @@ impl Event<'_> {
                 count(self.netns, Counter::OwnDialNotNoted);
                 warn!(self.ctx, "dropped: no room to note a sidecar's dial to its app, namespace {}", self.netns);
             }
-            self.watch();
+            self.watch(BPF_SOCK_OPS_STATE_CB_FLAG);
         }
     }
 
@@ -170,23 +172,32 @@ impl Event<'_> {
         let _ = OWN_DIALS.remove(&key);
     }
 
-    /// The socket is closed for good.
+    /// The kernel sent again for the last time, and closes the socket next.
     #[inline(always)]
-    fn closed(&self) {
+    fn gives_up(&self) {
+        if let Some(socket) = noted(self.socket) {
+            socket.flags |= TIMED_OUT;
+        }
+    }
+
+    /// The socket is closed for good, from the state `before`.
+    #[inline(always)]
+    fn closed(&self, before: u32) {
         let Some(socket) = noted(self.socket) else { return };
         match decide_closed(socket) {
             Closed::ForgetOwnDial => {
                 // Refused, given up or never accepted; an accepted one has taken its note.
                 let _ = OWN_DIALS.remove(self.dialled());
             }
-            Closed::RecordInbound => self.record(socket, Direction::Inbound),
-            Closed::RecordOutbound => self.record(socket, Direction::Outbound),
+            Closed::RecordInbound => self.record(socket, Direction::Inbound, before),
+            Closed::RecordOutbound => self.record(socket, Direction::Outbound, before),
             Closed::Nothing => {}
         }
     }
 
     #[inline(always)]
-    fn record(&self, socket: &mut Socket, direction: Direction) {
+    fn record(&self, socket: &mut Socket, direction: Direction, before: u32) {
+        let end = decide_end(socket, before);
         socket.flags &= !ESTABLISHED;
         let ops = self.ctx.ops;
         let flow = Flow {
@@ -201,7 +212,8 @@ impl Event<'_> {
             retransmits: read!(ops, total_retrans),
             local_port: self.local_port,
             remote_port: self.remote_port,
-            direction: direction as u32,
+            direction: direction as u16,
+            end: end as u16,
         };
         if FLOWS.output(&flow, 0).is_err() {
             count(self.netns, Counter::FlowLost);
@@ -213,13 +225,13 @@ impl Event<'_> {
     fn begin(&self, socket: &mut Socket) {
         socket.since_ns = now();
         socket.flags |= ESTABLISHED;
-        self.watch();
+        self.watch(BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG);
     }
 
-    /// Asks for the socket's changes of state, its close above all.
+    /// Asks for events of the socket: its changes of state, its close above all, and what it sends again.
     #[inline(always)]
-    fn watch(&self) {
-        let _ = self.ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    fn watch(&self, events: u32) {
+        let _ = self.ctx.set_cb_flags(events as i32);
     }
 
     #[inline(always)]

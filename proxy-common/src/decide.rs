@@ -1,8 +1,9 @@
 //! Every decision of the kernel programs, as functions of what a context says. The programs fetch, ask here and act.
 
 use crate::address::Address;
+use crate::flows::End;
 use crate::pods::Pod;
-use crate::sockets::{ESTABLISHED, OWN, Role, Socket, UNSENT};
+use crate::sockets::{ESTABLISHED, OWN, Role, Socket, TIMED_OUT, UNSENT};
 use crate::{PORT_ADMIN, PORT_INBOUND, PORT_METRICS, PORT_OUTBOUND, PORT_PROBE};
 
 /// Who connects.
@@ -261,6 +262,24 @@ pub fn decide_closed(socket: &Socket) -> Closed {
     }
 }
 
+/// Decides how a recorded connection ended. `before` is the state that it left for CLOSE, in the kernel's numbers: in that of
+/// a connection that both sides ended, or in one in the middle of it.
+#[inline(always)]
+pub fn decide_end(socket: &Socket, before: u32) -> End {
+    /// `include/net/tcp_states.h`.
+    const FIN_WAIT2: u32 = 5;
+    const TIME_WAIT: u32 = 6;
+    const LAST_ACK: u32 = 9;
+    const CLOSING: u32 = 11;
+    if socket.has(TIMED_OUT) {
+        End::TimedOut
+    } else if matches!(before, FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING) {
+        End::Finished
+    } else {
+        End::Reset
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -457,5 +476,31 @@ mod tests {
         assert_eq!(decide_closed(&socket(Role::Upstream, DECLARED)), Closed::Nothing);
         assert_eq!(decide_closed(&socket(Role::Upstream, OWN | ESTABLISHED)), Closed::ForgetOwnDial);
         assert_eq!(decide_closed(&socket(Role::App, ESTABLISHED)), Closed::Nothing);
+    }
+
+    #[test]
+    fn a_connection_that_is_left_in_its_middle_was_reset() {
+        const STATES: [&str; 12] = [
+            "",
+            "established",
+            "syn-sent",
+            "syn-recv",
+            "fin-wait-1",
+            "fin-wait-2",
+            "time-wait",
+            "close",
+            "close-wait",
+            "last-ack",
+            "listen",
+            "closing",
+        ];
+        let finished: Vec<&str> = (0u32..)
+            .zip(STATES)
+            .filter(|(before, _)| decide_end(&socket(Role::Inbound, ESTABLISHED), *before) == End::Finished)
+            .map(|(_, name)| name)
+            .collect();
+        assert_eq!(finished, ["fin-wait-2", "time-wait", "last-ack", "closing"]);
+        assert_eq!(decide_end(&socket(Role::Inbound, ESTABLISHED), 1), End::Reset);
+        assert_eq!(decide_end(&socket(Role::Inbound, ESTABLISHED | TIMED_OUT), 1), End::TimedOut);
     }
 }

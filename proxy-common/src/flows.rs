@@ -9,12 +9,24 @@ pub const FLOWS_BYTES: usize = 256 * 1024;
 
 /// Which way a connection went, seen from the pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u32)]
+#[repr(u16)]
 pub enum Direction {
     /// Into the pod.
     Inbound = 0,
     /// Out of the pod.
     Outbound = 1,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u16)]
+pub enum End {
+    /// Both sides said that they send no more.
+    Finished = 1,
+    /// One side cut it short.
+    Reset = 2,
+    /// What was sent was never acknowledged.
+    TimedOut = 3,
 }
 
 /// One connection between a sidecar and what is outside its pod.
@@ -42,7 +54,9 @@ pub struct Flow {
     /// Port of the other end, in host byte order.
     pub remote_port: u16,
     /// A [`Direction`].
-    pub direction: u32,
+    pub direction: u16,
+    /// An [`End`]; 0 where the programs of an earlier build wrote it.
+    pub end: u16,
 }
 
 const _: () = assert!(size_of::<Flow>() == 80);

@@ -33,6 +33,8 @@ pub const OWN: u8 = 2;
 pub const ESTABLISHED: u8 = 4;
 /// It was sent to the sidecar, and its SYN has not left yet.
 pub const UNSENT: u8 = 8;
+/// The kernel sent again until it gave up.
+pub const TIMED_OUT: u8 = 16;
 
 /// What is known of one socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,7 +48,7 @@ pub struct Socket {
     pub port: u16,
     /// A [`Role`].
     pub role: u8,
-    /// [`DECLARED`], [`OWN`], [`ESTABLISHED`], [`UNSENT`].
+    /// [`DECLARED`], [`OWN`], [`ESTABLISHED`], [`UNSENT`], [`TIMED_OUT`].
     pub flags: u8,
     /// Always 0.
     pub reserved: u32,

@@ -1,21 +1,44 @@
-//! What the node agent of this machine says of capture, for people's commands.
+//! What the node agent of this machine says of capture and of recent connections, for people's commands.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+
+use crate::node::flows::{FlowsReport, Question};
 use crate::node::ladder::Rung;
 use crate::node::report::{CaptureReport, Mended, PodReport};
 
-/// Asks the agent.
+/// Asks the agent how capture stands.
 ///
 /// # Errors
 /// It does not answer, or not as an agent of this version does.
 pub(crate) fn capture() -> io::Result<CaptureReport> {
+    ask("/capture")
+}
+
+/// Asks the agent for recent connections.
+///
+/// # Errors
+/// It does not answer, or not as an agent of this version does.
+pub(crate) fn flows(question: &Question) -> io::Result<FlowsReport> {
+    let Question { namespace, pod, after } = question;
+    let after = after.map(|after| after.to_string());
+    let words = [("namespace", namespace), ("pod", pod), ("after", &after)];
+    let query: Vec<String> = words
+        .into_iter()
+        .filter_map(|(word, value)| Some(format!("{word}={}", utf8_percent_encode(value.as_ref()?, NON_ALPHANUMERIC))))
+        .collect();
+    ask(&format!("/flows?{}", query.join("&")))
+}
+
+fn ask<T: DeserializeOwned>(path: &str) -> io::Result<T> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), ANSWER_AT_MOST)?;
     stream.set_read_timeout(Some(ANSWER_AT_MOST))?;
     // HTTP/1.0: the answer is whole and ends with the connection.
-    stream.write_all(b"GET /capture HTTP/1.0\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;

@@ -58,7 +58,7 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Remove documents from the control plane
     Delete(apply::DeleteArgs),
-    /// List documents, or show one
+    /// List documents, or show one; list connections that ended of late
     Get(get::GetArgs),
     /// Show whether the mesh is well: its parts, its pods, its certificates
     Status(status::StatusArgs),
@@ -195,10 +195,16 @@ fn keep_to_itself() -> Result<(), Failure> {
 
 /// Writes `text` to stdout as it is. A reader that left early (`outrigger get all | head -1`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    offer(text).map(|_is_read| ())
+}
+
+/// Writes `text` to stdout as it is; `false` if its reader left.
+pub(crate) fn offer(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -95,6 +95,12 @@ pub(crate) fn day(at: u64) -> String {
     at.map_or_else(|| "never".to_owned(), |at| at.strftime("%Y-%m-%d").to_string())
 }
 
+/// A moment of the day, as `17:04:59`, in UTC.
+pub(crate) fn time_of_day(at: u64) -> String {
+    let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
+    at.map_or_else(|| "-".to_owned(), |at| at.strftime("%H:%M:%S").to_string())
+}
+
 /// The largest unit of a duration that says enough.
 fn short(span: Duration) -> String {
     let seconds = span.as_secs();

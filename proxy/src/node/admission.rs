@@ -88,6 +88,7 @@ pub(super) fn add(agent: &Agent, record: PodRecord) -> Result<Option<Arc<Pod>>, 
     {
         warn!(pod = %record.named(), reason, "what gets past the pod's sidecar is not seen");
     }
+    agent.flows.lock().came(&record);
     let cookie = record.netns_cookie;
     let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None) });
     agent.pods.send_modify(|pods| {

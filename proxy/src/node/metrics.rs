@@ -1,9 +1,11 @@
-//! What the node agent counts, and where it is read: `/metrics`, `/ready` and `/capture` on a port of their own.
+//! What the node agent counts, and where it is read: `/metrics`, `/ready`, `/capture` and `/flows` on a port of their own.
+//!
+//! Invariant: addresses and who talks with whom are told to this machine alone; what others may read has neither.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -12,7 +14,7 @@ use proxy_common::counters::Counter;
 use tokio::net::TcpListener;
 
 use super::Agent;
-use super::flows::FlowMetrics;
+use super::flows::{self, FlowMetrics, FlowsReport, Question};
 use super::ladder::Rung;
 use super::pods::Pod;
 use super::report::{self, CaptureReport};
@@ -151,6 +153,7 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: TcpListener) -> std::io::
         .route("/metrics", get(render))
         .route("/ready", get(ready))
         .route("/capture", get(capture))
+        .route("/flows", get(flows))
         .with_state(agent);
     axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
@@ -198,6 +201,17 @@ fn rendered(agent: &Agent) -> String {
 
 async fn capture(State(agent): State<Arc<Agent>>) -> Result<Json<CaptureReport>, StatusCode> {
     asked(move || Json(report::report(&agent))).await
+}
+
+async fn flows(
+    State(agent): State<Arc<Agent>>,
+    ConnectInfo(asker): ConnectInfo<SocketAddr>,
+    Query(question): Query<Question>,
+) -> Result<Json<FlowsReport>, (StatusCode, &'static str)> {
+    if !asker.ip().to_canonical().is_loopback() {
+        return Err((StatusCode::FORBIDDEN, "who talks with whom is told at the machine's loopback address alone\n"));
+    }
+    asked(move || Json(flows::report(&agent, &question))).await.map_err(|status| (status, "the counters cannot be read\n"))
 }
 
 /// Ready: capture is as it was made, both sockets answer, and the node may have certificates signed.

@@ -154,6 +154,8 @@ pub(crate) struct Agent {
     pub(crate) standing: Standing,
     /// Locked for a moment, never together with another lock.
     pub(crate) keeper: Mutex<Keeper<OwnedFd>>,
+    /// Connections that ended of late. Locked for a moment, never together with another one.
+    pub(crate) flows: Mutex<flows::Recent>,
     /// Told when a pod's connections begin to wait.
     pub(crate) held: Notify,
     pub(crate) cgroup_root: PathBuf,
@@ -237,7 +239,7 @@ pub(crate) fn step(config: &Config) -> Result<Footing, NodeError> {
     let found = pods::read(&records).map_err(place(&records))?;
     let running = found.records.iter().find(|record| record.meshed).map(PodRecord::named);
     let rungs = capture::rungs(config.ladder, &config.state, running)?;
-    let ground = Ground { pins: &config.pins, options: kernel::Options { log: config.kernel_log } };
+    let ground = Ground { pins: &config.pins, options: kernel::Options { log: config.kernel_log, flows_bytes: None } };
     let (capture, fallen) = capture::climb(&rungs, &cgroup_root, ground)?;
     let standing = Standing { rung: capture.rung(), fallen, asked: config.ladder != Ladder::Auto };
     capture::write_down(&standing, &config.state).map_err(place(&config.state))?;
@@ -260,9 +262,10 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         capture,
         standing,
         keeper: Mutex::new(Keeper::new()),
+        flows: Mutex::default(),
         held: Notify::new(),
         cgroup_root,
-        authority: Authority::new(config.authority, clock, Dice::from_seed(config.seed))?,
+        authority: Authority::new(config.authority, clock.clone(), Dice::from_seed(config.seed))?,
         metrics: Metrics::new()?,
         faults: watch::Sender::default(),
         conflicts: watch::Sender::default(),
@@ -303,13 +306,7 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         parts.spawn(kernel_log);
     }
     if let Some(flows) = flows {
-        let counted = Arc::clone(&agent);
-        parts.spawn(flows::follow(flows, move |flow| {
-            // One pod's last connections may close after it is gone.
-            if let Some(pod) = counted.pods.borrow().get(&flow.netns) {
-                counted.metrics.flows.record(flow, pod.record.namespace.as_str(), pod.record.name.as_str());
-            }
-        }));
+        parts.spawn(flows::follow(Arc::clone(&agent), flows, clock));
     }
     info!("node agent ready for pods");
 
@@ -397,6 +394,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
         let mut gone = None;
         agent.pods.send_modify(|pods| gone = pods.remove(&cookie));
         let Some(pod) = gone else { continue };
+        agent.flows.lock().went(&pod.record);
         agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
         // Whoever ends a pod ends its processes before its record goes.
         if undescribed::is_populated(&pod.record.cgroup) {

@@ -12,7 +12,7 @@ use proxy_common::pods::WATCHED;
 
 use super::links::{self, Place, Target};
 use super::programs::{self, Program};
-use super::{Kernel, KernelError, attach, link_pin, open_folder, program_pin};
+use super::{Kernel, KernelError, Options, attach, link_pin, open_folder, program_pin};
 use crate::node::maps;
 
 /// A program that is not as it was attached.
@@ -92,7 +92,7 @@ impl Kernel {
             return Err(KernelError::file("open", maps::pin(&self.pins, map), io::Error::from(io::ErrorKind::NotFound)));
         }
         if !programs::all().all(|program| self.pins.join(program_pin(program)).exists()) {
-            attach(&self.pins, &self.cgroup_root, self.log)?;
+            attach(&self.pins, &self.cgroup_root, Options { log: self.log, ..Options::default() })?;
         }
         let root = open_folder(&self.cgroup_root)?;
         let id = root.metadata().map_err(|error| KernelError::file("look at", &self.cgroup_root, error))?.ino();

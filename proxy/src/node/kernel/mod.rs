@@ -59,6 +59,8 @@ pub(crate) struct Kernel {
 pub(crate) struct Options {
     /// The programs write rare events into the log, see [`Kernel::log`].
     pub(crate) log: bool,
+    /// Bytes of the flow records that wait to be read, a power of two of pages; none: as many as the object says.
+    pub(crate) flows_bytes: Option<u32>,
 }
 
 /// A pod to enrol.
@@ -119,7 +121,7 @@ impl Kernel {
                 maps::mark_build(pins, found, 0)?;
                 layout::take_over(pins, found)?;
             }
-            attach(pins, cgroup_root, options.log)?;
+            attach(pins, cgroup_root, options)?;
             maps::mark_build(pins, layout, print)?;
         }
         layout::forget_former(pins)?;
@@ -379,9 +381,9 @@ pub(crate) fn unmount_bpffs(folder: &Path) -> Result<(), KernelError> {
 }
 
 /// Loads the programs, attaches those of the node, pins them all. A link that stands gets the new program in place.
-fn attach(pins: &Path, cgroup_root: &Path, log: bool) -> Result<(), KernelError> {
+fn attach(pins: &Path, cgroup_root: &Path, options: Options) -> Result<(), KernelError> {
     let root = open_folder(cgroup_root)?;
-    for (program, loaded) in programs::load(pins, log)? {
+    for (program, loaded) in programs::load(pins, options)? {
         links::pin(loaded.as_fd(), &pins.join(program_pin(program)))?;
         if programs::NODE.iter().any(|node| node.name == program.name) {
             let pin = pins.join(link_pin(program));

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
+use proxy_common::flows::FLOWS;
 use proxy_common::pods::LISTENERS;
 
+use super::Options;
 use super::error::KernelError;
 use super::links::Hook;
 use crate::node::maps;
@@ -64,14 +66,17 @@ pub(super) fn print(log: bool) -> u64 {
 }
 
 /// Loads all programs. Maps that are pinned below `pins` are taken from there, the others are made and pinned.
-pub(super) fn load(pins: &Path, log: bool) -> Result<Vec<(Program, OwnedFd)>, KernelError> {
+pub(super) fn load(pins: &Path, options: Options) -> Result<Vec<(Program, OwnedFd)>, KernelError> {
     let mut loader = EbpfLoader::new();
     maps::make(pins)?;
     loader.map_max_entries(LISTENERS, maps::ADDRESSES_ROOM);
+    if let Some(bytes) = options.flows_bytes {
+        loader.map_max_entries(FLOWS, bytes);
+    }
     for map in maps::PINNED {
         loader.map_pin_path(map, maps::pin(pins, map));
     }
-    let mut ebpf = with_maps(&mut loader, log)?;
+    let mut ebpf = with_maps(&mut loader, options.log)?;
     all().map(|program| Ok((program, load_one(&mut ebpf, program)?))).collect()
 }
 

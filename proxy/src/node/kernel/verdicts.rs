@@ -35,7 +35,7 @@ impl Pins {
     fn load(&self) -> Result<Counts, KernelError> {
         let pins = self.0.path();
         let mut counts = Counts::new();
-        for (program, loaded) in programs::load(pins, false)? {
+        for (program, loaded) in programs::load(pins, Options::default())? {
             let pin = pins.join(program_pin(program));
             links::pin(loaded.as_fd(), &pin)?;
             let count = ProgramInfo::from_pin(&pin).unwrap().verified_instruction_count().unwrap();

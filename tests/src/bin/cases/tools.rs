@@ -3,14 +3,15 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Mesh, PATIENCE, Pod, finish, outrigger};
+use e2e::mesh::{Mesh, PATIENCE, Pod, binary, finish, outrigger, wait_for};
 use e2e::runner::{Case, Runner};
 use serde_json::Value;
 
 use crate::world::{Nobody, client, echo, own, service, until};
 
 struct World {
-    _pods: [Pod; 2],
+    _web: Pod,
+    caller: Pod,
     mesh: Mesh,
 }
 
@@ -22,7 +23,7 @@ pub(crate) fn run(runner: &mut Runner) {
         let caller = client(&mesh, "seen/client")?;
         mesh.apply(&service("seen", "web", 80, 8080))?;
         until(&caller, "http://web/", 200)?;
-        Ok(World { _pods: [web, caller], mesh })
+        Ok(World { _web: web, caller, mesh })
     };
     runner.group(
         "tools",
@@ -31,6 +32,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "status_and_proxies_tell_that_all_is_well", run: |world, _| listings(world) },
             Case { name: "doctor_finds_a_mesh_well_and_tells_who_is_not_root", run: |world, _| doctor(world) },
             Case { name: "get_shows_documents_in_three_forms", run: |world, _| get(world) },
+            Case { name: "get_flows_names_both_ends_of_a_connection_that_ended", run: |world, _| flows(world) },
             Case { name: "another_user_may_look_at_the_dashboard_and_at_nothing_else", run: |world, _| another_user(world) },
         ],
     );
@@ -73,6 +75,40 @@ fn get(_world: &World) -> Result<()> {
     json(&["get", "Service", "web", "-n", "seen", "-o", "json"])?;
     let gone = finish(&mut outrigger(["get", "Service", "gone", "-n", "seen"]), PATIENCE)?;
     ensure!(gone.code == 1, "what is not there was answered with {}: {}", gone.code, gone.all());
+    Ok(())
+}
+
+/// A pod that ends: what others had with it closes, and is known by its name still.
+fn flows(world: &World) -> Result<()> {
+    let brief = echo(&world.mesh, "seen/brief", "brief")?;
+    world.mesh.apply(&service("seen", "brief", 80, 8080))?;
+    until(&world.caller, "http://brief/", 200)?;
+    let address = brief.address()?;
+    brief.stop()?;
+    let flow = wait_for("the flow's record", PATIENCE, || {
+        let told = json(&["get", "flows", "client", "-n", "seen", "-o", "json"])?;
+        let flows = told["flows"].as_array().context("no flows")?;
+        let found = flows.iter().find(|flow| flow["peer"] == "seen/brief" && flow["direction"] == "outbound");
+        found.cloned().with_context(|| format!("none with seen/brief in {told}"))
+    })?;
+    ensure!(flow["remote"] == format!("{address}:8080"), "it was with {flow}");
+    let least = |field: &str| flow[field].as_u64().unwrap_or(0);
+    ensure!(least("sentBytes") > 100 && least("receivedBytes") > 100 && least("roundTripUs") > 0, "it tells {flow}");
+    ensure!(least("durationUs") > 0 && ["finished", "reset"].iter().any(|end| flow["end"] == *end), "it tells {flow}");
+    let table = finish(&mut outrigger(["get", "flows", "-n", "seen"]), PATIENCE)?.ok()?;
+    let line = table.lines().find(|line| line.contains("seen/client") && line.contains("seen/brief"));
+    ensure!(line.is_some_and(|line| line.contains(" out ") && line.contains(" 8080 ")), "get flows said {table}");
+    // As they come: the reader leaves when it has seen one.
+    let stream = format!("{} get flows -n seen --watch -o json | head -n 1", binary().display());
+    let one = finish(Command::new("sh").args(["-c", &stream]), PATIENCE)?.ok()?;
+    let one: Value = serde_json::from_str(&one).with_context(|| format!("get flows --watch said {one}"))?;
+    ensure!(one["number"].is_u64(), "get flows --watch said {one}");
+    // Who talks with whom is no one else's business.
+    let asked = world.caller.curl(["http://10.64.0.1:14030/flows", "-m", "5"])?;
+    ensure!(asked.status != 200, "a pod is told: {}", asked.body);
+    let answer =
+        finish(Command::new("curl").args(["-s", "-o", "-", "-w", "%{http_code}", "http://10.64.0.1:14030/flows"]), PATIENCE)?;
+    ensure!(answer.stdout.ends_with("403"), "it is told at the bridge: {}", answer.all());
     Ok(())
 }
 

@@ -301,7 +301,7 @@ fn nothing_of_a_watched_link_stays_behind_and_the_agents_restart_leaves_it_watch
     drop(kernel);
     send_raw(&world, false);
     // Other options are another build, whose program takes the place of the former.
-    let mut kernel = Kernel::open(&world.pins, &world.root, Options { log: true }).unwrap();
+    let mut kernel = Kernel::open(&world.pins, &world.root, Options { log: true, ..Options::default() }).unwrap();
     send_raw(&world, false);
     within_a_second(|| seen(&kernel, &world), [2, 0, 0, 0]);
     enrol_watched(&world, &mut kernel, &mode(true));

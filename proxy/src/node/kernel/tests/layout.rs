@@ -202,7 +202,7 @@ fn an_agent_that_was_killed_while_it_took_pins_over_is_followed_by_one_that_does
     // So far: the maps, and the first of the programs.
     maps::mark_build(&world.pins, 3, 0).unwrap();
     super::super::layout::take_over(&world.pins, 3).unwrap();
-    let (program, loaded) = programs::load(&world.pins, false).unwrap().swap_remove(0);
+    let (program, loaded) = programs::load(&world.pins, Options::default()).unwrap().swap_remove(0);
     links::pin(loaded.as_fd(), &world.pins.join(program_pin(program))).unwrap();
     assert!(replace(&world.pins.join(link_pin(program)), &loaded).unwrap());
     // An agent of layout 3 takes the mark away while it works.

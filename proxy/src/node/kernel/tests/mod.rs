@@ -8,6 +8,7 @@ mod attest;
 mod bypass;
 mod complete;
 mod exclusions;
+mod flows;
 mod layout;
 mod limits;
 mod neighbours;
@@ -605,7 +606,7 @@ fn traffic_goes_on_while_the_agent_restarts_and_while_it_replaces_the_programs()
     assert!(world.a.greets(Who::App, world.b.both(7777)[1]), "adopted");
     drop(kernel);
     // Other options are another build.
-    let replaced = Kernel::open(&world.pins, &world.root, Options { log: true }).unwrap();
+    let replaced = Kernel::open(&world.pins, &world.root, Options { log: true, ..Options::default() }).unwrap();
     assert!(!replaced.is_adopted());
     assert!(world.a.greets(Who::App, world.b.both(7777)[0]), "replaced");
     assert_eq!(replaced.counters(world.b.cookie).unwrap().unwrap().of(Counter::Steered), 3);
@@ -687,47 +688,12 @@ fn remove_all_leaves_no_pin_no_link_and_no_program() {
 }
 
 #[tokio::test]
-async fn flow_record_tells_of_both_ends_when_a_connection_closes() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.open();
-    world.a.enrol(&mut kernel);
-    let listener = world.b.enrol_with_listener(&mut kernel);
-    let mut flows = kernel.flows().unwrap();
-    let to = world.b.both(7777)[0];
-    let mut caller = world.a.dial(to, None).unwrap();
-    let port = caller.local_addr().unwrap().port();
-    let (mut called, _) = accept(&listener);
-    caller.write_all(&[7; 1000]).unwrap();
-    called.read_exact(&mut [0; 1000]).unwrap();
-    called.write_all(&[7; 300]).unwrap();
-    caller.read_exact(&mut [0; 300]).unwrap();
-    drop((caller, called));
-    let mut records = Vec::new();
-    for _ in 0..2 {
-        records.push(tokio::time::timeout(Duration::from_secs(5), flows.next()).await.unwrap().unwrap());
-    }
-    records.sort_unstable_by_key(|flow| flow.direction);
-    let [inbound, outbound] = records.try_into().unwrap();
-    assert_eq!((inbound.netns, outbound.netns), (world.b.cookie, world.a.cookie));
-    // SYN and FIN count for a byte each, as far as they were acknowledged.
-    for (bytes, least) in
-        [(inbound.received_bytes, 1000), (outbound.sent_bytes, 1000), (inbound.sent_bytes, 300), (outbound.received_bytes, 300)]
-    {
-        assert!((least..=least + 2).contains(&bytes), "{bytes} of {least}");
-    }
-    assert_eq!((IpAddr::from(inbound.local), inbound.local_port), (to.ip(), 7777));
-    assert_eq!((IpAddr::from(outbound.remote), outbound.remote_port), (to.ip(), 7777));
-    assert_eq!((inbound.remote_port, outbound.local_port), (port, port));
-    assert!(outbound.srtt_us > 0 && outbound.duration_ns > 0);
-}
-
-#[tokio::test]
 async fn rare_events_reach_the_log_only_where_asked_for() {
     let Some(world) = World::new() else { return };
     let kernel = world.open();
     assert!(kernel.log().unwrap().is_none());
     drop(kernel);
-    let kernel = Kernel::open(&world.pins, &world.root, Options { log: true }).unwrap();
+    let kernel = Kernel::open(&world.pins, &world.root, Options { log: true, ..Options::default() }).unwrap();
     let log = kernel.log().unwrap().unwrap();
     // It runs until it is dropped.
     assert!(tokio::time::timeout(Duration::from_millis(50), log).await.is_err());

@@ -1,4 +1,6 @@
-//! `outrigger get`: documents that the control plane holds, and how each of them stands.
+//! `outrigger get`: documents that the control plane holds, and how each of them stands; and `get flows`, see [`flows`].
+
+mod flows;
 
 use std::process::ExitCode;
 
@@ -16,12 +18,15 @@ use crate::model::Kind;
   outrigger get services
   outrigger get httproute web -n shop -o yaml
   outrigger get all -o wide
+  outrigger get flows web-1 -n shop --watch
+
+`flows` are connections of this machine's pods that ended of late, as the kernel saw them.
 
 Kinds: mesh, service (svc), workload (wl), httproute (route), authorizationpolicy (authz), requestauthentication (authn), peerauthentication (peer), trafficpolicy (tp); plurals too.")]
 pub(crate) struct GetArgs {
-    /// A kind by its name, its plural or its short form, or `all`
+    /// A kind by its name, its plural or its short form, `all`, or `flows`
     pub(crate) kind: String,
-    /// Only documents of this name
+    /// Only documents of this name; only flows of this pod
     pub(crate) name: Option<String>,
     /// Only this namespace
     #[arg(short, long)]
@@ -29,18 +34,27 @@ pub(crate) struct GetArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
+    /// Go on with flows as they end, until interrupted
+    #[arg(short, long)]
+    pub(crate) watch: bool,
     #[command(flatten)]
     pub(crate) api: ApiArgs,
 }
 
 /// Runs `outrigger get`.
 pub(crate) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
+    if args.kind == "flows" {
+        return flows::run(args);
+    }
+    if args.watch {
+        return Err(Failure::invalid(["only flows can be watched"]));
+    }
     let mut query = Vec::new();
     if args.kind != "all" {
         let Some(kind) = kind_named(&args.kind) else {
             let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
             return Err(Failure::invalid([format!(
-                "there is no kind {:?}; there are {}, and `all`",
+                "there is no kind {:?}; there are {}, `all` and `flows`",
                 args.kind,
                 known.join(", ")
             )]));

@@ -1,15 +1,14 @@
-//! Kernel flow records become metrics of the node agent: what each pod's sidecar exchanged with what is outside the pod,
-//! as the kernel saw it, whatever the sidecar itself says.
+//! What flow records add up to: what each pod's sidecar exchanged with what is outside the pod, as the kernel saw it,
+//! whatever the sidecar itself says.
 //!
 //! Invariant: labels are pods, directions and ways; an address or a port never is one.
 
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Registry};
-use proxy_common::flows::{Direction, Flow};
-use tracing::warn;
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Registry};
+use proxy_common::flows::{End, Flow};
 
-use super::kernel::Flows;
+use super::direction;
 use crate::telemetry::{TelemetryError, metrics};
 
 /// What the records add up to.
@@ -21,6 +20,11 @@ pub(crate) struct FlowMetrics {
     bytes: IntCounterVec,
     /// namespace, pod, direction
     retransmits: IntCounterVec,
+    /// namespace, pod, direction
+    resets: IntCounterVec,
+    /// namespace, pod, direction
+    timeouts: IntCounterVec,
+    unnamed: IntCounter,
     /// direction
     duration: HistogramVec,
     /// direction
@@ -58,6 +62,23 @@ impl FlowMetrics {
                 "Segments that such connections sent again.",
                 &pod,
             )?,
+            resets: metrics::counters(
+                registry,
+                "outrigger_capture_flow_resets_total",
+                "Such connections that one side cut short.",
+                &pod,
+            )?,
+            timeouts: metrics::counters(
+                registry,
+                "outrigger_capture_flow_timeouts_total",
+                "Such connections that were given up because the other side acknowledged nothing any more.",
+                &pod,
+            )?,
+            unnamed: metrics::counter(
+                registry,
+                "outrigger_capture_flows_unnamed_total",
+                "Flow records of pods that were gone already and that nobody remembered.",
+            )?,
             duration: histogram(
                 "outrigger_capture_flow_duration_seconds",
                 "From the handshake to the close of such connections.",
@@ -73,14 +94,31 @@ impl FlowMetrics {
 
     /// Adds one connection of the pod `name` in `namespace`.
     pub(crate) fn record(&self, flow: &Flow, namespace: &str, name: &str) {
-        let direction = if flow.direction == Direction::Inbound as u32 { "inbound" } else { "outbound" };
+        let direction = direction(flow);
         let pod = [namespace, name, direction];
         self.flows.with_label_values(&pod).inc();
         self.bytes.with_label_values(&[namespace, name, direction, "sent"]).inc_by(flow.sent_bytes);
         self.bytes.with_label_values(&[namespace, name, direction, "received"]).inc_by(flow.received_bytes);
         self.retransmits.with_label_values(&pod).inc_by(flow.retransmits.into());
+        // Made in any case: a rate needs a zero to begin with.
+        let (resets, timeouts) = (self.resets.with_label_values(&pod), self.timeouts.with_label_values(&pod));
+        if flow.end == End::Reset as u16 {
+            resets.inc();
+        } else if flow.end == End::TimedOut as u16 {
+            timeouts.inc();
+        }
         self.duration.with_label_values(&[direction]).observe(Duration::from_nanos(flow.duration_ns).as_secs_f64());
         self.round_trip.with_label_values(&[direction]).observe(Duration::from_micros(flow.srtt_us.into()).as_secs_f64());
+    }
+
+    /// Nobody knows whose record it was.
+    pub(crate) fn is_unnamed(&self) {
+        self.unnamed.inc();
+    }
+
+    /// How many there were.
+    pub(crate) fn unnamed(&self) -> u64 {
+        self.unnamed.get()
     }
 
     /// Drops the series of a pod that is gone. A record that comes later makes them anew until the next one goes.
@@ -90,6 +128,8 @@ impl FlowMetrics {
             // An error says that there was no such series.
             drop(self.flows.remove_label_values(&pod));
             drop(self.retransmits.remove_label_values(&pod));
+            drop(self.resets.remove_label_values(&pod));
+            drop(self.timeouts.remove_label_values(&pod));
             for way in ["sent", "received"] {
                 drop(self.bytes.remove_label_values(&[namespace, name, direction, way]));
             }
@@ -97,55 +137,29 @@ impl FlowMetrics {
     }
 }
 
-/// Reads records until the kernel gives none any more. `record` finds the pod of a namespace cookie; a record of a pod that
-/// is gone already is dropped. Cancel-safe: a record is taken and counted in one step.
-pub(crate) async fn follow(mut flows: Flows, mut record: impl FnMut(&Flow)) {
-    loop {
-        match flows.next().await {
-            Ok(flow) => record(&flow),
-            Err(error) => {
-                warn!(%error, "the kernel's flow records ended");
-                return;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proxy_common::address::Address;
+    use proxy_common::flows::Direction;
 
     use super::*;
-
-    fn flow(direction: Direction) -> Flow {
-        Flow {
-            netns: 1,
-            sent_bytes: 300,
-            received_bytes: 1000,
-            duration_ns: 2_000_000_000,
-            local: Address::NONE,
-            remote: Address::NONE,
-            srtt_us: 70,
-            retransmits: 2,
-            local_port: 80,
-            remote_port: 40000,
-            direction: direction as u32,
-        }
-    }
+    use crate::node::flows::flow;
 
     #[test]
     fn records_add_up_by_pod_and_direction() {
         let registry = Registry::new();
         let metrics = FlowMetrics::new(&registry).unwrap();
-        metrics.record(&flow(Direction::Inbound), "shop", "web-1");
-        metrics.record(&flow(Direction::Inbound), "shop", "web-1");
-        metrics.record(&flow(Direction::Outbound), "shop", "web-1");
+        metrics.record(&flow(Direction::Inbound, End::Finished), "shop", "web-1");
+        metrics.record(&flow(Direction::Inbound, End::Reset), "shop", "web-1");
+        metrics.record(&flow(Direction::Outbound, End::TimedOut), "shop", "web-1");
         let text = metrics::render(&registry);
         for line in [
             r#"outrigger_capture_flows_total{direction="inbound",namespace="shop",pod="web-1"} 2"#,
             r#"outrigger_capture_flow_bytes_total{direction="inbound",namespace="shop",pod="web-1",way="received"} 2000"#,
             r#"outrigger_capture_flow_bytes_total{direction="outbound",namespace="shop",pod="web-1",way="sent"} 300"#,
             r#"outrigger_capture_flow_retransmits_total{direction="outbound",namespace="shop",pod="web-1"} 2"#,
+            r#"outrigger_capture_flow_resets_total{direction="inbound",namespace="shop",pod="web-1"} 1"#,
+            r#"outrigger_capture_flow_timeouts_total{direction="inbound",namespace="shop",pod="web-1"} 0"#,
+            r#"outrigger_capture_flow_timeouts_total{direction="outbound",namespace="shop",pod="web-1"} 1"#,
             r#"outrigger_capture_flow_duration_seconds_sum{direction="outbound"} 2"#,
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
@@ -156,7 +170,7 @@ mod tests {
     fn pod_that_is_gone_leaves_no_series() {
         let registry = Registry::new();
         let metrics = FlowMetrics::new(&registry).unwrap();
-        metrics.record(&flow(Direction::Inbound), "shop", "web-1");
+        metrics.record(&flow(Direction::Inbound, End::Reset), "shop", "web-1");
         metrics.forget("shop", "web-1");
         metrics.forget("shop", "never-seen");
         assert!(!metrics::render(&registry).contains("web-1"));

@@ -1,0 +1,123 @@
+//! What the kernel says of connections when they close, and what it could not say.
+
+use std::cell::Cell;
+
+use proxy_common::flows::{End, Flow};
+
+use super::*;
+
+#[tokio::test]
+async fn flow_record_tells_of_both_ends_when_a_connection_closes() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let mut flows = kernel.flows().unwrap();
+    let to = world.b.both(7777)[0];
+    let mut caller = world.a.dial(to, None).unwrap();
+    let port = caller.local_addr().unwrap().port();
+    let (mut called, _) = accept(&listener);
+    caller.write_all(&[7; 1000]).unwrap();
+    called.read_exact(&mut [0; 1000]).unwrap();
+    called.write_all(&[7; 300]).unwrap();
+    caller.read_exact(&mut [0; 300]).unwrap();
+    drop((caller, called));
+    let [inbound, outbound] = two_records(&mut flows).await;
+    assert_eq!((inbound.netns, outbound.netns), (world.b.cookie, world.a.cookie));
+    // SYN and FIN count for a byte each, as far as they were acknowledged.
+    for (bytes, least) in
+        [(inbound.received_bytes, 1000), (outbound.sent_bytes, 1000), (inbound.sent_bytes, 300), (outbound.received_bytes, 300)]
+    {
+        assert!((least..=least + 2).contains(&bytes), "{bytes} of {least}");
+    }
+    assert_eq!((IpAddr::from(inbound.local), inbound.local_port), (to.ip(), 7777));
+    assert_eq!((IpAddr::from(outbound.remote), outbound.remote_port), (to.ip(), 7777));
+    assert_eq!((inbound.remote_port, outbound.local_port), (port, port));
+    assert!(outbound.srtt_us > 0 && outbound.duration_ns > 0);
+    assert_eq!((inbound.end, outbound.end), (End::Finished as u16, End::Finished as u16));
+}
+
+/// The next records, the one of who was called first.
+async fn two_records(flows: &mut Flows) -> [Flow; 2] {
+    let mut records = Vec::new();
+    for _ in 0..2 {
+        records.push(tokio::time::timeout(Duration::from_secs(10), flows.next()).await.unwrap().unwrap());
+    }
+    records.sort_unstable_by_key(|flow| flow.direction);
+    records.try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_flow_record_tells_whether_a_connection_was_cut_short_or_given_up() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let mut flows = kernel.flows().unwrap();
+    let to = world.b.both(7777)[0];
+    // Closed with bytes that nobody read.
+    let mut caller = world.a.dial(to, None).unwrap();
+    let (called, _) = accept(&listener);
+    caller.write_all(&[7; 1000]).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    drop(called);
+    thread::sleep(Duration::from_millis(100));
+    drop(caller);
+    assert_eq!(two_records(&mut flows).await.map(|flow| flow.end), [End::Reset as u16; 2]);
+    // The other side is not there any more.
+    let mut caller = world.a.dial(to, None).unwrap();
+    let (called, _) = accept(&listener);
+    SockRef::from(&caller).set_tcp_user_timeout(Some(Duration::from_millis(500))).unwrap();
+    ip(&["-n", &world.b.netns, "addr", "del", &format!("{}/24", world.b.v4), "dev", "eth0"]);
+    caller.write_all(&[7; 1000]).unwrap();
+    let flow = tokio::time::timeout(Duration::from_secs(10), flows.next()).await.unwrap().unwrap();
+    assert_eq!((flow.netns, flow.end), (world.a.cookie, End::TimedOut as u16));
+    assert!(flow.retransmits > 0);
+    drop(called);
+}
+
+#[tokio::test]
+async fn flow_records_that_nobody_reads_in_time_are_counted_and_later_ones_come() {
+    let Some(world) = World::new() else { return };
+    let tiny = 4096;
+    let options = Options { flows_bytes: Some(tiny), ..Options::default() };
+    let mut kernel = Kernel::open(&world.pins, &world.root, options).unwrap();
+    world.a.enrol(&mut kernel);
+    let mut flows = kernel.flows().unwrap();
+    greet(world.b.listen(Who::App, "::", 7777));
+    let to = world.b.both(7777)[0];
+    let many = 200;
+    let dial = |times: usize| {
+        world.a.as_(Who::Sidecar, || {
+            for _ in 0..times {
+                let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+                stream.read_exact(&mut [0; 5]).unwrap();
+            }
+        });
+    };
+    dial(many);
+    // Sockets that wait for the other side's end close a little later.
+    let lost = |kernel: &Kernel| kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::FlowLost);
+    let taken = Cell::new(0);
+    let mut complete = || {
+        while flows.take().is_some() {
+            taken.set(taken.get() + 1);
+        }
+        taken.get() + usize::try_from(lost(&kernel)).unwrap()
+    };
+    thread::sleep(Duration::from_millis(200));
+    for _ in 0..100 {
+        if complete() == many {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(complete(), many, "{} lost", lost(&kernel));
+    let before = lost(&kernel);
+    // As many as fit came, and no more.
+    let fit = usize::try_from(tiny).unwrap() / size_of::<Flow>();
+    assert!((many - fit..many).contains(&usize::try_from(before).unwrap()), "{before} of {many}");
+    dial(10);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!((complete(), lost(&kernel)), (many + 10, before));
+}
