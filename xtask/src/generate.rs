@@ -14,7 +14,7 @@ struct Protocol {
     destination: &'static str,
 }
 
-const PROTOCOLS: [Protocol; 4] = [
+const PROTOCOLS: [Protocol; 6] = [
     Protocol {
         folder: "proxy/proto",
         source: "delta.proto",
@@ -32,6 +32,18 @@ const PROTOCOLS: [Protocol; 4] = [
         source: "workload.proto",
         generated: "_.rs",
         destination: "proxy/src/node/workload_proto.rs",
+    },
+    Protocol {
+        folder: "proxy/proto",
+        source: "csi.proto",
+        generated: "csi.v1.rs",
+        destination: "proxy/src/node/kubernetes/csi_proto.rs",
+    },
+    Protocol {
+        folder: "proxy/proto",
+        source: "registration.proto",
+        generated: "pluginregistration.rs",
+        destination: "proxy/src/node/kubernetes/registration_proto.rs",
     },
     Protocol {
         folder: "tests/proto",

@@ -42,6 +42,19 @@ pub(crate) fn declare_own_dial(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_priority(OWN_DIAL_PRIORITY)
 }
 
+/// Has a netlink socket's questions be taken by the letter, without which some are not looked at as a whole (Linux 4.20).
+///
+/// # Errors
+/// It is no netlink socket.
+pub(crate) fn ask_strictly(socket: &impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the pointer leads to one int that lives until the call returns.
+    let answer = unsafe {
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_NETLINK, NETLINK_GET_STRICT_CHK, (&raw const on).cast(), 4)
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// How many bytes that were written to a TCP socket its peer has not acknowledged.
 ///
 /// # Errors
@@ -56,6 +69,8 @@ pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
 
 /// The highest one that a process without capabilities may give (socket(7)). Nothing schedules by it on loopback.
 pub(crate) const OWN_DIAL_PRIORITY: u32 = 6;
+/// Of `include/uapi/linux/netlink.h`.
+const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 /// "mesh": a level that no protocol has.
 const LEVEL: libc::c_int = 0x6d65_7368;
 const NAME: libc::c_int = 1;

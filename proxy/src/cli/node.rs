@@ -16,12 +16,12 @@ use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::units::Span;
 use crate::node::ladder::{Ladder, Rung};
-use crate::node::{Config, authority, chain, netns};
+use crate::node::{Config, Doors, authority, chain, kubernetes, netns};
 use crate::telemetry::log::{self, LogFormat};
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  outrigger node --control 127.0.0.1:14010 --name laptop\n  outrigger node --control 127.0.0.1:14010 --name laptop --capture nftables"
+    after_help = "Examples:\n  outrigger node --control 127.0.0.1:14010 --name laptop\n  outrigger node --control 127.0.0.1:14010 --name laptop --capture nftables\n  outrigger node --kubernetes --control control.outrigger-system.svc:14010"
 )]
 pub(crate) struct NodeArgs {
     /// Where the mesh keeps its state
@@ -33,6 +33,18 @@ pub(crate) struct NodeArgs {
     /// The node's name
     #[arg(long, env = "OUTRIGGER_NODE_NAME", value_name = "NODE")]
     pub(crate) name: String,
+    /// Be a CSI driver of the kubelet: each pod gets sockets of its own in place of the node's two (docs/kubernetes.md)
+    #[arg(long, env = "OUTRIGGER_KUBERNETES")]
+    pub(crate) kubernetes: bool,
+    /// The kubelet's folder
+    #[arg(long, env = "OUTRIGGER_KUBELET", value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub(crate) kubelet: PathBuf,
+    /// What proves the node to the authority [default: STATE/join-token; with --kubernetes /var/run/secrets/outrigger/token]
+    #[arg(long, env = "OUTRIGGER_JOIN_TOKEN", value_name = "PATH")]
+    pub(crate) join_token: Option<PathBuf>,
+    /// The authority's certificate [default: STATE/ca/root.pem; with --kubernetes /etc/outrigger/root.pem]
+    #[arg(long, env = "OUTRIGGER_ROOT", value_name = "PATH")]
+    pub(crate) root: Option<PathBuf>,
     /// Where sidecars enrol
     #[arg(long, env = "OUTRIGGER_NODE_SOCKET", value_name = "PATH", default_value = "/run/outrigger/node.sock")]
     pub(crate) node_socket: PathBuf,
@@ -42,9 +54,10 @@ pub(crate) struct NodeArgs {
     /// The trust domain of all identities
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "TD", default_value = "cluster.local")]
     pub(crate) trust_domain: String,
-    /// Where the kernel programs are pinned; a bpffs is mounted there
-    #[arg(long, env = "OUTRIGGER_PINS", value_name = "DIR", default_value = "/run/outrigger/bpf")]
-    pub(crate) pins: PathBuf,
+    /// Where the kernel programs are pinned; a bpffs is mounted there, but with --kubernetes, where the machine's is used
+    /// [default: /run/outrigger/bpf; with --kubernetes /sys/fs/bpf/outrigger]
+    #[arg(long, env = "OUTRIGGER_PINS", value_name = "DIR")]
+    pub(crate) pins: Option<PathBuf>,
     /// Where the own metrics and readiness are served
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "ADDR", default_value = "0.0.0.0:14030")]
     pub(crate) metrics: SocketAddr,
@@ -72,20 +85,24 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     let trust_domain = args.trust_domain.parse().map_err(|error| Failure::invalid([error]))?;
     let seed = u64::from(std::process::id())
         ^ u64::try_from(WallClock::system().since_epoch().as_nanos() & u128::from(u64::MAX)).unwrap_or(0);
+    let places = Places::of(&args);
     let config = Config {
         authority: authority::Config {
             control: args.control,
             trust_domain,
             node: args.name,
-            token: args.state.join("join-token"),
-            root: args.state.join("ca/root.pem"),
+            token: args.join_token.unwrap_or(places.token),
+            root: args.root.unwrap_or(places.root),
         },
         state: args.state,
-        pins: args.pins,
-        node_socket: args.node_socket,
-        workload_api: args.workload_api,
+        pins: args.pins.unwrap_or(places.pins),
+        doors: if args.kubernetes {
+            Doors::Kubernetes(kubernetes::Config { kubelet: args.kubelet })
+        } else {
+            Doors::Node { enrolment: args.node_socket, workload_api: args.workload_api }
+        },
         metrics: args.metrics,
-        ladder: args.capture,
+        ladder: ladder(args.capture, args.kubernetes)?,
         kernel_log: args.kernel_log,
         attest_every: args.attest_every.0.max(ATTEST_EVERY_LEAST),
         seed,
@@ -107,6 +124,36 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
         drop(drain);
         outcome.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::environment(chain(&error), error.remedy()))
     })
+}
+
+/// Where things are of which nobody says it.
+struct Places {
+    token: PathBuf,
+    root: PathBuf,
+    pins: PathBuf,
+}
+
+impl Places {
+    fn of(args: &NodeArgs) -> Self {
+        let at = |local: PathBuf, pod: &str| if args.kubernetes { PathBuf::from(pod) } else { local };
+        Self {
+            token: at(args.state.join("join-token"), "/var/run/secrets/outrigger/token"),
+            root: at(args.state.join("ca/root.pem"), "/etc/outrigger/root.pem"),
+            pins: at("/run/outrigger/bpf".into(), "/sys/fs/bpf/outrigger"),
+        }
+    }
+}
+
+/// On Kubernetes a pod is captured by programs or stays closed: what lays rulesets would have to enter its namespace, and
+/// nobody there says that a pod shall be unprotected.
+fn ladder(asked: Ladder, kubernetes: bool) -> Result<Ladder, Failure> {
+    match asked {
+        asked if !kubernetes => Ok(asked),
+        Ladder::Auto | Ladder::Only(Rung::Ebpf) => Ok(Ladder::Only(Rung::Ebpf)),
+        Ladder::Only(other) => {
+            Err(Failure::invalid([format!("--capture {} does not go with --kubernetes; use ebpf", other.word())]))
+        }
+    }
 }
 
 /// Lets go of the rights that the agent does not need any more on its rung.
@@ -162,6 +209,15 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn on_kubernetes_programs_capture_or_nothing_runs() {
+        assert!(matches!(ladder(Ladder::Auto, true), Ok(Ladder::Only(Rung::Ebpf))));
+        assert!(matches!(ladder(Ladder::Auto, false), Ok(Ladder::Auto)));
+        for rung in [Rung::Nftables, Rung::Explicit] {
+            assert!(ladder(Ladder::Only(rung), true).is_err() && ladder(Ladder::Only(rung), false).is_ok());
+        }
+    }
 
     #[test]
     fn a_folder_of_somebody_elses_alone_is_passed_by_a_capability_only() {

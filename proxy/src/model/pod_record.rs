@@ -1,6 +1,7 @@
-//! A local pod as `outrigger run` records it: one JSON file per pod in `STATE/pods/`, `NAMESPACE.NAME.json`.
+//! A pod as it is recorded on its node: one JSON file per pod in `STATE/pods/`, `NAMESPACE.NAME.json`.
 //!
-//! The node agent enrols what it finds there, the control plane makes an endpoint of it. A record is written at once
+//! `outrigger run` writes one for a local pod, and on Kubernetes the node agent for itself when a pod's sidecar first asks. The
+//! agent enrols what it finds there; without Kubernetes the control plane makes an endpoint of it. A record is written at once
 //! or not at all, so a reader never sees half of one; a field that a reader does not know is a newer writer's and is
 //! left alone.
 
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::capture::{CaptureConfig, CaptureError};
 use crate::base::names::{NameError, Named, check_host, check_name, check_part};
 
-/// One local pod.
+/// One pod of this node.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodRecord {
@@ -30,12 +31,19 @@ pub(crate) struct PodRecord {
     pub(crate) ports: Vec<PodPort>,
     /// IPv4 first, then IPv6 where the machine has it.
     pub(crate) addresses: Vec<IpAddr>,
-    /// A file that stands for the network namespace.
-    pub(crate) netns: PathBuf,
+    /// The pod's UID, on Kubernetes: one that is made again under its name is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<String>,
+    /// A file that stands for the network namespace. None on Kubernetes: the pod's own sockets show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) netns: Option<PathBuf>,
     /// The kernel's number for that namespace (`SO_NETNS_COOKIE`).
     pub(crate) netns_cookie: u64,
-    /// Holds the cgroups `app` and `sidecar`.
+    /// Holds the pod's cgroups: of a local pod `app` and `sidecar`.
     pub(crate) cgroup: PathBuf,
+    /// The sidecar's cgroup, where it is another one than `sidecar`: on Kubernetes that of its container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sidecar: Option<PathBuf>,
     /// `false`: a pod outside the mesh, which has no sidecar and is not enrolled.
     pub(crate) meshed: bool,
     /// Nothing captures its connections, and its owner wants it all the same.
@@ -88,6 +96,17 @@ impl PodRecord {
     /// How long connections wait for a sidecar that is not there; zero: they are refused.
     pub(crate) const fn hold(&self) -> Duration {
         Duration::from_millis(self.hold_ms)
+    }
+
+    /// The cgroup whose tasks are the pod's sidecar.
+    pub(crate) fn sidecar_cgroup(&self) -> PathBuf {
+        self.sidecar.clone().unwrap_or_else(|| self.cgroup.join("sidecar"))
+    }
+
+    /// A cgroup above the pod's program, and above nobody else's.
+    pub(crate) fn app_cgroup(&self) -> PathBuf {
+        // On Kubernetes each of the pod's containers has one, in the pod's own.
+        if self.sidecar.is_some() { self.cgroup.clone() } else { self.cgroup.join("app") }
     }
 
     /// Reads a record.

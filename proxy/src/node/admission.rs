@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -30,14 +31,28 @@ pub(crate) struct Namespaces(BTreeMap<u64, Seen>);
 #[derive(Debug)]
 struct Seen {
     inode: u64,
+    /// The namespace itself, where no file stands for it. It lives for as long as this is held.
+    held: Option<Arc<File>>,
     /// No pod was described with it at the last look.
     missed: bool,
 }
 
 impl Namespaces {
     /// Whether it is news.
-    fn meet(&mut self, cookie: u64, inode: u64) -> bool {
-        self.0.insert(cookie, Seen { inode, missed: false }).is_none_or(|before| before.inode != inode)
+    fn meet(&mut self, cookie: u64, inode: u64, held: Option<Arc<File>>) -> bool {
+        let before = self.0.remove(&cookie).filter(|before| before.inode == inode);
+        let is_news = before.is_none();
+        let held = held.or_else(|| before?.held);
+        self.0.insert(cookie, Seen { inode, held, missed: false });
+        is_news
+    }
+
+    fn held(&self, cookie: u64) -> Option<Arc<File>> {
+        self.0.get(&cookie)?.held.as_ref().map(Arc::clone)
+    }
+
+    pub(super) fn forget(&mut self, cookie: u64) {
+        self.0.remove(&cookie);
     }
 
     fn inode(&self, cookie: u64) -> Option<u64> {
@@ -58,7 +73,10 @@ impl Namespaces {
 
 /// Takes `socket` for a witness of the namespace of `pod`, if it is from there by what is described. Whether it is news.
 pub(super) fn meet(agent: &Agent, pod: &Named, socket: impl AsFd) -> bool {
-    let seen = || Ok::<_, io::Error>((netns::cookie_of_socket(&socket)?, netns::inode_of_socket(&socket)?));
+    let seen = || {
+        let netns = netns::of_socket(&socket)?;
+        Ok::<_, io::Error>((netns::cookie_of_socket(&socket)?, netns::inode(&netns)?))
+    };
     let (cookie, inode) = match seen() {
         Ok(seen) => seen,
         Err(error) => {
@@ -69,7 +87,7 @@ pub(super) fn meet(agent: &Agent, pod: &Named, socket: impl AsFd) -> bool {
     if pods::cookie(&agent.records, pod) != Some(cookie) {
         return false;
     }
-    let is_news = agent.namespaces.lock().meet(cookie, inode);
+    let is_news = agent.namespaces.lock().meet(cookie, inode, None);
     if is_news {
         agent.look.notify_one();
     }
@@ -100,9 +118,10 @@ pub(super) fn add(agent: &Agent, record: PodRecord) -> Result<Option<Arc<Pod>>, 
 /// Puts into the kernel what is described of a pod, as far as it is not there. `None`: see [`add`].
 pub(super) fn enrol(agent: &Agent, record: &PodRecord) -> Result<Option<Watch>, NodeError> {
     let (cookie, capture) = (record.netns_cookie, record.capture()?);
-    let netns = File::open(&record.netns).map_err(place(&record.netns))?;
+    let Some(netns) = namespace(agent, record)? else { return Ok(None) };
+    let place = || place(record.netns.as_deref().unwrap_or_else(|| Path::new("the pod's network namespace")));
     let met = agent.namespaces.lock().inode(cookie);
-    let actual = netns::inode(&netns).map_err(place(&record.netns))?;
+    let actual = netns::inode(&netns).map_err(place())?;
     let known = match (met, agent.capture.kernel()) {
         (Some(inode), _) => Some(inode),
         (None, Some(kernel)) => kernel.lock().netns_of(cookie)?,
@@ -112,10 +131,10 @@ pub(super) fn enrol(agent: &Agent, record: &PodRecord) -> Result<Option<Watch>, 
     let Some(known) = known else { return Ok(None) };
     if actual != known {
         let text = format!("it is the namespace {actual}, and the record's cookie {cookie} is that of the namespace {known}");
-        return Err(place(&record.netns)(io::Error::other(text)));
+        return Err(place()(io::Error::other(text)));
     }
-    let cgroup = record.cgroup.join("sidecar");
-    let links = device::nodes_ends(&netns).map_err(place(&record.netns))?;
+    let cgroup = record.sidecar_cgroup();
+    let links = device::nodes_ends(&netns).map_err(place())?;
     let entry = PodEntry {
         cookie,
         v4: address_of(record, |address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }),
@@ -126,6 +145,21 @@ pub(super) fn enrol(agent: &Agent, record: &PodRecord) -> Result<Option<Watch>, 
         links: &links,
     };
     agent.capture.enrol(&entry).map(Some)
+}
+
+/// Keeps a namespace that a socket of a pod has shown, for a pod that no file stands for the namespace of.
+pub(super) fn hold(agent: &Agent, cookie: u64, netns: File) -> io::Result<()> {
+    let inode = netns::inode(&netns)?;
+    agent.namespaces.lock().meet(cookie, inode, Some(Arc::new(netns)));
+    Ok(())
+}
+
+/// The network namespace of a pod. `None`: no file stands for it, and no socket has shown it yet.
+pub(super) fn namespace(agent: &Agent, record: &PodRecord) -> Result<Option<Arc<File>>, NodeError> {
+    match &record.netns {
+        Some(path) => Ok(Some(Arc::new(File::open(path).map_err(place(path))?))),
+        None => Ok(agent.namespaces.lock().held(record.netns_cookie)),
+    }
 }
 
 /// The address of one family, if the pod has one.
@@ -140,13 +174,13 @@ mod tests {
     #[test]
     fn what_was_seen_is_not_forgotten_by_a_look_that_began_before() {
         let mut namespaces = Namespaces::default();
-        assert!(namespaces.meet(7, 40) && !namespaces.meet(7, 40));
+        assert!(namespaces.meet(7, 40, None) && !namespaces.meet(7, 40, None));
         // This look read the records before the pod's was there.
         namespaces.keep(|_cookie| false);
         assert_eq!(namespaces.inode(7), Some(40));
         namespaces.keep(|cookie| cookie == 7);
         namespaces.keep(|_cookie| false);
-        assert!(namespaces.meet(7, 41), "another namespace of the cookie");
+        assert!(namespaces.meet(7, 41, None), "another namespace of the cookie");
         namespaces.keep(|_cookie| false);
         namespaces.keep(|_cookie| false);
         assert_eq!(namespaces.inode(7), None);

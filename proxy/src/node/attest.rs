@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,7 +143,9 @@ fn look_at_programs(agent: &Agent, kernel: &Mutex<Kernel>, pods: &[Arc<Pod>], fa
 /// A ruleset that was changed is laid again by who looks at it.
 fn look_at_rulesets(nftables: &Nftables, pods: &[Arc<Pod>], faults: &mut Faults) {
     for pod in pods {
-        let told = match nftables.attest(pod.record.netns_cookie, &pod.record.netns) {
+        // Where there is no file that stands for it, rulesets are not laid.
+        let Some(netns) = &pod.record.netns else { continue };
+        let told = match nftables.attest(pod.record.netns_cookie, netns) {
             Ok(None) => continue,
             Ok(Some(told)) => told,
             Err(_gone) if is_going(pod) => continue,
@@ -154,7 +157,8 @@ fn look_at_rulesets(nftables: &Nftables, pods: &[Arc<Pod>], faults: &mut Faults)
 
 /// A pod whose namespace went, and whose record is about to.
 fn is_going(pod: &Pod) -> bool {
-    std::fs::metadata(&pod.record.netns).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    let is_gone = |netns: &PathBuf| std::fs::metadata(netns).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    pod.record.netns.as_ref().is_some_and(is_gone)
 }
 
 /// Puts right what was found, where that may be, and says all of it.

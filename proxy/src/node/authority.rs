@@ -1,4 +1,5 @@
-//! The control plane's certificate authority, as the agent uses it: proves the node with its join token, keeps the
+//! The control plane's certificate authority, as the agent uses it: proves the node with its join token (on Kubernetes its
+//! service account token, which the kubelet replaces), keeps the
 //! node's own certificate fresh, has workloads' certificates signed with it, and follows the trust bundle.
 //!
 //! The control plane proves its identity in every handshake, by a chain to the bundle and its SPIFFE ID. Everything
@@ -24,6 +25,7 @@ use crate::delta::authority as proto;
 use crate::identity::source::Identity;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::identity::verify::Bundles;
+use crate::model::pod_record::PodRecord;
 
 /// The agent's way to the authority. Cheap to clone.
 #[derive(Clone)]
@@ -107,6 +109,11 @@ impl Authority {
         self.0.bundle.subscribe()
     }
 
+    /// The node's name.
+    pub(crate) fn node(&self) -> &str {
+        &self.0.config.node
+    }
+
     /// Did the node join?
     pub(crate) fn is_joined(&self) -> bool {
         self.0.joined.borrow().is_some()
@@ -151,10 +158,10 @@ impl Authority {
 
     /// A certificate for the workload `id`, with a key that is made here. Waits for the node to join, and tries until it
     /// succeeds. Cancel-safe.
-    pub(crate) async fn issue(&self, id: &SpiffeId) -> Svid {
+    pub(crate) async fn issue(&self, id: &SpiffeId, record: &PodRecord) -> Svid {
         let mut pause = Pause::new();
         loop {
-            match self.issue_once(id).await {
+            match self.issue_once(id, record).await {
                 Ok(svid) => return svid,
                 Err(error) => {
                     warn!(%id, error = &error as &dyn std::error::Error, "no certificate for a pod");
@@ -195,10 +202,10 @@ impl Authority {
         Ok(svid)
     }
 
-    async fn issue_once(&self, id: &SpiffeId) -> Result<Svid, AuthorityError> {
+    async fn issue_once(&self, id: &SpiffeId, record: &PodRecord) -> Result<Svid, AuthorityError> {
         let mut client = self.client().await;
         let request = Request::new(id)?;
-        let question = proto::SignWorkloadRequest { spiffe_id: id.to_string(), csr: request.csr.clone(), pod: None };
+        let question = proto::SignWorkloadRequest { spiffe_id: id.to_string(), csr: request.csr.clone(), pod: told(record) };
         let answer = client.sign_workload(question).await.map_err(|status| refused(&status))?.into_inner();
         Ok(request.accept(answer.chain)?)
     }
@@ -264,6 +271,13 @@ impl Authority {
     fn bundles(&self, bundle: &Bundle) -> Result<Bundles, IssueError> {
         identities::bundles(self.trust_domain(), bundle.0.iter().map(Vec::as_slice))
     }
+}
+
+/// What the control plane hears of a pod of Kubernetes sooner from here than from the API server.
+fn told(record: &PodRecord) -> Option<proto::Pod> {
+    let uid = record.uid.clone()?;
+    let addresses = record.addresses.iter().map(ToString::to_string).collect();
+    Some(proto::Pod { namespace: record.namespace.clone(), name: record.name.clone(), uid, addresses })
 }
 
 fn replace(current: &mut Bundle, new: Bundle) -> bool {

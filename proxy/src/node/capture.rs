@@ -143,7 +143,7 @@ impl Capture {
         let cookie = pod.record.netns_cookie;
         match self {
             Self::Ebpf(kernel) => kernel.lock().counters(cookie).ok().flatten(),
-            Self::Nftables(nftables) => nftables.counters(cookie, &pod.record.netns),
+            Self::Nftables(nftables) => nftables.counters(cookie, pod.record.netns.as_deref()?),
             Self::Explicit => None,
         }
     }

@@ -1,16 +1,15 @@
 //! Looks again and again whether other people's programs decide about the pods' connections.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::Agent;
 use super::kernel::{Conflict, KernelError};
 use super::pods::Pod;
+use super::{Agent, admission};
 
 /// Looks until the agent ends.
 pub(super) async fn follow(agent: Arc<Agent>) {
@@ -33,8 +32,8 @@ pub(super) async fn follow(agent: Arc<Agent>) {
 fn of(agent: &Agent, pod: &Pod) -> Result<Vec<Conflict>, KernelError> {
     // On another rung nobody decides beside our programs.
     let Some(kernel) = agent.capture.kernel() else { return Ok(Vec::new()) };
-    let mut found = kernel.lock().others_at_connect(&pod.record.cgroup.join("app"))?;
-    let Ok(netns) = File::open(&pod.record.netns) else { return Ok(found) };
+    let mut found = kernel.lock().others_at_connect(&pod.record.app_cgroup())?;
+    let Ok(Some(netns)) = admission::namespace(agent, &pod.record) else { return Ok(found) };
     let in_pod = kernel.lock().others_at_arrival(netns.as_fd())?;
     let name = pod.record.named();
     found.extend(in_pod.into_iter().map(|one| Conflict { text: format!("{name}: {}", one.text), ..one }));

@@ -1,6 +1,6 @@
 //! Enrolment: a sidecar hands its inbound listener over and is told its identity and addresses.
 //!
-//! One Unix socket for the node, one connection per sidecar, kept open for as long as the sidecar lives; the messages are
+//! One Unix socket for the node, or on Kubernetes one for each pod; one connection per sidecar, kept open for as long as the sidecar lives; the messages are
 //! [`handover`]'s. Who asks is read from the kernel: the network namespace of the asking socket and of the listener
 //! (`SO_NETNS_COOKIE`), the cgroup of the asking process (`SO_PEERCRED`). What the question says of itself is only compared
 //! with that, so that a mistake is named. [`decide`] is the whole decision, without a system call in it. A sidecar that is
@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::Agent;
 use super::callers::{Callers, Place};
+use super::kubernetes::{self, Cluster, Owner};
 use super::pods::{self, Pod, Pods};
 use super::refusal::Refusal;
 use super::{admission, netns, proof};
@@ -66,7 +67,7 @@ pub(crate) fn decide<'a>(question: &Question, facts: &Facts, pods: &'a Pods) -> 
     if actual != asked {
         return Err(Refusal::AnotherPod { pid, actual, asked });
     }
-    let expected = pod.record.cgroup.join("sidecar");
+    let expected = pod.record.sidecar_cgroup();
     if facts.caller_cgroup.as_ref() != Some(&expected) {
         let actual = facts.caller_cgroup.as_ref().map_or_else(|| "unknown".to_owned(), |cgroup| cgroup.display().to_string());
         return Err(Refusal::NotTheSidecar { pid, actual, expected: expected.display().to_string() });
@@ -103,8 +104,17 @@ fn listener_port(listener: Option<&ListenerFacts>, facts: &Facts, pod: &Named) -
     Ok(listener.port)
 }
 
-/// Answers on `socket` until the agent ends.
-pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
+/// At whose socket somebody asks.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    /// At the node's.
+    Node,
+    /// At the one that the kubelet brought this pod alone.
+    Pod { owner: Arc<Owner>, cluster: Arc<Cluster> },
+}
+
+/// Answers on `socket` until the agent ends, `most` connections at once.
+pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener, door: Door, most: usize) {
     let mut connections = JoinSet::new();
     let callers = Callers::new(CALLER_MAX);
     loop {
@@ -113,10 +123,10 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
             accepted = socket.accept() => match accepted {
                 Ok((stream, _unnamed)) => {
                     let caller = netns::cookie_of_socket(&stream).ok();
-                    let place = caller.filter(|_known| connections.len() < CONNECTIONS_MAX).and_then(|cookie| callers.admit(cookie));
+                    let place = caller.filter(|_known| connections.len() < most).and_then(|cookie| callers.admit(cookie));
                     match place {
                         Some(place) => {
-                            connections.spawn(connection(Arc::clone(&agent), stream, place));
+                            connections.spawn(connection(Arc::clone(&agent), stream, place, door.clone()));
                         }
                         None => turn_away(&agent, &stream),
                     }
@@ -142,7 +152,7 @@ fn turn_away(agent: &Agent, stream: &UnixStream) {
     if handover::try_send(stream, &answer).is_err() {}
 }
 
-async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
+async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place, door: Door) {
     let mut enrolled: Option<Enrolment> = None;
     let mut prove = agent.prove.subscribe();
     loop {
@@ -153,7 +163,7 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place) {
             timeout(QUESTION_AT_MOST, handover::receive(&stream)).await
         };
         let (answer, given) = match received {
-            Ok(Ok(Some((line, descriptors)))) => match take(&agent, &stream, &line, descriptors).await {
+            Ok(Ok(Some((line, descriptors)))) => match take(&agent, &door, &stream, &line, descriptors).await {
                 Ok(Taken { answer, enrolment, given }) => {
                     enrolled = enrolment.or(enrolled);
                     (answer, given)
@@ -232,9 +242,18 @@ impl Taken {
     }
 }
 
-async fn take(agent: &Agent, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Taken, Refusal> {
+async fn take(agent: &Agent, door: &Door, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Taken, Refusal> {
     let question: Question = serde_json::from_slice(line).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     let asked = Named::new(question.namespace.as_str(), question.name.as_str());
+    if let Door::Pod { owner, cluster } = door {
+        if matches!(question.purpose, Purpose::Prove | Purpose::Wait) {
+            return Err(Refusal::NotHere);
+        }
+        Box::pin(kubernetes::admission::admit(agent, cluster, owner, stream, &asked)).await?;
+        if let Some(refusal) = unenrolled(agent, &asked) {
+            return Err(refusal);
+        }
+    }
     match question.purpose {
         Purpose::Prove => {
             let peer = sockopt::socket_peercred(stream).map_err(|error| Refusal::Unreadable(error.to_string()))?;
@@ -372,7 +391,7 @@ fn facts(stream: &UnixStream, descriptors: &[OwnedFd], cgroup_root: &Path) -> io
         caller_pid,
         caller_cgroup: std::fs::read_to_string(format!("/proc/{caller_pid}/cgroup"))
             .ok()
-            .and_then(|text| cgroup_of(&text, cgroup_root)),
+            .and_then(|text| kubernetes::container_of(&text, cgroup_root).or_else(|| cgroup_of(&text, cgroup_root))),
         listeners: descriptors.iter().map(|descriptor| listener_facts(descriptor).ok()).collect(),
     })
 }

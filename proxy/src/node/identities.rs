@@ -124,7 +124,7 @@ pub(crate) fn bundles<'a>(domain: &TrustDomain, authorities: impl Iterator<Item 
 /// Keeps a pod's certificate fresh, for ever. Cancel-safe.
 pub(crate) async fn keep_fresh(pod: Arc<Pod>, authority: Authority) {
     loop {
-        let svid = authority.issue(&pod.id).await;
+        let svid = authority.issue(&pod.id, &pod.record).await;
         let renewal = authority.renew_in(&svid);
         pod.svid.send_replace(Some(Arc::new(svid)));
         tokio::time::sleep(renewal).await;

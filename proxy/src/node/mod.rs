@@ -4,6 +4,7 @@
 //! an agent that was killed finds its programs pinned and the pods enrolled, and sidecars hand their listeners over
 //! again. Traffic never passes through this process.
 
+mod addresses;
 mod admission;
 mod attest;
 pub(crate) mod authority;
@@ -16,6 +17,7 @@ pub(crate) mod flows;
 pub(crate) mod identities;
 mod keeper;
 pub(crate) mod kernel;
+pub(crate) mod kubernetes;
 pub(crate) mod ladder;
 mod maps;
 pub(crate) mod metrics;
@@ -25,6 +27,7 @@ pub(crate) mod pods;
 pub(crate) mod proof;
 mod refusal;
 pub(crate) mod report;
+mod rtnetlink;
 pub(crate) mod undescribed;
 pub(crate) mod workload_api;
 pub(crate) mod workload_proto;
@@ -50,8 +53,10 @@ use self::admission::Namespaces;
 use self::attest::{Faults, Mends};
 use self::authority::Authority;
 use self::capture::{Capture, Ground};
+use self::enrolment::Door;
 use self::keeper::Keeper;
 use self::kernel::{Conflict, KernelError};
+use self::kubernetes::{Cluster, Ending};
 use self::ladder::{Ladder, Occupied, Rung, Standing};
 use self::metrics::Metrics;
 use self::nftables::NftablesError;
@@ -74,9 +79,7 @@ pub(crate) struct Config {
     pub(crate) authority: authority::Config,
     /// The folder for pins; a bpffs is mounted on it.
     pub(crate) pins: PathBuf,
-    /// The enrolment socket.
-    pub(crate) node_socket: PathBuf,
-    pub(crate) workload_api: PathBuf,
+    pub(crate) doors: Doors,
     /// Where metrics and readiness are served.
     pub(crate) metrics: SocketAddr,
     /// How the pods' connections are captured.
@@ -87,6 +90,15 @@ pub(crate) struct Config {
     pub(crate) attest_every: Duration,
     /// Of the jitter between attempts and renewals.
     pub(crate) seed: u64,
+}
+
+/// Where pods meet the agent.
+#[derive(Clone, Debug)]
+pub(crate) enum Doors {
+    /// At two sockets for all of them.
+    Node { enrolment: PathBuf, workload_api: PathBuf },
+    /// Each at two of its own.
+    Kubernetes(kubernetes::Config),
 }
 
 /// Why the agent cannot start, or cannot go on.
@@ -123,6 +135,9 @@ pub(crate) enum NodeError {
     /// Nobody has shown a socket of the pod's namespace, and nothing is attached there.
     #[error("nobody has shown yet that the pod's network namespace is the one described")]
     Unseen,
+    /// The environment: nobody says where the API server is.
+    #[error("the API server is not known: {0}")]
+    Cluster(String),
     /// Ours.
     #[error(transparent)]
     Metrics(#[from] TelemetryError),
@@ -177,6 +192,8 @@ pub(crate) struct Agent {
     pub(crate) proven: Notify,
     /// Places to dial pods from.
     pub(crate) dialling: Semaphore,
+    /// Pods of Kubernetes that are about to be forgotten.
+    pub(crate) ending: Ending,
 }
 
 impl NodeError {
@@ -194,6 +211,7 @@ impl NodeError {
             Self::Name(_) => "use letters, digits, '.', '-' and '_'".to_owned(),
             Self::Capture(_) => "start the pod again with another annotation".to_owned(),
             Self::Unseen => "wait for the pod's sidecar, which shows it, or start the pod again".to_owned(),
+            Self::Cluster(_) => "let the pod have its service account token, or set KUBECONFIG".to_owned(),
             Self::Metrics(_) | Self::Ended(_) => "report this with the log; a restart helps".to_owned(),
         }
     }
@@ -208,6 +226,7 @@ impl NodeError {
             Self::Name(_) => "name",
             Self::Capture(_) => "annotation",
             Self::Unseen => "unseen",
+            Self::Cluster(_) => "cluster",
             Self::Metrics(_) | Self::Ended(_) => "internal",
         }
     }
@@ -276,6 +295,7 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         proofs: Mutex::default(),
         proven: Notify::new(),
         dialling: Semaphore::new(proof::DIALLED_AT_ONCE),
+        ending: Ending::default(),
     });
     find_strangers(&agent, &records);
     let kernel_log = agent.capture.kernel().map_or(Ok(None), |kernel| kernel.lock().log())?;
@@ -285,18 +305,25 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
     let (mut fresh, mut faults) = (Renewals::default(), BTreeMap::new());
     reconcile(&agent, &records, &mut fresh, &mut faults);
 
-    let enrolment = bind(&config.node_socket)?;
-    let workload_api = bind(&config.workload_api)?;
     let metrics = TcpListener::bind(config.metrics).await.map_err(place(&config.metrics.to_string()))?;
 
     let mut parts = JoinSet::new();
+    match &config.doors {
+        Doors::Node { enrolment, workload_api } => {
+            let (enrolment, workload_api) = (bind(enrolment)?, bind(workload_api)?);
+            parts.spawn(enrolment::serve(Arc::clone(&agent), enrolment, Door::Node, enrolment::CONNECTIONS_MAX));
+            parts.spawn(workload_api::serve(Arc::clone(&agent), workload_api, None, workload_api::CONNECTIONS_MAX));
+        }
+        Doors::Kubernetes(cluster) => {
+            let client = kubernetes::client().await?;
+            kubernetes::start(&agent, &Arc::new(Cluster::new()), client, cluster, &config.state, &mut parts)?;
+        }
+    }
     let joined = agent.authority.clone();
     parts.spawn(async move { joined.keep_joined().await });
     let bundle = agent.authority.clone();
     parts.spawn(async move { bundle.follow_bundle().await });
-    parts.spawn(enrolment::serve(Arc::clone(&agent), enrolment));
     parts.spawn(enrolment::expire(Arc::clone(&agent)));
-    parts.spawn(workload_api::serve(Arc::clone(&agent), workload_api));
     let served = metrics::serve(Arc::clone(&agent), metrics);
     parts.spawn(async move { drop(served.await) });
     parts.spawn(follow(Arc::clone(&agent), records, fresh, faults));

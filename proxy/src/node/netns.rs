@@ -56,19 +56,18 @@ pub(crate) fn cookie_of_socket(socket: impl AsFd) -> io::Result<u64> {
     if outcome == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The inode of the network namespace that `socket` belongs to.
+/// The network namespace that `socket` belongs to, open.
 ///
 /// # Errors
 /// It is no socket, or the caller lacks `CAP_NET_ADMIN`.
-pub(crate) fn inode_of_socket(socket: impl AsFd) -> io::Result<u64> {
+pub(crate) fn of_socket(socket: impl AsFd) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument, and answers with a descriptor of its own or an error.
     let answer = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS, 0) };
     if answer < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
-    let netns = unsafe { OwnedFd::from_raw_fd(answer) };
-    inode(netns)
+    Ok(unsafe { OwnedFd::from_raw_fd(answer) })
 }
 
 /// The inode of an open network namespace.
@@ -244,7 +243,7 @@ mod tests {
             return;
         }
         let own = inode(File::open("/proc/self/ns/net").unwrap()).unwrap();
-        assert_eq!(inode_of_socket(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(), own);
-        assert!(inode_of_socket(File::open("/dev/null").unwrap()).is_err());
+        assert_eq!(inode(of_socket(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap()).unwrap(), own);
+        assert!(of_socket(File::open("/dev/null").unwrap()).is_err());
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -106,9 +105,9 @@ pub(crate) fn compare(found: &Found, known: &Pods) -> Changes {
 }
 
 /// What the kernel knows of a pod, and what its certificate says.
-fn places(record: &PodRecord) -> (&[IpAddr], &Path, &Path, &BTreeMap<String, String>, &str, &str, &str) {
-    let PodRecord { namespace, name, service_account, addresses, netns, cgroup, annotations, .. } = record;
-    (addresses, netns, cgroup, annotations, namespace, name, service_account)
+fn places(record: &PodRecord) -> impl PartialEq + '_ {
+    let PodRecord { namespace, name, service_account, addresses, uid, netns, cgroup, sidecar, annotations, .. } = record;
+    ((namespace, name, service_account, uid), addresses, netns, cgroup, sidecar, annotations)
 }
 
 #[cfg(test)]
@@ -124,9 +123,11 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             addresses: vec!["10.64.0.5".parse().unwrap(), "fd64::5".parse().unwrap()],
-            netns: format!("/run/netns/outrigger-shop.{name}").into(),
+            uid: None,
+            netns: Some(format!("/run/netns/outrigger-shop.{name}").into()),
             netns_cookie: cookie,
             cgroup: format!("/sys/fs/cgroup/outrigger/pods/shop.{name}").into(),
+            sidecar: None,
             meshed: true,
             terminating: false,
             hold_ms: 10_000,

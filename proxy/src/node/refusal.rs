@@ -3,6 +3,7 @@
 use proxy_common::{PORT_INBOUND, PORT_OUTBOUND};
 
 use super::enrolment::{CALLER_MAX, CONNECTIONS_MAX};
+use super::kubernetes::admission::Refused;
 use crate::base::names::Named;
 
 /// Why a pod is not enrolled. Whoever sent the question is at fault, or whoever configured it.
@@ -53,6 +54,12 @@ pub(crate) enum Refusal {
     /// Somebody else than root asks for what is root's to ask.
     #[error("user {0} may not ask for that")]
     NotRoot(u32),
+    /// What is asked for at the node's own socket, and not at a pod's.
+    #[error("a pod's socket is not for that")]
+    NotHere,
+    /// Who asks at a pod's socket on Kubernetes.
+    #[error(transparent)]
+    Kubernetes(#[from] Refused),
     /// The kernel did not take the listener.
     #[error("the kernel refuses the listener: {0}")]
     Kernel(String),
@@ -65,6 +72,8 @@ impl Refusal {
             Self::Unreadable(_) => "send one JSON line with outrigger, namespace and name",
             Self::NoToken => "send a token of 32 letters",
             Self::NotRoot(_) => "ask as root",
+            Self::NotHere => "ask the node agent itself",
+            Self::Kubernetes(refused) => refused.remedy(),
             Self::Version(_) => "run the sidecar and the node agent from one release",
             Self::NoPod { .. } => "start the sidecar inside a pod that `outrigger run` made",
             Self::AnotherPod { .. } => "give the sidecar the namespace and name of its own pod",

@@ -24,13 +24,14 @@ use super::Agent;
 use super::authority::Bundle;
 use super::callers::{Callers, Place};
 use super::identities::Svid;
+use super::kubernetes::Owner;
 use super::netns;
 use super::pods::Pod;
 use super::workload_proto::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use super::workload_proto::{X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse};
 
-/// Answers on `socket` until the agent ends.
-pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
+/// Answers on `socket` until the agent ends, `most` connections at once; where it is one pod's socket, that `owner` alone.
+pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener, owner: Option<Arc<Owner>>, most: usize) {
     let mut connections = JoinSet::new();
     let callers = Callers::new(CONNECTIONS_MAX / 4);
     loop {
@@ -39,10 +40,11 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
             accepted = socket.accept() => match accepted {
                 Ok((stream, _unnamed)) => {
                     let caller = netns::cookie_of_socket(&stream).ok();
-                    let place = caller.filter(|_known| connections.len() < CONNECTIONS_MAX).and_then(|cookie| callers.admit(cookie));
+                    let place = caller.filter(|_known| connections.len() < most).and_then(|cookie| callers.admit(cookie));
                     match place {
                         Some(place) => {
-                            connections.spawn(connection(Arc::clone(&agent), stream, place));
+                            let api = Api { agent: Arc::clone(&agent), owner: owner.clone() };
+                            connections.spawn(connection(api, stream, place));
                         }
                         None => debug!(?caller, "a Workload API connection was refused, there are too many"),
                     }
@@ -63,13 +65,16 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener) {
 struct Caller(u64);
 
 #[derive(Clone)]
-struct Api(Arc<Agent>);
+struct Api {
+    agent: Arc<Agent>,
+    owner: Option<Arc<Owner>>,
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-async fn connection(agent: Arc<Agent>, stream: UnixStream, place: Place) {
+async fn connection(api: Api, stream: UnixStream, place: Place) {
     let caller = Caller(place.cookie());
-    let service = SpiffeWorkloadApiServer::new(Api(agent)).map_request(move |mut request: http::Request<_>| {
+    let service = SpiffeWorkloadApiServer::new(api).map_request(move |mut request: http::Request<_>| {
         request.extensions_mut().insert(caller);
         request
     });
@@ -92,7 +97,7 @@ impl SpiffeWorkloadApi for Api {
     async fn fetch_x509svid(&self, request: Request<X509svidRequest>) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let pod = self.caller(&request)?;
         let domain = trust_domain_id(&pod);
-        let states = states(&self.0, pod);
+        let states = states(&self.agent, pod);
         let answers = unfold(states, move |mut states| {
             let domain = domain.clone();
             async move {
@@ -115,7 +120,7 @@ impl SpiffeWorkloadApi for Api {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let pod = self.caller(&request)?;
         let domain = trust_domain_id(&pod);
-        let states = states(&self.0, pod);
+        let states = states(&self.agent, pod);
         let answers = unfold(states, move |mut states| {
             let domain = domain.clone();
             async move {
@@ -143,7 +148,9 @@ impl Api {
             return Err(Status::invalid_argument("security header missing; send the metadata workload.spiffe.io: true"));
         }
         let Caller(cookie) = request.extensions().get().copied().ok_or_else(|| Status::internal("no caller"))?;
-        self.0.pods.borrow().get(&cookie).map(Arc::clone).ok_or_else(no_identity)
+        let pod = self.agent.pods.borrow().get(&cookie).map(Arc::clone).ok_or_else(no_identity)?;
+        let is_his = self.owner.as_ref().is_none_or(|owner| pod.record.uid.as_ref() == Some(&owner.uid));
+        if is_his { Ok(pod) } else { Err(no_identity()) }
     }
 }
 
@@ -238,7 +245,8 @@ fn no_identity() -> Status {
 }
 
 const SECURITY_HEADER: &str = "workload.spiffe.io";
-const CONNECTIONS_MAX: usize = 4096;
+/// Connections at once, of everybody.
+pub(super) const CONNECTIONS_MAX: usize = 4096;
 const STREAMS_MAX: u32 = 16;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

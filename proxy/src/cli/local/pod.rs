@@ -91,9 +91,11 @@ impl LocalPod {
             annotations: wish.annotations,
             ports: wish.ports,
             addresses,
-            netns: netns_path,
+            uid: None,
+            netns: Some(netns_path),
             netns_cookie: cookie,
             cgroup,
+            sidecar: None,
             meshed: wish.meshed,
             unprotected: wish.unprotected,
             terminating: false,
@@ -144,7 +146,7 @@ pub(crate) fn app_command(
     when_orphaned: Option<Signal>,
 ) -> Result<Command, Failure> {
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::invalid(["no command; write it behind `--`"]))?;
-    let netns = File::open(&record.netns).map_err(|error| cannot("open the pod's network namespace", &error))?;
+    let netns = File::open(places.netns().1).map_err(|error| cannot("open the pod's network namespace", &error))?;
     let cgroup = cgroup::entrance(&record.cgroup.join("app")).map_err(|error| cannot("open the pod's cgroup", &error))?;
     let shown = names_shown(places)?;
     let mut child = Command::new(program);

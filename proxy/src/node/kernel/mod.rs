@@ -477,13 +477,17 @@ fn is_bpffs(path: &Path) -> Result<bool, KernelError> {
     Ok(u64::try_from(found.f_type).is_ok_and(|kind| kind & 0xffff_ffff == MAGIC))
 }
 
-/// The first mount of a whole cgroup2 hierarchy in the text of `mountinfo` (proc_pid_mountinfo(5)).
+/// A mount of the whole cgroup2 hierarchy in the text of `mountinfo` (proc_pid_mountinfo(5)): the first one with the machine's own
+/// root. In a cgroup namespace that is written as the way up to it (`/../..`), and `/` is then the namespace's part alone.
 fn cgroup2_in(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
+    let found = mounts.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, at) = (fields.next()?, fields.next()?);
         // A container's view of a part of the hierarchy has another root, and its id would not be the machine's.
-        (filesystem.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(at))
-    })
+        let is_up = root == "/" || root.split('/').skip(1).all(|part| part == "..");
+        (filesystem.starts_with("cgroup2 ") && is_up).then(|| (root.len(), PathBuf::from(at)))
+    });
+    // The first one of those that lead up the farthest.
+    found.rev().max_by_key(|(length, _at)| *length).map(|(_length, at)| at)
 }

@@ -301,6 +301,9 @@ fn cgroup2_is_found_where_it_is_mounted() {
     let part = "32 30 0:28 /docker/1 /sys/fs/cgroup ro,relatime - cgroup2 cgroup2 rw\n";
     assert_eq!(cgroup2_in(part), None);
     assert_eq!(cgroup2_in(""), None);
+    // A container in a cgroup namespace of its own, which sees its own part and the machine's hierarchy.
+    let both = "40 39 0:28 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n41 39 0:28 /../../.. /host/cgroup ro - cgroup2 cgroup rw\n";
+    assert_eq!(cgroup2_in(both), Some(PathBuf::from("/host/cgroup")));
 }
 
 #[test]

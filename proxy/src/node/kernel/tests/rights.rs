@@ -24,7 +24,7 @@ fn three_capabilities_are_enough_to_attach_enrol_attest_mend_and_withdraw() {
         let mut kernel = world.open();
         let inode = fs::metadata(Path::new("/run/netns").join(&world.a.netns)).unwrap().ino();
         assert_eq!(
-            (netns::cookie_of_socket(&listener).unwrap(), netns::inode_of_socket(&listener).unwrap()),
+            (netns::cookie_of_socket(&listener).unwrap(), netns::inode(netns::of_socket(&listener).unwrap()).unwrap()),
             (world.a.cookie, inode)
         );
         let links = device::nodes_ends(&File::open(Path::new("/run/netns").join(&world.a.netns)).unwrap()).unwrap();

@@ -1,0 +1,282 @@
+//! A pod's sidecar asks at the pod's own socket: who that is, is made sure of, and the pod's record is written.
+
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use tokio::net::UnixStream;
+use tracing::info;
+
+use super::cgroup::{Container, Folders};
+use super::cluster::Cluster;
+use super::described::{Described, NotSidecar};
+use super::volume::Owner;
+use crate::base::clock::WallClock;
+use crate::base::names::Named;
+use crate::base::state;
+use crate::model::capture::CaptureError;
+use crate::model::pod_record::{HOLD, PodRecord};
+use crate::node::pods::Pod;
+use crate::node::{Agent, addresses, admission, netns};
+
+/// Why a caller at a pod's socket is not its sidecar, or its pod is not enrolled.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Refused {
+    /// The caller.
+    #[error("the caller (pid {pid}) asked for {asked}, and the socket is of the pod {actual}")]
+    AnotherName { pid: u32, asked: Named, actual: Named },
+    /// The caller: a process of the node, or of another pod.
+    #[error("the caller (pid {pid}) runs in cgroup {cgroup}, which is no container of the pod {pod} (UID {uid})")]
+    NotOfPod { pid: u32, cgroup: String, pod: Named, uid: String },
+    /// The environment.
+    #[error("the container's cgroup is not where cgroup2 is mounted here")]
+    NoCgroup,
+    /// The environment: the API server is away, or does not know the pod.
+    #[error("the API server has not said anything of the pod {0}")]
+    Unheard(Named),
+    /// The environment: one of them speaks of another pod.
+    #[error("the kubelet and the API server do not agree about the pod {0}")]
+    Disagree(Named),
+    /// The pod's author.
+    #[error("the pod {0} is in its node's network, where nothing can be captured for it alone")]
+    HostNetwork(Named),
+    /// The pod's author, or the caller.
+    #[error("{0}")]
+    NotSidecar(#[from] NotSidecar),
+    /// The pod's author.
+    #[error("{0}")]
+    Capture(#[from] CaptureError),
+    /// The environment.
+    #[error("the kernel does not tell about the pod's network namespace: {0}")]
+    Kernel(String),
+    /// The environment.
+    #[error("the pod's network namespace has no address")]
+    NoAddress,
+    /// The environment.
+    #[error("the pod's record cannot be written: {0}")]
+    Record(String),
+}
+
+impl Refused {
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> &'static str {
+        match self {
+            Self::AnotherName { .. } => "give the sidecar its own pod's namespace and name (the downward API)",
+            Self::NotOfPod { .. } => "only the pod's own sidecar may ask there",
+            Self::NoCgroup => "mount the node's cgroup2 hierarchy at /sys/fs/cgroup of the node agent's container",
+            Self::Unheard(_) => {
+                "look whether the API server answers and the node agent may list and watch pods; the sidecar asks again"
+            }
+            Self::Disagree(_) => "delete the pod, so that it is made anew",
+            Self::HostNetwork(_) => "take hostNetwork out of the pod, or the label outrigger.dev/inject",
+            Self::NotSidecar(_) => "let the injection make the sidecar, and let no other container mount its volume",
+            Self::Capture(_) => "correct the annotation, and make the pod anew",
+            Self::Kernel(_) => "give the node agent CAP_NET_ADMIN",
+            Self::NoAddress => "look whether the network plugin of the node works",
+            Self::Record(_) => "look whether the node agent's state folder can be written to",
+        }
+    }
+}
+
+/// Who asks, by the kernel's word.
+struct Caller {
+    pid: u32,
+    cookie: u64,
+    container: Container,
+    folders: Folders,
+}
+
+/// Makes sure that who asks is the sidecar of the pod that the socket is of, and that the pod is described to the agent.
+/// Returns when the agent has taken that in, or could not.
+pub(crate) async fn admit(
+    agent: &Agent,
+    cluster: &Cluster,
+    owner: &Owner,
+    stream: &UnixStream,
+    asked: &Named,
+) -> Result<(), Refused> {
+    let caller = caller(agent, owner, stream)?;
+    if *asked != owner.named() {
+        return Err(Refused::AnotherName { pid: caller.pid, asked: asked.clone(), actual: owner.named() });
+    }
+    if agent.pods.borrow().get(&caller.cookie).is_some_and(|pod| is_his(pod, owner, &caller)) {
+        return Ok(());
+    }
+    let record = match cluster.pod(&owner.uid).await {
+        Some(described) => record(owner, &caller, &described, stream)?,
+        // An agent that comes back while the API server is away: the same container was made sure of before.
+        None => written(agent, owner, &caller).ok_or_else(|| Refused::Unheard(owner.named()))?,
+    };
+    let held = netns::of_socket(stream).map(File::from).and_then(|netns| admission::hold(agent, caller.cookie, netns));
+    held.map_err(|error| Refused::Kernel(error.to_string()))?;
+    write(agent, &record).map_err(|error| Refused::Record(error.to_string()))?;
+    info!(pod = %owner.named(), pid = caller.pid, container = caller.container.id, addresses = ?record.addresses, "a sidecar asks for the first time");
+    taken_in(agent, owner, &caller).await;
+    Ok(())
+}
+
+/// Waits until the agent knows the pod as it is described now, or has found that it cannot be enrolled. What it is, is told
+/// by who asks next.
+async fn taken_in(agent: &Agent, owner: &Owner, caller: &Caller) {
+    let mut pods = agent.pods.subscribe();
+    agent.look.notify_one();
+    let settled = async {
+        loop {
+            let is_known = pods.borrow_and_update().get(&caller.cookie).is_some_and(|pod| is_his(pod, owner, caller));
+            let is_refused = agent.unenrolled.lock().get(&owner.named()).is_some_and(|fault| fault.cookie == caller.cookie);
+            if is_known || is_refused || pods.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Who waited in vain is refused by the decision that follows.
+    if tokio::time::timeout(TAKEN_IN_WITHIN, settled).await.is_err() {}
+}
+
+/// Is this the pod as its present sidecar has it?
+fn is_his(pod: &Pod, owner: &Owner, caller: &Caller) -> bool {
+    pod.record.uid.as_ref() == Some(&owner.uid) && pod.record.sidecar.as_ref() == Some(&caller.folders.container)
+}
+
+fn caller(agent: &Agent, owner: &Owner, stream: &UnixStream) -> Result<Caller, Refused> {
+    let kernel = |error: io::Error| Refused::Kernel(error.to_string());
+    let peer = sockopt::socket_peercred(stream).map_err(|error| kernel(error.into()))?;
+    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let container = container(&text, pid, owner)?;
+    let folders = container.folders(&agent.cgroup_root).ok_or(Refused::NoCgroup)?;
+    Ok(Caller { pid, cookie: netns::cookie_of_socket(stream).map_err(kernel)?, container, folders })
+}
+
+/// The container in which the caller runs, which has to be one of the pod.
+fn container(proc_cgroup: &str, pid: u32, owner: &Owner) -> Result<Container, Refused> {
+    Container::of(proc_cgroup).filter(|container| container.uid == owner.uid).ok_or_else(|| {
+        let cgroup = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("unknown").to_owned();
+        Refused::NotOfPod { pid, cgroup, pod: owner.named(), uid: owner.uid.clone() }
+    })
+}
+
+/// The pod's record, of what all three say.
+fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixStream) -> Result<PodRecord, Refused> {
+    check(owner, &caller.container, described)?;
+    let kernel = |error: io::Error| Refused::Kernel(error.to_string());
+    let namespace = netns::of_socket(stream).map(File::from).map_err(kernel)?;
+    let record = PodRecord {
+        namespace: owner.namespace.clone(),
+        name: owner.name.clone(),
+        service_account: owner.service_account.clone(),
+        labels: described.labels.clone(),
+        annotations: described.annotations.clone(),
+        // Who makes endpoints of pods hears of their ports from the API server.
+        ports: Vec::new(),
+        addresses: addresses::of(&namespace).map_err(kernel)?,
+        uid: Some(owner.uid.clone()),
+        netns: None,
+        netns_cookie: caller.cookie,
+        cgroup: caller.folders.pod.clone(),
+        sidecar: Some(caller.folders.container.clone()),
+        meshed: true,
+        unprotected: false,
+        terminating: described.terminating,
+        hold_ms: u64::try_from(HOLD.as_millis()).unwrap_or(u64::MAX),
+        supervisor: 0,
+        started_ms: u64::try_from(WallClock::system().since_epoch().as_millis()).unwrap_or(u64::MAX),
+    };
+    if record.addresses.is_empty() {
+        return Err(Refused::NoAddress);
+    }
+    record.capture()?;
+    Ok(record)
+}
+
+/// Do the kubelet, the kernel and the API server speak of one pod, and of its sidecar?
+fn check(owner: &Owner, container: &Container, described: &Described) -> Result<(), Refused> {
+    if described.owner != *owner {
+        return Err(Refused::Disagree(owner.named()));
+    }
+    if described.host_network {
+        return Err(Refused::HostNetwork(owner.named()));
+    }
+    Ok(described.check_sidecar(&container.id)?)
+}
+
+/// The record of the pod, if it is of the very container that asks.
+fn written(agent: &Agent, owner: &Owner, caller: &Caller) -> Option<PodRecord> {
+    let record = PodRecord::parse(&std::fs::read(file(agent, owner)).ok()?).ok()?;
+    let is_same = record.uid.as_ref() == Some(&owner.uid)
+        && record.sidecar.as_ref() == Some(&caller.folders.container)
+        && record.netns_cookie == caller.cookie;
+    is_same.then_some(record)
+}
+
+/// Writes a pod's record; what was found of the one before counts no more.
+pub(super) fn write(agent: &Agent, record: &PodRecord) -> io::Result<()> {
+    agent.unenrolled.lock().remove(&record.named());
+    let path = agent.records.join(format!("{}.json", PodRecord::file_stem(&record.named())));
+    state::write_atomic(&path, &serde_json::to_vec(record)?, 0o600)
+}
+
+/// Where a pod's record is.
+pub(super) fn file(agent: &Agent, owner: &Owner) -> std::path::PathBuf {
+    agent.records.join(format!("{}.json", PodRecord::file_stem(&owner.named())))
+}
+
+/// Of a program that is attached at a few hooks.
+const TAKEN_IN_WITHIN: Duration = Duration::from_secs(4);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::described::tests::pod;
+    use super::*;
+
+    fn owner() -> Owner {
+        Owner { namespace: "shop".into(), name: "web-1".into(), uid: "0a-1".into(), service_account: "web".into() }
+    }
+
+    fn of(uid: &str, id: &str) -> Result<Container, Refused> {
+        container(&format!("0::/kubepods/besteffort/pod{uid}/{id}\n"), 7, &owner())
+    }
+
+    const ID: &str = "aa11aa11aa11";
+
+    #[test]
+    fn kubelet_kernel_and_api_server_have_to_speak_of_one_pod() {
+        let container = of("0a-1", ID).unwrap();
+        assert_eq!(check(&owner(), &container, &pod(|_same| {})), Ok(()));
+        let of_another = of("0b-2", ID).unwrap_err();
+        assert_eq!(
+            of_another.to_string(),
+            "the caller (pid 7) runs in cgroup /kubepods/besteffort/pod0b-2/aa11aa11aa11, which is no container of the pod shop/web-1 (UID 0a-1)"
+        );
+        for change in [
+            |pod: &mut serde_json::Value| pod["metadata"]["uid"] = json!("0b-2"),
+            |pod: &mut serde_json::Value| pod["metadata"]["name"] = json!("web-2"),
+            |pod: &mut serde_json::Value| pod["spec"]["serviceAccountName"] = json!("admin"),
+        ] {
+            assert_eq!(check(&owner(), &container, &pod(change)), Err(Refused::Disagree(owner().named())));
+        }
+    }
+
+    #[test]
+    fn a_process_of_the_node_or_of_the_nodes_network_is_refused() {
+        assert!(matches!(container("0::/user.slice/session-1.scope\n", 7, &owner()), Err(Refused::NotOfPod { .. })));
+        assert!(matches!(container("", 7, &owner()), Err(Refused::NotOfPod { .. })));
+        let host = pod(|pod| pod["spec"]["hostNetwork"] = json!(true));
+        assert_eq!(check(&owner(), &of("0a-1", ID).unwrap(), &host), Err(Refused::HostNetwork(owner().named())));
+    }
+
+    #[test]
+    fn a_container_that_is_not_the_sidecar_is_refused_by_name() {
+        let running = pod(|pod| {
+            pod["status"] = json!({ "containerStatuses": [
+                { "name": "app", "containerID": format!("containerd://{ID}"), "image": "", "imageID": "", "ready": true, "restartCount": 0 },
+            ] });
+        });
+        let refused = check(&owner(), &of("0a-1", ID).unwrap(), &running).unwrap_err();
+        assert_eq!(refused, Refused::NotSidecar(NotSidecar::Another("app".into())));
+        assert!(!refused.remedy().is_empty());
+    }
+}

@@ -1,0 +1,181 @@
+//! What the API server says of this node's pods, kept up to date by a watch; and which namespaces ask for sidecars.
+//!
+//! An API server that is away or slow costs nobody who is known: what was heard stays. Only what is asked for here is kept.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::described::Described;
+
+/// Pods by UID.
+pub(crate) type PodsByUid = BTreeMap<String, Arc<Described>>;
+/// Labels of namespaces by name.
+pub(crate) type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
+
+/// What was heard.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// `None` before the first whole list.
+    pub(crate) pods: watch::Sender<Option<PodsByUid>>,
+    pub(crate) namespaces: watch::Sender<Option<Namespaces>>,
+}
+
+impl Cluster {
+    /// Nothing was heard yet.
+    pub(crate) fn new() -> Self {
+        Self { pods: watch::Sender::new(None), namespaces: watch::Sender::new(None) }
+    }
+
+    /// The pod `uid`, waited for a while: its kubelet may have heard of it a moment earlier.
+    pub(crate) async fn pod(&self, uid: &str) -> Option<Arc<Described>> {
+        let mut heard = self.pods.subscribe();
+        let found = async {
+            loop {
+                let found = heard.borrow_and_update().as_ref().and_then(|pods| pods.get(uid).map(Arc::clone));
+                if found.is_some() || heard.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(HEARD_WITHIN, found).await.unwrap_or_default()
+    }
+
+    /// Follows the pods of `node` for ever.
+    pub(crate) async fn follow_pods(&self, client: Client, node: &str) {
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        let entry = |pod: &Pod| Described::of(pod).map(|described| (described.owner.uid.clone(), Arc::new(described)));
+        follow(Api::<Pod>::all(client), config, "pods", entry, &self.pods).await;
+    }
+
+    /// Follows the namespaces for ever.
+    pub(crate) async fn follow_namespaces(&self, client: Client) {
+        let entry = |namespace: &Namespace| {
+            let metadata = &namespace.metadata;
+            Some((metadata.name.clone()?, metadata.labels.clone().unwrap_or_default()))
+        };
+        follow(Api::<Namespace>::all(client), watcher::Config::default(), "namespaces", entry, &self.namespaces).await;
+    }
+}
+
+/// Watches one kind, lists it anew where the API server says that what is known is too old, and says what is there.
+async fn follow<K, V: Clone + PartialEq>(
+    api: Api<K>,
+    config: watcher::Config,
+    what: &'static str,
+    entry: impl Fn(&K) -> Option<(String, V)>,
+    heard: &watch::Sender<Option<BTreeMap<String, V>>>,
+) where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let (mut listed, mut is_away) = (BTreeMap::new(), false);
+    // A watch has no end by itself: what ends it is followed by another one.
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                if std::mem::take(&mut is_away) {
+                    info!(what, "the API server is heard again");
+                }
+                heard.send_if_modified(|known| apply(event, &entry, &mut listed, known));
+            }
+            // One line for each time that it goes away, not for each attempt.
+            Err(error) if !std::mem::replace(&mut is_away, true) => {
+                warn!(what, error = super::super::chain(&error), "the API server is not heard; what it said last stays");
+            }
+            Err(_again) => {}
+        }
+    }
+}
+
+/// Takes one event in. Did it change what is there?
+fn apply<K, V: PartialEq>(
+    event: Event<K>,
+    entry: &impl Fn(&K) -> Option<(String, V)>,
+    listed: &mut BTreeMap<String, V>,
+    known: &mut Option<BTreeMap<String, V>>,
+) -> bool {
+    match event {
+        Event::Init => {
+            listed.clear();
+            false
+        }
+        Event::InitApply(object) => {
+            listed.extend(entry(&object));
+            false
+        }
+        Event::InitDone => {
+            let fresh = Some(std::mem::take(listed));
+            let changed = *known != fresh;
+            *known = fresh;
+            changed
+        }
+        Event::Apply(object) => {
+            let Some((key, value)) = entry(&object) else { return false };
+            let known = known.get_or_insert_default();
+            let changed = known.get(&key) != Some(&value);
+            known.insert(key, value);
+            changed
+        }
+        Event::Delete(object) => {
+            let gone = entry(&object).and_then(|(key, _value)| known.as_mut()?.remove(&key));
+            gone.is_some()
+        }
+    }
+}
+
+/// How long an enrolment waits for the API server's word on its pod.
+const HEARD_WITHIN: Duration = Duration::from_secs(4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Known = Option<BTreeMap<String, u8>>;
+
+    fn taken(events: Vec<Event<(&str, u8)>>) -> (Known, Vec<bool>) {
+        let entry = |object: &(&str, u8)| (object.1 != 0).then(|| (object.0.to_owned(), object.1));
+        let (mut listed, mut known) = (BTreeMap::new(), None);
+        let changed = events.into_iter().map(|event| apply(event, &entry, &mut listed, &mut known)).collect();
+        (known, changed)
+    }
+
+    #[test]
+    fn nothing_is_known_before_the_first_list_is_whole() {
+        let (known, _) = taken(vec![Event::Init, Event::InitApply(("a", 1))]);
+        assert_eq!(known, None);
+        let (known, changed) = taken(vec![Event::Init, Event::InitApply(("a", 1)), Event::InitDone]);
+        assert_eq!((known, changed), (Some([("a".to_owned(), 1)].into()), vec![false, false, true]));
+    }
+
+    #[test]
+    fn a_list_that_is_made_anew_forgets_what_went_meanwhile_and_a_repetition_is_no_news() {
+        let list = |names: &[&'static str]| {
+            let mut events = vec![Event::Init];
+            events.extend(names.iter().map(|name| Event::InitApply((*name, 1))));
+            events.push(Event::InitDone);
+            events
+        };
+        let (known, changed) = taken([list(&["a", "b"]), list(&["b"]), list(&["b"])].concat());
+        assert_eq!(known, Some([("b".to_owned(), 1)].into()));
+        assert_eq!(changed.iter().filter(|changed| **changed).count(), 2);
+        let (known, changed) = taken(vec![
+            Event::Apply(("a", 1)),
+            Event::Apply(("a", 1)),
+            Event::Apply(("a", 2)),
+            Event::Delete(("a", 2)),
+            Event::Delete(("a", 2)),
+        ]);
+        assert_eq!((known, changed), (Some(BTreeMap::new()), vec![true, false, true, true, false]));
+        let (known, changed) = taken(vec![Event::Apply(("nothing", 0))]);
+        assert_eq!((known, changed), (None, vec![false]));
+    }
+}

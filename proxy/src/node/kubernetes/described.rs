@@ -1,0 +1,197 @@
+//! What the API server says of a pod, as far as the agent asks, and which of its containers is the sidecar. Pure.
+//!
+//! The kubelet's word (whose volume it is) and the kernel's (in which container of which pod a process runs) say nothing of
+//! a container's name. Two things do. The pod's own description, which the API server has before the kubelet starts anything
+//! and which nobody changes afterwards, says which containers mount the volume: where that is the sidecar's alone, who
+//! reached the socket is the sidecar. And the pod's status says which container has which id, some time after its start.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
+
+use super::volume::Owner;
+use super::{DRIVER, SIDECAR};
+use crate::model::capture::CaptureConfig;
+
+/// A pod of this node by the API server's word.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Described {
+    pub(crate) owner: Owner,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Those that say what is asked of the pod's capture.
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// It is in its node's network.
+    pub(crate) host_network: bool,
+    /// It is to end.
+    pub(crate) terminating: bool,
+    /// None of its containers runs any more, or ever will.
+    pub(crate) ended: bool,
+    /// The containers that mount a volume of this driver.
+    mounted_by: BTreeSet<String>,
+    /// Names of containers by their ids, of those that have one yet.
+    containers: BTreeMap<String, String>,
+}
+
+/// Why a container is not taken for the sidecar. The pod's author is at fault, or the caller.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum NotSidecar {
+    #[error("no container {SIDECAR} of the pod mounts a volume of {DRIVER}")]
+    None,
+    #[error("the caller is the container {0}, not {SIDECAR}")]
+    Another(String),
+    #[error("containers other than {SIDECAR} mount the volume too ({0}), and the pod's status does not say yet which one calls")]
+    Shared(String),
+}
+
+impl Described {
+    /// `None`: an object without what every pod has.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let (metadata, spec) = (&pod.metadata, pod.spec.as_ref()?);
+        let owner = Owner {
+            namespace: metadata.namespace.clone()?,
+            name: metadata.name.clone()?,
+            uid: metadata.uid.clone()?,
+            service_account: spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
+        };
+        let is_ours = |volume: &&Volume| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER);
+        let ours: BTreeSet<&str> = spec.volumes.iter().flatten().filter(is_ours).map(|volume| volume.name.as_str()).collect();
+        let mounts = |mounts: &Option<Vec<VolumeMount>>| mounts.iter().flatten().any(|mount| ours.contains(mount.name.as_str()));
+        let lasting = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let lasting = lasting.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone());
+        let debugging = spec.ephemeral_containers.iter().flatten();
+        let debugging = debugging.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone());
+        let status = pod.status.clone().unwrap_or_default();
+        let all = [status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses];
+        let containers = all.into_iter().flatten().flatten().filter_map(|one| Some((bare(&one.container_id?), one.name)));
+        Some(Self {
+            owner,
+            labels: metadata.labels.clone().unwrap_or_default(),
+            annotations: CaptureConfig::ours(&metadata.annotations.clone().unwrap_or_default()),
+            host_network: spec.host_network == Some(true),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            mounted_by: lasting.chain(debugging).collect(),
+            containers: containers.collect(),
+        })
+    }
+
+    /// Has it a sidecar at all?
+    pub(crate) fn has_sidecar(&self) -> bool {
+        self.mounted_by.contains(SIDECAR)
+    }
+
+    /// Is the container with this id its sidecar?
+    pub(crate) fn check_sidecar(&self, id: &str) -> Result<(), NotSidecar> {
+        if !self.has_sidecar() {
+            return Err(NotSidecar::None);
+        }
+        match self.containers.get(id) {
+            Some(name) if name == SIDECAR => Ok(()),
+            Some(name) => Err(NotSidecar::Another(name.clone())),
+            None if self.mounted_by.len() == 1 => Ok(()),
+            None => {
+                let others: Vec<&str> = self.mounted_by.iter().map(String::as_str).filter(|name| *name != SIDECAR).collect();
+                Err(NotSidecar::Shared(others.join(", ")))
+            }
+        }
+    }
+}
+
+/// A container's id without the name of the runtime in front (`containerd://…`).
+fn bare(id: &str) -> String {
+    id.rsplit_once("://").map_or(id, |(_runtime, id)| id).to_owned()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A pod with a native sidecar and an app, as the webhook makes it.
+    pub(in super::super) fn pod(change: impl FnOnce(&mut Value)) -> Described {
+        let mut pod = json!({
+            "metadata": { "namespace": "shop", "name": "web-1", "uid": "0a-1", "labels": { "app": "web" },
+                          "annotations": { "outrigger.dev/exclude-inbound-ports": "9100", "example.com/note": "mine" } },
+            "spec": {
+                "serviceAccountName": "web",
+                "initContainers": [
+                    { "name": "outrigger", "restartPolicy": "Always", "volumeMounts": [{ "name": "outrigger", "mountPath": "/run/outrigger" }] },
+                ],
+                "containers": [{ "name": "app", "volumeMounts": [{ "name": "data", "mountPath": "/data" }] }],
+                "volumes": [
+                    { "name": "outrigger", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } },
+                    { "name": "data", "emptyDir": {} },
+                ],
+            },
+        });
+        change(&mut pod);
+        Described::of(&serde_json::from_value(pod).unwrap()).unwrap()
+    }
+
+    fn status(pod: &mut Value) {
+        pod["status"] = json!({
+            "initContainerStatuses": [
+                { "name": "outrigger", "containerID": "containerd://aa11", "image": "", "imageID": "", "ready": true, "restartCount": 0 },
+            ],
+            "containerStatuses": [
+                { "name": "app", "containerID": "containerd://bb22", "image": "", "imageID": "", "ready": true, "restartCount": 0 },
+            ],
+        });
+    }
+
+    #[test]
+    fn who_alone_mounts_the_volume_is_the_sidecar_before_the_status_says_so() {
+        let starting = pod(|_same| {});
+        assert_eq!(starting.check_sidecar("aa11"), Ok(()));
+        assert_eq!(starting.annotations.len(), 1);
+        assert!(starting.has_sidecar() && !starting.host_network && !starting.terminating && !starting.ended);
+    }
+
+    #[test]
+    fn a_container_of_another_name_is_never_the_sidecar() {
+        let running = pod(status);
+        assert_eq!(running.check_sidecar("aa11"), Ok(()));
+        assert_eq!(running.check_sidecar("bb22"), Err(NotSidecar::Another("app".into())));
+        assert_eq!(
+            running.check_sidecar("cc33"),
+            Ok(()),
+            "a sidecar that was started again has an id that the status does not know yet"
+        );
+    }
+
+    #[test]
+    fn a_volume_that_others_mount_proves_nothing_by_itself() {
+        let share = |pod: &mut Value| {
+            pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "outrigger", "mountPath": "/x" }]);
+        };
+        let shared = pod(share);
+        assert_eq!(shared.check_sidecar("aa11"), Err(NotSidecar::Shared("app".into())));
+        let known = pod(|pod| {
+            share(pod);
+            status(pod);
+        });
+        assert_eq!(known.check_sidecar("aa11"), Ok(()));
+        assert_eq!(known.check_sidecar("bb22"), Err(NotSidecar::Another("app".into())));
+        let debugged = pod(|pod| {
+            let mounts = json!([{ "name": "outrigger", "mountPath": "/x" }]);
+            pod["spec"]["ephemeralContainers"] = json!([{ "name": "debugger", "volumeMounts": mounts }]);
+        });
+        assert_eq!(debugged.check_sidecar("aa11"), Err(NotSidecar::Shared("debugger".into())));
+    }
+
+    #[test]
+    fn a_container_of_our_name_without_our_volume_is_none() {
+        let forged = pod(|pod| pod["spec"]["volumes"] = json!([{ "name": "outrigger", "emptyDir": {} }]));
+        assert_eq!(forged.check_sidecar("aa11"), Err(NotSidecar::None));
+        let renamed = pod(|pod| pod["spec"]["initContainers"][0]["name"] = json!("other"));
+        assert_eq!(renamed.check_sidecar("aa11"), Err(NotSidecar::None));
+    }
+
+    #[test]
+    fn an_end_is_seen() {
+        assert!(pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")).terminating);
+        assert!(pod(|pod| pod["status"] = json!({ "phase": "Succeeded" })).ended);
+        assert!(pod(|pod| pod["spec"]["hostNetwork"] = json!(true)).host_network);
+    }
+}
