@@ -54,14 +54,12 @@ pub(crate) enum Condition {
     /// `Accepted`: filters of one rule that cannot stand together.
     IncompatibleFilters,
     /// `Accepted`: a route of another kind has the parent.
-    #[expect(dead_code, reason = "every kind of route reads its status from here")]
     Conflicted,
     /// `ResolvedRefs`: what the route leads to is not there.
     BackendNotFound,
     /// `ResolvedRefs`: what the route leads to is of a kind that nothing can be sent to.
     InvalidKind,
     /// `ResolvedRefs`: what the route leads to is in another namespace, which does not grant it.
-    #[expect(dead_code, reason = "every kind of route reads its status from here")]
     RefNotPermitted,
 }
 

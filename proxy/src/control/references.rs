@@ -74,7 +74,14 @@ pub(super) fn places(resource: &Resource) -> Vec<Place> {
         Resource::Mesh(_) => vec![Place::Namespace(MESH_NAMESPACE.to_owned())],
         Resource::Service(service) => compile::addresses(service).into_iter().map(Place::Address).collect(),
         Resource::Workload(workload) => workload.spec.addresses.iter().map(|ip| Place::Address(ip.to_canonical())).collect(),
-        Resource::HttpRoute(route) => route.service_parents().map(Place::Route).collect(),
+        Resource::HttpRoute(_) | Resource::GrpcRoute(_) | Resource::TlsRoute(_) | Resource::TcpRoute(_) => resource
+            .route()
+            .into_iter()
+            .flat_map(|route| route.service_parents())
+            .map(|(_, _, service)| Place::Route(service))
+            .collect(),
+        // It is found by its namespace among all grants, which are few.
+        Resource::ReferenceGrant(_) => Vec::new(),
         Resource::AuthorizationPolicy(_)
         | Resource::RequestAuthentication(_)
         | Resource::PeerAuthentication(_)

@@ -10,6 +10,7 @@ use super::world::World;
 use crate::base::names::Named;
 use crate::delta::Scope;
 use crate::model::object::{MESH_NAMESPACE, Object};
+use crate::model::route::{Lead, Route};
 use crate::model::service::ServiceSpec;
 use crate::model::target::TargetKind;
 use crate::model::{Kind, Resource, ResourceKey};
@@ -87,9 +88,13 @@ fn service(world: &World, client: &Named, name: &Named, keys: &mut BTreeSet<Reso
             continue;
         }
         keys.insert(key.clone());
-        if let Some(Resource::HttpRoute(route)) = world.resources().get(key).map(AsRef::as_ref) {
-            for target in route.services() {
-                backend(world, &target, keys);
+        if let Some(route) = world.resources().get(key).and_then(|resource| resource.route()) {
+            for target in route.leads().into_iter().filter(Lead::is_service).map(|lead| lead.named(&route)) {
+                // What was not granted is nobody's to see by way of this route.
+                if world.resources().permits(&route, &target) {
+                    backend(world, &target, keys);
+                    keys.extend(grants(world, &route, &target).cloned());
+                }
             }
         }
     }
@@ -118,6 +123,14 @@ fn backend(world: &World, name: &Named, keys: &mut BTreeSet<ResourceKey>) -> boo
     keys.extend(policies.filter(|policy| policy.kind == Kind::TrafficPolicy).cloned());
     keys.extend(endpoints(world, service).cloned());
     true
+}
+
+/// What grants a route that it leads to a service of another namespace.
+fn grants<'a>(world: &'a World, route: &Route<'_>, service: &Named) -> impl Iterator<Item = &'a ResourceKey> {
+    let is_elsewhere = *service.namespace != *route.metadata.namespace;
+    let namespace = is_elsewhere.then(|| service.namespace.to_string());
+    let all = of_kind(world, Kind::ReferenceGrant).map(|(key, _)| key);
+    all.filter(move |key| namespace.as_deref() == Some(&*key.name.namespace))
 }
 
 fn endpoints<'a>(world: &'a World, service: &'a Object<ServiceSpec>) -> impl Iterator<Item = &'a ResourceKey> {

@@ -23,12 +23,14 @@ use super::probe::Way;
 use super::race::{Met, QUIET, Reaching, meet};
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, Sniffer};
 use super::wire::Wire;
-use super::{opaque, tls};
+use super::{opaque, stream, tls};
 use crate::base::drain::DrainGuard;
 use crate::base::net::BoxedIo;
-use crate::policy::Peer;
+use crate::policy::{Peer, RuleName};
 use crate::snapshot::compile::is_own_port;
-use crate::snapshot::{AppProtocol, Backend, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport};
+use crate::snapshot::{
+    AppProtocol, Backend, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport, WeightedBackend,
+};
 use crate::telemetry::metrics::EgressVerdict;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::{Direction, Protocol};
@@ -47,6 +49,12 @@ pub(crate) struct Accepted {
 /// Where a connection of the own application leads.
 pub(super) enum Leads {
     Service(Arc<ServicePort>),
+    /// By a rule for connections.
+    Stream {
+        port: Arc<ServicePort>,
+        rule: Option<RuleName>,
+        backend: Result<Arc<Backend>, Reject>,
+    },
     Workload(Arc<Endpoint>),
     /// Out of the mesh, untouched.
     Outside,
@@ -100,9 +108,17 @@ async fn meet_outbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> 
             Err(reject) => leads = Leads::Refused(reject),
         }
     }
+    let limits = proxy.published.current().mesh.limits;
+    if let Leads::Service(port) = &leads
+        && !port.streams.is_empty()
+    {
+        let at_most = limits.handshake_timeout;
+        Box::pin(stream::outbound(&proxy, io, (peer, original), begun, port, at_most)).await;
+        return None;
+    }
     let (declared, refuse) = match &leads {
         Leads::Service(port) => (port.protocol, None),
-        Leads::Workload(_) | Leads::Outside => (AppProtocol::Detect, None),
+        Leads::Stream { .. } | Leads::Workload(_) | Leads::Outside => (AppProtocol::Detect, None),
         Leads::Refused(reject) => {
             if matches!(reject, Reject::EgressDenied) {
                 proxy.telemetry.metrics.egress(EgressVerdict::Denied);
@@ -110,7 +126,6 @@ async fn meet_outbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> 
             (AppProtocol::Detect, Some(reject.clone()))
         }
     };
-    let limits = proxy.published.current().mesh.limits;
     let quiet = quiet(&proxy, &leads, original);
     let reach = || -> Reaching<'_> { Box::pin(opaque::reach_endpoint(&proxy, &leads, original)) };
     let (sniffed, first, ahead) = match read_first(&mut io, declared, limits.header_timeout, quiet, &reach).await {
@@ -268,7 +283,7 @@ fn is_untouched(leads: &Leads, original: SocketAddr) -> bool {
         Leads::Outside => true,
         // A sidecar's metrics are served in plaintext, to scrapers in the mesh as to those outside of it.
         Leads::Workload(_) => original.port() == proxy_common::PORT_METRICS,
-        Leads::Service(_) | Leads::Refused(_) => false,
+        Leads::Service(_) | Leads::Stream { .. } | Leads::Refused(_) => false,
     }
 }
 
@@ -320,7 +335,7 @@ async fn read_first<'a>(
 fn quiet(proxy: &Proxy, leads: &Leads, original: SocketAddr) -> Option<Duration> {
     match leads {
         // To what is refused there is no way to go ahead on.
-        Leads::Refused(_) | Leads::Outside => None,
+        Leads::Refused(_) | Leads::Stream { .. } | Leads::Outside => None,
         Leads::Service(_) | Leads::Workload(_) => match proxy.learned.of(original) {
             None => Some(QUIET),
             Some(First::Server) => Some(Duration::ZERO),
@@ -409,8 +424,10 @@ fn own_port(address: SocketAddr) -> bool {
 fn leads_to_own_ports(port: &ServicePort) -> bool {
     let own =
         |backend: &Backend| !backend.endpoints.is_empty() && backend.endpoints.iter().all(|endpoint| endpoint.is_own_port());
+    let leads_there = |backend: &WeightedBackend| backend.backend.as_deref().is_some_and(own);
     own(&port.default_backend)
-        && port.rules.iter().all(|rule| rule.backends.iter().all(|backend| backend.backend.as_deref().is_some_and(own)))
+        && port.rules.iter().all(|rule| rule.backends.iter().all(leads_there))
+        && port.streams.iter().all(|rule| rule.backends.iter().all(leads_there))
 }
 
 /// How long the first use of a destination waits for the control plane's answer.

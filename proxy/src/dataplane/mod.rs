@@ -29,6 +29,7 @@ mod pool;
 mod probe;
 mod race;
 mod sniff;
+mod stream;
 mod tap;
 mod tasks;
 mod tcp;

@@ -95,8 +95,21 @@ pub(super) async fn reach_endpoint(proxy: &Proxy, leads: &Leads, original: Socke
     let mut tried = Vec::new();
     loop {
         let (endpoint, destination) = match leads {
-            Leads::Service(port) => {
-                let backend = &port.default_backend;
+            Leads::Service(_) | Leads::Stream { .. } => {
+                let backend = match leads {
+                    Leads::Stream { port, rule, backend } => {
+                        ends.service = Some(port.service.clone());
+                        ends.route.clone_from(rule);
+                        match backend {
+                            Ok(backend) => backend,
+                            Err(reject) => return Reached { ends, upstream: Err(reject.clone()) },
+                        }
+                    }
+                    Leads::Service(port) => &port.default_backend,
+                    Leads::Workload(_) | Leads::Refused(_) | Leads::Outside => {
+                        return Reached { ends, upstream: Err(Reject::EgressDenied) };
+                    }
+                };
                 ends.service = Some(backend.service.clone());
                 let Some(endpoint) = pick(proxy, backend, &tried).filter(|endpoint| !tried.contains(&endpoint.address)) else {
                     return Reached { ends, upstream: Err(Reject::NoEndpoint(backend.service.clone())) };
@@ -125,7 +138,7 @@ pub(super) async fn reach_endpoint(proxy: &Proxy, leads: &Leads, original: Socke
                 debug!(error = &error as &dyn std::error::Error, "an endpoint was not reached");
                 let reject = refusal_of(error);
                 tried.push(destination.address);
-                let more = matches!(leads, Leads::Service(_)) && tried.len() < TRIES;
+                let more = matches!(leads, Leads::Service(_) | Leads::Stream { .. }) && tried.len() < TRIES;
                 if !more || matches!(reject, Reject::BreakerRejected(_)) {
                     return Reached { ends, upstream: Err(reject) };
                 }

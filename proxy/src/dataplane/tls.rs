@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use rustls::server::ClientHello;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::sniff::BYTES_MAX;
+use super::sniff::{BYTES_MAX, Sniffed, classify};
 use crate::base::net::BoxedIo;
 use crate::identity::spiffe::SpiffeId;
 use crate::identity::verify::{PeerError, identity_of};
@@ -62,41 +63,69 @@ impl Alpn {
 /// # Errors
 /// The connection broke.
 pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes, at_most: Duration) -> io::Result<(bool, Bytes)> {
+    let (ours, bytes) = read_hello(io, first, at_most, hello_offers_link).await?;
+    Ok((ours.unwrap_or(false), bytes))
+}
+
+/// Reads a ClientHello, if one comes, and says which name it asks for, in lower case. What was read is given back.
+///
+/// # Errors
+/// The connection broke.
+pub(crate) async fn server_name(io: &mut BoxedIo, at_most: Duration) -> io::Result<(Option<Box<str>>, Bytes)> {
+    let (name, bytes) = read_hello(io, Bytes::new(), at_most, |bytes| {
+        if matches!(classify(bytes), Some(known) if known != Sniffed::Tls) {
+            return Some(None);
+        }
+        hello(bytes, |hello| hello.server_name().map(|name| name.to_ascii_lowercase().into_boxed_str())).map(Option::flatten)
+    })
+    .await?;
+    Ok((name.flatten(), bytes))
+}
+
+/// Reads until `told` knows what it is asked; a hello that never becomes whole tells nothing.
+async fn read_hello<T>(
+    io: &mut BoxedIo,
+    first: Bytes,
+    at_most: Duration,
+    told: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<(Option<T>, Bytes)> {
     let mut bytes = BytesMut::from(&first[..]);
     let read = async {
         loop {
-            if let Some(answer) = hello_offers_link(&bytes) {
-                return Ok::<_, io::Error>(answer);
+            if let Some(answer) = told(&bytes) {
+                return Ok::<_, io::Error>(Some(answer));
             }
             if bytes.len() >= BYTES_MAX || io.read_buf(&mut bytes).await? == 0 {
-                return Ok(false);
+                return Ok(None);
             }
         }
     };
     let answer = match timeout(at_most, read).await {
         Ok(answer) => answer?,
-        // A hello that never becomes whole is nothing of ours.
-        Err(_elapsed) => false,
+        Err(_elapsed) => None,
     };
     Ok((answer, bytes.freeze()))
 }
 
 /// Does a ClientHello offer one of our protocols? `None` while it is not whole.
 pub(super) fn hello_offers_link(bytes: &[u8]) -> Option<bool> {
+    let ours = hello(bytes, |hello| hello.alpn().is_some_and(|mut names| names.any(|name| Alpn::from_bytes(name).is_some())));
+    ours.map(Option::unwrap_or_default)
+}
+
+/// What is to be known of a ClientHello: `None` while it is not whole, `Some(None)` of what is none.
+#[expect(clippy::option_option, reason = "three answers: this, nothing, not yet")]
+fn hello<T>(bytes: &[u8], of: impl Fn(&ClientHello<'_>) -> T) -> Option<Option<T>> {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut rest = bytes;
     while !rest.is_empty() {
         if acceptor.read_tls(&mut rest).is_err() {
-            return Some(false);
+            return Some(None);
         }
         match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let hello = accepted.client_hello();
-                let ours = hello.alpn().is_some_and(|mut names| names.any(|name| Alpn::from_bytes(name).is_some()));
-                return Some(ours);
-            }
+            Ok(Some(accepted)) => return Some(Some(of(&accepted.client_hello()))),
             Ok(None) => {}
-            Err(_not_a_hello) => return Some(false),
+            Err(_not_a_hello) => return Some(None),
         }
     }
     None

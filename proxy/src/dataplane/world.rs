@@ -109,7 +109,7 @@ fn read(document: &Value) -> Arc<Resource> {
 pub(super) fn document(kind: &str, name: &str, spec: Value) -> Value {
     let version = match kind {
         "Service" => "v1",
-        "HTTPRoute" => "gateway.networking.k8s.io/v1",
+        "HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute" | "ReferenceGrant" => "gateway.networking.k8s.io/v1",
         _ => "outrigger.dev/v1alpha1",
     };
     json!({ "apiVersion": version, "kind": kind, "metadata": { "namespace": "shop", "name": name }, "spec": spec })

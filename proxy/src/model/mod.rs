@@ -12,13 +12,17 @@ use std::sync::Arc;
 use serde::{Deserialize as _, Deserializer, Serialize, Serializer};
 
 use self::authorization_policy::AuthorizationPolicySpec;
+use self::grpc_route::GrpcRouteSpec;
 use self::http_route::HttpRouteSpec;
 use self::mesh::MeshSpec;
 use self::object::{Metadata, Object};
 use self::peer_authentication::PeerAuthenticationSpec;
+use self::reference_grant::ReferenceGrantSpec;
 use self::request_authentication::RequestAuthenticationSpec;
 use self::service::ServiceSpec;
 use self::target::{Former, TargetRef};
+use self::tcp_route::TcpRouteSpec;
+use self::tls_route::TlsRouteSpec;
 use self::traffic_policy::TrafficPolicySpec;
 use self::workload::WorkloadSpec;
 use crate::base::names::Named;
@@ -27,6 +31,7 @@ pub(crate) mod address_book;
 pub(crate) mod app_doors;
 pub(crate) mod authorization_policy;
 pub(crate) mod capture;
+pub(crate) mod grpc_route;
 pub(crate) mod http_route;
 pub(crate) mod marks;
 pub(crate) mod mesh;
@@ -36,9 +41,13 @@ pub(crate) mod peer_authentication;
 pub(crate) mod pod_record;
 #[cfg(test)]
 mod reference;
+pub(crate) mod reference_grant;
 pub(crate) mod request_authentication;
+pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod target;
+pub(crate) mod tcp_route;
+pub(crate) mod tls_route;
 pub(crate) mod traffic_policy;
 pub(crate) mod workload;
 pub(crate) mod yaml;
@@ -51,6 +60,10 @@ pub(crate) enum Kind {
     Service,
     Workload,
     HttpRoute,
+    GrpcRoute,
+    TlsRoute,
+    TcpRoute,
+    ReferenceGrant,
     AuthorizationPolicy,
     RequestAuthentication,
     PeerAuthentication,
@@ -59,11 +72,15 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All of them, in the order of listings.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Mesh,
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+        Self::ReferenceGrant,
         Self::AuthorizationPolicy,
         Self::RequestAuthentication,
         Self::PeerAuthentication,
@@ -77,6 +94,10 @@ impl Kind {
             Self::Service => "Service",
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::PeerAuthentication => "PeerAuthentication",
@@ -91,6 +112,10 @@ impl Kind {
             Self::Service => "services",
             Self::Workload => "workloads",
             Self::HttpRoute => "httproutes",
+            Self::GrpcRoute => "grpcroutes",
+            Self::TlsRoute => "tlsroutes",
+            Self::TcpRoute => "tcproutes",
+            Self::ReferenceGrant => "referencegrants",
             Self::AuthorizationPolicy => "authorizationpolicies",
             Self::RequestAuthentication => "requestauthentications",
             Self::PeerAuthentication => "peerauthentications",
@@ -105,6 +130,10 @@ impl Kind {
             Self::Service => "svc",
             Self::Workload => "wl",
             Self::HttpRoute => "route",
+            Self::GrpcRoute => "grpc",
+            Self::TlsRoute => "tls",
+            Self::TcpRoute => "tcp",
+            Self::ReferenceGrant => "refgrant",
             Self::AuthorizationPolicy => "authz",
             Self::RequestAuthentication => "authn",
             Self::PeerAuthentication => "peer",
@@ -116,7 +145,9 @@ impl Kind {
     pub(crate) fn api_version(self) -> &'static str {
         match self {
             Self::Service => "v1",
-            Self::HttpRoute => "gateway.networking.k8s.io/v1",
+            Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute | Self::ReferenceGrant => {
+                "gateway.networking.k8s.io/v1"
+            }
             Self::Mesh
             | Self::Workload
             | Self::AuthorizationPolicy
@@ -125,6 +156,18 @@ impl Kind {
             | Self::TrafficPolicy => "outrigger.dev/v1alpha1",
         }
     }
+
+    /// Is a document of this kind read as this `apiVersion`? Earlier ones of the same shape are, and are written as the
+    /// newest.
+    pub(crate) fn reads(self, api_version: &str) -> bool {
+        let earlier: &[&str] = match self {
+            Self::TlsRoute => &["gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"],
+            Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2"],
+            Self::ReferenceGrant => &["gateway.networking.k8s.io/v1beta1"],
+            _ => &[],
+        };
+        api_version == self.api_version() || earlier.contains(&api_version)
+    }
 }
 
 impl Kind {
@@ -132,7 +175,15 @@ impl Kind {
     pub(crate) fn is_security(self) -> bool {
         match self {
             Self::AuthorizationPolicy | Self::RequestAuthentication | Self::PeerAuthentication => true,
-            Self::Mesh | Self::Service | Self::Workload | Self::HttpRoute | Self::TrafficPolicy => false,
+            Self::Mesh
+            | Self::Service
+            | Self::Workload
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TlsRoute
+            | Self::TcpRoute
+            | Self::ReferenceGrant
+            | Self::TrafficPolicy => false,
         }
     }
 }
@@ -204,6 +255,10 @@ pub(crate) enum Resource {
     Service(Object<ServiceSpec>),
     Workload(Object<WorkloadSpec>),
     HttpRoute(Object<HttpRouteSpec>),
+    GrpcRoute(Object<GrpcRouteSpec>),
+    TlsRoute(Object<TlsRouteSpec>),
+    TcpRoute(Object<TcpRouteSpec>),
+    ReferenceGrant(Object<ReferenceGrantSpec>),
     AuthorizationPolicy(Object<AuthorizationPolicySpec>),
     RequestAuthentication(Object<RequestAuthenticationSpec>),
     PeerAuthentication(Object<PeerAuthenticationSpec>),
@@ -227,6 +282,10 @@ macro_rules! each {
             Resource::Service($object) => $done,
             Resource::Workload($object) => $done,
             Resource::HttpRoute($object) => $done,
+            Resource::GrpcRoute($object) => $done,
+            Resource::TlsRoute($object) => $done,
+            Resource::TcpRoute($object) => $done,
+            Resource::ReferenceGrant($object) => $done,
             Resource::AuthorizationPolicy($object) => $done,
             Resource::RequestAuthentication($object) => $done,
             Resource::PeerAuthentication($object) => $done,
@@ -252,6 +311,10 @@ impl Resource {
             Kind::Service => Self::Service(Object::deserialize(from)?),
             Kind::Workload => Self::Workload(Object::deserialize(from)?),
             Kind::HttpRoute => Self::HttpRoute(Object::deserialize(from)?),
+            Kind::GrpcRoute => Self::GrpcRoute(Object::deserialize(from)?),
+            Kind::TlsRoute => Self::TlsRoute(Object::deserialize(from)?),
+            Kind::TcpRoute => Self::TcpRoute(Object::deserialize(from)?),
+            Kind::ReferenceGrant => Self::ReferenceGrant(Object::deserialize(from)?),
             Kind::AuthorizationPolicy => Self::AuthorizationPolicy(Object::deserialize(from)?),
             Kind::RequestAuthentication => Self::RequestAuthentication(Object::deserialize(from)?),
             Kind::PeerAuthentication => Self::PeerAuthentication(Object::deserialize(from)?),
@@ -276,7 +339,14 @@ impl Resource {
             Self::RequestAuthentication(policy) => &policy.spec.target_refs,
             Self::PeerAuthentication(policy) => &policy.spec.target_refs,
             Self::TrafficPolicy(policy) => &policy.spec.target_refs,
-            Self::Mesh(_) | Self::Service(_) | Self::Workload(_) | Self::HttpRoute(_) => &[],
+            Self::Mesh(_)
+            | Self::Service(_)
+            | Self::Workload(_)
+            | Self::HttpRoute(_)
+            | Self::GrpcRoute(_)
+            | Self::TlsRoute(_)
+            | Self::TcpRoute(_)
+            | Self::ReferenceGrant(_) => &[],
         }
     }
 

@@ -82,6 +82,10 @@ impl<S: Spec> Object<S> {
             Kind::Service
             | Kind::Workload
             | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::ReferenceGrant
             | Kind::AuthorizationPolicy
             | Kind::RequestAuthentication
             | Kind::PeerAuthentication
@@ -109,7 +113,7 @@ impl<S: Serialize + Spec> Serialize for Object<S> {
 impl<'de, S: Deserialize<'de> + Spec> Deserialize<'de> for Object<S> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let written = Written::<S>::deserialize(deserializer)?;
-        if written.kind != S::KIND.as_str() || written.api_version != S::KIND.api_version() {
+        if written.kind != S::KIND.as_str() || !S::KIND.reads(&written.api_version) {
             return Err(D::Error::custom(format!("this is not a {} ({})", S::KIND, S::KIND.api_version())));
         }
         Ok(Self { metadata: written.metadata, spec: written.spec, status: written.status })

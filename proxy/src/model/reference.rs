@@ -12,12 +12,16 @@ use serde_json::{Map, Value, json};
 
 use super::Kind;
 use super::authorization_policy::AuthorizationPolicySpec;
+use super::grpc_route::GrpcRouteSpec;
 use super::http_route::HttpRouteSpec;
 use super::mesh::MeshSpec;
 use super::object::Spec;
 use super::peer_authentication::PeerAuthenticationSpec;
+use super::reference_grant::ReferenceGrantSpec;
 use super::request_authentication::RequestAuthenticationSpec;
 use super::service::ServiceSpec;
+use super::tcp_route::TcpRouteSpec;
+use super::tls_route::TlsRouteSpec;
 use super::traffic_policy::TrafficPolicySpec;
 use super::workload::WorkloadSpec;
 
@@ -89,6 +93,10 @@ fn schemas() -> Vec<(Kind, Value)> {
         of::<ServiceSpec>(),
         of::<WorkloadSpec>(),
         of::<HttpRouteSpec>(),
+        of::<GrpcRouteSpec>(),
+        of::<TlsRouteSpec>(),
+        of::<TcpRouteSpec>(),
+        of::<ReferenceGrantSpec>(),
         of::<AuthorizationPolicySpec>(),
         of::<RequestAuthenticationSpec>(),
         of::<PeerAuthenticationSpec>(),

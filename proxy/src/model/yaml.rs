@@ -236,7 +236,9 @@ fn read_one(source: Source) -> Result<Document, Fault> {
         }
         let remedy = match Kind::ALL.into_iter().find(|known| known.as_str() == kind) {
             Some(known) => format!("write apiVersion: {}", known.api_version()),
-            None if group(&version) == "gateway.networking.k8s.io" => "write an HTTPRoute, or leave it out".to_owned(),
+            None if group(&version) == "gateway.networking.k8s.io" => {
+                "write an HTTPRoute, a GRPCRoute, a TLSRoute or a TCPRoute, or leave it out".to_owned()
+            }
             None => match nearest(&kind, Kind::ALL.map(Kind::as_str)) {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("the kinds here are {}", Kind::ALL.map(Kind::as_str).join(", ")),
@@ -244,7 +246,7 @@ fn read_one(source: Source) -> Result<Document, Fault> {
         };
         return Err(fault(place("kind"), format!("unknown kind {kind} ({version})"), &remedy));
     };
-    if version != kind.api_version() {
+    if !kind.reads(&version) {
         let text = format!("{kind} is not read as {version}");
         return Err(fault(place("apiVersion"), text, &format!("write apiVersion: {}", kind.api_version())));
     }
@@ -368,17 +370,8 @@ const BAD_ADDRESS: &str = "invalid IP address syntax";
 const SHOWN_MAX: usize = 60;
 
 /// Words of Gateway API that are spelt well, and mean something that is not done here.
-const NOT_CARRIED_OUT: [&str; 9] = [
-    "CORS",
-    "ExtensionRef",
-    "ExternalAuth",
-    "RequestRedirect",
-    "cors",
-    "extensionRef",
-    "externalAuth",
-    "requestRedirect",
-    "sessionPersistence",
-];
+const NOT_CARRIED_OUT: [&str; 6] =
+    ["ExtensionRef", "ExternalAuth", "extensionRef", "externalAuth", "sessionPersistence", "useDefaultGateways"];
 
 /// Fields of a Service that mean nothing here and something in a cluster.
 const KUBERNETES_READS: [&str; 19] = [
@@ -438,7 +431,7 @@ fn group(version: &str) -> &str {
 fn is_kubernetes(group: &str, kind: &str) -> bool {
     match group {
         "" => CORE.contains(&kind),
-        "gateway.networking.k8s.io" => matches!(kind, "Gateway" | "GatewayClass" | "ReferenceGrant" | "BackendTLSPolicy"),
+        "gateway.networking.k8s.io" => matches!(kind, "Gateway" | "GatewayClass" | "ListenerSet" | "BackendTLSPolicy"),
         "apps" | "autoscaling" | "batch" | "policy" => true,
         _ => group.ends_with(".k8s.io") && !group.ends_with(".x-k8s.io"),
     }
@@ -644,7 +637,7 @@ mod tests {
                 "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 1}\n",
                 "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
                 "apiVersion: v1\nkind: Servcie\nmetadata: {name: web}\n",
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: web}\n",
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: UDPRoute\nmetadata: {name: web}\n",
                 "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: HTTPRoute\nmetadata: {name: web}\n",
                 "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\n",
                 "apiVersion: v1\nkind: Mesh\nmetadata: {name: web}\n",
@@ -657,9 +650,9 @@ mod tests {
                 2:1 Warns: Deployment web means nothing here and is skipped; leave it to Kubernetes
                 2:1 Warns: Namespace shop means nothing here and is skipped; leave it to Kubernetes
                 2:1 Refuses: unknown kind Servcie (v1); did you mean Service?
-                2:1 Refuses: unknown kind GRPCRoute (gateway.networking.k8s.io/v1); write an HTTPRoute, or leave it out
+                2:1 Refuses: unknown kind UDPRoute (gateway.networking.k8s.io/v1); write an HTTPRoute, a GRPCRoute, a TLSRoute or a TCPRoute, or leave it out
                 1:1 Refuses: HTTPRoute is not read as gateway.networking.k8s.io/v1beta1; write apiVersion: gateway.networking.k8s.io/v1
-                2:1 Refuses: unknown kind VirtualService (networking.istio.io/v1); the kinds here are Mesh, Service, Workload, HTTPRoute, AuthorizationPolicy, RequestAuthentication, PeerAuthentication, TrafficPolicy
+                2:1 Refuses: unknown kind VirtualService (networking.istio.io/v1); the kinds here are Mesh, Service, Workload, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute, ReferenceGrant, AuthorizationPolicy, RequestAuthentication, PeerAuthentication, TrafficPolicy
                 2:1 Refuses: unknown kind Mesh (v1); write apiVersion: outrigger.dev/v1alpha1
                 1:1 Refuses: the document does not say its kind; write apiVersion and kind
                 1:1 Refuses: the document does not say its apiVersion; write apiVersion and kind
@@ -676,13 +669,13 @@ mod tests {
                 "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web}}\nspec:\n  rules:\n  - {rule}\n"
             )
         };
-        let routes = ["filters: [{type: RequestRedirect, requestRedirect: {}}]", "sessionPersistence: {}"].map(route);
+        let routes = ["filters: [{type: ExtensionRef, extensionRef: {}}]", "sessionPersistence: {}"].map(route);
         check_all(
             &routes.each_ref().map(String::as_str),
             expect![[r#"
-            6:22 Refuses: Gateway API's RequestRedirect is not carried out here; leave it out [HTTPRoute/default/web] +body
-            6:5 Refuses: Gateway API's sessionPersistence is not carried out here; leave it out [HTTPRoute/default/web] +body
-        "#]],
+                6:22 Refuses: Gateway API's ExtensionRef is not carried out here; leave it out [HTTPRoute/default/web] +body
+                6:5 Refuses: Gateway API's sessionPersistence is not carried out here; leave it out [HTTPRoute/default/web] +body
+            "#]],
         );
     }
 

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::RequestView;
+use super::grpc::CallMatch;
 use crate::base::problems::{FieldPath, Problems};
 
 /// How a path is compared.
@@ -114,9 +115,11 @@ pub(crate) enum PathMatch {
     Regex(Regex),
 }
 
-/// All conditions of one `matches` entry of an HTTPRoute rule; every one must hold.
+/// All conditions of one `matches` entry of a rule; every one must hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestMatch {
+    /// Of a rule for calls of gRPC, and of no other.
+    pub(crate) call: Option<CallMatch>,
     pub(crate) path: Option<PathMatch>,
     pub(crate) method: Option<Method>,
     pub(crate) headers: Vec<(HeaderName, StringMatch)>,
@@ -129,8 +132,10 @@ pub(crate) struct RequestMatch {
 pub(crate) struct Precedence {
     /// Exact, then regular expression, then prefix.
     path: u8,
-    /// Characters of the path's value.
+    /// Characters of the path's value, or of a call's service.
     length: usize,
+    /// Characters of a call's method.
+    call: usize,
     method: bool,
     headers: usize,
     query: usize,
@@ -267,8 +272,9 @@ impl PathMatch {
 impl RequestMatch {
     /// Does the request fulfil every condition?
     pub(crate) fn matches(&self, request: RequestView<'_>) -> bool {
-        let Self { path, method, headers, query } = self;
-        method.as_ref().is_none_or(|method| method == request.method)
+        let Self { call, path, method, headers, query } = self;
+        call.as_ref().is_none_or(|call| call.matches(request))
+            && method.as_ref().is_none_or(|method| method == request.method)
             && path.as_ref().is_none_or(|path| path.matches(request.path))
             && headers.iter().all(|(name, wanted)| header_text(request.headers, name).is_some_and(|value| wanted.matches(&value)))
             && query.iter().all(|(name, wanted)| {
@@ -278,14 +284,22 @@ impl RequestMatch {
 
     /// Its place among others.
     pub(crate) fn precedence(&self) -> Precedence {
-        let (path, length) = match &self.path {
-            Some(PathMatch::Exact(whole)) => (3, whole.len()),
-            Some(PathMatch::Regex(regex)) => (2, regex.as_str().len()),
+        let (path, length) = match (&self.call, &self.path) {
+            (Some(call), _) => (1, call.lengths.0),
+            (None, Some(PathMatch::Exact(whole))) => (3, whole.len()),
+            (None, Some(PathMatch::Regex(regex))) => (2, regex.as_str().len()),
             // The slash that compiling took away is counted again.
-            Some(PathMatch::Prefix(prefix)) => (1, prefix.len().max(1)),
-            None => (1, 1),
+            (None, Some(PathMatch::Prefix(prefix))) => (1, prefix.len().max(1)),
+            (None, None) => (1, 1),
         };
-        Precedence { path, length, method: self.method.is_some(), headers: self.headers.len(), query: self.query.len() }
+        Precedence {
+            path,
+            length,
+            call: self.call.as_ref().map_or(0, |call| call.lengths.1),
+            method: self.method.is_some(),
+            headers: self.headers.len(),
+            query: self.query.len(),
+        }
     }
 }
 
@@ -351,7 +365,7 @@ fn compile_value(kind: Option<ValueMatchType>, value: &str, at: &FieldPath, prob
 }
 
 /// Compiles an expression that must cover the whole text. It is read alone first: `a)|(b` must not escape from the frame.
-fn compile_regex(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<Regex> {
+pub(super) fn compile_regex(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<Regex> {
     let build = |text: &str| RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).dfa_size_limit(REGEX_SIZE_MAX).build();
     if text.len() > PATTERN_MAX {
         problems.refuse(at, format!("the expression has {} bytes", text.len()), format!("write at most {PATTERN_MAX}"));

@@ -63,13 +63,16 @@ pub(crate) struct RequestView<'a> {
 
 pub(crate) mod authorization;
 pub(crate) mod breaker;
+pub(crate) mod cors;
 pub(crate) mod fault;
+pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod jwt;
 pub(crate) mod limits;
 pub(crate) mod matcher;
 pub(crate) mod outlier;
 pub(crate) mod rate_limit;
+pub(crate) mod redirect;
 pub(crate) mod retry;
 pub(crate) mod rewrite;
 pub(crate) mod shadow;

@@ -90,7 +90,8 @@ impl RewriteConfig {
 }
 
 impl PathRewriteConfig {
-    fn compile(&self, matches: &[RequestMatch], at: &FieldPath, problems: &mut Problems) -> Option<PathRewrite> {
+    /// Reports every fault under `at` and returns a path only if there is none.
+    pub(super) fn compile(&self, matches: &[RequestMatch], at: &FieldPath, problems: &mut Problems) -> Option<PathRewrite> {
         match (self.kind, &self.replace_full_path, &self.replace_prefix_match) {
             (PathRewriteType::ReplaceFullPath, Some(path), None) => {
                 check_path(path, &at.field("replaceFullPath"), problems)?;
@@ -133,9 +134,16 @@ impl PathRewriteConfig {
 impl Rewrite {
     /// The new path-and-query; `None` where it stays.
     pub(crate) fn path(&self, path: &str, query: Option<&str>) -> Option<String> {
-        let mut new = match self.path.as_ref()? {
-            PathRewrite::Full(whole) => (**whole).to_owned(),
-            PathRewrite::Prefix { matched, with } => {
+        self.path.as_ref()?.apply(path, query)
+    }
+}
+
+impl PathRewrite {
+    /// The new path-and-query; `None` where it stays.
+    pub(super) fn apply(&self, path: &str, query: Option<&str>) -> Option<String> {
+        let mut new = match self {
+            Self::Full(whole) => (**whole).to_owned(),
+            Self::Prefix { matched, with } => {
                 // The rule matched, so the prefix is there; a path that has none (`*`) stays as it is.
                 let rest = path.strip_prefix(&**matched).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
                 let new = format!("{with}{rest}");

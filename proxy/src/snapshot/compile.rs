@@ -9,17 +9,21 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::attached::{self, Attached};
 use super::cluster_address::ClusterAddresses;
-use super::route_table::{self, Attached};
+use super::route_table::{self, Table};
 use super::service::{self, Backends};
 use super::service_claims::{self, Taken};
-use super::{Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, headless, inbound, references, route};
+use super::{
+    AppProtocol, Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, headless, inbound, references, route,
+};
 use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::TrustDomain;
 use crate::model::capture::SIDECARS_PORTS;
 use crate::model::mesh::{Choice, MeshSpec, Network};
 use crate::model::object::Object;
+use crate::model::reference_grant::ReferenceGrantSpec;
 use crate::model::service::{NO_ADDRESS, PortRef, ServiceSpec};
 use crate::model::workload::{WorkloadSpec, WorkloadTransport};
 use crate::model::{Kind, Resource, ResourceKey, Resources};
@@ -131,7 +135,10 @@ pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
         }
         Resource::Service(service) => check_service(service, &mut problems),
         Resource::Workload(workload) => check_workload(workload, &mut problems),
-        Resource::HttpRoute(document) => drop(route::compile(document, &mut problems)),
+        Resource::HttpRoute(_) | Resource::GrpcRoute(_) | Resource::TlsRoute(_) | Resource::TcpRoute(_) => {
+            drop(route::compile(resource, &mut problems));
+        }
+        Resource::ReferenceGrant(grant) => check_grant(&grant.spec, &mut problems),
         Resource::AuthorizationPolicy(policy) => drop(inbound::compile_authorization(policy, &mut problems)),
         Resource::RequestAuthentication(policy) => drop(inbound::compile_tokens(policy, &mut problems)),
         Resource::PeerAuthentication(policy) => {
@@ -140,6 +147,15 @@ pub(crate) fn alone(key: &ResourceKey, resource: &Resource) -> Problems {
         Resource::TrafficPolicy(policy) => drop(service::compile_traffic(policy, &mut problems)),
     }
     problems
+}
+
+fn check_grant(grant: &ReferenceGrantSpec, problems: &mut Problems) {
+    let at = FieldPath::root().field("spec");
+    for (field, is_empty) in [("from", grant.from.is_empty()), ("to", grant.to.is_empty())] {
+        if is_empty {
+            problems.warn(&at.field(field), "nothing is named, so that nothing is granted", "name whom and what it is for");
+        }
+    }
 }
 
 /// The one Mesh that counts.
@@ -156,7 +172,7 @@ fn closed() -> Inbound {
 }
 
 fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
-    let routes: Vec<Attached<'_>> = route_table::compile_all(resources);
+    let routes: Vec<Attached<'_>> = attached::compile_all(resources);
     let mut backends = Backends::new(resources, own, previous);
     let mut services = BTreeMap::new();
     let mut headless: BTreeMap<SocketAddr, Vec<Arc<ServicePort>>> = BTreeMap::new();
@@ -182,13 +198,10 @@ fn outbound(resources: &Resources, own: &Own, previous: &Outbound) -> Outbound {
         let fault = service::traffic_of(resources, &name).fault;
         for port in object.spec.ports.iter().filter(|port| port.is_tcp()) {
             let Some(default_backend) = backends.backend(&name, port.port) else { continue };
-            let built = Arc::new(ServicePort {
-                service: name.clone(),
-                port: port.port,
-                protocol: default_backend.protocol,
-                rules: route_table::rules(&routes, &name, port, fault.as_ref(), own, &mut backends),
-                default_backend,
-            });
+            let Table { rules, streams } = route_table::build(&routes, &name, port, fault.as_ref(), own, &mut backends);
+            let protocol = if streams.is_empty() { default_backend.protocol } else { AppProtocol::Opaque };
+            let (service, port_number) = (name.clone(), port.port);
+            let built = Arc::new(ServicePort { service, port: port_number, protocol, rules, streams, default_backend });
             for address in &addresses {
                 services.insert(SocketAddr::new(*address, port.port), Arc::clone(&built));
             }

@@ -132,7 +132,13 @@ fn covers(resources: &Resources, key: &ResourceKey, policy: &Resource, pod: &Ope
             mesh.spec.default_authorization == Choice::Deny
                 && !resources.of_kind(Kind::AuthorizationPolicy).any(|(_, policy)| reaches(policy))
         }
-        Resource::Service(_) | Resource::Workload(_) | Resource::HttpRoute(_) => false,
+        Resource::Service(_)
+        | Resource::Workload(_)
+        | Resource::HttpRoute(_)
+        | Resource::GrpcRoute(_)
+        | Resource::TlsRoute(_)
+        | Resource::TcpRoute(_)
+        | Resource::ReferenceGrant(_) => false,
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn at(
 
 /// The port with one endpoint in the place of all that the Service has.
 fn pinned(port: &ServicePort, endpoint: Endpoint) -> ServicePort {
-    let ServicePort { service, port: number, protocol, rules, default_backend } = port;
+    let ServicePort { service, port: number, protocol, rules, streams, default_backend } = port;
     let Backend { service: of, port: at, protocol: speaks, endpoints: _, connect_timeout, budget, breaker, ejections } =
         default_backend.as_ref();
     let alone = Arc::new(Backend {
@@ -66,7 +66,11 @@ fn pinned(port: &ServicePort, endpoint: Endpoint) -> ServicePort {
         Arc::new(RouteRule { name, hosts, matches, backends, policies })
     });
     let rules = rules.collect();
-    ServicePort { service: service.clone(), port: *number, protocol: *protocol, rules, default_backend: alone }
+    let mut streams = streams.clone();
+    for backend in streams.iter_mut().flat_map(|rule| &mut rule.backends).filter(|backend| is_own(backend)) {
+        backend.backend = Some(Arc::clone(&alone));
+    }
+    ServicePort { service: service.clone(), port: *number, protocol: *protocol, rules, streams, default_backend: alone }
 }
 
 /// Which of the Services at a workload's port a request for `host` (lower case, without port) is for: the one that it names,

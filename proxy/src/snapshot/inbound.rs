@@ -187,6 +187,10 @@ impl<'a> Policies<'a> {
                 | Resource::Service(_)
                 | Resource::Workload(_)
                 | Resource::HttpRoute(_)
+                | Resource::GrpcRoute(_)
+                | Resource::TlsRoute(_)
+                | Resource::TcpRoute(_)
+                | Resource::ReferenceGrant(_)
                 | Resource::TrafficPolicy(_) => {}
             }
         }
@@ -204,7 +208,15 @@ impl<'a> Policies<'a> {
             Kind::AuthorizationPolicy => self.authorization.push((reach, Arc::new(AuthorizationPolicy::refuse(rule)))),
             Kind::RequestAuthentication => self.tokens.push((reach, Arc::new(JwtPolicy::refuse(rule)))),
             Kind::PeerAuthentication => self.strict.push((reach, rule)),
-            Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => {}
+            Kind::Mesh
+            | Kind::Service
+            | Kind::Workload
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::ReferenceGrant
+            | Kind::TrafficPolicy => {}
         }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod compile;
 pub(crate) mod publish;
 pub(crate) mod service_claims;
 
+mod attached;
 pub(crate) mod excluded;
 mod headless;
 mod inbound;
@@ -18,6 +19,7 @@ mod ranges;
 mod reach;
 mod references;
 mod route;
+mod route_references;
 mod route_table;
 mod selected;
 mod service;
@@ -36,6 +38,7 @@ use crate::identity::spiffe::SpiffeId;
 use crate::model::mesh;
 use crate::policy::authorization::Authorization;
 use crate::policy::breaker::Breaker;
+use crate::policy::cors::Cors;
 use crate::policy::fault::Fault;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::jwt::Jwt;
@@ -43,6 +46,7 @@ use crate::policy::limits::Limits;
 use crate::policy::matcher::RequestMatch;
 use crate::policy::outlier::Ejections;
 use crate::policy::rate_limit::RateLimit;
+use crate::policy::redirect::Redirect;
 use crate::policy::retry::{Retry, RetryBudget};
 use crate::policy::rewrite::Rewrite;
 use crate::policy::shadow::Shadow;
@@ -158,14 +162,27 @@ pub(crate) struct ServicePort {
     /// Rules in the order of Gateway API precedence; the last one, which matches everything, leads to the service itself
     /// unless a route is attached.
     pub(crate) rules: Vec<Arc<RouteRule>>,
-    /// Where opaque connections go.
+    /// Rules for connections, in the order of Gateway API precedence, where a TLSRoute or a TCPRoute is attached: the port is
+    /// opaque by that.
+    pub(crate) streams: Vec<StreamRule>,
+    /// Where other opaque connections go.
     pub(crate) default_backend: Arc<Backend>,
+}
+
+/// One rule of a route for connections.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamRule {
+    pub(crate) name: RuleName,
+    /// Server names that the rule is for, as [`RouteRule::hosts`]; empty: every connection, TLS or not.
+    pub(crate) hosts: Vec<Box<str>>,
+    /// As [`RouteRule::backends`]; the share of one that is broken is closed.
+    pub(crate) backends: Vec<WeightedBackend>,
 }
 
 /// One rule of a route.
 #[derive(Debug)]
 pub(crate) struct RouteRule {
-    /// `HTTPRoute/NAMESPACE/NAME rules[I]`, or `default` for the service's own.
+    /// `KIND/NAMESPACE/NAME rules[I]` and the rule's name where it has one, or `default` for the service's own.
     pub(crate) name: RuleName,
     /// Hosts that the rule is for, lower case, `*.` first for a suffix; empty: all.
     pub(crate) hosts: Vec<Box<str>>,
@@ -221,10 +238,12 @@ pub(crate) enum Transport {
 /// Policies in the order in which a request meets them. Outbound rules and inbound ports fill what is theirs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RoutePolicies {
+    pub(crate) cors: Option<Arc<Cors>>,
     pub(crate) jwt: Option<Arc<Jwt>>,
     pub(crate) authorization: Option<Arc<Authorization>>,
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) fault: Option<Arc<Fault>>,
+    pub(crate) redirect: Option<Arc<Redirect>>,
     pub(crate) request_headers: Option<Arc<HeaderEdit>>,
     pub(crate) rewrite: Option<Arc<Rewrite>>,
     pub(crate) shadow: Vec<Arc<Shadow>>,
@@ -249,6 +268,40 @@ impl ServicePort {
                 && (rule.matches.is_empty() || rule.matches.iter().any(|wanted| wanted.matches(request)))
         })
     }
+
+    /// Does it depend on the name that a client's TLS asks for where its connection goes?
+    pub(crate) fn asks_for_server_name(&self) -> bool {
+        self.streams.iter().any(|rule| !rule.hosts.is_empty())
+    }
+
+    /// The rule that decides about a connection that asks for `server_name` (lower case), if it asks for one. None: there are
+    /// rules for connections, and it is none of theirs.
+    pub(crate) fn stream(&self, server_name: Option<&str>) -> Option<&StreamRule> {
+        self.streams.iter().find(|rule| match server_name {
+            Some(name) => host_matches(&rule.hosts, name),
+            None => rule.hosts.is_empty(),
+        })
+    }
+}
+
+/// Draws one of a rule's backends by weight; `below` draws a number below another. None: none has a weight.
+pub(crate) fn draw(backends: &[WeightedBackend], below: impl FnOnce(usize) -> usize) -> Option<&WeightedBackend> {
+    let weight = |weight: u32| usize::try_from(weight).unwrap_or(usize::MAX);
+    let total = backends.iter().fold(0_usize, |total, backend| total.saturating_add(weight(backend.weight)));
+    if total == 0 {
+        return None;
+    }
+    // One backend, as usual, needs no dice.
+    let mut left = if backends.len() == 1 { 0 } else { below(total) };
+    for backend in backends {
+        match left.checked_sub(weight(backend.weight)) {
+            Some(rest) => left = rest,
+            None => return Some(backend),
+        }
+    }
+    // The weights add up to more than what was drawn, so one of them was met above.
+    debug_assert!(false, "a backend was drawn");
+    None
 }
 
 impl Outbound {

@@ -11,10 +11,9 @@ use super::cluster_address::{ClusterAddresses, is_given};
 use super::ranges::{check_edges, check_ranges};
 use super::selected::Selected;
 use super::service_claims::Taken;
-use super::{claims, compile, excluded, kept, ranges, route, service};
+use super::{claims, compile, excluded, kept, ranges, route_references, service};
 use crate::base::names::Named;
-use crate::base::problems::{Condition, FieldPath, Problems};
-use crate::model::http_route::HttpRouteSpec;
+use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
 use crate::model::service::{PortRef, ServicePortSpec, ServiceSpec};
 use crate::model::target::TargetKind;
@@ -76,7 +75,10 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
                 }
                 taken(workload, &addresses, &mut problems);
             }
-            Resource::HttpRoute(route) => check_route(resources, route, &mut problems),
+            Resource::HttpRoute(_) | Resource::GrpcRoute(_) | Resource::TlsRoute(_) | Resource::TcpRoute(_) => {
+                route_references::check(resources, resource, &mut problems);
+            }
+            Resource::ReferenceGrant(_) => {}
             Resource::AuthorizationPolicy(_)
             | Resource::RequestAuthentication(_)
             | Resource::PeerAuthentication(_)
@@ -87,7 +89,7 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
         }
         all.append(problems);
     }
-    all.append(contradictions(resources));
+    all.append(route_references::contradictions(resources));
     all.append(excluded::check(resources));
     all.append(ranges::held(resources, &networks, |key| lost.contains_key(key)));
     all
@@ -209,7 +211,15 @@ pub(super) fn unprotected(policy: &Resource, service: &str) -> &'static str {
         Kind::AuthorizationPolicy => "the policy refuses nothing until it does: whom it kept out may be let in",
         Kind::RequestAuthentication => "the policy demands no token until it does: requests without one may be let in",
         Kind::PeerAuthentication => "the mode of the namespace or the mesh holds until it does",
-        Kind::Mesh | Kind::Service | Kind::Workload | Kind::HttpRoute | Kind::TrafficPolicy => "the policy applies once it does",
+        Kind::Mesh
+        | Kind::Service
+        | Kind::Workload
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute
+        | Kind::ReferenceGrant
+        | Kind::TrafficPolicy => "the policy applies once it does",
     }
 }
 
@@ -233,156 +243,8 @@ pub(super) fn without_target(resources: &Resources) -> BTreeMap<(ResourceKey, Re
     found
 }
 
-fn check_route(resources: &Resources, object: &Object<HttpRouteSpec>, problems: &mut Problems) {
-    let at = FieldPath::root().field("spec");
-    if object.spec.parent_refs.is_empty() {
-        problems.warn(&at.field("parentRefs"), "the route has no parent; no request takes it", "name a Service as parent");
-    }
-    for (index, parent) in object.spec.parent_refs.iter().enumerate() {
-        let at = at.field("parentRefs").index(index);
-        if !parent.is_service() {
-            problems.warn(&at.field("kind"), "the parent is not a Service; for the mesh it is not there", "write kind: Service");
-            continue;
-        }
-        let name = object.named_or_here(parent.namespace.as_deref(), &parent.name);
-        let (outcome, condition) = ("no request takes this route", Condition::NoMatchingParent);
-        let Some(service) = existing(resources, &name, &at.field("name"), (outcome, condition), problems) else {
-            continue;
-        };
-        if let Some(port) = parent.port {
-            check_port(service, port, &at.field("port"), ("no request takes this route there", condition), problems);
-        }
-        if let Some(section) = &parent.section_name
-            && !service.spec.ports.iter().any(|port| port.name.as_ref() == Some(section))
-        {
-            let text = format!("Service/{name} has no port named {section:?}");
-            problems.warn_as(condition, &at.field("sectionName"), text, "name one of its ports, or write port");
-        }
-    }
-    for (index, rule) in object.spec.rules.iter().enumerate() {
-        let at = at.field("rules").index(index);
-        for (index, backend) in rule.backend_refs.iter().enumerate().filter(|(_, backend)| backend.is_service()) {
-            let at = at.field("backendRefs").index(index);
-            let name = object.named_or_here(backend.namespace.as_deref(), &backend.name);
-            let outcome = ("its share of requests is answered with 500", Condition::BackendNotFound);
-            if let Some(service) = existing(resources, &name, &at.field("name"), outcome, problems)
-                && let Some(port) = backend.port
-            {
-                check_port(service, port, &at.field("port"), outcome, problems);
-            }
-        }
-        let all_zero = !rule.backend_refs.is_empty() && rule.backend_refs.iter().all(|backend| backend.weight == Some(0));
-        if rule.backend_refs.is_empty() || all_zero {
-            let at = at.field("backendRefs");
-            problems.warn(&at, "the rule leads nowhere; its requests are answered with 500", "name a Service with a weight");
-        }
-        for (index, filter) in rule.filters.iter().enumerate() {
-            let Some(mirror) = &filter.request_mirror else { continue };
-            let at = at.field("filters").index(index).field("requestMirror").field("backendRef");
-            let name = object.named_or_here(mirror.backend_ref.namespace.as_deref(), &mirror.backend_ref.name);
-            let outcome = ("no copies are sent", Condition::BackendNotFound);
-            if let Some(service) = existing(resources, &name, &at.field("name"), outcome, problems) {
-                check_port(service, mirror.backend_ref.port, &at.field("port"), outcome, problems);
-            }
-        }
-    }
-}
-
-fn existing<'a>(
-    resources: &'a Resources,
-    name: &Named,
-    at: &FieldPath,
-    (outcome, condition): (&str, Condition),
-    problems: &mut Problems,
-) -> Option<&'a Object<ServiceSpec>> {
-    let service = resources.service(name);
-    if service.is_none() {
-        let names = resources.of_kind(Kind::Service).filter(|(other, _)| other.name.namespace == name.namespace);
-        let remedy = nearest(&name.name, names.map(|(other, _)| &*other.name.name));
-        problems.warn_as(condition, at, format!("Service/{name} does not exist; {outcome}"), remedy);
-    }
-    service
-}
-
-fn check_port(
-    service: &Object<ServiceSpec>,
-    port: u16,
-    at: &FieldPath,
-    (outcome, condition): (&str, Condition),
-    problems: &mut Problems,
-) {
-    let ports: Vec<String> = service.spec.ports.iter().filter(|port| port.is_tcp()).map(|port| port.port.to_string()).collect();
-    if !ports.contains(&port.to_string()) {
-        let remedy = if ports.is_empty() { "give the Service ports".to_owned() } else { format!("it has {}", ports.join(", ")) };
-        problems.warn_as(condition, at, format!("{} has no port {port}; {outcome}", service.key()), remedy);
-    }
-}
-
-/// Two matches that are the same, at the same port of the same service: the later one is never reached.
-fn contradictions(resources: &Resources) -> Problems {
-    let mut all = Problems::default();
-    let mut first: BTreeMap<(Named, String, String, String), (String, FieldPath)> = BTreeMap::new();
-    let mut routes: Vec<_> = resources
-        .of_kind(Kind::HttpRoute)
-        .filter_map(|(_, resource)| match resource {
-            Resource::HttpRoute(route) => Some(route),
-            _ => None,
-        })
-        .collect();
-    // The order in which two routes that match alike are asked.
-    routes.sort_by_key(|route| {
-        let created = route.metadata.creation_timestamp.clone();
-        (created.is_none(), created, route.named())
-    });
-    for object in routes {
-        let mut problems = Problems::of(object.key());
-        for parent in object.spec.parent_refs.iter().filter(|parent| parent.is_service()) {
-            let service = object.named_or_here(parent.namespace.as_deref(), &parent.name);
-            // Routes for callers of one namespace do not compete with those for all.
-            let callers = if *service.namespace == *object.metadata.namespace { "" } else { object.metadata.namespace.as_str() };
-            let port = match (&parent.port, &parent.section_name) {
-                (Some(port), _) => port.to_string(),
-                (None, Some(name)) => {
-                    let ports = resources.service(&service).map_or(&[][..], |service| service.spec.ports.as_slice());
-                    let named = ports.iter().find(|port| port.name.as_ref() == Some(name));
-                    named.map_or_else(|| name.clone(), |port| port.port.to_string())
-                }
-                (None, None) => "*".to_owned(),
-            };
-            let hosts = if object.spec.hostnames.is_empty() { vec!["*".to_owned()] } else { object.spec.hostnames.clone() };
-            for (index, rule) in object.spec.rules.iter().enumerate() {
-                let rule_at = FieldPath::root().field("spec").field("rules").index(index);
-                for (match_index, one) in route::matches(rule).iter().enumerate() {
-                    let at = if rule.matches.is_empty() { rule_at.clone() } else { rule_at.field("matches").index(match_index) };
-                    for host in &hosts {
-                        let same = (service.clone(), format!("{callers}|{port}"), host.to_ascii_lowercase(), format!("{one:?}"));
-                        let this = (object.key().to_string(), at.clone());
-                        let Some((other, other_at)) = first.get(&same) else {
-                            first.insert(same, this);
-                            continue;
-                        };
-                        let mine = *other == this.0;
-                        let whose = if mine { String::new() } else { format!("{other} ") };
-                        problems.warn(
-                            &at,
-                            format!("{whose}{other_at} matches the same requests to Service/{service} and is asked first"),
-                            if mine {
-                                "keep one of the two"
-                            } else {
-                                "keep one of the two, or let them match different requests"
-                            },
-                        );
-                    }
-                }
-            }
-        }
-        all.append(problems);
-    }
-    all
-}
-
 /// What to do about a name that nothing has.
-fn nearest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn nearest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
     match crate::base::names::nearest(wrong, names) {
         Some(name) => format!("did you mean {name:?}? else create it"),
         None => "create it, or correct the name".to_owned(),

@@ -11,6 +11,7 @@ use super::{AppProtocol, Backend, Endpoint, Outbound, Transport, compile, live};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
+use crate::model::route::Route;
 use crate::model::service::{InternalTrafficPolicy, ServicePortSpec, ServiceSpec};
 use crate::model::target::TargetKind;
 use crate::model::traffic_policy::TrafficPolicySpec;
@@ -176,6 +177,11 @@ impl<'a> Backends<'a> {
         let backend = live::share(backend, previous);
         self.built.insert(key, Arc::clone(&backend));
         Some(backend)
+    }
+
+    /// May the route lead to this service?
+    pub(super) fn permits(&self, route: &Route<'_>, service: &Named) -> bool {
+        self.resources.permits(route, service)
     }
 
     /// All that were built.

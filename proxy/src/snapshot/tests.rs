@@ -13,7 +13,7 @@ use http::{HeaderMap, Method};
 use tokio::time::Instant;
 
 use super::compile::{Own, admit, compile, forget};
-use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot, host_matches};
+use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot, StreamRule, WeightedBackend, host_matches};
 use crate::base::names::Named;
 use crate::base::problems::FieldPath;
 use crate::model::yaml;
@@ -65,8 +65,18 @@ fn backends_are_weighed_and_broken_ones_are_kept_as_broken() {
 }
 
 #[test]
-fn routes_of_the_callers_namespace_go_first() {
+fn routes_of_the_callers_namespace_stand_for_those_of_the_services() {
     golden("consumer");
+}
+
+#[test]
+fn one_kind_of_route_counts_at_a_port() {
+    golden("kinds");
+}
+
+#[test]
+fn a_backend_of_another_namespace_takes_a_grant() {
+    golden("grants");
 }
 
 #[test]
@@ -273,6 +283,10 @@ fn show(snapshot: &Snapshot, dump: &mut String) {
         for rule in &port.rules {
             show_rule(rule, dump);
         }
+        for StreamRule { name, hosts, backends } in &port.streams {
+            writeln!(dump, "  connections by {name} {hosts:?}").unwrap();
+            show_backends(backends, dump);
+        }
     }
     for (address, ports) in &snapshot.outbound.headless {
         for port in ports {
@@ -332,10 +346,12 @@ fn show_rule(rule: &RouteRule, dump: &mut String) {
         writeln!(dump, "    if {host}{one:?}").unwrap();
     }
     let RoutePolicies {
+        cors,
         jwt: _,
         authorization: _,
         rate_limit: _,
         fault,
+        redirect,
         request_headers,
         rewrite,
         shadow,
@@ -344,6 +360,8 @@ fn show_rule(rule: &RouteRule, dump: &mut String) {
         response_headers,
     } = policies;
     for (what, text) in [
+        ("cors", cors.as_ref().map(|cors| format!("{cors:?}"))),
+        ("redirect", redirect.as_ref().map(|redirect| format!("{redirect:?}"))),
         ("fault", fault.as_ref().map(|fault| fault.rule.to_string())),
         ("request headers", request_headers.as_ref().map(|edit| format!("{edit:?}"))),
         ("rewrite", rewrite.as_ref().map(|rewrite| format!("{rewrite:?}"))),
@@ -358,6 +376,10 @@ fn show_rule(rule: &RouteRule, dump: &mut String) {
     for shadow in shadow {
         writeln!(dump, "    copies to {}:{}", shadow.service, shadow.port).unwrap();
     }
+    show_backends(backends, dump);
+}
+
+fn show_backends(backends: &[WeightedBackend], dump: &mut String) {
     for backend in backends {
         let target = backend
             .backend

@@ -53,6 +53,8 @@ reasons! {
     DefaultAllow = "default_allow", Nobody;
     /// A route's redirect was the answer.
     Redirected = "redirected", Nobody;
+    /// A route's cross-origin policy answered a browser that asked what it may ask.
+    Preflight = "preflight", Nobody;
 
     /// The request is not valid HTTP, or its target cannot be normalised.
     BadRequest = "bad_request", Caller;

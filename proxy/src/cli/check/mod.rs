@@ -4,6 +4,8 @@
 //! 2 when a file cannot be read, or when there is no document at all: as `apply` says it.
 
 #[cfg(test)]
+mod routes;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

@@ -21,6 +21,7 @@ use crate::identity::spiffe::TrustDomain;
 mod documents;
 mod passed;
 mod question;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod told;

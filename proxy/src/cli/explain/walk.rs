@@ -1,6 +1,5 @@
 //! The way of one request: out of the caller's sidecar by its route, and into every endpoint that it may be given.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use super::super::Failure;
 use super::super::local::GATEWAYS;
 use super::passed;
 use super::question::{Destination, Question, destination};
+use super::shares::{by_share, by_stream};
 use super::told::Told;
 use crate::base::names::Named;
 use crate::base::units::Span;
@@ -147,6 +147,10 @@ fn headless(
 
 /// What becomes of a request at a port of a service.
 fn by_port(resources: &Resources, port: &ServicePort, caller: &Caller<'_>, question: &Question, told: &mut Told) {
+    if !port.streams.is_empty() {
+        by_stream(resources, port, caller, question, told);
+        return;
+    }
     if port.protocol == AppProtocol::Opaque {
         told.say("route", "none: the port is declared opaque, its bytes are not looked into", None);
         let mut opaque = question.again();
@@ -168,46 +172,13 @@ fn by_port(resources: &Resources, port: &ServicePort, caller: &Caller<'_>, quest
     told.say("route", "decides", Some(rule.name.to_string()));
     let mut arriving = question.again();
     apply(&rule.policies, &mut arriving, told);
-    let total: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
-    if total == 0 {
-        told.refuse("backend", "none has a weight: 500", Some(rule.name.to_string()));
+    if let Some(redirect) = &rule.policies.redirect {
+        let host = normalize::host(&question.authority);
+        let location = redirect.location(host, port.port, &question.path, question.query.as_deref());
+        told.say("redirect", format!("{} to {location}", redirect.status.as_u16()), Some(rule.name.to_string()));
+        return;
     }
-    let mut asked = BTreeSet::new();
-    for backend in rule.backends.iter().filter(|backend| backend.weight > 0) {
-        let share = u64::from(backend.weight) * 100 / total.max(1);
-        let Some(target) = &backend.backend else {
-            told.refuse(
-                "backend",
-                format!("{share} % to a Service or port that does not exist: 500"),
-                Some(rule.name.to_string()),
-            );
-            continue;
-        };
-        told.say(
-            "backend",
-            format!(
-                "{share} % to Service/{} port {}, {} endpoints, connect within {}",
-                target.service,
-                target.port,
-                target.endpoints.len(),
-                Span(target.connect_timeout)
-            ),
-            Some(target.breaker.rule.to_string()),
-        );
-        if target.endpoints.is_empty() {
-            told.refuse("endpoint", "there is none: 503 no_endpoint", None);
-        }
-        let mut arriving = arriving.again();
-        if let Some(edit) = &backend.request_headers {
-            edit.apply(&mut arriving.headers);
-            told.say("headers", "the backend's filter edits the request's", Some(rule.name.to_string()));
-        }
-        for endpoint in &target.endpoints {
-            if asked.insert(endpoint.address) {
-                arrive(resources, caller, endpoint, &arriving, told);
-            }
-        }
-    }
+    by_share(resources, (&rule.name, &rule.backends, "500"), caller, &arriving, told);
 }
 
 /// What a name leads to where there is no sidecar to know the service's own address: the pods themselves.
@@ -366,10 +337,12 @@ fn meant<'a>(
 /// What the caller's sidecar does to the request.
 fn apply(policies: &RoutePolicies, question: &mut Question, told: &mut Told) {
     let RoutePolicies {
+        cors,
         jwt: _,
         authorization: _,
         rate_limit: _,
         fault,
+        redirect: _,
         request_headers,
         rewrite,
         shadow,
@@ -377,6 +350,9 @@ fn apply(policies: &RoutePolicies, question: &mut Question, told: &mut Told) {
         retry,
         response_headers,
     } = policies;
+    if cors.is_some() {
+        told.say("cors", "a browser's preflight is answered here; other answers say which pages may read them", None);
+    }
     if let Some(fault) = fault {
         told.say("fault", "a share of requests is delayed or aborted", Some(fault.rule.to_string()));
     }
@@ -409,7 +385,7 @@ fn apply(policies: &RoutePolicies, question: &mut Question, told: &mut Told) {
 }
 
 /// What the sidecar of `endpoint` would do.
-fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, question: &Question, told: &mut Told) {
+pub(super) fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endpoint, question: &Question, told: &mut Told) {
     let begin = told.steps.len();
     let name = endpoint.workload.to_string();
     match (&endpoint.transport, &caller.identity) {

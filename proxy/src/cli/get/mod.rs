@@ -131,7 +131,7 @@ fn what(item: &Value) -> String {
                 .to_owned()
         }
         "Workload" => each("/spec/addresses", &plain),
-        "HTTPRoute" => {
+        kind if kind.ends_with("Route") => {
             let parents = each("/spec/parentRefs", &|parent| format!("Service/{}", text(parent, "/name")));
             let hosts = each("/spec/hostnames", &plain);
             format!("{parents} {hosts}").trim().to_owned()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
@@ -25,6 +25,7 @@ use crate::dataplane::balance;
 use crate::dataplane::pool::connect::ConnectError;
 use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks, WireError};
 use crate::policy::breaker::Slot;
+use crate::policy::grpc::is_grpc;
 use crate::policy::outlier::Outcome;
 use crate::policy::retry::WireState;
 use crate::snapshot::{AppProtocol, Backend, Endpoint};
@@ -236,11 +237,6 @@ pub(crate) fn effective_status(sent: &Sent) -> StatusCode {
     let unavailable = || sent.response.headers().get(&GRPC_STATUS).is_some_and(|grpc| grpc.as_bytes() == b"14");
     let grpc = status == StatusCode::OK && sent.marks.has(Mark::GRPC_STATUS);
     if grpc && unavailable() { StatusCode::SERVICE_UNAVAILABLE } else { status }
-}
-
-/// Is it a call of gRPC?
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// An endpoint of a service that is neither ejected nor tried already, where there is such a one.

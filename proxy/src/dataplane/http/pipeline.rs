@@ -16,7 +16,7 @@ use hyper::ext::ReasonPhrase;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{
-    CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status, is_grpc, said,
+    CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status, said,
 };
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
 use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
@@ -35,11 +35,13 @@ use crate::dataplane::learned::First;
 use crate::dataplane::pool::peer_of;
 use crate::dataplane::{Proxy, opaque};
 use crate::policy::authorization::Verdict;
+use crate::policy::cors;
+use crate::policy::grpc::is_grpc;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::limits::Limits;
 use crate::policy::retry::{Attempt, Decision, WireState};
 use crate::policy::{Peer, RequestView};
-use crate::snapshot::{Backend, InboundPort, RoutePolicies, RouteRule, ServicePort, Snapshot};
+use crate::snapshot::{Backend, InboundPort, RoutePolicies, RouteRule, ServicePort, Snapshot, WeightedBackend, draw};
 use crate::telemetry::metrics::ShadowOutcome;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::trace::TraceContext;
@@ -51,10 +53,12 @@ pub(crate) const ORDER: &[(&str, &str)] = &[
     ("normalize", "everything after it decides about the text that is forwarded"),
     ("snapshot", "read once, so that a request sees one configuration"),
     ("route", "names the policies"),
+    ("cors", "a browser asks without credentials what it may ask with them"),
     ("jwt", "claims are conditions of authorization"),
     ("authorization", "before anything is spent on a stranger"),
     ("rate_limit", "only who may call uses up the limit"),
     ("fault", "an injected fault stands for the destination, so it comes after the refusals of the mesh"),
+    ("redirect", "stands for the destination like a fault, and needs none"),
     ("headers", "edits are for the destination; conditions saw what the caller sent"),
     ("rewrite", "the destination's path, not the one that was authorized by the caller's side"),
     ("shadow", "a copy of what the destination gets"),
@@ -135,14 +139,20 @@ pub(crate) async fn handle(
     let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address);
     record.ends.mtls = connection.link;
     let http1 = protocol == Protocol::Http1;
+    let mut readable = None;
     // The line is a large future and most of it waits: one allocation keeps connections small.
-    match placed::pinned(|| line(&connection, &mut record, parts, marks, incoming, spelling)).await {
-        Ok(answered) => respond(&connection, record, answered, upgrading, http1),
+    match placed::pinned(|| line(&connection, &mut record, &mut readable, parts, marks, incoming, spelling)).await {
+        Ok(answered) => respond(&connection, record, answered, readable.as_ref(), upgrading, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
             let told = reject.told();
             record.refused(&reject, &told);
-            reject.render(grpc)
+            let mut response = reject.render(grpc);
+            // A page may read why it got no answer, too.
+            if let Some(readable) = readable {
+                readable.write(response.headers_mut());
+            }
+            response
         }
     }
 }
@@ -162,6 +172,7 @@ struct Answered {
 async fn line(
     connection: &Arc<Connection>,
     record: &mut Record,
+    readable: &mut Option<cors::Readable>,
     mut parts: http::request::Parts,
     marks: Marks,
     incoming: Inflow,
@@ -235,10 +246,12 @@ async fn line(
         Chosen::Workload(_) => &none,
     };
     let RoutePolicies {
+        cors,
         jwt,
         authorization,
         rate_limit,
         fault,
+        redirect,
         request_headers,
         rewrite,
         shadow,
@@ -246,6 +259,15 @@ async fn line(
         retry,
         response_headers,
     } = policies;
+
+    // cors
+    if let Some(cors) = cors {
+        match cors.decide(seen.method, seen.headers) {
+            cors::Verdict::Nothing => {}
+            cors::Verdict::Preflight(headers) => return Err(Reject::Preflight(cors.rule.clone(), Box::new(headers))),
+            cors::Verdict::Readable(by) => *readable = Some(by),
+        }
+    }
 
     // jwt
     let claims = match jwt {
@@ -283,9 +305,22 @@ async fn line(
         }
     }
 
+    // redirect
+    if let Some(redirect) = redirect
+        && let Chosen::Rule { port, rule } = &chosen
+    {
+        let called = normalize::host(named);
+        // Who named no host is sent back to the address that it called.
+        let called = if called.is_empty() { Cow::Owned(host_of(connection.original)) } else { Cow::Borrowed(called) };
+        let location = HeaderValue::try_from(redirect.location(&called, port.port, path, query))
+            .map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?;
+        let edit = response_headers.clone();
+        return Err(Reject::Redirected(rule.name.clone(), redirect.status, location, edit));
+    }
+
     // The backend is part of the route, but it is drawn only for a request that was let through.
     let (upstream, weighted) = match chosen {
-        Chosen::Rule { port, rule } => draw_backend(proxy, port, rule)?,
+        Chosen::Rule { rule, .. } => draw_backend(proxy, rule)?,
         Chosen::Inbound(port) => {
             let at = connection.original;
             (Upstream::Application { at, client: peer.address, protocol: port.protocol }, None)
@@ -488,6 +523,11 @@ fn unprocessed(response: &Response<Inflow>) -> bool {
     before.into_iter().any(|reason| said(response, reason))
 }
 
+/// An address as a host.
+fn host_of(address: SocketAddr) -> String {
+    if address.is_ipv6() { format!("[{}]", address.ip()) } else { address.ip().to_string() }
+}
+
 fn route<'a>(
     connection: &Connection,
     snapshot: &'a Snapshot,
@@ -521,30 +561,11 @@ fn route<'a>(
 }
 
 /// Draws one of a rule's backends by weight.
-fn draw_backend<'a>(
-    proxy: &Proxy,
-    port: &'a ServicePort,
-    rule: &'a RouteRule,
-) -> Result<(Upstream<'a>, Option<&'a crate::snapshot::WeightedBackend>), Reject> {
-    let weight = |weight: u32| usize::try_from(weight).unwrap_or(usize::MAX);
-    let total = rule.backends.iter().fold(0_usize, |total, backend| total.saturating_add(weight(backend.weight)));
-    if total == 0 {
-        return Err(Reject::NoBackend(rule.name.clone()));
-    }
-    // One backend, as usual, needs no dice.
-    let mut left = if rule.backends.len() == 1 { 0 } else { proxy.dice.lock().below(total) };
-    for backend in &rule.backends {
-        match left.checked_sub(weight(backend.weight)) {
-            Some(rest) => left = rest,
-            None => {
-                let target = backend.backend.as_ref().ok_or_else(|| Reject::NoBackend(rule.name.clone()))?;
-                return Ok((Upstream::Service(target), Some(backend)));
-            }
-        }
-    }
-    // The weights add up to more than what was drawn, so one of them was met above.
-    debug_assert!(false, "a backend was drawn");
-    Ok((Upstream::Service(&port.default_backend), None))
+fn draw_backend<'a>(proxy: &Proxy, rule: &'a RouteRule) -> Result<(Upstream<'a>, Option<&'a WeightedBackend>), Reject> {
+    let none = || Reject::NoBackend(rule.name.clone());
+    let drawn = draw(&rule.backends, |total| proxy.dice.lock().below(total)).ok_or_else(none)?;
+    let target = drawn.backend.as_ref().ok_or_else(none)?;
+    Ok((Upstream::Service(target), Some(drawn)))
 }
 
 /// Sends a copy, whose fate never touches the caller: not its speed, not its failure, not its answer.
@@ -586,6 +607,7 @@ fn respond(
     connection: &Arc<Connection>,
     mut record: Record,
     answered: Answered,
+    readable: Option<&cors::Readable>,
     ours: Option<Upgrading>,
     http1: bool,
 ) -> Response<Body> {
@@ -626,6 +648,9 @@ fn respond(
     }
     normalize::strip_hop_by_hop(&mut parts.headers);
     let edited = !response_edits.is_empty() || weighted_edit.is_some();
+    if let Some(readable) = readable {
+        readable.write(&mut parts.headers);
+    }
     for edit in response_edits {
         edit.apply(&mut parts.headers);
     }
@@ -685,7 +710,7 @@ mod tests {
     /// It is boxed once for each request.
     #[test]
     fn what_the_line_keeps_for_a_request_is_small() {
-        fn of<A, B, C, D, E, F, O: Future>(_function: impl Fn(A, B, C, D, E, F) -> O) -> usize {
+        fn of<A, B, C, D, E, F, G, O: Future>(_function: impl Fn(A, B, C, D, E, F, G) -> O) -> usize {
             size_of::<O>()
         }
         assert!(of(line) <= LINE_MAX, "{} bytes", of(line));
@@ -696,7 +721,7 @@ mod tests {
     #[test]
     fn the_order_is_the_documented_one() {
         let order: Vec<_> = ORDER.iter().map(|(step, _)| *step).collect();
-        expect_test::expect![[r#"["record", "normalize", "snapshot", "route", "jwt", "authorization", "rate_limit", "fault", "headers", "rewrite", "shadow", "deadline", "attempts", "response", "body"]"#]]
+        expect_test::expect![[r#"["record", "normalize", "snapshot", "route", "cors", "jwt", "authorization", "rate_limit", "fault", "redirect", "headers", "rewrite", "shadow", "deadline", "attempts", "response", "body"]"#]]
         .assert_eq(&format!("{order:?}"));
     }
 }

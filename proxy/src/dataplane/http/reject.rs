@@ -7,15 +7,17 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response, StatusCode};
+use http::header::{CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::Body;
 use crate::base::names::Named;
 use crate::policy::RuleName;
+use crate::policy::headers::HeaderEdit;
 use crate::policy::jwt::{TOKEN_MISSING, TokenRefused};
 use crate::telemetry::reason::Reason;
 
@@ -48,6 +50,10 @@ pub(crate) enum Reject {
     RateLimited(RuleName, Duration),
     /// A fault was injected.
     Fault(RuleName, StatusCode),
+    /// The route sends the caller elsewhere, and edits that answer.
+    Redirected(RuleName, StatusCode, HeaderValue, Option<Arc<HeaderEdit>>),
+    /// The route answers what a browser may ask, with these headers.
+    Preflight(RuleName, Box<HeaderMap>),
     /// An address outside of the mesh.
     EgressDenied,
     /// A port of the sidecar's own.
@@ -158,6 +164,8 @@ impl Reject {
             Self::Denied(rule) => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::Denied, Some(rule)),
             Self::RateLimited(rule, _) => (StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Reason::RateLimited, Some(rule)),
             Self::Fault(rule, status) => (*status, grpc_of(*status), Reason::FaultInjected, Some(rule)),
+            Self::Redirected(rule, status, ..) => (*status, UNKNOWN, Reason::Redirected, Some(rule)),
+            Self::Preflight(rule, _) => (StatusCode::NO_CONTENT, UNKNOWN, Reason::Preflight, Some(rule)),
             Self::EgressDenied => (StatusCode::FORBIDDEN, PERMISSION_DENIED, Reason::EgressDenied, None),
             Self::OwnPort => (StatusCode::MISDIRECTED_REQUEST, PERMISSION_DENIED, Reason::OwnPort, None),
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, UNIMPLEMENTED, Reason::NoRoute, None),
@@ -180,6 +188,23 @@ impl Reject {
     /// The answer that the caller gets.
     pub(crate) fn render(&self, grpc: bool) -> Response<Body> {
         let told = self.told();
+        match self {
+            // What a route answers is no refusal, and is said in HTTP to every caller.
+            Self::Redirected(_, status, location, edit) => {
+                let mut response = direct(*status, told.reason);
+                response.headers_mut().insert(LOCATION, location.clone());
+                if let Some(edit) = edit {
+                    edit.apply(response.headers_mut());
+                }
+                return response;
+            }
+            Self::Preflight(_, headers) => {
+                let mut response = direct(told.status, told.reason);
+                response.headers_mut().extend(headers.as_ref().clone());
+                return response;
+            }
+            _refusal => {}
+        }
         let mut text = String::from("outrigger: ");
         text.push_str(told.text.trim_end_matches('.'));
         // Writing to a string does not fail.
@@ -267,6 +292,14 @@ impl Flood {
     }
 }
 
+/// An answer of a route's own, without a body.
+fn direct(status: StatusCode, reason: Reason) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    response.headers_mut().insert(REASON, HeaderValue::from_static(reason.as_str()));
+    response
+}
+
 fn grpc_of(status: StatusCode) -> u32 {
     // https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
     match status.as_u16() {
@@ -275,7 +308,7 @@ fn grpc_of(status: StatusCode) -> u32 {
         403 => PERMISSION_DENIED,
         404 => UNIMPLEMENTED,
         429 | 502 | 503 | 504 => UNAVAILABLE,
-        _ => 2,
+        _ => UNKNOWN,
     }
 }
 
@@ -286,6 +319,7 @@ pub(crate) const REASON: HeaderName = HeaderName::from_static("outrigger-reason"
 const MESSAGE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
 
 const CANCELLED: u32 = 1;
+const UNKNOWN: u32 = 2;
 const DEADLINE_EXCEEDED: u32 = 4;
 const PERMISSION_DENIED: u32 = 7;
 const RESOURCE_EXHAUSTED: u32 = 8;

@@ -11,6 +11,7 @@ mod outbound;
 mod refusals;
 mod rest;
 mod revoked;
+mod routes;
 mod smuggling;
 mod streams;
 mod trust;
