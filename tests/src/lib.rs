@@ -5,6 +5,7 @@
 #![expect(clippy::print_stderr, reason = "a terminal is where this is watched")]
 #![expect(clippy::disallowed_types, reason = "real programs are waited for in real time")]
 
+pub mod cluster;
 pub mod mesh;
 pub mod metrics;
 pub mod programs;

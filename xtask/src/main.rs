@@ -111,6 +111,10 @@ enum Command {
     /// One that is too old must be refused by name. Ends with a table of the kernels and one of the instructions that each
     /// one's verifier goes through. Example: cargo xtask kernels 6.1 newest
     Kernels(kernels::Wish),
+    /// The product's image, without a container engine: an OCI archive of one static binary, the same bytes for the same sources
+    ///
+    /// Prints its path, digest, size and name. Example: cargo xtask image && cargo xtask kube load target/images/*.tar
+    Image(image::Wish),
     /// A real Kubernetes of one node on this machine, out of Go modules
     ///
     /// Example: cargo xtask kube up
@@ -179,6 +183,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),
         Command::Kernels(wish) => kernels::run(root, &wish),
+        Command::Image(wish) => image::run(root, &wish),
         Command::Kube(wish) => kube::run(root, wish),
         Command::Gen { check } => generate::run(root, check),
         Command::Tidy => tidy::run(root),
@@ -191,7 +196,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Setup => {
             setup::run(root, setup::Need::Everything)?;
             kernels::fetch(root);
-            Ok(())
+            if kube::build::has_go() { kube::build::run(root) } else { Ok(()) }
         }
     }
 }

@@ -58,6 +58,21 @@ pub(crate) fn built(root: &Path) -> Result<PathBuf> {
     compiler.build(root, &profile)
 }
 
+/// The released binary for an image, in which nothing else is: with no library of the machine, and no word of where it was
+/// built, so that equal sources make equal bytes. By the profile of the last release where there is one.
+pub(crate) fn built_static(root: &Path) -> Result<PathBuf> {
+    let compiler = Compiler::ask(root)?;
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(kept(root).map(|profile| format!("-Cprofile-use={}", profile.display())));
+    let registry = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    for (folder, name) in registry.iter().map(|folder| (folder.as_path(), "cargo")).chain([(root, "outrigger")]) {
+        flags.push(format!("--remap-path-prefix={}=/{name}", folder.display()));
+    }
+    compiler.cargo(root, &root.join("target/image"), &flags)
+}
+
 /// How long each work trains, where nobody says.
 const SECONDS: f64 = 2.0;
 /// Where a build that counts leaves its counts. Sidecars write into it as users of their own, for whom the way into the
@@ -86,11 +101,11 @@ impl Compiler {
 
     /// The binary by this profile.
     fn build(&self, root: &Path, profile: &Path) -> Result<PathBuf> {
-        self.cargo(root, &root.join("target"), &format!("-Cprofile-use={}", profile.display()))
+        self.cargo(root, &root.join("target"), &[format!("-Cprofile-use={}", profile.display())])
     }
 
-    /// Builds the product by itself, with one more flag for what becomes part of it.
-    fn cargo(&self, root: &Path, folder: &Path, flag: &str) -> Result<PathBuf> {
+    /// Builds the product by itself, with more flags for what becomes part of it.
+    fn cargo(&self, root: &Path, folder: &Path, more: &[String]) -> Result<PathBuf> {
         let mut command = shell::cargo(root, &["build", "--locked", "--release", "--package", "outrigger"]);
         command.args(["--target", &self.host, "--target-dir"]).arg(folder);
         let mut flags: Vec<String> = match (std::env::var("CARGO_ENCODED_RUSTFLAGS"), std::env::var("RUSTFLAGS")) {
@@ -98,7 +113,7 @@ impl Compiler {
             (_, Ok(flags)) => flags.split_whitespace().map(str::to_owned).collect(),
             (Err(_), Err(_)) => Vec::new(),
         };
-        flags.push(flag.to_owned());
+        flags.extend_from_slice(more);
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         shell::run(command)?;
         Ok(folder.join(&self.host).join("release/outrigger"))
@@ -116,7 +131,7 @@ impl Compiler {
         // Asked for before anything that takes minutes.
         let merger = self.merger()?;
         setup::run(root, setup::Need::Mesh)?;
-        let binary = self.cargo(root, &root.join("target/training"), &format!("-Cprofile-generate={COUNTS}"))?;
+        let binary = self.cargo(root, &root.join("target/training"), &[format!("-Cprofile-generate={COUNTS}")])?;
         setup::build_around(root)?;
         let counts = Counts::begin(&binary)?;
         drive(root, binary, seconds)?;

@@ -1,6 +1,7 @@
 //! The cluster's programs, from pinned Go modules.
 
-use std::path::Path;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -12,13 +13,42 @@ struct Module {
     name: &'static str,
     /// The runtime's interpreter of seccomp profiles is a library in C; without its tag no pod starts.
     with_c: bool,
+    /// The module whose version its programs shall say that they are of.
+    speaks_for: &'static str,
+    /// The variables that hold that version. Others compare it, and one of no release is older than any.
+    whole: &'static [&'static str],
+    /// The variables of its first and of its second number.
+    parts: [&'static [&'static str]; 2],
 }
 
-const MODULES: [Module; 3] =
-    [Module { name: "kubernetes", with_c: false }, Module { name: "node", with_c: true }, Module { name: "dns", with_c: false }];
+const MODULES: [Module; 5] = [
+    Module {
+        name: "kubernetes",
+        with_c: false,
+        speaks_for: "k8s.io/kubernetes",
+        whole: &["k8s.io/component-base/version.gitVersion", "k8s.io/client-go/pkg/version.gitVersion"],
+        parts: [
+            &["k8s.io/component-base/version.gitMajor", "k8s.io/client-go/pkg/version.gitMajor"],
+            &["k8s.io/component-base/version.gitMinor", "k8s.io/client-go/pkg/version.gitMinor"],
+        ],
+    },
+    Module { name: "node", with_c: true, speaks_for: "", whole: &[], parts: [&[], &[]] },
+    Module { name: "dns", with_c: false, speaks_for: "", whole: &[], parts: [&[], &[]] },
+    Module {
+        name: "helm",
+        with_c: false,
+        speaks_for: "helm.sh/helm/v4",
+        whole: &["helm.sh/helm/v4/internal/version.version"],
+        parts: [&[], &[]],
+    },
+    Module { name: "gateway", with_c: false, speaks_for: "", whole: &[], parts: [&[], &[]] },
+];
+
+/// Where the kinds of Gateway API are defined, in the module of that name.
+const GATEWAY_API: &str = "sigs.k8s.io/gateway-api";
 
 /// Builds what is not there in the version that its module names.
-pub(super) fn run(root: &Path) -> Result<()> {
+pub(crate) fn run(root: &Path) -> Result<()> {
     setup::cluster(root)?;
     std::fs::create_dir_all(programs(root))?;
     for module in &MODULES {
@@ -28,22 +58,31 @@ pub(super) fn run(root: &Path) -> Result<()> {
 }
 
 /// Is there what the cluster is built with?
-pub(super) fn has_go() -> bool {
+pub(crate) fn has_go() -> bool {
     shell::has("go")
+}
+
+/// The definitions of Gateway API's kinds, as its module publishes them.
+pub(super) fn gateway_api(root: &Path) -> Result<PathBuf> {
+    let folder = root.join("tests/kube/gateway");
+    let said = shell::output(shell::command(&folder, "go", &["list", "-m", "-f", "{{.Dir}}", GATEWAY_API]))?;
+    Ok(Path::new(said.trim()).join("config/crd/standard"))
 }
 
 fn build(root: &Path, module: &Module) -> Result<()> {
     let folder = root.join("tests/kube").join(module.name);
-    let wanted = std::fs::read(folder.join("go.sum"))?;
+    let flags = module.flags(&std::fs::read_to_string(folder.join("go.mod"))?)?;
+    let wanted = format!("{}{flags}\n", std::fs::read_to_string(folder.join("go.sum"))?);
     let built = programs(root).join(format!("{}.sum", module.name));
-    if std::fs::read(&built).is_ok_and(|sum| sum == wanted) {
+    if std::fs::read_to_string(&built).is_ok_and(|sum| sum == wanted) {
         return Ok(());
     }
     if !has_go() {
         return Err(Stop::Missing("Go builds the cluster's programs, and is not there; see https://go.dev/dl".to_owned()).into());
     }
     setup::step(&format!("building {} (minutes, the first time)", module.name), || {
-        let mut go = shell::command(&folder, "go", &["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"]);
+        let mut go = shell::command(&folder, "go", &["build", "-trimpath", "-buildvcs=false"]);
+        go.arg(format!("-ldflags={flags}"));
         if module.with_c {
             go.arg("-tags=seccomp");
         }
@@ -52,4 +91,46 @@ fn build(root: &Path, module: &Module) -> Result<()> {
         shell::output(go).map(drop)
     })?;
     std::fs::write(&built, wanted).context("cannot note what was built")
+}
+
+impl Module {
+    /// What the linker is told, by the versions in `go.mod`.
+    fn flags(&self, go_mod: &str) -> Result<String> {
+        let mut flags = "-s -w".to_owned();
+        if self.speaks_for.is_empty() {
+            return Ok(flags);
+        }
+        let version = version(go_mod, self.speaks_for).with_context(|| format!("go.mod requires no {}", self.speaks_for))?;
+        let mut numbers = version.trim_start_matches('v').split('.');
+        let mut set = |variables: &[&str], value: &str| {
+            // Writing to a string does not fail.
+            variables.iter().for_each(|variable| write!(flags, " -X {variable}={value}").unwrap_or_default());
+        };
+        set(self.whole, version);
+        for variables in self.parts {
+            set(variables, numbers.next().unwrap_or_default());
+        }
+        Ok(flags)
+    }
+}
+
+/// The version of a module that `go.mod` requires.
+fn version<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
+    go_mod.lines().find_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' ')?.split(' ').next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_say_the_version_that_their_module_requires() {
+        let go_mod = "module m\n\ntool k8s.io/kubernetes/cmd/kubelet\n\nrequire (\n\tk8s.io/kubernetes v1.36.3 // indirect\n)\n";
+        let [kubernetes, node, ..] = &MODULES;
+        let flags = kubernetes.flags(go_mod).unwrap();
+        assert!(flags.contains(" -X k8s.io/component-base/version.gitVersion=v1.36.3"), "{flags}");
+        assert!(flags.contains(" -X k8s.io/component-base/version.gitMinor=36"), "{flags}");
+        assert_eq!(node.flags(go_mod).unwrap(), "-s -w");
+        assert!(kubernetes.flags("module m\n").is_err());
+    }
 }

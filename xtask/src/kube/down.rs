@@ -24,6 +24,18 @@ pub(super) fn remember(switch: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where the machine's init mounts the pins of kernel programs, which one without an init lacks.
+const PINS: &str = "/sys/fs/bpf";
+
+/// Mounts it where it is not, and notes that.
+pub(super) fn mount_bpf(root: &Path) -> Result<()> {
+    if mounts_of(|path| path == Path::new(PINS))?.is_empty() {
+        shell::output(shell::command(root, "mount", &["-t", "bpf", "bpf", PINS]))?;
+        std::fs::write(noted(PINS), "")?;
+    }
+    Ok(())
+}
+
 /// Ends what runs, in the order in which nobody starts anything anew.
 pub(super) fn run(root: &Path) -> Result<()> {
     if !Path::new(STATE).exists() && !Path::new(RUN).exists() {
@@ -70,7 +82,11 @@ fn remove(root: &Path, namespaces: &BTreeSet<String>) -> Result<()> {
     for namespace in namespaces {
         try_to("ip", &["netns", "delete", namespace])?;
     }
-    for mount in mounts()? {
+    let mut mounts = mounts_of(|path| path.starts_with(STATE) || path.starts_with(RUN))?;
+    if noted(PINS).exists() {
+        mounts.extend(mounts_of(|path| path == Path::new(PINS))?);
+    }
+    for mount in mounts {
         unmount(&mount, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", mount.display()))?;
     }
     for link in [PODS_LINK, NODE_LINK] {
@@ -95,11 +111,11 @@ fn remove(root: &Path, namespaces: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// What is mounted below its folders, the innermost first.
-fn mounts() -> Result<Vec<PathBuf>> {
+/// What is mounted at such paths, the innermost first.
+fn mounts_of(wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     let text = std::fs::read_to_string("/proc/self/mounts")?;
     let paths = text.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-    let mut ours: Vec<PathBuf> = paths.filter(|path| path.starts_with(STATE) || path.starts_with(RUN)).collect();
+    let mut ours: Vec<PathBuf> = paths.filter(|path| wanted(path)).collect();
     ours.sort_unstable();
     ours.reverse();
     Ok(ours)

@@ -3,7 +3,7 @@
 //! Its control plane, kubelet and containerd run as processes of this machine, its pods as pods do; nothing of it is a
 //! stand-in. What it writes stands below [`STATE`], what it binds below [`RUN`], so that `down` finds it from any clone.
 
-mod build;
+pub(crate) mod build;
 mod certificates;
 mod configuration;
 mod down;
@@ -14,11 +14,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Subcommand;
+use e2e::cluster::{STATE, kubeconfig};
 
-use crate::{Stop, shell};
+use crate::{Stop, setup, shell};
 
-/// Disks of etcd and containerd, certificates, logs.
-const STATE: &str = "/var/lib/outrigger-kube";
 /// Sockets, and which processes run.
 const RUN: &str = "/run/outrigger-kube";
 /// The node's address, on a bridge of its own.
@@ -33,12 +32,30 @@ const PODS: &str = "10.244.0.0/16,fd44::/48";
 const NODE_PODS: [&str; 2] = ["10.244.0.0/24", "fd44::/64"];
 
 /// What is asked of the cluster.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Wish {
     /// Build what is missing, start it, and print the KUBECONFIG; the first build takes minutes, a start seconds
     ///
     /// Example: eval "$(cargo xtask kube up)"
-    Up,
+    Up {
+        /// An archive of an image to give to the node; may be given several times
+        #[arg(long, value_name = "FILE")]
+        image: Vec<PathBuf>,
+    },
+    /// Build its programs from their modules, and start nothing
+    Build,
+    /// Give archives of images to its node
+    ///
+    /// Example: cargo xtask kube load target/images/outrigger.tar
+    Load {
+        /// Archives, as `cargo xtask image` writes them
+        #[arg(required = true, value_name = "FILE")]
+        images: Vec<PathBuf>,
+    },
+    /// Define the kinds of Gateway API in it, as its module publishes them
+    GatewayApi,
+    /// Render the plain manifests, deploy/manifests, from the Helm chart
+    Manifests,
     /// End it and remove all that it made: processes, mounts, namespaces, links, rules, files
     Down,
     /// Which of its parts run, and its pods
@@ -47,11 +64,18 @@ pub(crate) enum Wish {
 
 /// Does what is asked.
 pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
-    if !shell::is_root() {
+    if !matches!(wish, Wish::Build | Wish::Manifests) && !shell::is_root() {
         return Err(Stop::Missing("a cluster makes namespaces, mounts and cgroups: run as root".to_owned()).into());
     }
     match wish {
-        Wish::Up => up::run(root),
+        Wish::Up { image } => {
+            up::run(root)?;
+            image.iter().try_for_each(|archive| up::import(root, archive))
+        }
+        Wish::Build => build::run(root),
+        Wish::Load { images } => images.iter().try_for_each(|archive| up::import(root, archive)),
+        Wish::GatewayApi => gateway_api(root),
+        Wish::Manifests => manifests(root),
         Wish::Down => down::run(root),
         Wish::Status => status(root),
     }
@@ -60,11 +84,6 @@ pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
 /// Where the programs stand that are built from Go modules.
 fn programs(root: &Path) -> PathBuf {
     root.join("target/kube/bin")
-}
-
-/// The configuration that a user of the cluster needs.
-fn kubeconfig() -> PathBuf {
-    Path::new(STATE).join("admin.conf")
 }
 
 /// `kubectl` as the cluster's administrator.
@@ -79,6 +98,18 @@ fn ctr(root: &Path, words: &[&str]) -> std::process::Command {
     let mut command = std::process::Command::new(programs(root).join("ctr"));
     command.arg("--address").arg(up::CONTAINERD_SOCKET).args(["--namespace", "k8s.io"]).args(words);
     command
+}
+
+fn gateway_api(root: &Path) -> Result<()> {
+    let mut apply = kubectl(root, &["apply", "--server-side", "--filename"]);
+    apply.arg(build::gateway_api(root)?);
+    setup::step("defining the kinds of Gateway API", || shell::output(apply).map(drop))
+}
+
+fn manifests(root: &Path) -> Result<()> {
+    build::run(root)?;
+    let text = shell::output(e2e::cluster::rendered())?;
+    Ok(std::fs::write(root.join(e2e::cluster::MANIFESTS), text)?)
 }
 
 fn status(root: &Path) -> Result<()> {

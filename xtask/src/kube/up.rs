@@ -55,7 +55,7 @@ fn start(root: &Path) -> Result<()> {
     setup::step("starting the kubelet and kube-proxy", || node(root))
 }
 
-/// The node's address, and forwarding between pods and it.
+/// The node's address, forwarding between pods and it, and what an init of a machine mounts.
 fn network(root: &Path) -> Result<()> {
     if !Path::new("/sys/class/net").join(NODE_LINK).exists() {
         let ip = |words: &[&str]| shell::output(shell::command(root, "ip", words)).map(drop);
@@ -67,7 +67,7 @@ fn network(root: &Path) -> Result<()> {
         super::down::remember(switch)?;
         std::fs::write(switch, "1").with_context(|| format!("cannot write {switch}"))?;
     }
-    Ok(())
+    super::down::mount_bpf(root)
 }
 
 fn api_server(root: &Path) -> Result<()> {
@@ -140,20 +140,27 @@ fn containerd(root: &Path) -> Result<()> {
         name: SANDBOX_IMAGE.to_owned(),
         entrypoint: vec!["/bin/busybox".to_owned(), "sleep".to_owned(), "infinity".to_owned()],
         user: "65535:65535".to_owned(),
+        folders: Vec::new(),
         files: vec![(PathBuf::from("/bin/busybox"), "bin/busybox".to_owned())],
     };
     load(root, &pause)
 }
 
 /// Makes an image and gives it to the node.
-pub(super) fn load(root: &Path, image: &Image) -> Result<()> {
+fn load(root: &Path, image: &Image) -> Result<()> {
     let archive = Path::new(STATE).join("image.tar");
     image.write(root, &archive)?;
-    let mut import = ctr(root, &["images", "import", "--local"]);
-    import.arg(&archive);
-    let loaded = answers(import);
+    let loaded = import(root, &archive);
     std::fs::remove_file(&archive)?;
-    loaded.with_context(|| format!("cannot load the image {}", image.name))
+    loaded
+}
+
+/// Gives the node the image in an archive.
+pub(super) fn import(root: &Path, archive: &Path) -> Result<()> {
+    let mut import = ctr(root, &["images", "import", "--local"]);
+    import.arg(archive);
+    let said = finish(&mut import, PATIENCE)?.ok();
+    said.map(drop).with_context(|| format!("cannot load the image in {}", archive.display()))
 }
 
 fn node(root: &Path) -> Result<()> {

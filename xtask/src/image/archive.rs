@@ -1,4 +1,4 @@
-//! Container images without an engine: an OCI archive, reproducible to the byte.
+//! An image without an engine: an OCI archive, reproducible to the byte.
 //!
 //! Sources: the OCI image specification 1.1 (image-layout.md, manifest.md, config.md, annotations.md).
 //!
@@ -25,6 +25,8 @@ pub(crate) struct Image {
     pub(crate) user: String,
     /// A file of this machine, and where it stands in the image, without the first slash. All may be run.
     pub(crate) files: Vec<(PathBuf, String)>,
+    /// Folders that it has besides, without the first slash.
+    pub(crate) folders: Vec<String>,
 }
 
 /// Folders that programs expect.
@@ -36,8 +38,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 impl Image {
-    /// Writes the archive to `to`.
-    pub(crate) fn write(&self, root: &Path, to: &Path) -> Result<()> {
+    /// Writes the archive to `to`. Returns the digest by which a registry would know it.
+    pub(crate) fn write(&self, root: &Path, to: &Path) -> Result<String> {
         let work = tempfile::tempdir()?;
         let layout = work.path().join("layout");
         let blobs = Blobs { root, folder: layout.join("blobs/sha256") };
@@ -61,10 +63,12 @@ impl Image {
         let (_, tag) = self.name.rsplit_once(':').context("an image without a tag")?;
         manifest.annotations =
             [("io.containerd.image.name", self.name.clone()), ("org.opencontainers.image.ref.name", tag.to_owned())].into();
+        let digest = manifest.digest.clone();
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest] });
         std::fs::write(layout.join("index.json"), serde_json::to_vec(&index)?)?;
         std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        archive(root, &layout, to)
+        archive(root, &layout, to)?;
+        Ok(digest)
     }
 
     /// Puts the files where the image has them, below `work`.
@@ -73,6 +77,9 @@ impl Image {
         for (folder, mode) in FOLDERS {
             make(&top, &top.join(folder))?;
             std::fs::set_permissions(top.join(folder), Permissions::from_mode(mode))?;
+        }
+        for folder in &self.folders {
+            make(&top, &top.join(folder))?;
         }
         put(&top, "etc/passwd", PASSWORDS.as_bytes(), 0o644)?;
         for (from, to) in &self.files {
@@ -169,6 +176,7 @@ mod tests {
             name: "localhost/some:1".to_owned(),
             entrypoint: vec!["/bin/some".to_owned()],
             user: "65532:65532".to_owned(),
+            folders: Vec::new(),
             files: files.iter().map(|(from, to)| (from.to_path_buf(), (*to).to_owned())).collect(),
         }
     }
