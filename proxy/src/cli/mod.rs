@@ -20,6 +20,7 @@ mod explain;
 mod get;
 mod holder;
 mod inject;
+mod install;
 mod local;
 mod node;
 mod restart;
@@ -72,6 +73,12 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Print pods with their sidecars, as the webhook makes them
     Inject(inject::InjectArgs),
+    /// Install the mesh on Kubernetes
+    Install(install::InstallArgs),
+    /// Bring what is installed on Kubernetes to this version
+    Upgrade(install::UpgradeArgs),
+    /// Remove the mesh from Kubernetes
+    Uninstall(install::UninstallArgs),
     /// Role: the proxy beside one pod
     Sidecar(sidecar::SidecarArgs),
     /// Role: the agent of one node
@@ -171,6 +178,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Inject(args) => inject::run(&args),
+        Command::Install(args) => install::install(args),
+        Command::Upgrade(args) => install::upgrade(args),
+        Command::Uninstall(args) => install::uninstall(args),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Node(args) => node::run(args),
         Command::Control(args) => control::run(args),

@@ -1,0 +1,228 @@
+//! What an installation is made of: the manifest that the Helm chart renders with its own values, and the few settings by
+//! which it may differ. Pure.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::identity::spiffe::TrustDomain;
+
+/// Where the system lives.
+pub(super) const NAMESPACE: &str = "outrigger-system";
+/// Where the settings of an installation are kept: on its namespace.
+pub(super) const SETTINGS: &str = "outrigger.dev/settings";
+
+/// How an installation differs from the usual one. What is not said stays as it is.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Settings {
+    /// The image of control plane, node agent and sidecars
+    #[arg(long, value_name = "REFERENCE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) image: Option<String>,
+    /// The trust domain of all identities
+    #[arg(long, value_name = "TD")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) trust_domain: Option<String>,
+    /// How many replicas of the control plane run
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) replicas: Option<u32>,
+    /// Where the kubelets keep pods and plugins
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kubelet_dir: Option<PathBuf>,
+    /// What control plane and node agents log: a level, or a list as `info,outrigger::node=debug`
+    #[arg(long = "system-log-level", value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) log_level: Option<String>,
+}
+
+impl Settings {
+    /// These, and of `former` what these do not say.
+    pub(super) fn over(self, former: Self) -> Self {
+        Self {
+            image: self.image.or(former.image),
+            trust_domain: self.trust_domain.or(former.trust_domain),
+            replicas: self.replicas.or(former.replicas),
+            kubelet_dir: self.kubelet_dir.or(former.kubelet_dir),
+            log_level: self.log_level.or(former.log_level),
+        }
+    }
+
+    /// What is wrong with them.
+    pub(super) fn problem(&self) -> Option<String> {
+        if let Some(Err(error)) = self.trust_domain.as_ref().map(|text| text.parse::<TrustDomain>()) {
+            return Some(format!("--trust-domain: {error}"));
+        }
+        let folder = self.kubelet_dir.as_ref()?;
+        let is_plain = folder.is_absolute() && folder.to_str().is_some_and(|text| !text.ends_with('/') && !text.contains(':'));
+        (!is_plain).then(|| format!("--kubelet-dir: {} is no absolute path without a slash at its end", folder.display()))
+    }
+}
+
+/// The objects in the order in which they are applied.
+///
+/// # Errors
+/// Ours: the text in this binary is not what it should be.
+pub(super) fn objects(settings: &Settings) -> Result<Vec<Value>, serde_saphyr::Error> {
+    let mut objects = Vec::new();
+    for document in KINDS.split("\n---\n").chain(MANIFEST.split("\n---\n")) {
+        let object: Value = serde_saphyr::from_str(document)?;
+        if object.is_object() {
+            objects.push(set(object, settings));
+        }
+    }
+    // What others live in or are defined by comes first; the webhooks last, so that nobody is sent to what does not run yet.
+    objects.sort_by_key(|object| rank(kind(object)));
+    Ok(objects)
+}
+
+/// `KIND/NAME` as people write it.
+pub(super) fn name(object: &Value) -> String {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    format!("{}/{name}", kind(object).to_lowercase())
+}
+
+pub(super) fn kind(object: &Value) -> &str {
+    object.get("kind").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn rank(kind: &str) -> usize {
+    match kind {
+        "Namespace" => 0,
+        "CustomResourceDefinition" => 1,
+        "Deployment" | "DaemonSet" => 3,
+        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => 4,
+        _others => 2,
+    }
+}
+
+fn set(mut object: Value, settings: &Settings) -> Value {
+    if kind(&object) == "Namespace" {
+        if let (Some(metadata), Ok(text)) = (object.get_mut("metadata"), serde_json::to_string(settings)) {
+            put(metadata, "annotations", json!({ SETTINGS: text }));
+        }
+        return object;
+    }
+    if let (Some(replicas), Some(spec)) = (settings.replicas, object.get_mut("spec"))
+        && spec.get("replicas").is_some()
+    {
+        put(spec, "replicas", json!(replicas));
+    }
+    if let Some(containers) = object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut) {
+        for container in containers {
+            if let Some(image) = &settings.image {
+                put(container, "image", json!(image));
+            }
+            let variables = [
+                ("OUTRIGGER_SIDECAR_IMAGE", &settings.image),
+                ("OUTRIGGER_TRUST_DOMAIN", &settings.trust_domain),
+                ("OUTRIGGER_LOG_LEVEL", &settings.log_level),
+            ];
+            for (name, value) in variables {
+                let known = container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten();
+                if let (Some(variable), Some(value)) = (known.into_iter().find(|variable| variable["name"] == name), value) {
+                    put(variable, "value", json!(value));
+                }
+            }
+        }
+    }
+    if let Some(folder) = settings.kubelet_dir.as_ref().and_then(|folder| folder.to_str()) {
+        move_folder(&mut object, KUBELET, folder);
+    }
+    object
+}
+
+/// Writes every path at or below `from` as one at or below `to`.
+fn move_folder(value: &mut Value, from: &str, to: &str) {
+    match value {
+        Value::String(text) => {
+            if let Some(rest) = text.strip_prefix(from).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                *text = format!("{to}{rest}");
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| move_folder(value, from, to)),
+        Value::Object(fields) => fields.values_mut().for_each(|value| move_folder(value, from, to)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn put(value: &mut Value, field: &str, to: Value) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert(field.to_owned(), to);
+    }
+}
+
+/// The definitions of our kinds.
+const KINDS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds/outrigger.yaml"));
+/// The system, rendered from `deploy/chart`, which a test compares.
+const MANIFEST: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/outrigger.yaml"));
+/// The kubelet's usual folder, as the manifest has it.
+const KUBELET: &str = "/var/lib/kubelet";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(settings: &Settings) -> Vec<Value> {
+        objects(settings).unwrap()
+    }
+
+    fn find(objects: &[Value], name_of: &str) -> Value {
+        objects.iter().find(|object| name(object) == name_of).unwrap().clone()
+    }
+
+    #[test]
+    fn the_namespace_comes_first_and_the_webhooks_last() {
+        let objects = of(&Settings::default());
+        assert_eq!(name(&objects[0]), format!("namespace/{NAMESPACE}"));
+        assert_eq!(name(&objects[objects.len() - 1]), "validatingwebhookconfiguration/outrigger");
+        let names: Vec<String> = objects.iter().map(name).collect();
+        for part in ["deployment/control", "daemonset/node", "csidriver/csi.outrigger.dev", "serviceaccount/control"] {
+            assert!(names.iter().any(|name| name == part), "{part} is not in {names:?}");
+        }
+    }
+
+    #[test]
+    fn settings_reach_every_place_that_they_mean_and_are_kept_on_the_namespace() {
+        let settings = Settings {
+            image: Some("registry.example/outrigger:2".to_owned()),
+            trust_domain: Some("shop.example".to_owned()),
+            replicas: Some(3),
+            kubelet_dir: Some("/data/kubelet".into()),
+            log_level: Some("debug".to_owned()),
+        };
+        let objects = of(&settings);
+        let kept = find(&objects, "namespace/outrigger-system")["metadata"]["annotations"][SETTINGS].clone();
+        assert_eq!(serde_json::from_str::<Settings>(kept.as_str().unwrap()).unwrap(), settings);
+        let control = find(&objects, "deployment/control");
+        assert_eq!(control["spec"]["replicas"], 3);
+        let text = control.to_string();
+        assert!(text.contains(r#"{"name":"OUTRIGGER_SIDECAR_IMAGE","value":"registry.example/outrigger:2"}"#), "{text}");
+        let node = find(&objects, "daemonset/node").to_string();
+        for word in ["shop.example", r#""image":"registry.example/outrigger:2""#, "/data/kubelet/pods", r#""value":"debug""#] {
+            assert!(node.contains(word), "{word} is not in {node}");
+        }
+        assert!(!node.contains(KUBELET) && !node.contains("cluster.local"), "{node}");
+    }
+
+    #[test]
+    fn what_is_not_said_stays_as_it_was_installed() {
+        let former = Settings { replicas: Some(3), image: Some("a:1".to_owned()), ..Settings::default() };
+        let said = Settings { image: Some("a:2".to_owned()), ..Settings::default() };
+        assert_eq!(said.over(former), Settings { replicas: Some(3), image: Some("a:2".to_owned()), ..Settings::default() });
+    }
+
+    #[test]
+    fn settings_that_mean_nothing_are_refused_by_name() {
+        let folder = |text: &str| Settings { kubelet_dir: Some(text.into()), ..Settings::default() }.problem();
+        assert_eq!(folder("/var/lib/k0s/kubelet"), None);
+        assert!(folder("var/lib").is_some() && folder("/var/lib/").is_some() && folder("/a:b").is_some());
+        let domain = Settings { trust_domain: Some("Not A Domain".to_owned()), ..Settings::default() };
+        assert!(domain.problem().unwrap().starts_with("--trust-domain: "));
+    }
+}
