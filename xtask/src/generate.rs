@@ -74,7 +74,10 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
 /// Writes what is made from the documents' structs: the reference of fields and the resource definitions. The structs are
 /// the library's own, so it is a test of the library that writes them; as a test it compares them.
 fn references(root: &Path) -> Result<()> {
-    let mut test = shell::cargo(root, &["test", "--quiet", "--package", "outrigger", "--lib", "model::reference"]);
+    let mut test = shell::cargo(
+        root,
+        &["test", "--quiet", "--package", "outrigger", "--lib", "--", "model::reference", "model::definition"],
+    );
     test.env("UPDATE_EXPECT", "1");
     shell::run(test)
 }

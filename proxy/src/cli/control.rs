@@ -15,7 +15,7 @@ use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::units::Span;
 use crate::control::ca::CaError;
-use crate::control::{Config, Control, ControlError};
+use crate::control::{Config, Control, ControlError, SourceConfig};
 use crate::identity::spiffe::SpiffeError;
 use crate::telemetry::log;
 
@@ -25,6 +25,9 @@ pub(crate) struct ControlArgs {
     /// A folder of documents that is watched; may be given several times
     #[arg(long, env = "OUTRIGGER_RESOURCES", value_name = "DIR", value_delimiter = ',')]
     pub(crate) resources: Vec<PathBuf>,
+    /// Take documents and pods from the API server of the cluster that this runs in, or that KUBECONFIG names
+    #[arg(long, env = "OUTRIGGER_KUBERNETES", conflicts_with = "resources")]
+    pub(crate) kubernetes: bool,
     /// Where the mesh keeps its state
     #[arg(long, env = "OUTRIGGER_STATE", value_name = "DIR", default_value = "/var/lib/outrigger")]
     pub(crate) state: PathBuf,
@@ -59,7 +62,7 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
     log::start(format, &args.log_level).map_err(|error| Failure::invalid([error]))?;
     let trust_domain = args.trust_domain.parse().map_err(|error: SpiffeError| Failure::invalid([error]))?;
     let config = Config {
-        resources: args.resources,
+        source: if args.kubernetes { SourceConfig::Kubernetes } else { SourceConfig::Folders(args.resources) },
         state: args.state,
         trust_domain,
         listen: args.listen,
@@ -72,7 +75,7 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(async {
-        let control = Control::build(config, WallClock::system()).map_err(refused)?;
+        let control = Control::build(config, WallClock::system()).await.map_err(refused)?;
         let (drain, guard) = Drain::new();
         let mut terminated = signal(SignalKind::terminate())?;
         let mut interrupted = signal(SignalKind::interrupt())?;
@@ -94,6 +97,7 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
 
 fn refused(error: ControlError) -> Failure {
     let remedy = match &error {
+        ControlError::Cluster(_) => "run it in a pod of the cluster, or name a configuration in KUBECONFIG",
         ControlError::Authority(CaError::Root { .. }) => {
             "name the trust domain that it is of with --trust-domain, or another folder with --state"
         }

@@ -2,7 +2,7 @@
 //!
 //! Sources: X.509-SVID standard, sections 2 to 4; RFC 5280, section 4. Of a certificate signing request only the public
 //! key is taken, after its signature proved that the asker has the private one; names, uses and dates are ours. The root's
-//! key never leaves the state folder.
+//! key never leaves the state folder, or the Secret of a cluster.
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, date_time_ymd,
@@ -29,6 +30,31 @@ pub(crate) struct Authority {
     root_expires: Duration,
     issuer: Issuer<'static, KeyPair>,
     clock: WallClock,
+}
+
+/// A root and its key, as PEM.
+pub(crate) struct Root {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+impl Root {
+    /// A new one.
+    ///
+    /// # Errors
+    /// The environment has no randomness.
+    pub(crate) fn new(trust_domain: &TrustDomain, clock: &WallClock) -> Result<Self, CaError> {
+        let now = clock.since_epoch();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Sign)?;
+        let mut params = params(now.saturating_sub(SKEW), now + ROOT_LIFETIME)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, format!("Outrigger authority of {trust_domain}"));
+        let name = format!("spiffe://{trust_domain}");
+        params.subject_alt_names = vec![SanType::URI(name.try_into().map_err(CaError::Sign)?)];
+        let root = params.self_signed(&key).map_err(CaError::Sign)?;
+        Ok(Self { certificate: root.pem(), key: key.serialize_pem() })
+    }
 }
 
 /// A signed leaf, as a chain without the root.
@@ -72,16 +98,25 @@ impl Authority {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| failed(folder, error))?;
         let (certificate_path, key_path) = (folder.join(CERTIFICATE), folder.join(KEY));
         if !certificate_path.exists() {
-            let (certificate, key) = new_root(&trust_domain, &clock)?;
+            let root = Root::new(&trust_domain, &clock)?;
             // The certificate is written last: where it stands, its key stands.
-            write_durable(&key_path, key.as_bytes(), 0o600).map_err(|error| failed(&key_path, error))?;
-            write_durable(&certificate_path, certificate.as_bytes(), 0o644).map_err(|error| failed(&certificate_path, error))?;
+            write_durable(&key_path, root.key.as_bytes(), 0o600).map_err(|error| failed(&key_path, error))?;
+            write_durable(&certificate_path, root.certificate.as_bytes(), 0o644)
+                .map_err(|error| failed(&certificate_path, error))?;
         }
-        let bad = |reason: &dyn std::fmt::Display| CaError::Root { path: certificate_path.clone(), reason: reason.to_string() };
-        let pem = std::fs::read(&certificate_path).map_err(|error| failed(&certificate_path, error))?;
-        let root = CertificateDer::from_pem_slice(&pem).map_err(|error| bad(&error))?;
-        let pem = std::fs::read_to_string(&key_path).map_err(|error| failed(&key_path, error))?;
-        let key = KeyPair::from_pem(&pem).map_err(|error| bad(&error))?;
+        let certificate = std::fs::read_to_string(&certificate_path).map_err(|error| failed(&certificate_path, error))?;
+        let key = std::fs::read_to_string(&key_path).map_err(|error| failed(&key_path, error))?;
+        Self::from_root(certificate_path, &Root { certificate, key }, trust_domain, clock)
+    }
+
+    /// The authority of a root that is kept at `path`.
+    ///
+    /// # Errors
+    /// It is the root of something else, or none.
+    pub(crate) fn from_root(path: PathBuf, root: &Root, trust_domain: TrustDomain, clock: WallClock) -> Result<Self, CaError> {
+        let bad = |reason: &dyn std::fmt::Display| CaError::Root { path: path.clone(), reason: reason.to_string() };
+        let key = KeyPair::from_pem(&root.key).map_err(|error| bad(&error))?;
+        let root = CertificateDer::from_pem_slice(root.certificate.as_bytes()).map_err(|error| bad(&error))?;
         let root_expires = check_root(&root, &key, &trust_domain, &clock).map_err(|reason| bad(&reason))?;
         let issuer = Issuer::from_ca_cert_der(&root, key).map_err(|error| bad(&error))?;
         Ok(Self { trust_domain, root, root_expires, issuer, clock })
@@ -121,6 +156,14 @@ impl Authority {
         &self.root
     }
 
+    /// The root, PEM (RFC 7468).
+    pub(crate) fn root_pem(&self) -> String {
+        let base64 = base64::engine::general_purpose::STANDARD.encode(&self.root);
+        let lines = base64.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok());
+        let body: String = lines.map(|line| format!("{line}\n")).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n")
+    }
+
     /// When the root ends, as time since 1970-01-01T00:00:00Z.
     pub(crate) fn root_expires(&self) -> Duration {
         self.root_expires
@@ -148,19 +191,6 @@ impl Authority {
         let leaf = params.signed_by(key, &self.issuer).map_err(CaError::Sign)?;
         Ok(Signed { chain: vec![leaf.der().clone()], expires: Duration::from_secs(expires.as_secs()) })
     }
-}
-
-fn new_root(trust_domain: &TrustDomain, clock: &WallClock) -> Result<(String, String), CaError> {
-    let now = clock.since_epoch();
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Sign)?;
-    let mut params = params(now.saturating_sub(SKEW), now + ROOT_LIFETIME)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.distinguished_name.push(DnType::CommonName, format!("Outrigger authority of {trust_domain}"));
-    let name = format!("spiffe://{trust_domain}");
-    params.subject_alt_names = vec![SanType::URI(name.try_into().map_err(CaError::Sign)?)];
-    let root = params.self_signed(&key).map_err(CaError::Sign)?;
-    Ok((root.pem(), key.serialize_pem()))
 }
 
 fn params(from: Duration, until: Duration) -> Result<CertificateParams, CaError> {

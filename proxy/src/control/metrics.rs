@@ -10,6 +10,7 @@ use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncod
 
 use super::coverage::Wide;
 use super::sessions::Sessions;
+use super::source::kubernetes::health::Health;
 use super::store::Store;
 use crate::base::problems::Severity;
 use crate::model::Kind;
@@ -29,6 +30,8 @@ pub(crate) struct Metrics {
     pub(super) root_expiry: IntGauge,
     widened: IntGaugeVec,
     unwritten: IntGauge,
+    silent_since: IntGaugeVec,
+    statuses: IntCounterVec,
 }
 
 impl Metrics {
@@ -58,6 +61,11 @@ impl Metrics {
             &["outcome"],
         )?;
         registry.register(Box::new(streams.clone()))?;
+        let statuses = IntCounterVec::new(
+            Opts::new("outrigger_control_status_writes_total", "Writes of the status of objects of a cluster, by outcome."),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(statuses.clone()))?;
         registry.register(Box::new(crate::telemetry::process::ProcessCollector::new()?))?;
         Ok(Self {
             revision: gauge("outrigger_control_revision", "Counts the changes of the desired state.")?,
@@ -82,6 +90,12 @@ impl Metrics {
                 "outrigger_control_coverage_unwritten",
                 "1 while what security policies covered cannot be written, and would not be known after a restart.",
             )?,
+            silent_since: gauges(
+                "outrigger_control_kubernetes_silent_timestamp_seconds",
+                "Since when the API server gives no news of a kind, in seconds since the epoch; 0 while it does.",
+                "kind",
+            )?,
+            statuses,
             certificates,
             streams,
             registry,
@@ -92,6 +106,11 @@ impl Metrics {
     pub(super) fn signed(&self, subject: &str, granted: bool) {
         let outcome = if granted { "granted" } else { "refused" };
         self.certificates.with_label_values(&[subject, outcome]).inc();
+    }
+
+    /// The status of an object was written, or the API server refused it.
+    pub(super) fn status_written(&self, done: bool) {
+        self.statuses.with_label_values(&[if done { "written" } else { "refused" }]).inc();
     }
 
     /// A stream was asked for.
@@ -108,9 +127,12 @@ impl Metrics {
 }
 
 /// `/metrics` and `/ready`. Gauges are read at the moment of the scrape.
-pub(crate) fn routes(metrics: Arc<Metrics>, store: Arc<Store>, sessions: Arc<Sessions>) -> Router {
+pub(crate) fn routes(metrics: Arc<Metrics>, store: Arc<Store>, sessions: Arc<Sessions>, cluster: Option<Arc<Health>>) -> Router {
     let page = move || {
         metrics.read(&store, &sessions);
+        if let Some(health) = &cluster {
+            metrics.read_cluster(health);
+        }
         let text = metrics.text();
         async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
     };
@@ -149,6 +171,15 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    fn read_cluster(&self, health: &Health) {
+        for (kind, standing) in health.standings() {
+            let since = standing.silent_since.map_or(0, |since| i64::try_from(since).unwrap_or(i64::MAX));
+            self.silent_since.with_label_values(&[kind]).set(since);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +192,8 @@ mod tests {
         metrics.stream(true);
         metrics.resources.with_label_values(&["Mesh"]).set(1);
         metrics.problems.with_label_values(&["warns"]).set(1);
+        metrics.status_written(true);
+        metrics.silent_since.with_label_values(&["Pod"]).set(1);
         metrics.widened.with_label_values(&["forgotten"]).set(1);
         for family in metrics.registry.gather() {
             let kind = format!("{:?}", family.get_field_type()).to_lowercase();

@@ -1,8 +1,8 @@
 //! The control plane: resources in, answers out.
 //!
-//! `source` reads folders, `store` keeps the world, `select` finds what a sidecar may see, `sessions` tell each sidecar and
-//! remember what it acknowledged; `authority` signs for the node agents, `api` answers people. Nothing is served before
-//! the folders were read once: a sidecar that comes back must not be told that its configuration is gone.
+//! `source` reads folders or a cluster, `store` keeps the world, `select` finds what a sidecar may see, `sessions` tell each sidecar and
+//! remember what it acknowledged; `authority` signs for the node agents, `api` answers people, `cluster` is what is kept in a
+//! Kubernetes cluster. Nothing is served before the source was read once: a sidecar that comes back must not be told that its configuration is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,12 +29,13 @@ use crate::identity::source::{Identity, IdentityError};
 use crate::identity::spiffe::{SpiffeError, TrustDomain};
 use crate::identity::verify::ClientDemand;
 use crate::model::Resource;
-use crate::model::object::Object;
+use crate::model::object::{MESH_NAMESPACE, Object};
 use crate::model::service::ServiceSpec;
 
 pub(crate) mod api;
 pub(crate) mod authority;
 pub(crate) mod ca;
+pub(crate) mod cluster;
 mod contest;
 pub(crate) mod coverage;
 pub(crate) mod dashboard;
@@ -56,12 +57,18 @@ pub(crate) mod world;
 use api::Api;
 use authority::{Nodes, Signer};
 use ca::{Authority, CaError};
+use cluster::Keeper;
+use cluster::writer::Statuses;
 use dashboard::Dashboard;
 use dashboard::graph::Target;
 use join::Join;
+use join::kubernetes::Reviewer;
 use metrics::Metrics;
+use placed::Placed;
 use sessions::Sessions;
 use source::Batch;
+use source::kubernetes::ClientError;
+use source::kubernetes::health::Health;
 use store::{Store, Wrong};
 use token::Token;
 use world::{Change, Origin, World};
@@ -69,8 +76,7 @@ use world::{Change, Origin, World};
 /// What a control plane is told.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Folders of documents that are watched.
-    pub(crate) resources: Vec<PathBuf>,
+    pub(crate) source: SourceConfig,
     pub(crate) state: PathBuf,
     pub(crate) trust_domain: TrustDomain,
     /// Where the stream and the authority are served.
@@ -81,6 +87,15 @@ pub(crate) struct Config {
     pub(crate) metrics: SocketAddr,
     /// How long a workload's certificate is good.
     pub(crate) svid_lifetime: Duration,
+}
+
+/// Where documents come from.
+#[derive(Clone, Debug)]
+pub(crate) enum SourceConfig {
+    /// Folders of documents that are watched.
+    Folders(Vec<PathBuf>),
+    /// The API server of a Kubernetes cluster.
+    Kubernetes,
 }
 
 /// Why a control plane cannot start.
@@ -104,6 +119,8 @@ pub(crate) enum ControlError {
     #[error("the API listens on loopback addresses only, not at {0}: whoever reaches it rules the mesh")]
     ApiNotLocal(SocketAddr),
     #[error(transparent)]
+    Cluster(#[from] ClientError),
+    #[error(transparent)]
     Authority(#[from] CaError),
     #[error("cannot take the own identity")]
     Identity(#[from] IdentityError),
@@ -119,6 +136,7 @@ pub(crate) enum ControlError {
 /// A control plane that has everything it needs, and serves nothing yet.
 pub(crate) struct Control {
     config: Config,
+    cluster: Option<Cluster>,
     store: Arc<Store>,
     sessions: Arc<Sessions>,
     ca: Arc<Authority>,
@@ -133,12 +151,20 @@ pub(crate) struct Control {
     scrape: TcpListener,
 }
 
+/// The cluster in which a control plane works.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) client: kube::Client,
+    /// How its source stands.
+    pub(crate) health: Arc<Health>,
+}
+
 impl Control {
     /// Takes the state folder, the authority and the listeners, in this order; nothing is left behind if one fails.
     ///
     /// # Errors
     /// The environment lacks one of them.
-    pub(crate) fn build(config: Config, clock: WallClock) -> Result<Self, ControlError> {
+    pub(crate) async fn build(config: Config, clock: WallClock) -> Result<Self, ControlError> {
         if !config.api.ip().is_loopback() {
             return Err(ControlError::ApiNotLocal(config.api));
         }
@@ -147,7 +173,18 @@ impl Control {
             make_folder(&folder)?;
         }
         let state_failed = |path: PathBuf| move |source| ControlError::State { path, source };
-        let ca = Arc::new(Authority::open(&config.state.join("ca"), config.trust_domain.clone(), clock.clone())?);
+        let cluster = match &config.source {
+            SourceConfig::Folders(_) => None,
+            SourceConfig::Kubernetes => {
+                let client = source::kubernetes::client().await?;
+                Some(Cluster { client, health: Arc::new(Health::new(clock.clone())) })
+            }
+        };
+        let trust_domain = config.trust_domain.clone();
+        let ca = Arc::new(match &cluster {
+            None => Authority::open(&config.state.join("ca"), trust_domain, clock.clone())?,
+            Some(Cluster { client, .. }) => cluster::root::open(client, trust_domain, clock.clone()).await?,
+        });
         let token_path = config.state.join("join-token");
         let token = Token::open(&token_path).map_err(state_failed(token_path))?;
 
@@ -157,7 +194,10 @@ impl Control {
 
         let metrics = Arc::new(Metrics::new()?);
         metrics.root_expiry.set(i64::try_from(ca.root_expires().as_secs()).unwrap_or(i64::MAX));
-        let store = Arc::new(Store::new(&config.state));
+        let store = Arc::new(match cluster {
+            None => Store::new(&config.state),
+            Some(_) => Store::of_cluster(&config.state),
+        });
         let sessions =
             Arc::new(Sessions::new(Arc::clone(&store), config.trust_domain.clone(), clock.clone(), Arc::clone(&metrics)));
 
@@ -168,7 +208,7 @@ impl Control {
         // earlier life by a command, which is worth nothing any more.
         let token_path = config.state.join(API_TOKEN);
         let api_token = Token::issue(&token_path).map_err(state_failed(token_path))?;
-        Ok(Self { config, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape })
+        Ok(Self { config, cluster, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape })
     }
 
     /// Serves until `stopped` says so, then lets sidecars know and ends.
@@ -176,24 +216,41 @@ impl Control {
         let (drain, stop) = Drain::new();
         let mut tasks = JoinSet::new();
 
-        let Self { config, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape } = self;
+        let Self { config, cluster, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape } =
+            self;
         tasks.spawn(renew(Arc::clone(&ca), identity));
         let (batches, mut arrived) = mpsc::channel(BATCHES);
-        let watched = source::file::Watched {
-            folders: config.resources.clone(),
-            applied: config.state.join(STORED),
-            pods: config.state.join(PODS),
-            kept: config.state.join(KEPT),
-        };
-        tasks.spawn(source::file::watch(watched, batches, stop.clone()));
+        let statuses = Arc::new(Statuses::default());
+        let placed: Arc<Placed> = Arc::default();
+        match (&config.source, &cluster) {
+            (SourceConfig::Folders(folders), _) => {
+                let watched = source::file::Watched {
+                    folders: folders.clone(),
+                    applied: config.state.join(STORED),
+                    pods: config.state.join(PODS),
+                    kept: config.state.join(KEPT),
+                };
+                tasks.spawn(source::file::watch(watched, batches, stop.clone()));
+            }
+            (SourceConfig::Kubernetes, Some(Cluster { client, health })) => {
+                tasks.spawn(source::kubernetes::watch(
+                    client.clone(),
+                    Arc::clone(health),
+                    Arc::clone(&placed),
+                    batches,
+                    stop.clone(),
+                ));
+            }
+            (SourceConfig::Kubernetes, None) => {}
+        }
         tokio::select! {
             first = arrived.recv() => {
-                take(&store, first.unwrap_or_default()).await;
+                take(&store, &statuses, first.unwrap_or_default()).await;
                 store.forget_gone();
             }
             () = stopped.stopped() => {}
         }
-        tasks.spawn(follow(Arc::clone(&store), arrived));
+        tasks.spawn(follow(Arc::clone(&store), Arc::clone(&statuses), arrived));
         tasks.spawn(report(Arc::clone(&store)));
         let (targets, aimed) = watch::channel(Vec::new());
         tasks.spawn(aim(Arc::clone(&store), targets));
@@ -201,11 +258,15 @@ impl Control {
 
         let accepted = accept(streams, &tls, &stop, &mut tasks);
         let nodes = Arc::new(Nodes::default());
+        let join = match &cluster {
+            None => Join::Token(token),
+            Some(Cluster { client, .. }) => Join::Kubernetes(Box::new(Reviewer::new(client.clone(), MESH_NAMESPACE))),
+        };
         let signer = Signer {
             ca: Arc::clone(&ca),
             store: Arc::clone(&store),
-            join: Join::Token(token),
-            placed: Arc::default(),
+            join,
+            placed,
             svid_lifetime: config.svid_lifetime,
             metrics: Arc::clone(&metrics),
             nodes: Arc::clone(&nodes),
@@ -228,10 +289,22 @@ impl Control {
             }
         });
 
-        let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock);
+        if let Some(Cluster { client, .. }) = &cluster {
+            let keeper = Keeper {
+                client: client.clone(),
+                authority: Arc::clone(&ca),
+                statuses,
+                store: Arc::clone(&store),
+                metrics: Arc::clone(&metrics),
+                clock: clock.clone(),
+            };
+            keeper.start(&stop, &mut tasks);
+        }
+        let health = cluster.as_ref().map(|cluster| Arc::clone(&cluster.health));
+        let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock, health.clone());
         let pages = api::routes(api_state).merge(dashboard::router(dashboard));
         tasks.spawn(admin::serve(api, api::guarded(pages, api_token)));
-        tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions)));
+        tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions, health)));
         info!(api = %config.api, listen = ?config.listen, trust_domain = %config.trust_domain, "the control plane is ready");
 
         stopped.stopped().await;
@@ -296,28 +369,30 @@ async fn renew(ca: Arc<Authority>, identity: Identity) {
     }
 }
 
-/// Takes what the folders say from the first batch on. What `apply` stored is taken from the API alone, in its order: the
+/// Takes what the source says from the first batch on. What `apply` stored is taken from the API alone, in its order: the
 /// folder would tell of it later, and of an older form after a newer one.
-async fn follow(store: Arc<Store>, mut arrived: mpsc::Receiver<Batch>) {
+async fn follow(store: Arc<Store>, statuses: Arc<Statuses>, mut arrived: mpsc::Receiver<Batch>) {
     while let Some(mut batch) = arrived.recv().await {
         batch.changes.retain(|change| {
             let (Change::Put { origin, .. } | Change::Remove { origin, .. }) = change;
             !matches!(origin, Origin::Applied(_))
         });
-        take(&store, batch).await;
+        take(&store, &statuses, batch).await;
     }
 }
 
-async fn take(store: &Arc<Store>, batch: Batch) {
+async fn take(store: &Arc<Store>, statuses: &Statuses, batch: Batch) {
     let store = Arc::clone(store);
+    let Batch { changes, problems, objects } = batch;
     // The state folder's locks and writes block.
     let taken = tokio::task::spawn_blocking(move || {
-        store.tell(batch.problems);
-        store.apply(batch.changes);
+        store.tell(problems);
+        store.apply(changes);
     });
     if let Err(error) = taken.await {
         error!(%error, "a batch of changes was lost");
     }
+    statuses.take(objects);
 }
 
 /// Tells the log what is wrong with the resources, each problem once.

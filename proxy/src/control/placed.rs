@@ -36,20 +36,17 @@ impl Placed {
         self.news.send_modify(|count| *count += 1);
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the Kubernetes source"))]
     /// Where the pod `uid`, which runs on `node`, is reached, if that node said so.
     pub(crate) fn addresses(&self, uid: &str, node: &str) -> Vec<IpAddr> {
         let by_uid = self.by_uid.lock();
         by_uid.get(uid).filter(|place| place.node == node).map(|place| place.addresses.clone()).unwrap_or_default()
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the Kubernetes source"))]
     /// Forgets those that are not `wanted` any more: they are gone, or the API server knows their addresses.
     pub(crate) fn keep(&self, wanted: impl Fn(&str) -> bool) {
         self.by_uid.lock().retain(|uid, _place| wanted(uid));
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the Kubernetes source"))]
     /// Told with each word that is new.
     pub(crate) fn news(&self) -> watch::Receiver<u64> {
         self.news.subscribe()

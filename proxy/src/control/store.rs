@@ -32,7 +32,8 @@ pub(crate) struct Store {
     world: RwLock<World>,
     revision: watch::Sender<u64>,
     addresses: PathBuf,
-    names: PathBuf,
+    /// None: names are resolved by others.
+    names: Option<PathBuf>,
     /// What security policies covered, for the next life.
     covered: PathBuf,
     /// The addresses of pods that documents write, as the address book has them.
@@ -76,7 +77,7 @@ impl Store {
             world: RwLock::new(world),
             revision: watch::Sender::new(0),
             addresses,
-            names: folder.join("names.json"),
+            names: Some(folder.join("names.json")),
             covered,
             claimed: Mutex::new(book.claimed),
             unwritten: Mutex::default(),
@@ -85,6 +86,11 @@ impl Store {
             told: Mutex::default(),
             news: watch::Sender::new(0),
         }
+    }
+
+    /// Of a cluster, whose own servers resolve names.
+    pub(crate) fn of_cluster(folder: &Path) -> Self {
+        Self { names: None, ..Self::new(folder) }
     }
 
     /// Takes a batch of changes and returns the revision that they made. Blocks for the state folder's locks.
@@ -142,11 +148,12 @@ impl Store {
             info!(revision, changed, "the desired state changed");
             // Sidecars first: a pod that starts waits for its identity and its configuration, and all names are much to write.
             self.revision.send_replace(revision);
+            let Some(path) = &self.names else { return };
             let table = names::table(&self.world.read());
             if table != *names {
                 *names = table;
-                if let Err(error) = self.write_names(names) {
-                    error!(%error, path = %self.names.display(), "names cannot be written");
+                if let Err(error) = write_names(path, names) {
+                    error!(%error, path = %path.display(), "names cannot be written");
                 }
             }
         }
@@ -282,10 +289,10 @@ impl Store {
         let path = self.covered.display();
         self.unwritten.lock().as_ref().map(|error| format!("{path} cannot be written: {error}"))
     }
+}
 
-    fn write_names(&self, names: &NameTable) -> io::Result<()> {
-        state::write_atomic(&self.names, &serde_json::to_vec(names)?, 0o644)
-    }
+fn write_names(path: &Path, names: &NameTable) -> io::Result<()> {
+    state::write_atomic(path, &serde_json::to_vec(names)?, 0o644)
 }
 
 /// What an earlier life kept. A file that was never written is a first life; one that is there and cannot be read is put

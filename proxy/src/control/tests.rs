@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use super::ca::Authority;
 use super::sessions::Sessions;
-use super::{Config, Control};
+use super::{Config, Control, SourceConfig};
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::names::Named;
@@ -67,7 +67,7 @@ impl Mesh {
         std::fs::write(folder.join("shop.yaml"), documents).unwrap();
         let local = "127.0.0.1:0".parse().unwrap();
         let config = Config {
-            resources: vec![folder.clone()],
+            source: SourceConfig::Folders(vec![folder.clone()]),
             state: state.clone(),
             trust_domain: domain(),
             listen: vec![local],
@@ -75,7 +75,7 @@ impl Mesh {
             metrics: local,
             svid_lifetime: Duration::from_secs(3600),
         };
-        let control = Control::build(config.clone(), WallClock::system()).unwrap();
+        let control = Control::build(config.clone(), WallClock::system()).await.unwrap();
         let address = control.streams[0].local_addr().unwrap();
         let api = control.api.local_addr().unwrap();
         let sessions = Arc::clone(&control.sessions);
@@ -483,7 +483,7 @@ async fn a_token_is_good_for_one_life_of_the_control_plane() {
     let read = |mesh: &Mesh| std::fs::read_to_string(mesh.state.join("api-token")).unwrap();
     let old = read(&mesh);
     let config = mesh.config.clone();
-    let again = Control::build(config, WallClock::system()).unwrap();
+    let again = Control::build(config, WallClock::system()).await.unwrap();
     assert!(again.api_token.fits(&read(&mesh)) && !again.api_token.fits(&old));
     mesh.stop().await;
 }

@@ -59,6 +59,8 @@ pub(crate) enum Origin {
     Applied(PathBuf),
     /// A file of a watched folder.
     File(PathBuf),
+    /// An object of a cluster, as `KIND/NAMESPACE/NAME`.
+    Object(PathBuf),
 }
 
 /// What is sent of one resource.
@@ -98,7 +100,7 @@ impl World {
                 key
             }
             Change::Remove { key, origin } => {
-                is_deleted = matches!(origin, Origin::Applied(_));
+                is_deleted = matches!(origin, Origin::Applied(_) | Origin::Object(_));
                 if let Some(places) = self.written.get_mut(&key) {
                     places.remove(&origin);
                     if places.is_empty() {
@@ -283,7 +285,7 @@ impl World {
             first.into_iter().flat_map(move |first| {
                 places.keys().filter_map(move |other| match other {
                     Origin::File(path) => Some((key, first, path.as_path())),
-                    Origin::Applied(_) | Origin::Pod(_) => None,
+                    Origin::Applied(_) | Origin::Pod(_) | Origin::Object(_) => None,
                 })
             })
         })
@@ -315,7 +317,7 @@ impl World {
     pub(crate) fn claimed(&self) -> impl Iterator<Item = (&ResourceKey, &Path)> {
         self.written.iter().filter(|(key, places)| places.len() > 1 && self.is_local_pod(key)).flat_map(|(key, places)| {
             places.keys().filter_map(move |place| match place {
-                Origin::Applied(path) | Origin::File(path) => Some((key, path.as_path())),
+                Origin::Applied(path) | Origin::File(path) | Origin::Object(path) => Some((key, path.as_path())),
                 Origin::Pod(_) => None,
             })
         })
@@ -347,7 +349,7 @@ impl World {
                 let told = |other: &&Origin| match (first, other) {
                     (Origin::Applied(_), Origin::File(_)) => false,
                     (Origin::Pod(_), other) => matches!(other, Origin::Pod(_)),
-                    (Origin::Applied(_) | Origin::File(_), _) => true,
+                    (Origin::Applied(_) | Origin::File(_) | Origin::Object(_), _) => true,
                 };
                 problems.extend(origins.filter(told).map(|other| Problem {
                     resource: key.to_string(),
@@ -478,7 +480,7 @@ impl Body {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Applied(path) | Self::File(path) | Self::Pod(path) => path.display().fmt(f),
+            Self::Applied(path) | Self::File(path) | Self::Pod(path) | Self::Object(path) => path.display().fmt(f),
         }
     }
 }

@@ -69,7 +69,6 @@ impl Mode {
 
 /// The pod's sidecar and where it stands, if the pod says that it has one and it really does: it is labelled, and its
 /// container has the volume with the node agent's sockets. A label alone proves nothing, for anybody can write one.
-#[cfg_attr(not(test), expect(dead_code, reason = "the control plane asks for it"))]
 pub(crate) fn sidecar(pod: &Pod) -> Option<(Mode, &Container)> {
     let labelled = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR)).is_some_and(|value| value == INJECTED);
     let spec = pod.spec.as_ref().filter(|_| labelled)?;

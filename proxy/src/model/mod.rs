@@ -31,6 +31,8 @@ pub(crate) mod address_book;
 pub(crate) mod app_doors;
 pub(crate) mod authorization_policy;
 pub(crate) mod capture;
+#[cfg(test)]
+mod definition;
 pub(crate) mod grpc_route;
 pub(crate) mod http_route;
 pub(crate) mod marks;
@@ -160,13 +162,18 @@ impl Kind {
     /// Is a document of this kind read as this `apiVersion`? Earlier ones of the same shape are, and are written as the
     /// newest.
     pub(crate) fn reads(self, api_version: &str) -> bool {
+        self.api_versions().any(|known| known == api_version)
+    }
+
+    /// As what a document of this kind is read, the newest first.
+    pub(crate) fn api_versions(self) -> impl Iterator<Item = &'static str> {
         let earlier: &[&str] = match self {
             Self::TlsRoute => &["gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"],
             Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2"],
             Self::ReferenceGrant => &["gateway.networking.k8s.io/v1beta1"],
             _ => &[],
         };
-        api_version == self.api_version() || earlier.contains(&api_version)
+        std::iter::once(self.api_version()).chain(earlier.iter().copied())
     }
 }
 

@@ -1,6 +1,5 @@
-//! What is written from the documents' own structs: the reference of every field, and the resource definitions that a cluster
-//! takes (Kubernetes "structural schemas"). `cargo xtask gen` writes both anew; as tests they prove that what is committed
-//! is what the structs say.
+//! The reference of every field, written from the documents' own structs. `cargo xtask gen` writes it anew; as a test it proves
+//! that what is committed is what the structs say.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,7 +7,7 @@ use std::path::Path;
 use expect_test::expect_file;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Kind;
 use super::authorization_policy::AuthorizationPolicySpec;
@@ -41,49 +40,11 @@ fn the_reference_says_what_the_structs_say() {
     expect_file![root().join("docs/reference.md")].assert_eq(&text);
 }
 
-#[test]
-fn the_resource_definitions_say_what_the_structs_say() {
-    let mut text = String::from("# Generated from the code by `cargo xtask gen`; edits are lost.\n");
-    for (kind, schema) in schemas().into_iter().filter(|(kind, _)| kind.api_version().starts_with("outrigger.dev/")) {
-        let plural = kind.plural();
-        let spec = structural(schema);
-        let definition = json!({
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": { "name": format!("{plural}.outrigger.dev") },
-            "spec": {
-                "group": "outrigger.dev",
-                "scope": "Namespaced",
-                "names": { "kind": kind.as_str(), "plural": plural, "singular": kind.as_str().to_lowercase() },
-                "versions": [{
-                    "name": "v1alpha1",
-                    "served": true,
-                    "storage": true,
-                    "subresources": { "status": {} },
-                    "schema": { "openAPIV3Schema": {
-                        "type": "object",
-                        "required": ["spec"],
-                        "properties": {
-                            "apiVersion": { "type": "string" },
-                            "kind": { "type": "string" },
-                            "metadata": { "type": "object" },
-                            "spec": spec,
-                            "status": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
-                        },
-                    } },
-                }],
-            },
-        });
-        writeln!(text, "---\n{}", serde_saphyr::to_string(&definition).unwrap().trim_end()).unwrap();
-    }
-    expect_file![root().join("deploy/crds/outrigger.yaml")].assert_eq(&text);
-}
-
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-fn schemas() -> Vec<(Kind, Value)> {
+pub(super) fn schemas() -> Vec<(Kind, Value)> {
     fn of<S: Spec + JsonSchema>() -> (Kind, Value) {
         let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         (S::KIND, settings.into_generator().into_root_schema_for::<S>().to_value())
@@ -104,71 +65,15 @@ fn schemas() -> Vec<(Kind, Value)> {
     ]
 }
 
-/// The same as Kubernetes wants it: one type, no alternatives with types of their own, no closed objects (unknown fields
-/// are the webhook's to refuse), `nullable` nowhere (what may be absent is simply not required).
-fn structural(schema: Value) -> Value {
-    let Value::Object(mut schema) = schema else {
-        return json!({ "x-kubernetes-preserve-unknown-fields": true });
-    };
-    for key in ["$schema", "title", "default"] {
-        schema.remove(key);
-    }
-    if let Some(Value::String(format)) = schema.get("format")
-        && !matches!(format.as_str(), "int32" | "int64" | "double")
-    {
-        schema.remove("format");
-    }
-    if let Some(Value::Array(types)) = schema.get("type") {
-        let one = types.iter().find(|one| **one != "null").cloned();
-        schema.insert("type".to_owned(), one.unwrap());
-    }
-    if let Some(Value::Array(values)) = schema.get_mut("enum") {
-        values.retain(|value| !value.is_null());
-    }
-    if let Some(values) = choices(&Value::Object(schema.clone())) {
-        schema.remove("oneOf");
-        schema.remove("anyOf");
-        schema.insert("type".to_owned(), "string".into());
-        schema.insert("enum".to_owned(), values.into_iter().map(Value::from).collect());
-    } else if let Some(inner) = optional(&schema) {
-        let mut inner = structural(inner);
-        if let (Value::Object(inner), Some(description)) = (&mut inner, schema.get("description")) {
-            inner.insert("description".to_owned(), description.clone());
-        }
-        return inner;
-    }
-    if schema.contains_key("x-kubernetes-int-or-string") {
-        schema.remove("anyOf");
-    }
-    let has_fields = schema.contains_key("properties");
-    match schema.remove("additionalProperties") {
-        Some(Value::Bool(true)) if !has_fields => {
-            schema.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
-        }
-        Some(values @ Value::Object(_)) => {
-            schema.insert("additionalProperties".to_owned(), structural(values));
-        }
-        _ => {}
-    }
-    if let Some(Value::Object(properties)) = schema.remove("properties") {
-        let properties: Map<String, Value> = properties.into_iter().map(|(name, value)| (name, structural(value))).collect();
-        schema.insert("properties".to_owned(), properties.into());
-    }
-    if let Some(items) = schema.remove("items") {
-        schema.insert("items".to_owned(), structural(items));
-    }
-    schema.into()
-}
-
 /// The schema of what may also be null.
-fn optional(schema: &Map<String, Value>) -> Option<Value> {
+pub(super) fn optional(schema: &Map<String, Value>) -> Option<Value> {
     let either = schema.get("anyOf")?.as_array()?;
     let (null, rest): (Vec<_>, Vec<_>) = either.iter().partition(|one| one.get("type").is_some_and(|of| of == "null"));
     (null.len() == 1 && rest.len() == 1).then(|| rest[0].clone())
 }
 
 /// The words of which one must stand there.
-fn choices(schema: &Value) -> Option<Vec<String>> {
+pub(super) fn choices(schema: &Value) -> Option<Vec<String>> {
     let word = |one: &Value| one.get("const").and_then(Value::as_str).map(str::to_owned);
     let mut words = Vec::new();
     for one in schema.get("oneOf").or_else(|| schema.get("enum"))?.as_array()? {

@@ -24,6 +24,7 @@ use super::Config;
 use super::authority::Nodes;
 use super::ca::Authority;
 use super::sessions::{Sessions, SidecarReport};
+use super::source::kubernetes::health::Health;
 use super::store::{self, Store};
 use crate::base::clock::WallClock;
 use crate::base::names::Named;
@@ -39,6 +40,8 @@ pub(crate) struct Api {
     ca: Arc<Authority>,
     clock: WallClock,
     config: Config,
+    /// How the cluster's source stands, where there is one.
+    cluster: Option<Arc<Health>>,
     started: u64,
     /// Held while a change is checked and stored: two changes at once would each be checked without the other.
     changing: Mutex<()>,
@@ -53,9 +56,10 @@ impl Api {
         nodes: Arc<Nodes>,
         ca: Arc<Authority>,
         clock: WallClock,
+        cluster: Option<Arc<Health>>,
     ) -> Arc<Self> {
         let started = clock.since_epoch().as_secs();
-        Arc::new(Self { store, sessions, nodes, ca, clock, config: config.clone(), started, changing: Mutex::new(()) })
+        Arc::new(Self { store, sessions, nodes, ca, clock, config: config.clone(), cluster, started, changing: Mutex::new(()) })
     }
 }
 
@@ -264,6 +268,10 @@ impl Api {
         let sidecars = self.sessions.sidecars();
         let connected: BTreeSet<(&str, &str)> =
             sidecars.iter().map(|sidecar| (sidecar.namespace.as_str(), sidecar.name.as_str())).collect();
+        // In a cluster a sidecar follows one of several control planes: that it is not with this one says nothing.
+        if self.cluster.is_some() {
+            return (sidecars, Vec::new());
+        }
         let world = self.store.world();
         let missing = world.local_pods().filter_map(|pod| {
             let (namespace, name) = (pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
@@ -322,6 +330,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "listen": api.config.listen,
         },
         "nodes": api.nodes.reports(),
+        "kubernetes": api.cluster.as_ref().map(|health| health.standings()),
         "resources": kinds,
         "problems": {
             "refuses": count(Severity::Refuses),

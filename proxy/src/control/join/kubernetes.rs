@@ -31,7 +31,6 @@ struct Proven {
 
 impl Reviewer {
     /// `namespace` is the system's own: the agent's pods run there.
-    #[expect(dead_code, reason = "constructed with the Kubernetes source")]
     pub(crate) fn new(client: Client, namespace: &str) -> Self {
         Self { client, agent: (namespace.to_owned(), ACCOUNT.to_owned()) }
     }

@@ -13,7 +13,6 @@ pub(crate) enum Join {
     /// Whoever shows the operator's token, under the name that it gives itself.
     Token(Token),
     /// A pod of the node agent, as the node that the API server says it runs on.
-    #[expect(dead_code, reason = "constructed with the Kubernetes source")]
     Kubernetes(Box<Reviewer>),
 }
 

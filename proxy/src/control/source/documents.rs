@@ -9,8 +9,8 @@ use crate::base::problems::{FieldPath, Problem, Problems, Severity};
 use crate::control::world::Form;
 use crate::model::object::Object;
 use crate::model::request_authentication::RequestAuthenticationSpec;
-use crate::model::yaml::{self, Document, Fault};
-use crate::model::{Resource, ResourceKey};
+use crate::model::yaml::{self, Document, Fault, Position};
+use crate::model::{Kind, Resource, ResourceKey};
 use crate::snapshot::compile;
 
 /// One document of a file.
@@ -68,26 +68,94 @@ fn is_key_file(path: &Path, text: &str) -> bool {
     path.extension().is_some_and(|ending| ending == "json") && serde_json::from_str(text).is_ok_and(is_set)
 }
 
+/// The document of this key in a cluster, as JSON. It has no place in a file, and no files beside it.
+pub(super) fn of_cluster(path: &Path, kind: Kind, key: &ResourceKey, text: &str) -> Found {
+    if text.len() > yaml::DOCUMENT_BYTES_MAX {
+        return too_large(path, key, text.len());
+    }
+    let no_files = |_: &str| Err("a document of a cluster has no files beside it; write the keys into jwks".to_owned());
+    let mut found = match Resource::from_json(kind, text.as_bytes()) {
+        Ok(mut resource) => {
+            let (problems, form, good) = judged(&mut resource, &no_files);
+            let told = |problem| Told { path: path.to_owned(), position: None, problem };
+            let told = problems.into_vec().into_iter().map(told).collect();
+            Found { key: None, form, good, document: None, told }
+        }
+        // Read once more for the words in which people are told. JSON is YAML.
+        Err(error) => match documents(path, text, &no_files).pop() {
+            Some(found) if !found.good => found,
+            _ => refused(path, in_json(kind, &error.to_string())),
+        },
+    };
+    // The key stands in the path by which the API server has it, whatever else could be read.
+    if found.form.is_none() && !found.good && kind.is_security() {
+        found.form = Some(unreadable(key, found.told.first().map(|told| told.problem.text.clone()).unwrap_or_default()));
+    }
+    for told in &mut found.told {
+        told.position = None;
+        told.problem.resource = key.to_string();
+    }
+    found.key = Some(key.clone());
+    found
+}
+
+fn too_large(path: &Path, key: &ResourceKey, bytes: usize) -> Found {
+    let most = yaml::DOCUMENT_BYTES_MAX;
+    let text = format!("the document has {bytes} bytes; at most {most} are read");
+    let problem = Problem {
+        resource: key.to_string(),
+        at: FieldPath::root(),
+        text: text.clone(),
+        remedy: "split it into several documents".to_owned(),
+        severity: Severity::Refuses,
+        condition: None,
+    };
+    let form = key.kind.is_security().then(|| unreadable(key, text));
+    let told = vec![Told { path: path.to_owned(), position: None, problem }];
+    Found { key: Some(key.clone()), form, good: false, document: None, told }
+}
+
+/// A security policy of which nothing but the name could be read, so that those who are sent it refuse it, too.
+fn unreadable(key: &ResourceKey, reason: String) -> Form {
+    let metadata = serde_json::json!({ "name": &*key.name.name, "namespace": &*key.name.namespace });
+    let body = serde_json::json!({ "apiVersion": key.kind.api_version(), "kind": key.kind.as_str(), "metadata": metadata });
+    Form::Unreadable { body: body.to_string(), reason }
+}
+
+fn in_json(kind: Kind, error: &str) -> Fault {
+    let at = Position { line: 1, column: 1 };
+    let text = format!("it cannot be read as a {kind}: {error}");
+    let remedy = "correct it, or delete it".to_owned();
+    Fault { at, text, remedy, severity: Severity::Refuses, key: None, body: None }
+}
+
 fn taken(path: &Path, mut document: Document, keys: &ReadKeys<'_>) -> Found {
     let key = document.resource.key();
-    // What the control plane says of a document is read back by people who copy it, and is not theirs to say.
-    document.resource.keep(Vec::new());
-    let mut problems = Problems::of(&key);
-    if let Resource::RequestAuthentication(policy) = &mut document.resource {
-        take_in_keys(policy, keys, &mut problems);
-    }
-    // Keys that are missing would be told a second time.
-    if !problems.refused() {
-        problems.append(compile::alone(&key, &document.resource));
-    }
-    let good = !problems.refused();
+    let (problems, form, good) = judged(&mut document.resource, keys);
     let told = |problem: Problem| {
         let position = Some(document.position(&problem.at));
         Told { path: path.to_owned(), position, problem }
     };
     let told = problems.into_vec().into_iter().map(told).collect();
-    let form = (good || key.kind.is_security()).then(|| Form::Read(Arc::new(document.resource.clone())));
     Found { key: Some(key), form, good, document: Some(document), told }
+}
+
+/// What is wrong with a document by itself, what comes into force of it, and whether it is as it should be.
+fn judged(resource: &mut Resource, keys: &ReadKeys<'_>) -> (Problems, Option<Form>, bool) {
+    let key = resource.key();
+    // What the control plane says of a document is read back by people who copy it, and is not theirs to say.
+    resource.keep(Vec::new());
+    let mut problems = Problems::of(&key);
+    if let Resource::RequestAuthentication(policy) = resource {
+        take_in_keys(policy, keys, &mut problems);
+    }
+    // Keys that are missing would be told a second time.
+    if !problems.refused() {
+        problems.append(compile::alone(&key, resource));
+    }
+    let good = !problems.refused();
+    let form = (good || key.kind.is_security()).then(|| Form::Read(Arc::new(resource.clone())));
+    (problems, form, good)
 }
 
 fn refused(path: &Path, fault: Fault) -> Found {

@@ -275,7 +275,7 @@ impl Folders {
             folder.look(&mut changes);
         }
         let problems = self.told();
-        (!changes.is_empty() || problems != before).then_some(Batch { changes, problems })
+        (!changes.is_empty() || problems != before).then(|| Batch { changes, problems, ..Batch::default() })
     }
 
     fn told(&self) -> Vec<Told> {

@@ -5,10 +5,12 @@
 pub(crate) mod documents;
 pub(crate) mod file;
 mod kept;
+pub(crate) mod kubernetes;
 
 use std::fmt;
 use std::path::PathBuf;
 
+use super::cluster::writer::Objects;
 use super::world::Change;
 use crate::base::problems::{Problem, Severity};
 use crate::model::yaml::Position;
@@ -19,6 +21,8 @@ pub(crate) struct Batch {
     pub(crate) changes: Vec<Change>,
     /// Everything that the source could not take, now; it replaces what an earlier batch said.
     pub(crate) problems: Vec<Told>,
+    /// Of a cluster: the objects whose status is to be written.
+    pub(crate) objects: Objects,
 }
 
 /// A problem and the place in a file where it is.

@@ -58,7 +58,16 @@ pub(crate) struct Answer {
     pub(crate) problems: Vec<Wrong>,
 }
 
+/// What the API answers to a change where the documents are a cluster's.
+fn is_the_clusters(api: &Api) -> Option<Response> {
+    let text = "the documents of this mesh are objects of Kubernetes: change them with kubectl";
+    api.cluster.is_some().then(|| refusal(StatusCode::CONFLICT, text.to_owned()))
+}
+
 pub(super) async fn apply(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(refused) = is_the_clusters(&api) {
+        return refused;
+    }
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
@@ -83,6 +92,9 @@ pub(super) struct Again {
 }
 
 pub(super) async fn delete(State(api): State<Arc<Api>>, Query(again): Query<Again>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(refused) = is_the_clusters(&api) {
+        return refused;
+    }
     let texts = match texts(&headers, &body) {
         Ok(texts) => texts,
         Err(reason) => return refusal(StatusCode::BAD_REQUEST, reason),
@@ -230,7 +242,7 @@ impl Api {
     fn folder_of(&self, key: &ResourceKey) -> Option<String> {
         let path = self.store.world().origins(key).find_map(|origin| match origin {
             Origin::File(path) => Some(path.clone()),
-            Origin::Applied(_) | Origin::Pod(_) => None,
+            Origin::Applied(_) | Origin::Pod(_) | Origin::Object(_) => None,
         })?;
         Some(place_of(&path, key))
     }

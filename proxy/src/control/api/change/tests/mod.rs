@@ -9,11 +9,11 @@ use tokio::time::{Duration, timeout};
 use super::super::{NotConnected, Until, Which, proxies, resources, standing};
 use super::*;
 use crate::base::problems::Severity;
-use crate::control::Config;
 use crate::control::ca::Authority;
 use crate::control::select::select;
 use crate::control::sessions::Sessions;
 use crate::control::store::Store;
+use crate::control::{Config, SourceConfig};
 use crate::model::Resource;
 
 const SERVICE: &str =
@@ -25,7 +25,7 @@ fn api(state: &Path) -> Arc<Api> {
     let local = "127.0.0.1:0".parse().unwrap();
     std::fs::create_dir_all(state.join(STORED)).unwrap();
     let config = Config {
-        resources: Vec::new(),
+        source: SourceConfig::Folders(Vec::new()),
         state: state.to_owned(),
         trust_domain: trust_domain.clone(),
         listen: Vec::new(),
@@ -37,7 +37,7 @@ fn api(state: &Path) -> Arc<Api> {
     let metrics = Arc::new(crate::control::metrics::Metrics::new().unwrap());
     let sessions = Arc::new(Sessions::new(Arc::clone(&store), trust_domain.clone(), clock.clone(), metrics));
     let ca = Arc::new(Authority::open(&state.join("ca"), trust_domain, clock.clone()).unwrap());
-    Api::new(&config, store, sessions, Arc::default(), ca, clock)
+    Api::new(&config, store, sessions, Arc::default(), ca, clock, None)
 }
 
 fn texts(text: &str) -> Vec<Text> {

@@ -1,0 +1,179 @@
+//! Writes status, for as long as this control plane is the one that does.
+//!
+//! A write names the version that it was made for: where the object has changed meanwhile it is refused, and the change, which
+//! is told by the source, makes another one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::status::{Known, wanted};
+use crate::base::clock::WallClock;
+use crate::base::drain::DrainGuard;
+use crate::control::metrics::Metrics;
+use crate::control::source::kubernetes::told;
+use crate::control::source::kubernetes::watched::Watched;
+use crate::control::source::kubernetes::written::Written;
+use crate::control::store::Store;
+use crate::model::{Kind, ResourceKey};
+use crate::snapshot::compile;
+
+/// The documents whose status is written here, as the API server has them.
+#[derive(Debug, Default)]
+pub(crate) struct Statuses {
+    written: Mutex<BTreeMap<ResourceKey, Written>>,
+    changed: watch::Sender<u64>,
+}
+
+/// What became of objects. None: one is not there any more, or none of ours.
+pub(crate) type Objects = Vec<(ResourceKey, Option<Written>)>;
+
+impl Statuses {
+    /// Takes what the source saw, once the store has taken it as well: a problem of a form is known when the form is.
+    pub(crate) fn take(&self, objects: Objects) {
+        if objects.is_empty() {
+            return;
+        }
+        let mut written = self.written.lock();
+        for (key, object) in objects {
+            match object {
+                Some(object) => written.insert(key, object),
+                None => written.remove(&key),
+            };
+        }
+        drop(written);
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// One write that is to be done.
+struct Write {
+    key: ResourceKey,
+    api_version: String,
+    version: String,
+    status: Value,
+}
+
+/// Writes status while `leads`, until `stop` says so.
+pub(crate) async fn run(
+    client: Client,
+    statuses: Arc<Statuses>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    clock: WallClock,
+    mut leads: watch::Receiver<bool>,
+    mut stop: DrainGuard,
+) {
+    let (mut changed, mut news) = (statuses.changed.subscribe(), store.news());
+    // What was sent already for a version, and is told by the source in a moment.
+    let mut sent: BTreeMap<ResourceKey, String> = BTreeMap::new();
+    loop {
+        let is_leader = *leads.borrow_and_update();
+        changed.mark_unchanged();
+        news.mark_unchanged();
+        let mut failed = false;
+        if is_leader {
+            let now = timestamp(&clock);
+            let (asked, objects) = (Arc::clone(&store), Arc::clone(&statuses));
+            let Ok(mut writes) = tokio::task::spawn_blocking(move || to_write(&asked, &objects, &now)).await else { return };
+            writes.retain(|write| sent.get(&write.key) != Some(&write.version));
+            let done: Vec<(Write, Result<(), kube::Error>)> =
+                futures_util::stream::iter(writes.into_iter().map(|write| send(&client, write)))
+                    .buffer_unordered(AT_ONCE)
+                    .collect()
+                    .await;
+            for (write, done) in done {
+                metrics.status_written(done.is_ok());
+                match done {
+                    Ok(()) => drop(sent.insert(write.key, write.version)),
+                    // It changed or went; both are told by the source.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                        sent.insert(write.key, write.version);
+                    }
+                    Err(error) => {
+                        warn!(resource = %write.key, error = told(&error), "status cannot be written; it is tried again");
+                        failed = true;
+                    }
+                }
+            }
+            sent.retain(|key, _| statuses.written.lock().contains_key(key));
+        } else {
+            sent.clear();
+        }
+        tokio::select! {
+            () = stop.stopped() => return,
+            led = leads.changed() => if led.is_err() { return },
+            _ = changed.changed(), if is_leader => {}
+            _ = news.changed(), if is_leader => {}
+            () = tokio::time::sleep(AGAIN), if failed => {}
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Everything whose status is not as it should be.
+fn to_write(store: &Store, statuses: &Statuses, now: &str) -> Vec<Write> {
+    let problems = store.problems();
+    let mut known: BTreeMap<&str, Known<'_>> = BTreeMap::new();
+    for wrong in problems.iter() {
+        known.entry(&wrong.problem.resource).or_default().problems.push(&wrong.problem);
+    }
+    let without_target = compile::without_target(store.world().resources());
+    let mut lacking: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for ((policy, service), means) in without_target {
+        lacking.entry(policy.to_string()).or_default().push(format!("{service} does not exist; {means}"));
+    }
+    for (policy, texts) in &lacking {
+        known.entry(policy).or_default().without_target.clone_from(texts);
+    }
+    let nothing = Known::default();
+    let written = statuses.written.lock();
+    let all = written.iter().filter_map(|(key, written)| {
+        let known = known.get(key.to_string().as_str()).unwrap_or(&nothing);
+        let status = wanted(written, known, now)?;
+        Some(Write { key: key.clone(), api_version: written.api_version.clone(), version: written.version.clone(), status })
+    });
+    all.collect()
+}
+
+async fn send(client: &Client, write: Write) -> (Write, Result<(), kube::Error>) {
+    let resource = Watched::Documents(write.key.kind).resource(&write.api_version);
+    let api: Api<DynamicObject> = match write.key.kind {
+        Kind::Mesh => Api::all_with(client.clone(), &resource),
+        _ => Api::namespaced_with(client.clone(), &write.key.name.namespace, &resource),
+    };
+    let patch = Patch::Merge(json!({ "metadata": { "resourceVersion": write.version }, "status": write.status }));
+    let parameters = PatchParams { field_manager: Some(super::root::MANAGER.to_owned()), ..PatchParams::default() };
+    let sent = api.patch_status(&write.key.name.name, &parameters, &patch);
+    let done = match tokio::time::timeout(WRITE_MAX, sent).await {
+        Ok(done) => done.map(drop),
+        Err(_elapsed) => Err(kube::Error::Service("the API server does not answer".into())),
+    };
+    (write, done)
+}
+
+/// Now, as conditions have it (RFC 3339, whole seconds).
+fn timestamp(clock: &WallClock) -> String {
+    let seconds = i64::try_from(clock.since_epoch().as_secs()).unwrap_or_default();
+    Timestamp::from_second(seconds).map(|now| now.to_string()).unwrap_or_default()
+}
+
+/// Writes under way at once.
+const AT_ONCE: usize = 8;
+
+const WRITE_MAX: Duration = Duration::from_secs(10);
+
+/// Documents come in bursts.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// After a write that the API server could not do.
+const AGAIN: Duration = Duration::from_secs(5);
