@@ -33,7 +33,7 @@ pub(crate) struct NodeArgs {
     /// The node's name
     #[arg(long, env = "OUTRIGGER_NODE_NAME", value_name = "NODE")]
     pub(crate) name: String,
-    /// Be a CSI driver of the kubelet: each pod gets sockets of its own in place of the node's two (docs/kubernetes.md)
+    /// Be a CSI driver of the kubelet: each pod gets sockets of its own in place of the node's two (docs/node.md)
     #[arg(long, env = "OUTRIGGER_KUBERNETES")]
     pub(crate) kubernetes: bool,
     /// The kubelet's folder

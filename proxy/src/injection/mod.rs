@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value};
 
 mod app;
@@ -29,6 +30,7 @@ mod wish;
 
 pub(crate) use self::forged::refuse_forged;
 pub(crate) use self::refusal::Refusal;
+pub(crate) use self::wish::MIRROR;
 use self::wish::Wishes;
 use crate::model::marks::{self, Mode};
 
@@ -108,6 +110,11 @@ impl Reason {
             Self::Mirror => "the pod is a file of its kubelet, which nothing can be put into",
         }
     }
+}
+
+/// Does the pod ask for a sidecar? One that asks in words that say nothing does: the injection would have refused it.
+pub(crate) fn is_asked(pod: &ObjectMeta, namespace: &Namespace) -> bool {
+    !wish::SYSTEM_NAMESPACES.contains(&namespace.name.as_str()) && !matches!(wish::left(pod, namespace), Ok(Some(_)))
 }
 
 /// Gives the pod its sidecar, if it is to have one. `pod` is a Pod, or the template of one.

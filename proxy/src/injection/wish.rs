@@ -148,7 +148,7 @@ fn is_image(text: &str) -> bool {
 /// Whose pods the cluster itself, or the mesh, stands on.
 pub(crate) const SYSTEM_NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", marks::SYSTEM];
 /// The kubelet writes it at pods that it has from a file.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 const CPU_REMEDY: &str = "one as 50m or 0.5";
 const MEMORY_REMEDY: &str = "one as 64Mi";
 const IMAGE_MAX: usize = 512;

@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     pub(crate) faults: IntGauge,
     /// Other people's programs at the same hooks.
     pub(crate) conflicts: IntGauge,
+    pub(crate) quarantined: IntGauge,
     /// Such programs that were put back, by program and by what came of it.
     pub(crate) mends: IntCounterVec,
     /// Rounds of probes, by what came of them.
@@ -114,6 +115,11 @@ impl Metrics {
                 &registry,
                 "outrigger_capture_conflicts",
                 "Programs of others that decide about the same connections.",
+            )?,
+            quarantined: metrics::gauge(
+                &registry,
+                "outrigger_node_quarantined_pods",
+                "Pods that ask for a sidecar, have none, and are closed.",
             )?,
             mends: metrics::counters(
                 &registry,

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::error::KernelError;
 
 /// Commands of bpf(2).
+const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -28,6 +29,8 @@ const TYPE_TCX: u32 = 11;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub(super) enum Hook {
+    CgroupIngress = 0,
+    CgroupEgress = 1,
     SockOps = 3,
     Bind4 = 8,
     Bind6 = 9,
@@ -99,6 +102,22 @@ pub(super) fn create(program: BorrowedFd<'_>, place: Place<'_>, hook: Hook) -> i
         created => created,
     };
     descriptor(created?)
+}
+
+/// Loads a program for one of the two hooks of a cgroup's packets that drops each of them.
+pub(super) fn load_dropping(hook: Hook) -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_CGROUP_SKB`.
+    const CGROUP_SKB: u32 = 8;
+    // `r0 = 0` (`BPF_ALU64 | BPF_MOV | BPF_K`) and `exit` (`BPF_JMP | BPF_EXIT`): 0 drops. `struct bpf_insn` has its code first.
+    let program: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let license = c"Apache-2.0";
+    let mut attributes = [0; 16];
+    put(&mut attributes, 0, CGROUP_SKB, 2);
+    put_pointer(&mut attributes, 1, program.as_ptr().cast_mut().cast());
+    put_pointer(&mut attributes, 2, license.as_ptr().cast_mut().cast());
+    // The device that it would be offloaded to, of which there is none, and the hook.
+    put(&mut attributes, 8, 0, hook as u32);
+    descriptor(bpf(PROG_LOAD, &mut attributes)?)
 }
 
 /// Replaces the program of `link`; no connection sees neither or both.

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "bpf(2) where aya has no function for it, and records that the kernel lays out")]
 
 mod attest;
+mod closed;
 mod conflicts;
 mod error;
 mod layout;
@@ -364,7 +365,14 @@ pub(crate) fn find_cgroup2() -> Result<PathBuf, KernelError> {
 
 /// Mounts a bpffs of our own at `folder`, which is made if missing; nothing where one stands.
 pub(crate) fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
-    fs::create_dir_all(folder).map_err(|error| KernelError::file("make", folder, error))?;
+    if let Err(error) = fs::create_dir_all(folder) {
+        // In a file system of the kernel's that has no folders but its own, as `/sys/fs` is without a bpffs at `/sys/fs/bpf`.
+        let above = folder.parent().filter(|above| above.starts_with("/sys") && is_bpffs(above).is_ok_and(|is_one| !is_one));
+        return Err(match above {
+            Some(above) => KernelError::NotBpffs { path: above.to_owned() },
+            None => KernelError::file("make", folder, error),
+        });
+    }
     if is_bpffs(folder)? {
         return Ok(());
     }

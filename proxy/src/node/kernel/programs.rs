@@ -99,6 +99,8 @@ pub(super) fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Ker
     let mut load = || {
         let loaded = ebpf.program_mut(program.name).ok_or(ProgramError::NotLoaded)?;
         match program.hook {
+            // No program of the object is for them: see `closed`.
+            Hook::CgroupIngress | Hook::CgroupEgress => return Err(ProgramError::NotLoaded),
             Hook::SockOps => <&mut SockOps>::try_from(&mut *loaded)?.load()?,
             Hook::SockRelease => <&mut CgroupSock>::try_from(&mut *loaded)?.load()?,
             Hook::Getsockopt | Hook::Setsockopt => <&mut CgroupSockopt>::try_from(&mut *loaded)?.load()?,

@@ -16,7 +16,7 @@ use crate::base::clock::WallClock;
 use crate::base::names::Named;
 use crate::base::state;
 use crate::model::capture::CaptureError;
-use crate::model::pod_record::{HOLD, PodRecord};
+use crate::model::pod_record::PodRecord;
 use crate::node::pods::Pod;
 use crate::node::{Agent, addresses, admission, netns};
 
@@ -108,9 +108,10 @@ pub(crate) async fn admit(
         // An agent that comes back while the API server is away: the same container was made sure of before.
         None => written(agent, owner, &caller).ok_or_else(|| Refused::Unheard(owner.named()))?,
     };
+    write(agent, &record).map_err(|error| Refused::Record(error.to_string()))?;
+    // Afterwards: of a namespace that nobody is described with the agent lets go.
     let held = netns::of_socket(stream).map(File::from).and_then(|netns| admission::hold(agent, caller.cookie, netns));
     held.map_err(|error| Refused::Kernel(error.to_string()))?;
-    write(agent, &record).map_err(|error| Refused::Record(error.to_string()))?;
     info!(pod = %owner.named(), pid = caller.pid, container = caller.container.id, addresses = ?record.addresses, "a sidecar asks for the first time");
     taken_in(agent, owner, &caller).await;
     Ok(())
@@ -167,7 +168,7 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
         name: owner.name.clone(),
         service_account: owner.service_account.clone(),
         labels: described.labels.clone(),
-        annotations: described.annotations.clone(),
+        annotations: described.capture(),
         // Who makes endpoints of pods hears of their ports from the API server.
         ports: Vec::new(),
         addresses: addresses::of(&namespace).map_err(kernel)?,
@@ -179,7 +180,7 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
         meshed: true,
         unprotected: false,
         terminating: described.terminating,
-        hold_ms: u64::try_from(HOLD.as_millis()).unwrap_or(u64::MAX),
+        hold_ms: u64::try_from(described.hold().as_millis()).unwrap_or(u64::MAX),
         supervisor: 0,
         started_ms: u64::try_from(WallClock::system().since_epoch().as_millis()).unwrap_or(u64::MAX),
     };

@@ -43,6 +43,11 @@ impl Container {
     }
 }
 
+/// The folder of the pod `uid`, wherever the kubelet has it.
+pub(crate) fn folder_of(uid: &str, root: &Path) -> Option<PathBuf> {
+    places(root).find(|folder| name_of(folder).and_then(uid_of).as_deref() == Some(uid))
+}
+
 /// A pod's UID of the name of its cgroup.
 fn uid_of(folder: &str) -> Option<String> {
     let uid = match folder.strip_suffix(".slice") {
@@ -156,6 +161,8 @@ mod tests {
             Container::of(&format!("0::/../../kubepods-burstable-pod{flat}.slice/cri-containerd-{id}.scope\n")).unwrap();
         let found = container.folders(root.path()).unwrap();
         assert_eq!(found, Folders { pod: root.path().join(&slice), container: root.path().join(&path) });
+        assert_eq!(folder_of(UID, root.path()), Some(root.path().join(&slice)));
+        assert_eq!(folder_of("another", root.path()), None);
         let gone = Container::of(&format!("0::/kubepods/pod{UID}/{id}\n")).unwrap();
         assert_eq!(gone.folders(root.path()), None);
     }

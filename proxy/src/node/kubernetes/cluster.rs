@@ -15,11 +15,13 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::described::Described;
+use crate::injection;
+use crate::model::marks;
 
 /// Pods by UID.
 pub(crate) type PodsByUid = BTreeMap<String, Arc<Described>>;
-/// Labels of namespaces by name.
-pub(crate) type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
+/// Namespaces by name.
+pub(crate) type Namespaces = BTreeMap<String, injection::Namespace>;
 
 /// What was heard.
 #[derive(Debug)]
@@ -60,10 +62,17 @@ impl Cluster {
     pub(crate) async fn follow_namespaces(&self, client: Client) {
         let entry = |namespace: &Namespace| {
             let metadata = &namespace.metadata;
-            Some((metadata.name.clone()?, metadata.labels.clone().unwrap_or_default()))
+            let name = metadata.name.clone()?;
+            let ours = |texts: &Option<BTreeMap<String, String>>| texts.iter().flat_map(marks::ours).map(owned).collect();
+            let (labels, annotations) = (ours(&metadata.labels), ours(&metadata.annotations));
+            Some((name.clone(), injection::Namespace { name, labels, annotations }))
         };
         follow(Api::<Namespace>::all(client), watcher::Config::default(), "namespaces", entry, &self.namespaces).await;
     }
+}
+
+fn owned((name, text): (&String, &String)) -> (String, String) {
+    (name.clone(), text.clone())
 }
 
 /// Watches one kind, lists it anew where the API server says that what is known is too old, and says what is there.

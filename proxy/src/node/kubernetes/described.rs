@@ -6,20 +6,25 @@
 //! reached the socket is the sidecar. And the pod's status says which container has which id, some time after its start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::volume::Owner;
-use super::{DRIVER, SIDECAR};
+use crate::base::units::Span;
+use crate::injection;
 use crate::model::capture::CaptureConfig;
+use crate::model::marks::{self, CONTAINER as SIDECAR, DRIVER};
+use crate::model::pod_record::HOLD;
 
 /// A pod of this node by the API server's word.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Described {
     pub(crate) owner: Owner,
     pub(crate) labels: BTreeMap<String, String>,
-    /// Those that say what is asked of the pod's capture.
-    pub(crate) annotations: BTreeMap<String, String>,
+    /// Those that are of the mesh.
+    annotations: BTreeMap<String, String>,
     /// It is in its node's network.
     pub(crate) host_network: bool,
     /// It is to end.
@@ -66,13 +71,30 @@ impl Described {
         Some(Self {
             owner,
             labels: metadata.labels.clone().unwrap_or_default(),
-            annotations: CaptureConfig::ours(&metadata.annotations.clone().unwrap_or_default()),
+            annotations: metadata.annotations.iter().flatten().filter(is_told).map(owned).collect(),
             host_network: spec.host_network == Some(true),
             terminating: metadata.deletion_timestamp.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             mounted_by: lasting.chain(debugging).collect(),
             containers: containers.collect(),
         })
+    }
+
+    /// What it says of itself, as far as somebody here asks.
+    pub(crate) fn metadata(&self) -> ObjectMeta {
+        let (labels, annotations) = (Some(self.labels.clone()), Some(self.annotations.clone()));
+        ObjectMeta { labels, annotations, ..ObjectMeta::default() }
+    }
+
+    /// The annotations that say what is asked of the pod's capture.
+    pub(crate) fn capture(&self) -> BTreeMap<String, String> {
+        CaptureConfig::ours(&self.annotations)
+    }
+
+    /// How long connections wait for a sidecar that is not there. One that says nothing was refused by the injection.
+    pub(crate) fn hold(&self) -> Duration {
+        let written = self.annotations.get(marks::HOLD).and_then(|text| text.parse::<Span>().ok());
+        written.map_or(HOLD, |written| written.0)
     }
 
     /// Has it a sidecar at all?
@@ -95,6 +117,14 @@ impl Described {
             }
         }
     }
+}
+
+fn is_told((name, _text): &(&String, &String)) -> bool {
+    name.starts_with(marks::OURS) || name.as_str() == injection::MIRROR
+}
+
+fn owned((name, text): (&String, &String)) -> (String, String) {
+    (name.clone(), text.clone())
 }
 
 /// A container's id without the name of the runtime in front (`containerd://…`).
@@ -144,7 +174,7 @@ pub(super) mod tests {
     fn who_alone_mounts_the_volume_is_the_sidecar_before_the_status_says_so() {
         let starting = pod(|_same| {});
         assert_eq!(starting.check_sidecar("aa11"), Ok(()));
-        assert_eq!(starting.annotations.len(), 1);
+        assert_eq!((starting.capture().len(), starting.hold()), (1, HOLD));
         assert!(starting.has_sidecar() && !starting.host_network && !starting.terminating && !starting.ended);
     }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use super::DRIVER;
 use super::csi_proto::identity_server::Identity;
 use super::csi_proto::node_server::Node;
 use super::csi_proto::{
@@ -21,6 +20,7 @@ use super::registration_proto::registration_server::Registration;
 use super::registration_proto::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use super::volume::Wrong;
 use super::volumes::{VolumeError, Volumes};
+use crate::model::marks::DRIVER;
 
 /// What is served at the driver's socket.
 #[derive(Clone)]

@@ -16,6 +16,7 @@ mod driver;
 mod ending;
 mod folder;
 mod kubelet_streams;
+mod quarantine;
 mod registration_proto;
 #[cfg(test)]
 mod tests;
@@ -46,11 +47,7 @@ pub(crate) use self::volume::Owner;
 use self::volumes::{Behind, Sockets, Volumes};
 use super::enrolment::{self, Door};
 use super::{Agent, NodeError, place, workload_api};
-
-/// The driver's name.
-pub(crate) const DRIVER: &str = "csi.outrigger.dev";
-/// The name of the container that is the sidecar.
-pub(crate) const SIDECAR: &str = "outrigger";
+use crate::model::marks::DRIVER;
 
 /// Where the kubelet is met.
 #[derive(Clone, Debug)]
@@ -91,6 +88,7 @@ pub(crate) fn start(
     parts.spawn(async move { pods.follow_pods(asked, &of).await });
     parts.spawn(async move { namespaces.follow_namespaces(client).await });
     parts.spawn(ending::follow(Arc::clone(agent), Arc::clone(cluster)));
+    parts.spawn(quarantine::follow(Arc::clone(agent), Arc::clone(cluster)));
 
     let written = state.join("volumes");
     let behind = Sidecars { agent: Arc::clone(agent), cluster: Arc::clone(cluster) };

@@ -27,7 +27,8 @@ use super::registration_proto::registration_server::RegistrationServer;
 use super::registration_proto::{InfoRequest, RegistrationStatus};
 use super::volume::tests::context;
 use super::volumes::{Behind, Sockets, Volumes};
-use super::{DRIVER, Owner, bind, serve};
+use super::{Owner, bind, serve};
+use crate::model::marks::DRIVER;
 
 /// Says at each socket whose it is.
 struct Sayer {

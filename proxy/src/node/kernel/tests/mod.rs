@@ -6,6 +6,7 @@
 
 mod attest;
 mod bypass;
+mod closed;
 mod complete;
 mod exclusions;
 mod flows;

@@ -1,0 +1,176 @@
+//! Pods that ask for a sidecar and came up without one: the webhook was away, or the label came later. They are closed, both
+//! ways, until they are made anew or the label is taken back.
+//!
+//! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
+//! is needed beyond those of capture. It is closed as soon as the API server says what it is and its cgroup is there, which is
+//! before its sandbox has a network as a rule; what it did before ends too, since every packet is looked at.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tracing::{error, info, warn};
+
+use super::cgroup;
+use super::cluster::{Cluster, Namespaces, PodsByUid};
+use super::described::Described;
+use crate::injection;
+use crate::node::kernel::Kernel;
+use crate::node::{Agent, chain};
+
+/// Closes and opens until the agent ends.
+pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>) {
+    let (mut pods, mut namespaces) = (cluster.pods.subscribe(), cluster.namespaces.subscribe());
+    let mut told = BTreeMap::new();
+    loop {
+        let known = (pods.borrow_and_update().clone(), namespaces.borrow_and_update().clone());
+        let mut is_waiting = false;
+        // Before both were heard once nobody is opened.
+        if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
+            let wanted = wanted(&pods, &namespaces);
+            is_waiting = put(&agent, kernel, &wanted, &mut told);
+            agent.metrics.quarantined.set(i64::try_from(wanted.len()).unwrap_or(i64::MAX));
+        }
+        let span = if is_waiting { LOOK_SOON } else { LOOK_EVERY };
+        // Cancel-safe: all of it is looked at whatever the reason.
+        let heard = tokio::select! {
+            heard = pods.changed() => heard,
+            heard = namespaces.changed() => heard,
+            () = tokio::time::sleep(span) => Ok(()),
+        };
+        if heard.is_err() {
+            return;
+        }
+    }
+}
+
+/// The pods that are to be closed, by UID.
+fn wanted(pods: &PodsByUid, namespaces: &Namespaces) -> BTreeMap<String, Arc<Described>> {
+    let lacks = |pod: &Described| {
+        // A namespace that was not heard of says nothing; its pod's own label counts.
+        let unheard = || injection::Namespace { name: pod.owner.namespace.clone(), ..injection::Namespace::default() };
+        let namespace = namespaces.get(&pod.owner.namespace).cloned().unwrap_or_else(unheard);
+        // What is in the node's network is not in the mesh's, and to close it could close the node.
+        !pod.host_network && !pod.ended && !pod.has_sidecar() && injection::is_asked(&pod.metadata(), &namespace)
+    };
+    pods.iter().filter(|(_uid, pod)| lacks(pod)).map(|(uid, pod)| (uid.clone(), Arc::clone(pod))).collect()
+}
+
+/// Has the kernel close these and no others. Is one of them not to be found yet?
+fn put(
+    agent: &Agent,
+    kernel: &Mutex<Kernel>,
+    wanted: &BTreeMap<String, Arc<Described>>,
+    told: &mut BTreeMap<String, String>,
+) -> bool {
+    let closed = kernel.lock().closed_pods().unwrap_or_else(|error| {
+        error!(error = chain(&error), "cannot tell which pods are closed");
+        Vec::new()
+    });
+    for uid in closed.iter().filter(|uid| !wanted.contains_key(*uid)) {
+        let opened = kernel.lock().open_pod(uid);
+        match opened {
+            Ok(()) => info!(uid, "a pod is in quarantine no more"),
+            Err(error) => warn!(uid, error = chain(&error), "a pod cannot be let out of quarantine"),
+        }
+    }
+    told.retain(|uid, _text| wanted.contains_key(uid));
+    let mut is_waiting = false;
+    for (uid, pod) in wanted {
+        let outcome = match folder(agent, uid) {
+            Some(folder) => kernel.lock().close_pod(uid, &folder).map_err(|error| chain(&error)),
+            // It has none before it has a sandbox.
+            None => {
+                is_waiting = true;
+                continue;
+            }
+        };
+        let text = outcome.err().unwrap_or_default();
+        if told.insert(uid.clone(), text.clone()).as_ref() == Some(&text) {
+            continue;
+        }
+        let remedy = "delete the pod, so that it is made anew with its sidecar, or label it outrigger.dev/inject: disabled";
+        if text.is_empty() {
+            warn!(pod = %pod.owner.named(), uid, remedy, "a pod asks for a sidecar and has none: it is in quarantine");
+        } else {
+            error!(pod = %pod.owner.named(), uid, error = text, remedy, "a pod that has no sidecar cannot be closed");
+        }
+    }
+    is_waiting
+}
+
+fn folder(agent: &Agent, uid: &str) -> Option<PathBuf> {
+    cgroup::folder_of(uid, &agent.cgroup_root)
+}
+
+/// While a pod is awaited that has no cgroup yet.
+const LOOK_SOON: Duration = Duration::from_millis(20);
+/// A cgroup may be made anew with the pod's sandbox.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::described::tests::pod;
+    use super::*;
+
+    fn is_closed(namespace: &str, change: impl FnOnce(&mut Value)) -> bool {
+        let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(change)))].into();
+        let labels = [("outrigger.dev/inject".to_owned(), namespace.to_owned())].into();
+        let shop = injection::Namespace { name: "shop".into(), labels, ..injection::Namespace::default() };
+        !wanted(&pods, &[("shop".to_owned(), shop)].into()).is_empty()
+    }
+
+    fn bare(pod: &mut Value) {
+        pod["spec"]["initContainers"] = json!([]);
+        pod["spec"]["volumes"] = json!([]);
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_a_sidecar_and_has_none_is_closed() {
+        assert!(is_closed("enabled", bare));
+        assert!(!is_closed("enabled", |_with_sidecar| {}));
+        assert!(!is_closed("disabled", bare));
+        assert!(is_closed("disabled", |pod| {
+            bare(pod);
+            pod["metadata"]["labels"]["outrigger.dev/inject"] = json!("enabled");
+        }));
+        assert!(!is_closed("enabled", |pod| {
+            bare(pod);
+            pod["metadata"]["labels"]["outrigger.dev/inject"] = json!("disabled");
+        }));
+    }
+
+    #[test]
+    fn a_label_that_says_nothing_opens_nothing_and_a_mark_of_ours_is_no_sidecar() {
+        assert!(is_closed("enabled", |pod| {
+            bare(pod);
+            pod["metadata"]["labels"]["outrigger.dev/inject"] = json!("yes");
+        }));
+        assert!(is_closed("enabled", |pod| {
+            bare(pod);
+            pod["metadata"]["labels"]["outrigger.dev/sidecar"] = json!("injected");
+        }));
+        assert!(is_closed("enabled", |pod| pod["spec"]["volumes"] = json!([{ "name": "outrigger", "emptyDir": {} }])));
+    }
+
+    #[test]
+    fn what_is_the_nodes_the_clusters_or_over_is_left_alone() {
+        assert!(!is_closed("enabled", |pod| {
+            bare(pod);
+            pod["spec"]["hostNetwork"] = json!(true);
+        }));
+        assert!(!is_closed("enabled", |pod| {
+            bare(pod);
+            pod["metadata"]["namespace"] = json!("kube-system");
+            pod["metadata"]["labels"]["outrigger.dev/inject"] = json!("enabled");
+        }));
+        assert!(!is_closed("enabled", |pod| {
+            bare(pod);
+            pod["status"] = json!({ "phase": "Succeeded" });
+        }));
+    }
+}
