@@ -8,20 +8,23 @@
 //!
 //! Invariant: connections and the time that each may take are bounded, so that a scraper that hangs costs nothing.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 pub(crate) mod routes;
 
@@ -40,6 +43,10 @@ pub(crate) enum Door {
     /// For root and the own user.
     Operator(UnixListener),
 }
+
+/// Who asks, as an extension of each request that comes over the network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller(pub(crate) SocketAddr);
 
 /// Why the doors do not open. Always the environment's fault.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +160,45 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, routes: Router) {
     serve_from(listener, routes).await;
 }
 
+/// A listener as the runtime of the caller has it.
+///
+/// # Errors
+/// The runtime does not take it.
+pub(crate) fn on_this_runtime(listener: TcpListener, address: SocketAddr) -> Result<tokio::net::TcpListener, AdminError> {
+    tokio::net::TcpListener::from_std(listener).map_err(|source| AdminError::Listen { address, source })
+}
+
+/// Serves one listener over TLS, HTTP/1.1 and HTTP/2, until the future is dropped. Its callers are few and known, and each may
+/// hold as many connections as there is room for.
+pub(crate) async fn serve_tls(listener: tokio::net::TcpListener, config: Arc<rustls::ServerConfig>, routes: Router) {
+    let room = Arc::new(Semaphore::new(TLS_CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _peer)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (acceptor, routes) = (TlsAcceptor::from(Arc::clone(&config)), routes.clone());
+        connections.spawn(async move {
+            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_AT_MOST, acceptor.accept(stream)).await else { return };
+            let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_AT_MOST).max_headers(64);
+            server.http2().timer(TokioTimer::new()).keep_alive_interval(IDLE_AT_MOST).max_concurrent_streams(STREAMS_MAX);
+            let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
 /// A door that stands open.
 enum Listening {
     Address(tokio::net::TcpListener),
@@ -165,6 +211,9 @@ trait Accept: Send + 'static {
 
     /// The next connection; none if its caller may not come in. Cancel-safe.
     fn next(&self) -> impl Future<Output = io::Result<Option<Self::Stream>>> + Send;
+
+    /// Who is at the other end, if it is a place in the network.
+    fn caller(stream: &Self::Stream) -> Option<SocketAddr>;
 }
 
 impl Accept for tokio::net::TcpListener {
@@ -172,6 +221,11 @@ impl Accept for tokio::net::TcpListener {
 
     async fn next(&self) -> io::Result<Option<Self::Stream>> {
         self.accept().await.map(|(stream, _peer)| Some(stream))
+    }
+
+    fn caller(stream: &Self::Stream) -> Option<SocketAddr> {
+        // One listener takes both families, and shows IPv4 in its mapped form.
+        stream.peer_addr().ok().map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()))
     }
 }
 
@@ -187,10 +241,51 @@ impl Accept for tokio::net::UnixListener {
         tracing::warn!(user = caller, "somebody else's connection to the operator's socket was closed");
         Ok(None)
     }
+
+    fn caller(_stream: &Self::Stream) -> Option<SocketAddr> {
+        None
+    }
+}
+
+/// How many connections each place of the network holds.
+#[derive(Clone, Debug, Default)]
+struct Places(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+/// One of them; given back when dropped.
+#[derive(Debug)]
+struct Place {
+    places: Places,
+    of: IpAddr,
+}
+
+impl Places {
+    /// A place for one more connection of `of`; none where it holds as many as one may.
+    fn take(&self, of: IpAddr) -> Option<Place> {
+        let mut held = self.0.lock();
+        let held = held.entry(of).or_default();
+        if *held >= CONNECTIONS_OF_ONE_MAX {
+            return None;
+        }
+        *held += 1;
+        Some(Place { places: self.clone(), of })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.places.0.lock();
+        if let Some(held) = places.get_mut(&self.of) {
+            *held -= 1;
+            if *held == 0 {
+                places.remove(&self.of);
+            }
+        }
+    }
 }
 
 async fn serve_from<A: Accept>(listener: A, routes: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::default();
     let mut connections = JoinSet::new();
     loop {
         // Connections that ended are taken out of the set as new ones come.
@@ -206,7 +301,18 @@ async fn serve_from<A: Accept>(listener: A, routes: Router) {
                 continue;
             }
         };
-        let service = TowerToHyperService::new(routes.clone());
+        let mut routes = routes.clone();
+        let mut place = None;
+        if let Some(caller) = A::caller(&stream) {
+            // Who holds too many is let go of, so that the kubelet and others always find room.
+            place = places.take(caller.ip());
+            if place.is_none() {
+                tracing::debug!(%caller, "a caller's connection too many was closed");
+                continue;
+            }
+            routes = routes.layer(Extension(Caller(caller)));
+        }
+        let service = TowerToHyperService::new(routes);
         connections.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -217,7 +323,7 @@ async fn serve_from<A: Accept>(listener: A, routes: Router) {
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
                 tracing::debug!(%error, "operator's connection ended");
             }
-            drop(permit);
+            drop((permit, place));
         });
     }
 }
@@ -236,9 +342,16 @@ async fn serve_all(doors: Vec<(Listening, Router)>, mut stopped: watch::Receiver
 
 const BACKLOG: i32 = 128;
 /// Connections of one door at a time; the next waits.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
+/// Connections of one address of the network at a time; the next is closed.
+const CONNECTIONS_OF_ONE_MAX: usize = 64;
 /// How long a connection may be silent before its next request head is complete.
 const IDLE_AT_MOST: Duration = Duration::from_secs(65);
 /// How long a connection may live: a reader that never reads gives its place back.
 const CONNECTION_AT_MOST: Duration = Duration::from_secs(3_600);
+/// Connections over TLS at a time; the next waits.
+const TLS_CONNECTIONS_MAX: usize = 512;
+/// Requests at a time of one such connection over HTTP/2.
+const STREAMS_MAX: u32 = 256;
+const HANDSHAKE_AT_MOST: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

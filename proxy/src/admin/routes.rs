@@ -117,6 +117,7 @@ fn json(value: Option<Value>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::net::UnixStream;
@@ -176,6 +177,38 @@ mod tests {
         assert!(ask(own, "GET", "/drain").starts_with("HTTP/1.1 405"));
         drop(admin);
         assert!(TcpStream::connect(network).is_err());
+    }
+
+    #[test]
+    fn one_caller_cannot_take_all_the_places_of_a_door() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _admin = Admin::start(vec![(Door::Address(listener), public(Arc::new(Halfway::default())))]).unwrap();
+        let mut held: Vec<TcpStream> = Vec::new();
+        while held.len() < 200 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            let mut first = [0];
+            // Closed without a word.
+            if !stream.read(&mut first).is_ok_and(|read| read == 1) {
+                break;
+            }
+            held.push(stream);
+        }
+        assert_eq!(held.len(), 64);
+        // Another address of the same machine finds room.
+        let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        other.bind(&std::net::SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+        other.connect(&address.into()).unwrap();
+        assert!(exchange(TcpStream::from(other), "GET", "/metrics").ends_with("outrigger_up 1\n"));
+        drop(held);
+        let free = || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let mut answer = String::new();
+            let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+            asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.ends_with("outrigger_up 1\n")
+        };
+        assert!((0..1_000).any(|_| free()), "places are not given back");
     }
 
     #[test]

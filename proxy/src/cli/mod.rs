@@ -27,6 +27,7 @@ mod restart;
 mod sidecar;
 mod status;
 mod table;
+mod wait;
 
 /// An eBPF-accelerated sidecar service mesh.
 #[derive(Debug, Parser)]
@@ -81,6 +82,8 @@ enum Command {
     Uninstall(install::UninstallArgs),
     /// Role: the proxy beside one pod
     Sidecar(sidecar::SidecarArgs),
+    /// Wait until the sidecar of this pod serves
+    Wait(wait::WaitArgs),
     /// Role: the agent of one node
     Node(node::NodeArgs),
     /// Role: the control plane
@@ -182,6 +185,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Upgrade(args) => install::upgrade(args),
         Command::Uninstall(args) => install::uninstall(args),
         Command::Sidecar(args) => sidecar::run(args),
+        Command::Wait(args) => wait::run(&args),
         Command::Node(args) => node::run(args),
         Command::Control(args) => control::run(args),
         Command::Completion { shell } => {

@@ -13,9 +13,10 @@ use crate::admin::{Admin, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
-use crate::dataplane::{Settings, Sidecar, StartError, Way, Window, Workers, listen_only};
+use crate::dataplane::{Settings, Sidecar, StartError, TcpDial, Way, Window, Workers, app, listen_only};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
+use crate::model::app_doors::AppDoors;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogTarget};
 use crate::telemetry::export::SpanExport;
@@ -55,6 +56,9 @@ pub(crate) struct SidecarArgs {
     /// What is logged: a level, or a list as `info,outrigger::dataplane=debug`
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: String,
+    /// What is asked of the own application in the place of others, as the injection writes it (JSON)
+    #[arg(long, env = "OUTRIGGER_PROBES", value_name = "JSON", default_value = "{}")]
+    pub(crate) probes: AppDoors,
     /// Where the access log goes; `-` is stdout
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_name = "PATH")]
     pub(crate) access_log: Option<PathBuf>,
@@ -114,7 +118,10 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
     let public = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, proxy_common::PORT_METRICS))).map_err(anyhow::Error::from)?;
     let loopback = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy_common::PORT_ADMIN))).map_err(anyhow::Error::from)?;
     let shown = || Arc::clone(&window) as Arc<dyn routes::Inspect>;
-    let mut doors = vec![(Door::Address(public), routes::public(shown())), (Door::Address(loopback), routes::loopback(shown()))];
+    let dial = Arc::new(TcpDial::new(telemetry.metrics.clients_undeclared.clone()));
+    let apps = app::routes(args.probes, &window, &telemetry.metrics, dial);
+    let mut doors =
+        vec![(Door::Address(public), routes::public(shown()).merge(apps)), (Door::Address(loopback), routes::loopback(shown()))];
     match listen_operator(&args.state.join(routes::OPERATOR_SOCKET)) {
         Ok(socket) => doors.push((Door::Operator(socket), routes::operator(shown()))),
         // A folder that cannot be written to costs the kept configuration as well, and is no reason to close the pod.

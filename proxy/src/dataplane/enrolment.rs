@@ -76,6 +76,7 @@ impl Enrolment {
                 Ok(asked) => {
                     let Asked { identity, addresses, capture, .. } = &asked;
                     info!(identity, ?addresses, capture, "enrolled");
+                    self.window.addresses.lock().clone_from(addresses);
                     self.window.enrolled.store(true, Ordering::Relaxed);
                     pause = FIRST_PAUSE;
                     let ended = self.prove_until_closed(asked).await;

@@ -2,7 +2,8 @@
 //!
 //! A connection's way: `listener` accepts it and learns where its client wanted to go, `sniff` and `race` tell what it
 //! speaks, `connection` and `opaque` are the line at level 4, `http/pipeline` the line at level 7, `pool` has the
-//! connections upstream. `config` follows the control plane, `enrolment` hands the listeners to the node agent.
+//! connections upstream. `config` follows the control plane, `enrolment` hands the listeners to the node agent. `app` asks the
+//! application what the kubelet wants to know of it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+pub(crate) mod app;
 mod balance;
 mod config;
 mod connection;
@@ -51,7 +53,8 @@ mod world;
 use self::config::Follower;
 use self::listener::Listeners;
 use self::pool::Pool;
-use self::pool::connect::{Dial, TcpDial};
+use self::pool::connect::Dial;
+pub(crate) use self::pool::connect::TcpDial;
 use self::probe::Probes;
 use self::tasks::Tasks;
 use self::thread::Thread;

@@ -1,5 +1,6 @@
 //! What an operator sees of a sidecar through its doors, from before it takes anything: whether traffic may come, and what is missing.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,8 @@ pub(crate) struct Window {
     pub(super) published: Published,
     identity: Identity,
     pub(super) enrolled: AtomicBool,
+    /// The pod's addresses, as the node agent named them.
+    pub(super) addresses: Mutex<Vec<IpAddr>>,
     /// Connections of both directions are taken.
     pub(super) open: watch::Sender<bool>,
     proof: Mutex<Proof>,
@@ -43,6 +46,7 @@ impl Window {
             published: Published::new(),
             identity,
             enrolled: AtomicBool::new(false),
+            addresses: Mutex::default(),
             open: watch::Sender::new(false),
             proof: Mutex::default(),
             held: Mutex::default(),
@@ -57,6 +61,11 @@ impl Window {
         let is_news = *proof != now;
         *proof = now;
         is_news
+    }
+
+    /// The pod's first address, which is the one that the kubelet asks; none before the pod is enrolled.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.addresses.lock().first().copied()
     }
 
     /// Returns when an operator asks for an end. Cancel-safe.

@@ -45,6 +45,8 @@ pub(crate) struct Metrics {
     control_connected: IntGauge,
     /// Access-log lines that found the buffer full.
     pub(crate) access_log_dropped: IntCounter,
+    /// What the own application was asked in the place of the kubelet and of Prometheus, by what and by outcome.
+    pub(crate) app_asked: IntCounterVec,
     /// Connections to the own application without their true client.
     pub(crate) clients_undeclared: IntCounter,
     /// Spans that found the queue full, or that the collector did not take.
@@ -204,6 +206,12 @@ impl Metrics {
             )?,
             foreign_hosts: Mutex::default(),
             certificate_expiry,
+            app_asked: counters(
+                r,
+                "outrigger_app_asked_total",
+                "Probes and readings of metrics that the sidecar made at its application for others, by outcome.",
+                &["what", "outcome"],
+            )?,
             clients_undeclared: counter(
                 r,
                 "outrigger_clients_undeclared_total",

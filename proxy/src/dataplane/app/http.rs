@@ -1,0 +1,151 @@
+//! A GET at the own app: a probe, or its metrics.
+//!
+//! Source: the kubelet's HTTP prober (`pkg/probe/http`): 200 to 399 is well, a redirection to the same place is followed, any
+//! other is taken as it is.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
+use axum::response::{IntoResponse as _, Response};
+use http_body_util::Empty;
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+
+use super::tls;
+use crate::base::net::BoxedIo;
+use crate::model::app_doors::HttpDoor;
+
+/// Is the app well? Redirections go on over the same connection.
+pub(super) async fn probe(io: BoxedIo, at: SocketAddr, door: &HttpDoor) -> Result<(), String> {
+    let io = if door.tls { tls::over(io, at).await? } else { io };
+    let (mut sender, connection) = begin(io).await?;
+    let exchange = async {
+        let mut path = door.path.clone();
+        for _step in 0..=REDIRECTIONS_MAX {
+            sender.ready().await.map_err(|_closed| "the app closed the connection before it answered".to_owned())?;
+            let answer = sender.send_request(request(at, &path, door)?).await;
+            let answer = answer.map_err(|error| format!("no answer from the app: {error}"))?;
+            match answer.status().as_u16() {
+                300..400 => match same_place(answer.headers(), at) {
+                    Some(next) => path = next,
+                    None => return Ok(()),
+                },
+                200..300 => return Ok(()),
+                status => return Err(format!("the app answered with status {status}")),
+            }
+            skip(answer.into_body()).await?;
+        }
+        Err(format!("the app redirected more than {REDIRECTIONS_MAX} times"))
+    };
+    tokio::select! {
+        verdict = exchange => verdict,
+        // It may end with the answer; who waits for one is told by the exchange.
+        ended = async { drop(connection.await); std::future::pending().await } => ended,
+    }
+}
+
+/// The app's metrics as they come.
+pub(super) async fn read(io: BoxedIo, at: SocketAddr, door: &HttpDoor, asked: &HeaderMap) -> Result<Response, String> {
+    let io = if door.tls { tls::over(io, at).await? } else { io };
+    let (mut sender, connection) = begin(io).await?;
+    let mut request = request(at, &door.path, door)?;
+    for name in [header::ACCEPT, header::ACCEPT_ENCODING, SCRAPE_TIMEOUT] {
+        if let Some(value) = asked.get(&name) {
+            request.headers_mut().insert(name, value.clone());
+        }
+    }
+    let mut connection = Box::pin(connection);
+    let answer = {
+        let mut answer = std::pin::pin!(sender.send_request(request));
+        tokio::select! {
+            answer = &mut answer => answer,
+            // The answer may be there all the same.
+            _ended = &mut connection => answer.await,
+        }
+    };
+    let (parts, body) = answer.map_err(|error| error.to_string())?.into_parts();
+    let body = Carried { connection: Some(connection), body };
+    let mut response = (parts.status, Body::new(body)).into_response();
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+        if let Some(value) = parts.headers.get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    Ok(response)
+}
+
+type Connection = http1::Connection<TokioIo<BoxedIo>, Empty<Bytes>>;
+
+async fn begin(io: BoxedIo) -> Result<(http1::SendRequest<Empty<Bytes>>, Connection), String> {
+    http1::handshake(TokioIo::new(io)).await.map_err(|error| format!("no HTTP with the app: {error}"))
+}
+
+fn request(at: SocketAddr, path: &str, door: &HttpDoor) -> Result<Request<Empty<Bytes>>, String> {
+    let path: Uri = path.parse().map_err(|error| format!("{path:?} is no path: {error}"))?;
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = path;
+    let headers = request.headers_mut();
+    for (name, value) in &door.headers {
+        let name: HeaderName = name.parse().map_err(|error| format!("{name:?} is no header: {error}"))?;
+        let value = HeaderValue::from_str(value).map_err(|error| format!("the header {name} has no value: {error}"))?;
+        headers.append(name, value);
+    }
+    if !headers.contains_key(header::HOST) {
+        headers.insert(header::HOST, HeaderValue::from_str(&at.to_string()).map_err(|error| error.to_string())?);
+    }
+    for (name, value) in [(header::USER_AGENT, USER_AGENT), (header::ACCEPT, "*/*")] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    Ok(request)
+}
+
+/// The path of a redirection that leads to where the app was asked.
+fn same_place(headers: &HeaderMap, at: SocketAddr) -> Option<String> {
+    let uri: Uri = headers.get(header::LOCATION)?.to_str().ok()?.parse().ok()?;
+    let here = uri.authority().is_none_or(|authority| authority.as_str() == at.to_string());
+    let path = uri.path_and_query().filter(|path| here && path.as_str().starts_with('/'))?;
+    Some(path.as_str().to_owned())
+}
+
+/// Reads what nobody wants to know, so that the next request can follow; not endlessly.
+async fn skip(mut body: Incoming) -> Result<(), String> {
+    let mut read = 0;
+    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+        let frame = frame.map_err(|error| format!("the app's answer broke off: {error}"))?;
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > SKIPPED_MAX {
+            return Err("the app redirected with an endless body".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// A body that moves its own connection on while it is read: nobody else does.
+struct Carried {
+    connection: Option<Pin<Box<Connection>>>,
+    body: Incoming,
+}
+
+impl hyper::body::Body for Carried {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(connection) = &mut self.connection
+            && connection.as_mut().poll(cx).is_ready()
+        {
+            self.connection = None;
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+}
+
+const REDIRECTIONS_MAX: usize = 10;
+const SKIPPED_MAX: usize = 64 << 10;
+/// Apps know the kubelet by how it begins.
+const USER_AGENT: &str = concat!("kube-probe/outrigger-", env!("CARGO_PKG_VERSION"));
+const SCRAPE_TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
