@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::http::pipeline::ORDER;
 use super::{Proxy, Window};
+use crate::admin::routes::Inspect as _;
 use crate::base::problems::{Problem, Severity};
 use crate::base::state::write_atomic;
 use crate::delta::Scope;
@@ -143,6 +144,10 @@ impl Follower {
             self.kept.resources.refused.len(),
         );
         ack.accept(rejections);
+        if self.kept.resources.workload(&self.own.workload).is_some_and(|own| own.spec.finished) {
+            info!("the application has ended for good: the sidecar leaves");
+            self.window.drain();
+        }
         if let Err(error) = self.save() {
             warn!(%error, folder = %self.state.display(), "the configuration could not be kept; a restart needs the control plane");
         }

@@ -90,6 +90,24 @@ pub(crate) fn has_sockets(spec: &PodSpec) -> bool {
     volumes.any(|volume| volume.name == SOCKETS && volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER))
 }
 
+/// Has all of the pod's app ended for good, so that only its sidecar keeps the pod from ending? A native sidecar is ended by
+/// the kubelet; a classic one is a container like the app's, of which a Job waits for each.
+pub(crate) fn app_has_ended(pod: &Pod) -> bool {
+    let (Some((Mode::Classic, _)), Some(spec)) = (sidecar(pod), &pod.spec) else { return false };
+    let failures_end_it = match spec.restart_policy.as_deref() {
+        Some("Never") => true,
+        Some("OnFailure") => false,
+        _always => return false,
+    };
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let has_ended = |container: &Container| {
+        let status = statuses.iter().find(|status| status.name == container.name);
+        let ended = status.and_then(|status| status.state.as_ref()).and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| failures_end_it || ended.exit_code == 0)
+    };
+    spec.containers.iter().filter(|container| container.name != CONTAINER).all(has_ended)
+}
+
 /// Those of `annotations` that are ours.
 pub(crate) fn ours(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, &String)> {
     annotations.iter().filter(|(name, _text)| name.starts_with(OURS))
@@ -100,6 +118,52 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_app_has_ended_when_none_of_its_containers_will_run_again() {
+        let pod = |list: &str, policy: &str, states: &[serde_json::Value]| -> Pod {
+            let names = ["web", "second"];
+            let mut containers: Vec<_> = names.iter().map(|name| json!({ "name": name })).collect();
+            let ours = json!({ "name": CONTAINER, "volumeMounts": [{ "name": SOCKETS, "mountPath": "/run/outrigger" }] });
+            let mut init = Vec::new();
+            if list == "containers" { &mut containers } else { &mut init }.insert(0, ours);
+            let mut statuses = vec![json!({ "name": CONTAINER, "state": { "running": {} } })];
+            statuses.extend(names.iter().zip(states).map(|(name, state)| json!({ "name": name, "state": state })));
+            for status in &mut statuses {
+                for (field, value) in
+                    [("image", json!("")), ("imageID", json!("")), ("ready", json!(false)), ("restartCount", json!(0))]
+                {
+                    status[field] = value;
+                }
+            }
+            serde_json::from_value(json!({
+                "metadata": { "labels": { SIDECAR: INJECTED } },
+                "spec": {
+                    "restartPolicy": policy,
+                    "initContainers": init,
+                    "containers": containers,
+                    "volumes": [{ "name": SOCKETS, "csi": { "driver": DRIVER } }],
+                },
+                "status": { "containerStatuses": statuses },
+            }))
+            .unwrap()
+        };
+        let ended = |code: i32| json!({ "terminated": { "exitCode": code } });
+        let (running, waiting) = (json!({ "running": {} }), json!({ "waiting": { "reason": "CrashLoopBackOff" } }));
+        for (list, policy, states, expected) in [
+            ("containers", "Never", vec![ended(0), ended(0)], true),
+            ("containers", "Never", vec![ended(0), ended(1)], true),
+            ("containers", "OnFailure", vec![ended(0), ended(0)], true),
+            ("containers", "OnFailure", vec![ended(0), ended(1)], false),
+            ("containers", "OnFailure", vec![ended(0), waiting], false),
+            ("containers", "Never", vec![ended(0), running], false),
+            ("containers", "Never", vec![ended(0)], false),
+            ("containers", "Always", vec![ended(0), ended(0)], false),
+            ("initContainers", "Never", vec![ended(0), ended(0)], false),
+        ] {
+            assert_eq!(app_has_ended(&pod(list, policy, &states)), expected, "{list} {policy} {states:?}");
+        }
+    }
 
     #[test]
     fn a_pod_has_a_sidecar_that_is_labelled_there_and_has_the_sockets() {

@@ -33,6 +33,9 @@ pub(crate) struct WorkloadSpec {
     /// It is about to end: it still serves, but nothing new is begun with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) terminating: bool,
+    /// Its program has ended for good, and its sidecar is to end too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) finished: bool,
     /// Its program does not serve yet, or not now: a Service leads there only if it says `publishNotReadyAddresses`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unready: bool,
@@ -84,6 +87,7 @@ impl Object<WorkloadSpec> {
                 (true, true) => WorkloadTransport::Unprotected,
             },
             terminating: pod.terminating,
+            finished: false,
             unready: false,
             node: None,
         };

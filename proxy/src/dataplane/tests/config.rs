@@ -44,6 +44,34 @@ async fn a_sidecar_that_starts_without_a_control_plane_serves_from_what_was_kept
     assert_eq!((heard.status, &*heard.body), (200, "ok"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_whose_app_has_ended_for_good_leaves() {
+    let world = World::new(&[pod("web", "web-1", 2)]);
+    let web = world.unconfigured("web", 2);
+    let folder = tempfile::tempdir().unwrap();
+    let window = Window::new(web.identity.clone(), web.telemetry.clone());
+    let own = Own { workload: Named::new("shop", "web-1"), trust_domain: "cluster.local".parse().unwrap() };
+    let mut following = Follower::new(Arc::clone(&web), Arc::clone(&window), own, world.kept(), folder.path().to_owned());
+    for (finished, leaves) in [(false, false), (true, true)] {
+        let mut document = pod("web", "web-1", 2);
+        document["spec"]["finished"] = finished.into();
+        let key = "Workload/shop/web-1".parse::<crate::model::ResourceKey>().unwrap();
+        let body =
+            Resource::from_json(key.kind, document.to_string().as_bytes()).map(Arc::new).map_err(|error| error.to_string());
+        let (ack, mut heard) = AckHandle::heard();
+        following.take(Update {
+            version: "2".into(),
+            resources: vec![Delivered { key, version: "2".into(), body }],
+            removed: Vec::new(),
+            scopes: Vec::new(),
+            ack,
+        });
+        assert!(heard.try_recv().unwrap().is_empty());
+        let asked = tokio::time::timeout(std::time::Duration::from_secs(1), window.drain_asked()).await.is_ok();
+        assert_eq!(asked, leaves);
+    }
+}
+
 /// A policy of `api` that keeps everybody from `/closed`, and how a change of it comes.
 fn gate(rules: Value) -> Value {
     document(

@@ -33,6 +33,7 @@ impl Pod {
     pub(super) fn read(body: &Value) -> Option<Self> {
         let pod = Object::deserialize(body).ok()?;
         let is_meshed = marks::sidecar(&pod).is_some() && !pod.spec.as_ref().is_some_and(is_in_hosts_network);
+        let finished = is_meshed && marks::app_has_ended(&pod);
         let Object { metadata, spec, status } = pod;
         let (spec, status) = (spec?, status.unwrap_or_default());
         if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
@@ -48,6 +49,7 @@ impl Pod {
             ports: ports(&spec),
             transport: if is_meshed { WorkloadTransport::MutualTls } else { WorkloadTransport::Plaintext },
             terminating: metadata.deletion_timestamp.is_some(),
+            finished,
             unready: !is_ready,
             node: Some(node),
         };
