@@ -40,7 +40,14 @@ const ABSENCES: [Absence; 8] = [
     Absence { within: &["control/"], except: &[], words: &["hyper::server"], why: "the control plane serves no traffic" },
     Absence {
         within: &[],
-        except: &["control/source/kubernetes/", "control/join/kubernetes", "node/kubernetes/", "cli/install", "cli/doctor"],
+        except: &[
+            "control/source/kubernetes/",
+            "control/join/kubernetes",
+            "control/webhook/",
+            "node/kubernetes/",
+            "cli/install",
+            "cli/doctor",
+        ],
         words: &["kube::"],
         why: "only the rooms of Kubernetes, install and doctor know kube",
     },

@@ -10,11 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use super::holder::holder;
+use super::inject::SidecarsArgs;
 use crate::admin::AdminError;
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::units::Span;
 use crate::control::ca::CaError;
+use crate::control::webhook::WebhookConfig;
 use crate::control::{Config, Control, ControlError, SourceConfig};
 use crate::identity::spiffe::SpiffeError;
 use crate::telemetry::log;
@@ -46,6 +48,11 @@ pub(crate) struct ControlArgs {
     /// How long a workload's certificate is valid
     #[arg(long, env = "OUTRIGGER_SVID_TTL", value_name = "DURATION", default_value = "1h")]
     pub(crate) svid_ttl: Span,
+    /// Where the API server of a cluster finds the webhooks
+    #[arg(long, env = "OUTRIGGER_WEBHOOK", value_name = "ADDR", default_value = "[::]:14443")]
+    pub(crate) webhook: SocketAddr,
+    #[command(flatten)]
+    pub(crate) sidecars: SidecarsArgs,
     /// The format of the log: text, json or auto
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "FORMAT", default_value = "auto")]
     pub(crate) log: String,
@@ -69,6 +76,7 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
         api: args.api,
         metrics: args.metrics,
         svid_lifetime: args.svid_ttl.0,
+        webhook: WebhookConfig { listen: args.webhook, settings: args.sidecars.settings(&args.trust_domain) },
     };
     if config.svid_lifetime < SVID_MIN {
         return Err(Failure::invalid([format!("--svid-ttl must be at least {} seconds", SVID_MIN.as_secs())]));

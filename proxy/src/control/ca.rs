@@ -130,7 +130,7 @@ impl Authority {
         // Reading a request verifies its signature.
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request)).map_err(CaError::Request)?;
-        self.leaf(&request.public_key, identity, lifetime)
+        self.leaf(&request.public_key, vec![uri(identity)?], PEER.to_vec(), lifetime)
     }
 
     /// A key and a leaf for `identity`, which is of this process itself.
@@ -143,7 +143,24 @@ impl Authority {
         lifetime: Duration,
     ) -> Result<(Signed, PrivatePkcs8KeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Sign)?;
-        Ok((self.leaf(&key, identity, lifetime)?, PrivatePkcs8KeyDer::from(key.serialize_der())))
+        let signed = self.leaf(&key, vec![uri(identity)?], PEER.to_vec(), lifetime)?;
+        Ok((signed, PrivatePkcs8KeyDer::from(key.serialize_der())))
+    }
+
+    /// A key and a leaf for a server of this process's own, which is known by the names of hosts: for callers that are not of the mesh.
+    ///
+    /// # Errors
+    /// The environment has no randomness, or a host's name is none.
+    pub(crate) fn issue_for_hosts(
+        &self,
+        hosts: &[String],
+        lifetime: Duration,
+    ) -> Result<(Signed, PrivatePkcs8KeyDer<'static>), CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Sign)?;
+        let names = hosts.iter().map(|host| Ok(SanType::DnsName(host.as_str().try_into().map_err(CaError::Sign)?)));
+        let signed =
+            self.leaf(&key, names.collect::<Result<_, CaError>>()?, vec![ExtendedKeyUsagePurpose::ServerAuth], lifetime)?;
+        Ok((signed, PrivatePkcs8KeyDer::from(key.serialize_der())))
     }
 
     /// The trust domain that it vouches for.
@@ -179,18 +196,28 @@ impl Authority {
         Ok(bundles)
     }
 
-    fn leaf(&self, key: &impl PublicKeyData, identity: &SpiffeId, lifetime: Duration) -> Result<Signed, CaError> {
+    fn leaf(
+        &self,
+        key: &impl PublicKeyData,
+        names: Vec<SanType>,
+        uses: Vec<ExtendedKeyUsagePurpose>,
+        lifetime: Duration,
+    ) -> Result<Signed, CaError> {
         let now = self.clock.since_epoch();
         let expires = (now + lifetime).min(self.root_expires);
         let mut params = params(now.saturating_sub(SKEW), expires)?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = uses;
         params.use_authority_key_identifier_extension = true;
-        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().map_err(CaError::Sign)?)];
+        params.subject_alt_names = names;
         let leaf = params.signed_by(key, &self.issuer).map_err(CaError::Sign)?;
         Ok(Signed { chain: vec![leaf.der().clone()], expires: Duration::from_secs(expires.as_secs()) })
     }
+}
+
+fn uri(identity: &SpiffeId) -> Result<SanType, CaError> {
+    Ok(SanType::URI(identity.to_string().try_into().map_err(CaError::Sign)?))
 }
 
 fn params(from: Duration, until: Duration) -> Result<CertificateParams, CaError> {
@@ -234,6 +261,9 @@ fn check_root(
     }
     Ok(expires)
 }
+
+/// Workloads are servers and clients of each other.
+const PEER: [ExtendedKeyUsagePurpose; 2] = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
 
 /// Files of the authority's folder.
 const CERTIFICATE: &str = "root.pem";

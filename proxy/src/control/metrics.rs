@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     pub(super) refused: IntGauge,
     certificates: IntCounterVec,
     streams: IntCounterVec,
+    admissions: IntCounterVec,
     pub(super) root_expiry: IntGauge,
     widened: IntGaugeVec,
     unwritten: IntGauge,
@@ -66,6 +67,11 @@ impl Metrics {
             &["outcome"],
         )?;
         registry.register(Box::new(statuses.clone()))?;
+        let admissions = IntCounterVec::new(
+            Opts::new("outrigger_control_admissions_total", "Questions of the API server, by webhook and by what came of them."),
+            &["webhook", "outcome"],
+        )?;
+        registry.register(Box::new(admissions.clone()))?;
         registry.register(Box::new(crate::telemetry::process::ProcessCollector::new()?))?;
         Ok(Self {
             revision: gauge("outrigger_control_revision", "Counts the changes of the desired state.")?,
@@ -98,6 +104,7 @@ impl Metrics {
             statuses,
             certificates,
             streams,
+            admissions,
             registry,
         })
     }
@@ -111,6 +118,11 @@ impl Metrics {
     /// The status of an object was written, or the API server refused it.
     pub(super) fn status_written(&self, done: bool) {
         self.statuses.with_label_values(&[if done { "written" } else { "refused" }]).inc();
+    }
+
+    /// The API server asked a webhook, and this came of it.
+    pub(super) fn admission(&self, webhook: &str, outcome: &str) {
+        self.admissions.with_label_values(&[webhook, outcome]).inc();
     }
 
     /// A stream was asked for.
@@ -190,6 +202,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.signed("node", true);
         metrics.stream(true);
+        metrics.admission("mutate", "injected");
         metrics.resources.with_label_values(&["Mesh"]).set(1);
         metrics.problems.with_label_values(&["warns"]).set(1);
         metrics.status_written(true);

@@ -2,7 +2,7 @@
 //!
 //! `source` reads folders or a cluster, `store` keeps the world, `select` finds what a sidecar may see, `sessions` tell each sidecar and
 //! remember what it acknowledged; `authority` signs for the node agents, `api` answers people, `cluster` is what is kept in a
-//! Kubernetes cluster. Nothing is served before the source was read once: a sidecar that comes back must not be told that its configuration is gone.
+//! Kubernetes cluster, `webhook` what its API server asks. Nothing is served before the source was read once: a sidecar that comes back must not be told that its configuration is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -52,6 +52,7 @@ pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 pub(crate) mod token;
+pub(crate) mod webhook;
 pub(crate) mod world;
 
 use api::Api;
@@ -71,6 +72,7 @@ use source::kubernetes::ClientError;
 use source::kubernetes::health::Health;
 use store::{Store, Wrong};
 use token::Token;
+use webhook::WebhookConfig;
 use world::{Change, Origin, World};
 
 /// What a control plane is told.
@@ -87,6 +89,8 @@ pub(crate) struct Config {
     pub(crate) metrics: SocketAddr,
     /// How long a workload's certificate is good.
     pub(crate) svid_lifetime: Duration,
+    /// What the API server of a cluster asks.
+    pub(crate) webhook: WebhookConfig,
 }
 
 /// Where documents come from.
@@ -299,6 +303,8 @@ impl Control {
                 clock: clock.clone(),
             };
             keeper.start(&stop, &mut tasks);
+            let (ca, store, metrics) = (Arc::clone(&ca), Arc::clone(&store), Arc::clone(&metrics));
+            tasks.spawn(webhook::run(config.webhook.clone(), client.clone(), ca, store, metrics, stop.clone()));
         }
         let health = cluster.as_ref().map(|cluster| Arc::clone(&cluster.health));
         let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock, health.clone());

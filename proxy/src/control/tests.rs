@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 
 use super::ca::Authority;
 use super::sessions::Sessions;
+use super::webhook::WebhookConfig;
 use super::{Config, Control, SourceConfig};
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
@@ -74,6 +75,7 @@ impl Mesh {
             api: local,
             metrics: local,
             svid_lifetime: Duration::from_secs(3600),
+            webhook: WebhookConfig::example(),
         };
         let control = Control::build(config.clone(), WallClock::system()).await.unwrap();
         let address = control.streams[0].local_addr().unwrap();

@@ -10,8 +10,6 @@
 //! `wish` is what the pod and its namespace ask for, `marks` tells an earlier injection from a forgery, `app` leads the
 //! kubelet and Prometheus to the sidecar, `sidecar` is the container, `document` finds pods in what people write.
 
-#![cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the webhook asks for what the command does not"))]
-
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};

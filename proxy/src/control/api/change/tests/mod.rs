@@ -13,6 +13,7 @@ use crate::control::ca::Authority;
 use crate::control::select::select;
 use crate::control::sessions::Sessions;
 use crate::control::store::Store;
+use crate::control::webhook::WebhookConfig;
 use crate::control::{Config, SourceConfig};
 use crate::model::Resource;
 
@@ -32,6 +33,7 @@ fn api(state: &Path) -> Arc<Api> {
         api: local,
         metrics: local,
         svid_lifetime: Duration::from_secs(3600),
+        webhook: WebhookConfig::example(),
     };
     let store = Arc::new(Store::new(state));
     let metrics = Arc::new(crate::control::metrics::Metrics::new().unwrap());

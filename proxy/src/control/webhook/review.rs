@@ -1,0 +1,156 @@
+//! The question of the API server and the answer to it: AdmissionReview of admission.k8s.io/v1.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// What is asked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Request {
+    pub(super) uid: String,
+    pub(super) kind: GroupVersionKind,
+    #[serde(default)]
+    pub(super) sub_resource: Option<String>,
+    /// Empty where the API server is to find one.
+    #[serde(default)]
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) namespace: Option<String>,
+    pub(super) operation: String,
+    #[serde(default)]
+    pub(super) object: Value,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default)]
+pub(super) struct GroupVersionKind {
+    pub(super) group: String,
+    pub(super) version: String,
+    pub(super) kind: String,
+}
+
+impl fmt::Display for GroupVersionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { group, version, kind } = self;
+        let slash = if group.is_empty() { "" } else { "/" };
+        write!(f, "{group}{slash}{version} {kind}")
+    }
+}
+
+/// Why a question cannot be read. Whoever asks is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("this is no admission review: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{found:?} is not read here; ask in {VERSION} AdmissionReview (admissionReviewVersions: [v1])")]
+    Version { found: String },
+    #[error("the admission review holds no request")]
+    Empty,
+}
+
+impl Fault {
+    /// Its name in logs and metrics.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Json(_) => "not_a_review",
+            Self::Version { .. } => "version",
+            Self::Empty => "no_request",
+        }
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Answer {
+    Allowed { word: &'static str, patch: Option<json_patch::Patch>, warnings: Vec<String> },
+    Refused { word: &'static str, text: String },
+}
+
+/// The half of a review that says yes.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+/// Reads a question.
+///
+/// # Errors
+/// It is none of this version.
+pub(super) fn read(body: &[u8]) -> Result<Request, Fault> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Review {
+        #[serde(default)]
+        api_version: String,
+        #[serde(default)]
+        kind: String,
+        request: Option<Value>,
+    }
+    let Review { api_version, kind, request } = serde_json::from_slice(body)?;
+    if api_version != VERSION || kind != KIND {
+        return Err(Fault::Version { found: format!("{api_version} {kind}") });
+    }
+    Ok(serde_json::from_value(request.ok_or(Fault::Empty)?)?)
+}
+
+impl Answer {
+    pub(super) fn allowed(word: &'static str) -> Self {
+        Self::Allowed { word, patch: None, warnings: Vec::new() }
+    }
+
+    pub(super) fn refused(word: &'static str, text: String) -> Self {
+        Self::Refused { word, text }
+    }
+
+    /// Its name in logs and metrics.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Allowed { word, .. } | Self::Refused { word, .. } => word,
+        }
+    }
+
+    /// Why it is refused, if it is.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Allowed { .. } => None,
+            Self::Refused { text, .. } => Some(text),
+        }
+    }
+
+    /// In the form that the API server reads.
+    pub(super) fn review(&self, uid: &str) -> Value {
+        let response = match self {
+            Self::Allowed { patch, warnings, .. } => {
+                // Maps with text keys and lists: all of it has a JSON form.
+                let text = patch.as_ref().filter(|patch| !patch.0.is_empty()).and_then(|patch| serde_json::to_string(patch).ok());
+                let response = Response {
+                    uid,
+                    allowed: true,
+                    patch_type: text.as_ref().map(|_| "JSONPatch"),
+                    patch: text.map(|text| STANDARD.encode(text)),
+                    warnings,
+                };
+                serde_json::to_value(response).unwrap_or_default()
+            }
+            Self::Refused { text, .. } => {
+                json!({ "uid": uid, "allowed": false, "status": { "code": 422, "reason": "Invalid", "message": text } })
+            }
+        };
+        json!({ "apiVersion": VERSION, "kind": KIND, "response": response })
+    }
+}
+
+const VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
