@@ -311,6 +311,23 @@ mod tests {
     }
 
     #[test]
+    fn where_a_route_leads_elsewhere_the_grant_comes_too_and_nothing_that_is_not_granted() {
+        let world = world(&[include_str!("../../testdata/compile/grants.yaml")]);
+        check(
+            &world,
+            "shop/client-1",
+            "service/shop/web",
+            expect![[r#"
+            Service/lab/granted
+            Service/shop/web
+            HTTPRoute/shop/web
+            ReferenceGrant/lab/others
+            ReferenceGrant/lab/shop
+        "#]],
+        );
+    }
+
+    #[test]
     fn a_route_of_another_namespace_is_for_its_callers_alone() {
         let world = world(&[include_str!("../../testdata/compile/consumer.yaml")]);
         check(

@@ -72,3 +72,76 @@ pub(super) fn by_share(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::super::tests::check_in;
+
+    const SERVICES: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: web}, clusterIP: 10.65.0.2, ports: [{port: 80}]}\n---\n\
+                            apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: lab}\nspec: {selector: {app: far}, clusterIP: 10.65.0.3, ports: [{port: 80}]}\n";
+
+    fn check(kind: &str, spec: &str, line: &str, expected: Expect) {
+        let route = format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\nspec: {{parentRefs: [{{kind: Service, name: web}}], {spec}}}\n"
+        );
+        check_in(&format!("{SERVICES}{route}"), format!("--from shop/front --to web {line}").trim_end(), expected);
+    }
+
+    #[test]
+    fn a_redirect_is_told_with_where_it_leads() {
+        let rules = "rules: [{filters: [{type: RequestRedirect, requestRedirect: {scheme: https, statusCode: 301}}]}]";
+        check(
+            "HTTPRoute",
+            rules,
+            "--path /a?b=c",
+            expect![[r#"
+            note            the documents do not hold shop/front; a pod of service account default is assumed
+            note            the documents hold no pods for some services; assumed are lab/assumed-far, shop/assumed-web
+            from            shop/front as spiffe://cluster.local/ns/shop/sa/default
+            to              Service/shop/web port 80 (10.65.0.2:80), Detect
+            route           decides  [HTTPRoute/shop/r rules[0]]
+            retry           up to 3 attempts, from 25ms apart, after what never left
+            redirect        301 to https://web/a?b=c  [HTTPRoute/shop/r rules[0]]
+            outcome         let in
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_route_for_connections_is_told_by_shares_and_by_name() {
+        let backends = "rules: [{backendRefs: [{name: web, port: 80}, {name: far, namespace: lab, port: 80}]}]";
+        check(
+            "TCPRoute",
+            backends,
+            "",
+            expect![[r#"
+            note            the documents do not hold shop/front; a pod of service account default is assumed
+            note            the documents hold no pods for some services; assumed are lab/assumed-far, shop/assumed-web
+            from            shop/front as spiffe://cluster.local/ns/shop/sa/default
+            to              Service/shop/web port 80 (10.65.0.2:80), Opaque
+            route           decides about the connection, whose bytes are not looked into  [TCPRoute/shop/r rules[0]]
+            backend         50 % to Service/shop/web port 80, 1 endpoints, connect within 5s  [default_limits]
+            endpoint        shop/assumed-web 241.0.0.2:80 by mutual TLS as spiffe://cluster.local/ns/shop/sa/default
+              authorization allowed  [default_allow]
+            backend         50 % to a Service or port that does not exist or is not granted: closed, no_backend  [TCPRoute/shop/r rules[0]]
+            outcome         refused
+        "#]],
+        );
+        check(
+            "TLSRoute",
+            &format!("hostnames: [web.example], {backends}"),
+            "",
+            expect![[r#"
+            note            the documents do not hold shop/front; a pod of service account default is assumed
+            note            the documents hold no pods for some services; assumed are lab/assumed-far, shop/assumed-web
+            from            shop/front as spiffe://cluster.local/ns/shop/sa/default
+            to              Service/shop/web port 80 (10.65.0.2:80), Opaque
+            note            the connection is taken to be TLS that asks for web
+            route           routes for connections are attached, and none is for this name: closed, no_route
+            outcome         refused
+        "#]],
+        );
+    }
+}

@@ -18,10 +18,14 @@ struct Line {
 const SHOP: &str = include_str!("../../../testdata/explain/shop.yaml");
 
 fn check(line: &str, expected: Expect) {
+    check_in(SHOP, line, expected);
+}
+
+pub(super) fn check_in(documents: &str, line: &str, expected: Expect) {
     let line = std::iter::once("explain").chain(line.split(' '));
     let args = Line::try_parse_from(line).unwrap().args;
     let mut resources = Resources::default();
-    for document in yaml::read(SHOP) {
+    for document in yaml::read(documents) {
         let resource = document.unwrap().resource;
         resources.by_key.insert(resource.key(), Arc::new(resource));
     }

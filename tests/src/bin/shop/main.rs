@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 mod certificates;
 mod inventory;
 mod inventory_proto;
+mod reflect;
 mod services;
 mod token;
 mod web;
@@ -24,6 +25,7 @@ services (each listens on PORT, 8080 unless the variable says otherwise):
   inventory    pieces in stock, by gRPC
   payments     takes money; FAIL_EVERY=N makes every Nth payment fail
   echo         answers what it was asked: ?status=503, ?delay=200 (ms), ?once=KEY (503 the first time)
+  reflect      the same in HTTP/1.1, HTTP/2 and gRPC, on all of PORTS, 8080,7070 unless the variable says otherwise
 tools:
   certificates FOLDER                   make an authority and certificates of a server and a client
   keys FOLDER                           make a signing key and its key set (key.pk8, jwks.json)
@@ -56,6 +58,11 @@ fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match *role {
+            "reflect" => {
+                let ports = std::env::var("PORTS").unwrap_or_else(|_unset| "8080,7070".to_owned());
+                let ports: Vec<u16> = ports.split(',').map(str::parse).collect::<Result<_, _>>().context("PORTS are no ports")?;
+                reflect::serve(&ports, services::Service::new("echo")?).await
+            }
             "inventory" => inventory::serve(port).await,
             "storefront" | "catalog" | "reviews" | "payments" | "echo" => web::serve(port, services::Service::new(role)?).await,
             _ => bail!("{USAGE}"),

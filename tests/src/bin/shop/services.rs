@@ -92,22 +92,29 @@ impl Service {
         }
         let first = query.get("once").is_some_and(|key| self.seen.lock().is_ok_and(|mut seen| seen.insert(key.clone())));
         let status = query.get("status").and_then(|status| status.parse().ok()).unwrap_or(StatusCode::OK);
-        let mut headers = Map::new();
-        for (name, value) in request.headers() {
-            headers.insert(name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned().into());
-        }
-        let mut said = json!({
-            "service": self.name, "version": self.version, "peer": peer.ip().to_canonical().to_string(),
-            "method": request.method().as_str(), "path": request.uri().path(), "query": request.uri().query(), "headers": headers,
-            "http": format!("{:?}", request.version()),
-        });
-        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        if let Some(said) = said.as_object_mut() {
-            said.insert("body".to_owned(), String::from_utf8_lossy(&body).into_owned().into());
-            said.insert("bytes".to_owned(), body.len().into());
-        }
+        let said = seen(self, request, peer).await;
         text(if first { StatusCode::SERVICE_UNAVAILABLE } else { status }, said.to_string())
     }
+}
+
+/// What was asked, as it arrived at a service: several lines of one header are joined.
+pub(crate) async fn seen(service: &Service, request: Request<Incoming>, peer: SocketAddr) -> Value {
+    let mut headers = Map::new();
+    for name in request.headers().keys() {
+        let lines = request.headers().get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
+        headers.insert(name.to_string(), lines.collect::<Vec<_>>().join(",").into());
+    }
+    let mut said = json!({
+        "service": service.name, "version": service.version, "peer": peer.ip().to_canonical().to_string(),
+        "method": request.method().as_str(), "path": request.uri().path(), "query": request.uri().query(), "headers": headers,
+        "authority": request.uri().authority().map(ToString::to_string), "http": format!("{:?}", request.version()),
+    });
+    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    if let Some(said) = said.as_object_mut() {
+        said.insert("body".to_owned(), String::from_utf8_lossy(&body).into_owned().into());
+        said.insert("bytes".to_owned(), body.len().into());
+    }
+    said
 }
 
 /// The page of the shop, put together from what the other services say.
