@@ -43,6 +43,7 @@ const ABSENCES: [Absence; 8] = [
         except: &[
             "control/source/kubernetes/",
             "control/join/kubernetes",
+            "control/cluster/",
             "control/webhook/",
             "node/kubernetes/",
             "cli/install",
