@@ -2,8 +2,9 @@
 //!
 //! A change is noticed by the kernel's notifications, and at the latest by a slow look at everything, because a
 //! notification can be lost. What was good stays in force, across a restart as well (`kept.rs`): a document that turned bad
-//! keeps its last good form, a file that cannot be read or has no byte and a folder that is gone keep all of theirs. Only a
-//! file that is gone from a folder that is there takes its documents with it, and one that names fewer takes those.
+//! keeps its last good form, a file that cannot be read or holds no document any more and a folder that is gone keep all of
+//! theirs. Only a file that is gone from a folder that is there takes its documents with it, and one that names fewer takes
+//! those. What has the name of a file and is none (a link that leads nowhere, a folder) is a file that cannot be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -188,16 +189,30 @@ fn files(root: &Path, endings: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
         };
         for entry in entries {
             let path = entry?.path();
-            let Ok(metadata) = std::fs::metadata(&path) else { continue };
-            if is_hidden(&path) {
-            } else if metadata.is_dir() && depth < DEPTH_MAX {
-                folders.push((path, depth + 1));
-            } else if metadata.is_file() && path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known)) {
-                found.insert(path);
+            let is_named = || path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known));
+            match std::fs::metadata(&path) {
+                _any if is_hidden(&path) => {}
+                Ok(metadata) if metadata.is_dir() && depth < DEPTH_MAX => folders.push((path, depth + 1)),
+                Ok(metadata) if metadata.is_file() && is_named() => {
+                    found.insert(path);
+                }
+                // A link that leads nowhere; who reads it says so.
+                Err(_) if is_named() && is_there(&path) => {
+                    found.insert(path);
+                }
+                Ok(_) | Err(_) => {}
             }
         }
     }
     Ok(found)
+}
+
+/// Does something stand there, whether it can be read or not? Only what is known to be gone is gone.
+fn is_there(path: &Path) -> bool {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+    }
 }
 
 /// Hidden files are editors' and ours, half written ones among them.
@@ -288,7 +303,12 @@ impl Folder {
     fn look(&mut self, changes: &mut Vec<Change>) {
         let endings: &[&str] = if self.kind == Kind::Pods { &["json"] } else { &["yaml", "yml", "json"] };
         let found = match files(&self.path, endings) {
-            Ok(found) => found,
+            Ok(mut found) => {
+                // What took the place of a file takes none of its documents.
+                let known = self.files.keys().chain(self.earlier.keys());
+                found.extend(known.filter(|path| is_there(path)).cloned());
+                found
+            }
             // Folders of ours are made when they are first needed.
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.kind != Kind::Documents && self.files.is_empty() => {
                 return;
@@ -332,13 +352,7 @@ impl Folder {
                 Ok(text) if seen.text.as_ref() == Some(&text) => {}
                 Ok(text) => {
                     let before = if earlier.is_empty() { &seen.forms } else { &earlier };
-                    let (forms, told) = if text.is_empty() && !before.is_empty() {
-                        // What a writer leaves that has truncated and not yet written, or had no room to.
-                        let remedy = "write them again, or remove the file; its documents stay in force";
-                        (before.clone(), vec![trouble(&path, "the file is empty, and held documents before".to_owned(), remedy)])
-                    } else {
-                        self.read(&path, &text, before)
-                    };
+                    let (forms, told) = self.read(&path, &text, before);
                     if forms != *before {
                         self.keep(&path, &forms);
                     }
@@ -377,7 +391,13 @@ impl Folder {
         let mut forms = BTreeMap::new();
         let mut all_told = Vec::new();
         let mut nameless = false;
-        for Found { key, form, good, document: _, told } in documents(path, text, &keys) {
+        let found = documents(path, text, &keys);
+        if found.is_empty() && !before.is_empty() {
+            // What a writer leaves that has truncated and not yet written, or had no room to.
+            let remedy = "write them again, or remove the file to take them away; they stay in force";
+            return (before.clone(), vec![trouble(path, "the file holds no document, and held some before".to_owned(), remedy)]);
+        }
+        for Found { key, form, good, document: _, told } in found {
             // Warnings about what is in force are told by who sees all of it.
             all_told.extend(told.into_iter().filter(|told| !good || told.problem.resource.is_empty()));
             nameless |= key.is_none() && !good;
@@ -525,28 +545,70 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_becomes_empty_keeps_its_documents() {
+    fn a_file_that_holds_no_document_any_more_keeps_those_that_it_held() {
+        let mut place = Place::new();
+        place.write("mesh/web.yaml", &format!("{WEB}---\n{DENY}"));
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+        "#]]);
+        for nothing in ["", "\n", "\n \n", "\u{feff}", "# nothing\n", "---\n", "---\n---\n", "---\n# nothing\n...\n"] {
+            place.write("mesh/web.yaml", nothing);
+            place.look(expect![[r#"
+                mesh/web.yaml: the file holds no document, and held some before
+            "#]]);
+        }
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            put AuthorizationPolicy/shop/no 150
+            mesh/web.yaml: the file holds no document, and held some before
+        "#]]);
+        // One that names fewer is meant so.
+        place.write("mesh/web.yaml", WEB);
+        place.look(expect![[r#"
+            remove AuthorizationPolicy/shop/no
+        "#]]);
+        fs::remove_file(place.root.path().join("mesh/web.yaml")).unwrap();
+        place.look(expect![[r#"
+            remove Service/shop/web
+        "#]]);
+        place.write("mesh/web.yaml", "# nothing yet\n");
+        place.look(expect![[""]]);
+    }
+
+    #[test]
+    fn what_takes_the_place_of_a_file_takes_none_of_its_documents() {
         let mut place = Place::new();
         place.write("mesh/web.yaml", WEB);
         place.look(expect![[r#"
             put Service/shop/web 112
         "#]]);
-        place.write("mesh/web.yaml", "");
-        let kept = expect![[r#"
-            mesh/web.yaml: the file is empty, and held documents before
-        "#]];
-        place.look(kept);
+        let path = place.root.path().join("mesh/web.yaml");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        place.look(expect![[r#"
+            mesh/web.yaml: the file cannot be read: No such file or directory (os error 2)
+        "#]]);
         place.restart();
         place.look(expect![[r#"
             put Service/shop/web 112
-            mesh/web.yaml: the file is empty, and held documents before
+            mesh/web.yaml: the file cannot be read: No such file or directory (os error 2)
         "#]]);
-        place.write("mesh/web.yaml", "# nothing on purpose\n");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        place.look(expect![[r#"
+            mesh/web.yaml: the file cannot be read: it is no file
+        "#]]);
+        place.restart();
+        place.look(expect![[r#"
+            put Service/shop/web 112
+            mesh/web.yaml: the file cannot be read: it is no file
+        "#]]);
+        fs::remove_dir(&path).unwrap();
         place.look(expect![[r#"
             remove Service/shop/web
         "#]]);
-        place.write("mesh/new.yaml", "");
-        place.look(expect![[""]]);
     }
 
     #[test]
