@@ -13,8 +13,8 @@ use tokio::runtime::Runtime;
 use super::strict::strict_app;
 use super::world::{World, app_at, document, pod, service};
 use crate::dataplane::Proxy;
-use crate::dataplane::http::normalize::normal_path;
 use crate::dataplane::sniff::{Sniffed, classify, settle};
+use crate::policy::path::normal_path;
 
 /// First bytes: an answer never changes when more of them come, and the end of the time changes none either.
 pub fn sniff(bytes: &[u8]) {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RequestView;
 use super::grpc::CallMatch;
+use super::path::{Part, check_spelling};
 use crate::base::problems::{FieldPath, Problems};
 
 /// How a path is compared.
@@ -208,6 +209,9 @@ impl PathMatchConfig {
             return compile_regex(value, &place, problems).map(PathMatch::Regex);
         }
         check_path(value, &place, problems)?;
+        if !check_spelling(value, Part::Whole, &place, problems) {
+            return None;
+        }
         Some(match kind {
             PathMatchType::Exact => PathMatch::Exact(value.into()),
             // "/abc", "/abc/" and "/abc//" name the same elements; the last is refused above.
@@ -569,6 +573,14 @@ mod tests {
             assert!(path(bad).is_err(), "{bad}");
         }
         assert!(path("/a..b/.c").is_ok());
+        // A request's path is in its normal form when it is compared.
+        for kind in ["Exact", "PathPrefix"] {
+            let path = |value: &str| compile(serde_json::json!({"path": {"type": kind, "value": value}}));
+            for bad in ["/m%c3%bc", "/a b", "/ü", "/%61x", "/%2e%2e/x"] {
+                assert!(path(bad).is_err(), "{bad}");
+            }
+            assert!(path("/m%C3%BC").is_ok());
+        }
         assert!(compile(serde_json::json!({"method": "get"})).is_err());
         assert!(compile(serde_json::json!({"headers": [{"name": "a b", "value": "1"}]})).is_err());
         assert!(compile(serde_json::json!({"headers": [{"name": "a", "value": ""}]})).is_err());

@@ -71,6 +71,7 @@ pub(crate) mod jwt;
 pub(crate) mod limits;
 pub(crate) mod matcher;
 pub(crate) mod outlier;
+pub(crate) mod path;
 pub(crate) mod rate_limit;
 pub(crate) mod redirect;
 pub(crate) mod retry;

@@ -19,6 +19,7 @@ use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
 use crate::policy::RequestView;
 use crate::policy::limits::Limits;
+use crate::policy::path::normal_path;
 use crate::snapshot::compile;
 
 /// The request.
@@ -81,7 +82,7 @@ impl Question {
             headers
                 .insert(header::AUTHORIZATION, value.map_err(|_not_text| invalid(format!("{} holds no token", file.display())))?);
         }
-        let (path, ambiguous) = normalize::normal_path(path);
+        let (path, ambiguous) = normal_path(path);
         // Clients leave out the port that HTTP has anyway.
         let authority = if port.is_none_or(|port| port == 80) { host } else { to.as_str() };
         Ok(Self {

@@ -1,12 +1,7 @@
 //! What a request asks for, in one form: what is matched, authorized and forwarded is the same text. Pure.
 //!
 //! Sources: RFC 3986 6.2.2 (normalisation), RFC 9110 7.2 and 7.6.1 (Host, connection headers), RFC 9112 3.2, RFC 9113 8.
-//! The path policy, by name: **decode-unreserved**. Percent-encoded unreserved characters are decoded, the other escapes
-//! get upper-case digits, dot segments are resolved; nothing else changes, no slash is collapsed. What some servers read
-//! otherwise than it is written - an escape for a separator or an end (`%2F`, `%5C`, `%00`), a backslash, an empty segment
-//! (`//`, which many servers collapse), a parameter (`;`, which servlet containers cut off) - stays as it is and marks the
-//! path as ambiguous: where an authorization policy decides about paths, such a one is refused, for nobody can know which
-//! path the application will see. So it is with a `%` that begins no escape, and of such a path nothing at all is changed.
+//! What becomes of a path stands in `policy/path.rs`, where policies read theirs by it.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -21,6 +16,7 @@ use super::expect::{CONTINUE, EXPECT_TOKEN};
 use super::reject::{Limit, Reject};
 use super::spelling::{HEADER_NAMES, Odd, REASON_PHRASE};
 use crate::policy::limits::Limits;
+use crate::policy::path::normal_path;
 
 /// A request's target.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -211,80 +207,6 @@ pub(crate) fn host(authority: &str) -> &str {
     }
 }
 
-/// The normal form of a path, and whether servers may differ about it.
-pub(crate) fn normal_path(path: &str) -> (Cow<'_, str>, bool) {
-    // Asked before dots are resolved: they may take the empty segment with them.
-    let otherwise = path.contains(';') || path.contains("//");
-    let suspicious = path.bytes().any(|byte| byte == b'%' || byte == b'\\') || path.contains("/.");
-    if !suspicious && path.starts_with('/') {
-        return (Cow::Borrowed(path), otherwise);
-    }
-    let Some((decoded, ambiguous)) = decode_unreserved(path) else { return (Cow::Borrowed(path), true) };
-    (Cow::Owned(without_dots(&decoded)), ambiguous || otherwise)
-}
-
-/// `None`: there is a `%` that begins no escape. Nobody can say what a server makes of it, and to decode what stands beside it
-/// could make an escape of it (`%%341`), so such a path is left as it is.
-fn decode_unreserved(path: &str) -> Option<(String, bool)> {
-    let mut out = Vec::with_capacity(path.len());
-    let mut ambiguous = false;
-    let mut bytes = path.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            ambiguous |= byte == b'\\';
-            out.push(byte);
-            continue;
-        }
-        let mut ahead = bytes.clone();
-        let (high, low) = (ahead.next().and_then(hex)?, ahead.next().and_then(hex)?);
-        bytes = ahead;
-        let value = high << 4 | low;
-        if value.is_ascii_alphanumeric() || b"-._~".contains(&value) {
-            out.push(value);
-        } else {
-            ambiguous |= matches!(value, b'/' | b'\\' | 0);
-            out.extend_from_slice(&[b'%', upper_hex(high), upper_hex(low)]);
-        }
-    }
-    // Always text: only ASCII was put in for ASCII.
-    Some((String::from_utf8(out).ok()?, ambiguous))
-}
-
-/// RFC 3986 5.2.4, for a path that begins with a slash. Empty segments stay: `/a//b` is not `/a/b`.
-fn without_dots(path: &str) -> String {
-    let mut out: Vec<&str> = Vec::new();
-    let mut segments = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let last = segments.peek().is_none();
-        match segment {
-            "." | ".." => {
-                if segment == ".." {
-                    out.pop();
-                }
-                // The segment's slash stays.
-                if last {
-                    out.push("");
-                }
-            }
-            other => out.push(other),
-        }
-    }
-    format!("/{}", out.join("/"))
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    }
-}
-
-fn upper_hex(nibble: u8) -> u8 {
-    if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
-}
-
 /// The protocol that a request asks to be upgraded to, where it does so validly (RFC 9110 7.8).
 pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // A body would come before the other protocol, and a tunnel has no place for one. "A server MAY ignore a received Upgrade
@@ -413,51 +335,6 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_have_one_form() {
-        for (path, normal, ambiguous) in [
-            ("/", "/", false),
-            ("/shop/cart", "/shop/cart", false),
-            ("/%73hop/%7euser", "/shop/~user", false),
-            ("/a/./b/../c", "/a/c", false),
-            ("/a/b/..", "/a/", false),
-            ("/a/.", "/a/", false),
-            ("/../../etc", "/etc", false),
-            ("/a//b", "/a//b", true),
-            ("//admin", "//admin", true),
-            ("/a//../b", "/a/b", true),
-            ("/public/..;/admin", "/public/..;/admin", true),
-            ("/a%3Bb", "/a%3Bb", false),
-            ("/%2e%2e/admin", "/admin", false),
-            ("/a%2fb", "/a%2Fb", true),
-            ("/a%5cb", "/a%5Cb", true),
-            ("/a\\b", "/a\\b", true),
-            ("/a%00", "/a%00", true),
-            ("/50%", "/50%", true),
-            ("/%zz", "/%zz", true),
-            ("/%%33c", "/%%33c", true),
-            ("/a%/../%41", "/a%/../%41", true),
-            ("/caf%c3%a9", "/caf%C3%A9", false),
-            ("/.well-known", "/.well-known", false),
-        ] {
-            let (found, marked) = normal_path(path);
-            assert_eq!((&*found, marked), (normal, ambiguous), "{path}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn a_normal_path_stays_as_it_is(path in "/[a-c./%2eE5f\\\\]{0,24}") {
-            let (once, ambiguous) = normal_path(&path);
-            let (twice, still) = normal_path(&once);
-            proptest::prop_assert_eq!(&once, &twice);
-            proptest::prop_assert!(ambiguous || !still);
-            if !ambiguous {
-                proptest::prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
-            }
-        }
-    }
 
     #[test]
     fn connection_headers_go_and_trailers_stay() {

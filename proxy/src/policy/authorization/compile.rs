@@ -5,6 +5,7 @@ use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
 use crate::policy::matcher::{StringMatch, compile_method};
+use crate::policy::path::{Part, check_spelling, check_unambiguous};
 
 /// Reports every fault of a rule under `at` and returns it only if there is none.
 pub(super) fn compile_rule(
@@ -125,13 +126,16 @@ fn compile_principal(action: Action, text: &str, at: &FieldPath, problems: &mut 
 
 fn compile_path(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
     let pattern = StringMatch::pattern(text, at, problems)?;
-    let good = match &pattern {
-        StringMatch::Exact(path) | StringMatch::Prefix(path) => path.starts_with('/') && !path.contains(['?', '#']),
-        StringMatch::Suffix(path) => !path.contains(['?', '#']),
-        StringMatch::Present | StringMatch::Regex(_) => true,
+    let (inner, part) = match &pattern {
+        StringMatch::Exact(path) => (path, Part::Whole),
+        StringMatch::Prefix(path) => (path, Part::Begin),
+        StringMatch::Suffix(path) => (path, Part::End),
+        StringMatch::Present | StringMatch::Regex(_) => return Some(pattern),
     };
-    if !good {
+    if inner.contains(['?', '#']) || part != Part::End && !inner.starts_with('/') {
         problems.refuse(at, format!("{text:?} is a path that no request has"), "begin with / and leave out the query");
+        return None;
     }
+    let good = check_spelling(inner, part, at, problems) && check_unambiguous(inner, part, at, problems);
     good.then_some(pattern)
 }

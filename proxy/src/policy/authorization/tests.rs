@@ -230,6 +230,12 @@ fn what_says_nothing_or_could_never_fit_is_refused() {
         json!({"to": [{"paths": ["admin"]}]}),
         json!({"to": [{"paths": ["/admin?x=1"]}]}),
         json!({"to": [{"paths": ["/a*b"]}]}),
+        json!({"to": [{"paths": ["/m%c3%bc"]}]}),
+        json!({"to": [{"paths": ["/a b*"]}]}),
+        json!({"to": [{"paths": ["/ü"]}]}),
+        json!({"to": [{"paths": ["/c/../d"]}]}),
+        json!({"to": [{"paths": ["*/%61x"]}]}),
+        json!({"to": [{"paths": ["/a//b"]}]}),
         json!({"to": [{"ports": [0]}]}),
         json!({"when": [{"claim": "", "values": ["x"]}]}),
         json!({"when": [{"claim": "x", "values": []}]}),
@@ -242,6 +248,8 @@ fn what_says_nothing_or_could_never_fit_is_refused() {
     assert!(policy("p", json!({"rules": [{}]})).is_err(), "an action is never guessed");
     expect_test::expect![[r#"p: spec.rules[0].to[0].methods[0]: "get" is not a method; write a method in upper case, as GET"#]]
         .assert_eq(&refused(json!({"to": [{"methods": ["get"]}]})));
+    expect_test::expect![[r#"p: spec.rules[0].to[0].paths[0]: a request's path is never spelt as "/m%c3%bc"; write /m%C3%BC"#]]
+        .assert_eq(&refused(json!({"to": [{"paths": ["/m%c3%bc"]}]})));
 }
 
 #[test]
