@@ -10,6 +10,7 @@ mod closed;
 mod complete;
 mod exclusions;
 mod flows;
+mod latency;
 mod layout;
 mod limits;
 mod neighbours;
