@@ -157,6 +157,16 @@ impl Coverage {
         kept
     }
 
+    /// What a policy covered in the life of another control plane, which wrote it down beside the policy. It counts where nothing
+    /// is known of the policy yet. `policy` is as it is written.
+    pub(crate) fn recall(&mut self, policy: &Resource, kept: Vec<Former>) {
+        let key = policy.key();
+        if !self.policies.contains_key(&key) && !self.gone.contains_key(&key) {
+            self.changed = true;
+            self.policies.insert(key, Covered { policy: written(policy), forms: kept, ..Covered::default() });
+        }
+    }
+
     /// The policy is gone, perhaps to come back.
     pub(crate) fn set_aside(&mut self, policy: &ResourceKey) {
         let Some(covered) = self.policies.remove(policy) else { return };
@@ -190,11 +200,15 @@ impl Coverage {
         }
     }
 
-    /// Policies of a namespace that cover more than their Services lead to, each with that.
-    pub(crate) fn kept_in(&self, namespace: &str) -> impl Iterator<Item = (&ResourceKey, &[Former])> {
-        let kept =
-            self.policies.iter().filter(move |(key, covered)| *key.name.namespace == *namespace && !covered.kept.is_empty());
+    /// Policies that cover more than their Services lead to, each with that.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (&ResourceKey, &[Former])> {
+        let kept = self.policies.iter().filter(|(_, covered)| !covered.kept.is_empty());
         kept.map(|(key, covered)| (key, covered.kept.as_slice()))
+    }
+
+    /// Those of a namespace.
+    pub(crate) fn kept_in(&self, namespace: &str) -> impl Iterator<Item = (&ResourceKey, &[Former])> {
+        self.kept().filter(move |(key, _)| *key.name.namespace == *namespace)
     }
 
     /// What policies let go of since this was asked last.

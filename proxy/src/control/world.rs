@@ -23,7 +23,7 @@ use crate::base::problems::{FieldPath, Problem, Problems, Severity};
 use crate::model::mesh::pod_ranges;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
-use crate::model::target::TargetKind;
+use crate::model::target::{Former, TargetKind};
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::snapshot::claims::{self, Claim, Lost};
@@ -210,6 +210,11 @@ impl World {
         self.coverage = coverage;
     }
 
+    /// Security policies that cover more than their Services lead to, each with that.
+    pub(crate) fn covers(&self) -> impl Iterator<Item = (&ResourceKey, &[Former])> {
+        self.coverage.kept()
+    }
+
     /// What security policies covered.
     pub(crate) fn coverage(&self) -> &Coverage {
         &self.coverage
@@ -391,6 +396,11 @@ impl World {
         let mut form = self.written.get(key).and_then(|places| places.values().next()).cloned();
         match &mut form {
             Some(Form::Read(policy)) if key.kind.is_security() => {
+                if !policy.kept().is_empty() {
+                    let kept = policy.kept().to_vec();
+                    Arc::make_mut(policy).keep(Vec::new());
+                    self.coverage.recall(policy, kept);
+                }
                 let kept = self.coverage.keep(policy, &self.resources);
                 if !kept.is_empty() {
                     Arc::make_mut(policy).keep(kept);

@@ -100,7 +100,12 @@ fn status() -> Value {
     let text = |most: u32| json!({ "type": "string", "maxLength": most });
     json!({
         "type": "object",
-        "properties": { "conditions": {
+        "properties": { "kept": {
+            "description": "Of a security policy: what it covers beyond where its Services lead now.",
+            "type": "array",
+            "maxItems": 256,
+            "items": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
+        }, "conditions": {
             "type": "array",
             "maxItems": 8,
             "x-kubernetes-list-type": "map",

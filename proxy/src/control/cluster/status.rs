@@ -17,6 +17,8 @@ pub(super) struct Known<'a> {
     pub(super) problems: Vec<&'a Problem>,
     /// Services that its targets name and that are not there, with what that means.
     pub(super) without_target: Vec<String>,
+    /// What a security policy covers beyond where its Services lead now: the next life of a control plane reads it back.
+    pub(super) kept: Vec<Value>,
 }
 
 /// The status as it should be; none: it is.
@@ -71,7 +73,10 @@ fn of_own(written: &Written, known: &Known<'_>, now: &str) -> Option<Value> {
     };
     let before = Some(&written.status);
     let conditions = [accepted, resolved].map(|said| said.condition(before, written.generation, now));
-    (conditions.as_slice() != written.status).then(|| json!({ "conditions": conditions }))
+    let is_new = conditions.as_slice() != written.status || known.kept != written.kept;
+    // In a merge patch null takes a field away.
+    let kept = if known.kept.is_empty() { Value::Null } else { json!(known.kept) };
+    is_new.then(|| json!({ "conditions": conditions, "kept": kept }))
 }
 
 /// One condition, without when it came about.
@@ -134,7 +139,7 @@ mod tests {
 
     fn route(status: Vec<Value>) -> Written {
         let parents = Some(vec![(1, json!({ "group": "", "kind": "Service", "name": "web", "port": 80 }))]);
-        Written { api_version: "v1".to_owned(), version: "7".to_owned(), generation: Some(3), parents, status }
+        Written { api_version: "v1".to_owned(), version: "7".to_owned(), generation: Some(3), parents, status, kept: Vec::new() }
     }
 
     fn parents(status: &Value) -> Vec<Value> {
@@ -187,6 +192,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_policy_goes_on_covering_is_written_down_and_taken_away() {
+        let covers = vec![json!({ "service": "web", "selector": { "app": "old" }, "ports": [80] })];
+        let policy = |kept| Written {
+            api_version: "v1".to_owned(),
+            version: "7".to_owned(),
+            generation: Some(1),
+            parents: None,
+            status: Vec::new(),
+            kept,
+        };
+        let known = |kept| Known { kept, ..Known::default() };
+        let status = wanted(&policy(Vec::new()), &known(covers.clone()), NOW).unwrap();
+        assert_eq!(status["kept"], json!(covers));
+        let conditions = status["conditions"].as_array().unwrap().clone();
+        let stands = Written { status: conditions, ..policy(covers.clone()) };
+        assert_eq!(wanted(&stands, &known(covers), NOW), None);
+        assert_eq!(wanted(&stands, &known(Vec::new()), NOW).unwrap()["kept"], Value::Null);
+    }
+
+    #[test]
     fn a_policy_is_accepted_or_told_why_not() {
         let policy = |status| Written {
             api_version: "v1".to_owned(),
@@ -194,6 +219,7 @@ mod tests {
             generation: Some(1),
             parents: None,
             status,
+            kept: Vec::new(),
         };
         let status = wanted(&policy(Vec::new()), &Known::default(), BEFORE).unwrap();
         let conditions = status["conditions"].as_array().unwrap().clone();
@@ -202,7 +228,7 @@ mod tests {
         problems.refuse(&FieldPath::root().field("spec"), "nothing is asked", "ask something");
         let problems = problems.into_vec();
         let missing = vec!["Service/shop/web does not exist".to_owned()];
-        let known = Known { problems: problems.iter().collect(), without_target: missing };
+        let known = Known { problems: problems.iter().collect(), without_target: missing, kept: Vec::new() };
         let status = wanted(&policy(conditions), &known, NOW).unwrap();
         assert_eq!(shown(&status), [format!("Accepted False Invalid {NOW}"), format!("ResolvedRefs False TargetNotFound {NOW}")]);
     }

@@ -24,6 +24,7 @@ use crate::control::source::kubernetes::told;
 use crate::control::source::kubernetes::watched::Watched;
 use crate::control::source::kubernetes::written::Written;
 use crate::control::store::Store;
+use crate::model::target::Former;
 use crate::model::{Kind, ResourceKey};
 use crate::snapshot::compile;
 
@@ -123,17 +124,27 @@ pub(crate) async fn run(
 /// Everything whose status is not as it should be.
 fn to_write(store: &Store, statuses: &Statuses, now: &str) -> Vec<Write> {
     let problems = store.problems();
-    let mut known: BTreeMap<&str, Known<'_>> = BTreeMap::new();
+    let (mut kept, mut known): (BTreeMap<String, Vec<Value>>, BTreeMap<&str, Known<'_>>) = Default::default();
     for wrong in problems.iter() {
         known.entry(&wrong.problem.resource).or_default().problems.push(&wrong.problem);
     }
-    let without_target = compile::without_target(store.world().resources());
+    let without_target = {
+        let world = store.world();
+        let of_status = |form: &Former| serde_json::to_value(form).ok();
+        for (policy, covers) in world.covers() {
+            kept.insert(policy.to_string(), covers.iter().filter_map(of_status).collect());
+        }
+        compile::without_target(world.resources())
+    };
     let mut lacking: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for ((policy, service), means) in without_target {
         lacking.entry(policy.to_string()).or_default().push(format!("{service} does not exist; {means}"));
     }
     for (policy, texts) in &lacking {
         known.entry(policy).or_default().without_target.clone_from(texts);
+    }
+    for (policy, covers) in &kept {
+        known.entry(policy).or_default().kept.clone_from(covers);
     }
     let nothing = Known::default();
     let written = statuses.written.lock();

@@ -1,13 +1,15 @@
 //! A document as a cluster holds it: the same that a folder would, read by the same model.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::cluster::place;
 use super::object::Object;
-use super::written::is_service;
+use super::written::{self, is_service};
 use crate::control::source::documents::{Found, of_cluster};
+use crate::control::world::Form;
 use crate::model::service::NO_ADDRESS;
 use crate::model::{Kind, ResourceKey};
 
@@ -25,7 +27,15 @@ pub(super) fn read(kind: Kind, key: &ResourceKey, object: &Object) -> Option<Fou
         lead_nowhere(&mut body);
     }
     let path: PathBuf = place(kind.as_str(), &key.name);
-    Some(of_cluster(&path, kind, key, &body.to_string()))
+    let mut found = of_cluster(&path, kind, key, &body.to_string());
+    let kept = written::kept(object);
+    if kind.is_security()
+        && !kept.is_empty()
+        && let Some(Form::Read(policy)) = &mut found.form
+    {
+        Arc::make_mut(policy).keep(kept);
+    }
+    Some(found)
 }
 
 /// A route without a Service among its parents is another controller's, whatever it says.

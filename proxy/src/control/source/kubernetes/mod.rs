@@ -196,7 +196,8 @@ async fn follow(client: Client, watched: Watched, health: Arc<Health>, news: mps
                 continue;
             }
         };
-        if health.heard(watched) {
+        // A list begins before the server was asked for it.
+        if !matches!(event, Event::Init) && health.heard(watched) {
             info!(kind = watched.kind(), "the API server is back");
         }
         let told = match event {
@@ -260,8 +261,8 @@ const COMPLAIN: Duration = Duration::from_secs(10);
 /// How long it may take to reach the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// How long the API server may say nothing on a connection. On a watch it speaks up about once a minute.
-const SILENCE_MAX: Duration = Duration::from_secs(150);
+/// How long the API server may say nothing on a connection: longer than a watch lasts on which nothing happens.
+const SILENCE_MAX: Duration = Duration::from_secs(125);
 
 /// After so long without an error, a watch stands.
 const SETTLED: Duration = Duration::from_secs(8);

@@ -327,3 +327,21 @@ fn a_pod_is_where_its_node_says_until_the_api_server_says_it() {
     assert_eq!(addresses(&scene), serde_json::json!(["10.244.0.9"]));
     assert!(!scene.cluster.is_nowhere("uid-of-web"));
 }
+
+#[test]
+fn a_policy_covers_what_an_earlier_control_plane_wrote_down_unless_it_was_written_anew_since() {
+    let policy = |generation: u32| {
+        format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: none, namespace: shop, generation: {generation}}}\nspec: {{action: DENY, targetRefs: [{{kind: Service, name: web}}], rules: [{{}}]}}\nstatus: {{conditions: [{{type: Accepted, observedGeneration: 1}}], kept: [{{service: web, selector: {{app: old}}, ports: [80]}}]}}\n"
+        )
+    };
+    for (generation, kept) in [
+        (1, serde_json::json!([{ "service": "web", "selector": { "app": "old" }, "ports": [80] }])),
+        (2, serde_json::Value::Null),
+    ] {
+        let mut scene = Scene::empty();
+        scene.is(&policy(generation));
+        scene.is(&service("web", "clusterIP: 10.65.0.9, selector: {app: web}, ports: [{port: 80}]"));
+        assert_eq!(scene.json("AuthorizationPolicy/shop/none")["status"]["kept"], kept, "{generation}");
+    }
+}

@@ -85,7 +85,7 @@ impl Watched {
 }
 
 /// How long one watch lasts; the next one goes on where it ended.
-const WATCH_SECONDS: u32 = 240;
+const WATCH_SECONDS: u32 = 110;
 
 /// Objects of one page.
 const PAGE: u32 = 250;

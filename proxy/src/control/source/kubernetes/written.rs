@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::object::Object;
 use crate::model::Kind;
+use crate::model::target::Former;
 
 /// One object whose status is ours to write, or partly.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,8 @@ pub(crate) struct Written {
     pub(crate) parents: Option<Vec<(usize, Value)>>,
     /// `status.parents` of a route, `status.conditions` of another kind.
     pub(crate) status: Vec<Value>,
+    /// Of a security policy: what it covers beyond where its Services lead, as it stands there.
+    pub(crate) kept: Vec<Value>,
 }
 
 impl Written {
@@ -35,8 +38,21 @@ impl Written {
         let is_ours = parents.as_ref().is_none_or(|parents| !parents.is_empty()) || status.iter().any(is_of_ours);
         let text = |path: &str| object.body.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, version) = (text("/apiVersion"), text("/metadata/resourceVersion"));
-        is_ours.then_some(Self { api_version, version, generation: object.generation, parents, status })
+        let kept = list("/status/kept").unwrap_or_default();
+        is_ours.then_some(Self { api_version, version, generation: object.generation, parents, status, kept })
     }
+}
+
+/// What a control plane wrote down that the policy goes on covering, in this very form: one that was written anew since covers
+/// what it says.
+pub(super) fn kept(object: &Object) -> Vec<Former> {
+    let conditions = object.body.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+    let observed = conditions.filter_map(|condition| condition.get("observedGeneration")?.as_i64()).max();
+    if observed.is_none() || observed != object.generation {
+        return Vec::new();
+    }
+    let kept = object.body.pointer("/status/kept").cloned().unwrap_or_default();
+    serde_json::from_value(kept).unwrap_or_default()
 }
 
 /// Is this parent of a route a Service? The API server writes the group where people do not.
