@@ -54,6 +54,7 @@ mod tests;
 pub(crate) mod token;
 pub(crate) mod webhook;
 pub(crate) mod world;
+mod written;
 
 use api::Api;
 use authority::{Nodes, Signer};

@@ -192,16 +192,28 @@ impl Store {
                 });
                 Wrong { place, problem }
             }));
-            all.extend(world.shadowed().map(|(key, first, other)| Wrong {
-                place: Some(place_of(other, key)),
-                problem: Problem {
-                    resource: key.to_string(),
-                    at: FieldPath::root(),
-                    text: format!("it is not in force: `outrigger apply` stored another form in {first}, which counts"),
-                    remedy: "take it out here, or `outrigger delete` the stored one; then this one counts".to_owned(),
-                    severity: Severity::Refuses,
-                    condition: None,
-                },
+            all.extend(world.shadowed().map(|(key, first, other)| {
+                let (text, remedy) = match first {
+                    Origin::File(path) => (
+                        format!("it is not in force: {} writes it already, and counts", place_of(path, key)),
+                        "keep it in one place; when it is gone there, this one counts",
+                    ),
+                    Origin::Applied(_) | Origin::Pod(_) | Origin::Object(_) => (
+                        format!("it is not in force: `outrigger apply` stored another form in {first}, which counts"),
+                        "take it out here, or `outrigger delete` the stored one; then this one counts",
+                    ),
+                };
+                Wrong {
+                    place: Some(place_of(other, key)),
+                    problem: Problem {
+                        resource: key.to_string(),
+                        at: FieldPath::root(),
+                        text,
+                        remedy: remedy.to_owned(),
+                        severity: Severity::Refuses,
+                        condition: None,
+                    },
+                }
             }));
             all.extend(world.claimed().map(|(key, other)| {
                 let (text, remedy) = runs_here(key);
@@ -452,6 +464,27 @@ mod tests {
         let again = Store::new(state.path());
         again.forget_gone();
         assert!(read_addresses(&state.path().join("addresses.json")).claimed.is_empty());
+    }
+
+    #[test]
+    fn of_two_files_that_write_one_document_the_later_one_is_told_with_both_places() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        for name in ["m.yaml", "a.yaml"] {
+            let path = state.path().join(name);
+            std::fs::write(&path, format!("# The pod.\n{WORKLOAD}")).unwrap();
+            let mut changes = put(WORKLOAD);
+            for change in &mut changes {
+                let (Change::Put { origin, .. } | Change::Remove { origin, .. }) = change;
+                *origin = Origin::File(path.clone());
+            }
+            store.apply(changes);
+        }
+        let problems = store.problems();
+        let [Wrong { place: Some(place), problem }] = &*problems else { panic!("{problems:?}") };
+        let said = format!("{place}: {problem}").replace(&format!("{}/", state.path().display()), "");
+        expect_test::expect!["a.yaml:2:1: Workload/shop/web-1: it is not in force: m.yaml:2:1 writes it already, and counts; keep it in one place; when it is gone there, this one counts"].assert_eq(&said);
+        assert_eq!(problem.severity, Severity::Refuses);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Everything that the control plane knows: the newest form of each resource, where it came from, and who refers to whom.
 //! Pure: a change goes in, the keys whose effective form changed come out.
 //!
-//! One key may be written at several places (two files, a file and `apply`). The first place by order is in force, the
+//! One key may be written at several places (two files, a file and `apply`). The first place (`written.rs`) is in force, the
 //! others are reported and wait: when the first goes, the next takes its place. The record of a local pod comes before all
 //! documents: its sidecar speaks for what runs, and a document of the same name would cut it off. A security policy that cannot be read is
 //! kept as text and sent as it is: its sidecars refuse it by name and close its target.
@@ -18,6 +18,7 @@ use super::contest::Contest;
 use super::coverage::Coverage;
 use super::holders::Holders;
 use super::references::{References, closed, places};
+use super::written::Places;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Problems, Severity};
 use crate::model::mesh::pod_ranges;
@@ -50,7 +51,7 @@ pub(crate) enum Form {
     },
 }
 
-/// Where a resource is written. Ordered by who wins: pods, then what was applied, then files by name.
+/// Where a resource is written.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Origin {
     /// The record of a local pod.
@@ -75,7 +76,7 @@ pub(crate) struct Body {
 /// All of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
-    written: BTreeMap<ResourceKey, BTreeMap<Origin, Form>>,
+    written: BTreeMap<ResourceKey, Places>,
     /// The effective forms that could be read, and the refused ones.
     resources: Resources,
     bodies: BTreeMap<ResourceKey, Body>,
@@ -96,7 +97,7 @@ impl World {
         let addresses_before = self.addresses_written(key);
         let key = match change {
             Change::Put { key, form, origin } => {
-                self.written.entry(key.clone()).or_default().insert(origin, form);
+                self.written.entry(key.clone()).or_default().put(origin, form);
                 key
             }
             Change::Remove { key, origin } => {
@@ -141,7 +142,7 @@ impl World {
     }
 
     fn claim(&self, key: &ResourceKey) -> Option<Claim<'_>> {
-        let (origin, form) = self.written.get(key)?.first_key_value()?;
+        let (origin, form) = self.written.get(key)?.first()?;
         let Form::Read(resource) = form else { return None };
         let Resource::Workload(workload) = resource.as_ref() else { return None };
         let is_good = !compile::alone(key, resource).refused();
@@ -274,21 +275,21 @@ impl World {
 
     /// Where the form in force is written.
     pub(crate) fn origin(&self, key: &ResourceKey) -> Option<&Origin> {
-        self.written.get(key)?.keys().next()
+        self.written.get(key)?.origins().next()
     }
 
     /// All places where a resource is written, the one in force first.
     pub(crate) fn origins(&self, key: &ResourceKey) -> impl Iterator<Item = &Origin> {
-        self.written.get(key).into_iter().flat_map(BTreeMap::keys)
+        self.written.get(key).into_iter().flat_map(Places::origins)
     }
 
-    /// Documents of folders that are not in force because `apply` stored them too: the key, where what counts is written,
-    /// and where the other one is.
+    /// Documents of folders that are not in force because they stand elsewhere too: the key, where what counts is written, and
+    /// where the other one is.
     pub(crate) fn shadowed(&self) -> impl Iterator<Item = (&ResourceKey, &Origin, &Path)> {
-        self.written.iter().filter(|(_, places)| places.len() > 1).flat_map(|(key, places)| {
-            let first = places.keys().next().filter(|first| matches!(first, Origin::Applied(_)));
+        self.written.iter().filter(|(_, places)| places.is_contested()).flat_map(|(key, places)| {
+            let first = places.origins().next().filter(|first| !matches!(first, Origin::Pod(_)));
             first.into_iter().flat_map(move |first| {
-                places.keys().filter_map(move |other| match other {
+                places.origins().skip(1).filter_map(move |other| match other {
                     Origin::File(path) => Some((key, first, path.as_path())),
                     Origin::Applied(_) | Origin::Pod(_) | Origin::Object(_) => None,
                 })
@@ -298,7 +299,7 @@ impl World {
 
     /// The local pods by their own records, whatever documents say.
     pub(crate) fn local_pods(&self) -> impl Iterator<Item = &Object<WorkloadSpec>> {
-        self.written.values().flatten().filter_map(|(origin, form)| match (origin, form) {
+        self.written.values().flat_map(Places::iter).filter_map(|(origin, form)| match (origin, form) {
             (Origin::Pod(_), Form::Read(resource)) => match resource.as_ref() {
                 Resource::Workload(workload) => Some(workload),
                 _ => None,
@@ -320,8 +321,8 @@ impl World {
 
     /// Documents that are named like a pod that runs here, and are not in force.
     pub(crate) fn claimed(&self) -> impl Iterator<Item = (&ResourceKey, &Path)> {
-        self.written.iter().filter(|(key, places)| places.len() > 1 && self.is_local_pod(key)).flat_map(|(key, places)| {
-            places.keys().filter_map(move |place| match place {
+        self.written.iter().filter(|(key, places)| places.is_contested() && self.is_local_pod(key)).flat_map(|(key, places)| {
+            places.origins().filter_map(move |place| match place {
                 Origin::Applied(path) | Origin::File(path) | Origin::Object(path) => Some((key, path.as_path())),
                 Origin::Pod(_) => None,
             })
@@ -345,14 +346,14 @@ impl World {
     }
 
     /// What is wrong with what is in force, and what is written twice. What could not be taken is told by its source, what
-    /// `apply` overrides by [`World::shadowed`], what a running pod overrides by [`World::claimed`].
+    /// another place of a document overrides by [`World::shadowed`], what a running pod overrides by [`World::claimed`].
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.faults().into_vec();
         for (key, places) in &self.written {
-            let mut origins = places.keys();
+            let mut origins = places.origins();
             if let Some(first) = origins.next() {
                 let told = |other: &&Origin| match (first, other) {
-                    (Origin::Applied(_), Origin::File(_)) => false,
+                    (Origin::Applied(_) | Origin::File(_), Origin::File(_)) => false,
                     (Origin::Pod(_), other) => matches!(other, Origin::Pod(_)),
                     (Origin::Applied(_) | Origin::File(_) | Origin::Object(_), _) => true,
                 };
@@ -393,7 +394,7 @@ impl World {
 
     /// Makes the first place of `key` the one in force. Says whether that changed anything.
     fn settle(&mut self, key: &ResourceKey) -> bool {
-        let mut form = self.written.get(key).and_then(|places| places.values().next()).cloned();
+        let mut form = self.written.get(key).and_then(Places::first).map(|(_, form)| form.clone());
         match &mut form {
             Some(Form::Read(policy)) if key.kind.is_security() => {
                 if !policy.kept().is_empty() {
@@ -461,12 +462,9 @@ impl World {
 }
 
 /// A Service as its first place writes it, if it is good by itself.
-fn service_written<'a>(
-    written: &'a BTreeMap<ResourceKey, BTreeMap<Origin, Form>>,
-    name: &Named,
-) -> Option<&'a Object<ServiceSpec>> {
+fn service_written<'a>(written: &'a BTreeMap<ResourceKey, Places>, name: &Named) -> Option<&'a Object<ServiceSpec>> {
     let key = service_key(name.clone());
-    let Form::Read(resource) = written.get(&key)?.values().next()? else { return None };
+    let (_, Form::Read(resource)) = written.get(&key)?.first()? else { return None };
     let Resource::Service(service) = resource.as_ref() else { return None };
     (!compile::alone(&key, resource).refused()).then_some(service)
 }
@@ -529,6 +527,21 @@ mod tests {
         assert_eq!((at(&world, "10.65.0.3"), at(&world, "10.65.0.4")), (0, 1));
         world.apply(Change::Remove { key: key.clone(), origin: file });
         assert!(world.body(&key).is_none() && world.shadowed().count() == 0 && at(&world, "10.65.0.4") == 0);
+    }
+
+    #[test]
+    fn of_two_files_the_one_in_force_stays_so_until_it_goes() {
+        let mut world = World::default();
+        let (earlier, later) = (Origin::File("m".into()), Origin::File("a".into()));
+        assert_eq!(put(&mut world, "10.65.0.2", &earlier), 1);
+        assert_eq!(put(&mut world, "10.65.0.3", &later), 0);
+        let (key, _) = service("10.65.0.2");
+        assert_eq!(world.origin(&key), Some(&earlier));
+        let shadowed: Vec<_> = world.shadowed().map(|(_, first, other)| (first, other)).collect();
+        assert_eq!(shadowed, [(&earlier, Path::new("a"))]);
+        assert!(world.problems().is_empty(), "{:?}", world.problems());
+        assert_eq!(world.apply(Change::Remove { key: key.clone(), origin: earlier }).len(), 1);
+        assert_eq!(world.origin(&key), Some(&later));
     }
 
     #[test]

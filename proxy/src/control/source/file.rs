@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::documents::{Found, documents};
-use super::kept::{self, Forms};
+use super::kept::{self, Forms, Kept, Since};
 use super::{Batch, Told};
 use crate::base::drain::DrainGuard;
 use crate::base::problems::{FieldPath, Problem, Severity};
@@ -240,7 +240,7 @@ struct Folder {
     /// Where last good forms are remembered.
     kept: PathBuf,
     /// What an earlier process remembered of its files, until the first look.
-    earlier: BTreeMap<PathBuf, Forms>,
+    earlier: BTreeMap<PathBuf, Kept>,
 }
 
 /// One file, as it was seen last.
@@ -249,16 +249,25 @@ struct Seen {
     /// None: it could not be read, or it names other files, which may have changed.
     text: Option<String>,
     forms: BTreeMap<ResourceKey, Form>,
+    /// When its documents came.
+    since: Since,
     told: Vec<Told>,
 }
 
 /// All folders.
 #[derive(Debug)]
-struct Folders(Vec<Folder>);
+struct Folders {
+    all: Vec<Folder>,
+    /// How many documents came so far, in all lives.
+    came: u64,
+    /// Was everything looked at once?
+    looked: bool,
+}
 
 impl Folders {
     fn new(watched: Watched) -> Self {
         let mut earlier = kept::read(&watched.kept);
+        let came = earlier.values().flat_map(|kept| kept.since.values()).max().copied().unwrap_or_default();
         let mut folder = |kind, path: PathBuf| {
             let own = |file: &PathBuf| kind == Kind::Documents && file.starts_with(&path);
             let earlier = earlier.extract_if(.., |file, _| own(file)).collect();
@@ -268,12 +277,12 @@ impl Folders {
         let mut all = vec![folder(Kind::Applied, watched.applied)];
         all.extend(watched.folders.into_iter().map(|path| folder(Kind::Documents, path)));
         all.push(folder(Kind::Pods, watched.pods));
-        Self(all)
+        Self { all, came, looked: false }
     }
 
     /// Asks for notices of folders of which there are none yet.
     fn subscribe(&mut self, watcher: &mut RecommendedWatcher) {
-        for folder in &mut self.0 {
+        for folder in &mut self.all {
             if !folder.path.exists() {
                 folder.subscribed = false;
             } else if !folder.subscribed {
@@ -286,21 +295,34 @@ impl Folders {
     fn look(&mut self, look: Look) -> Option<Batch> {
         let before = self.told();
         let mut changes = Vec::new();
-        for folder in self.0.iter_mut().filter(|folder| look == Look::Everything || folder.kind == Kind::Pods) {
-            folder.look(&mut changes);
+        for folder in self.all.iter_mut().filter(|folder| look == Look::Everything || folder.kind == Kind::Pods) {
+            folder.look(&mut changes, &mut self.came);
+        }
+        if look == Look::Everything && !std::mem::replace(&mut self.looked, true) {
+            // What was there first in an earlier life is there first in this one.
+            changes.sort_by_key(|change| self.since(change));
         }
         let problems = self.told();
         (!changes.is_empty() || problems != before).then(|| Batch { changes, problems, ..Batch::default() })
     }
 
+    /// When a document of a file that people keep came; others have no such order.
+    fn since(&self, change: &Change) -> u64 {
+        let (Change::Put { key, origin: Origin::File(path), .. } | Change::Remove { key, origin: Origin::File(path) }) = change
+        else {
+            return 0;
+        };
+        self.all.iter().find_map(|folder| folder.files.get(path)?.since.get(key).copied()).unwrap_or_default()
+    }
+
     fn told(&self) -> Vec<Told> {
-        let all = self.0.iter();
+        let all = self.all.iter();
         all.flat_map(|folder| folder.trouble.iter().chain(folder.files.values().flat_map(|seen| &seen.told))).cloned().collect()
     }
 }
 
 impl Folder {
-    fn look(&mut self, changes: &mut Vec<Change>) {
+    fn look(&mut self, changes: &mut Vec<Change>, came: &mut u64) {
         let endings: &[&str] = if self.kind == Kind::Pods { &["json"] } else { &["yaml", "yml", "json"] };
         let found = match files(&self.path, endings) {
             Ok(mut found) => {
@@ -315,10 +337,10 @@ impl Folder {
             }
             Err(error) => {
                 // Gone since before this process: as if it had been seen.
-                for (path, forms) in std::mem::take(&mut self.earlier) {
+                for (path, Kept { forms, since }) in std::mem::take(&mut self.earlier) {
                     let origin = self.origin(&path);
                     changes.extend(put(&forms, &origin));
-                    self.files.insert(path, Seen { forms, ..Seen::default() });
+                    self.files.insert(path, Seen { forms, since, ..Seen::default() });
                 }
                 let remedy = if self.files.is_empty() { "make it" } else { "bring it back; its documents stay in force" };
                 self.trouble = Some(trouble(&self.path, format!("the folder cannot be read: {error}"), remedy));
@@ -329,17 +351,18 @@ impl Folder {
         let gone: Vec<PathBuf> = self.files.keys().filter(|path| !found.contains(*path)).cloned().collect();
         let mut earlier = std::mem::take(&mut self.earlier);
         for path in earlier.keys().filter(|path| !found.contains(*path)) {
-            self.keep(path, &Forms::new());
+            self.keep(path, &Forms::new(), &Since::new());
         }
         for path in gone {
             let seen = self.files.remove(&path).unwrap_or_default();
-            self.keep(&path, &Forms::new());
+            self.keep(&path, &Forms::new(), &Since::new());
             let origin = self.origin(&path);
             changes.extend(seen.forms.into_keys().map(|key| Change::Remove { key, origin: origin.clone() }));
         }
         for path in found {
             let mut seen = self.files.remove(&path).unwrap_or_default();
-            let earlier = earlier.remove(&path).unwrap_or_default();
+            let Kept { forms: earlier, since } = earlier.remove(&path).unwrap_or_default();
+            seen.since.extend(since);
             let bytes_max = if self.kind == Kind::Pods { KEYS_BYTES_MAX } else { FILE_BYTES_MAX };
             match read_at_most(&path, bytes_max) {
                 Err(error) => {
@@ -353,8 +376,15 @@ impl Folder {
                 Ok(text) => {
                     let before = if earlier.is_empty() { &seen.forms } else { &earlier };
                     let (forms, told) = self.read(&path, &text, before);
-                    if forms != *before {
-                        self.keep(&path, &forms);
+                    let mut when = |key: &ResourceKey| {
+                        seen.since.get(key).copied().unwrap_or_else(|| {
+                            *came = came.saturating_add(1);
+                            *came
+                        })
+                    };
+                    let since: Since = forms.keys().map(|key| (key.clone(), when(key))).collect();
+                    if forms != *before || since != seen.since {
+                        self.keep(&path, &forms, &since);
                     }
                     let origin = self.origin(&path);
                     for key in seen.forms.keys().filter(|key| !forms.contains_key(key)) {
@@ -365,7 +395,7 @@ impl Folder {
                         changes.push(Change::Put { key: key.clone(), form: form.clone(), origin: origin.clone() });
                     }
                     let again = text.contains("jwksFile");
-                    seen = Seen { text: (!again).then_some(text), forms, told };
+                    seen = Seen { text: (!again).then_some(text), forms, since, told };
                 }
             }
             self.files.insert(path, seen);
@@ -417,12 +447,12 @@ impl Folder {
     }
 
     /// Remembers what is good of a file's documents.
-    fn keep(&self, path: &Path, forms: &Forms) {
+    fn keep(&self, path: &Path, forms: &Forms, since: &Since) {
         if self.kind != Kind::Documents {
             return;
         }
         let good = forms.iter().filter(|(_, form)| is_good(form)).map(|(key, form)| (key.clone(), form.clone())).collect();
-        if let Err(error) = kept::write(&self.kept, path, &good) {
+        if let Err(error) = kept::write(&self.kept, path, &good, since) {
             warn!(%error, path = %path.display(), "last good documents cannot be remembered");
         }
     }
@@ -643,6 +673,42 @@ mod tests {
             put AuthorizationPolicy/shop/no unreadable: unknown field "rule"
             mesh/a.yaml:4:22: AuthorizationPolicy/shop/no: unknown field "rule"
             mesh/b.yaml:4:17: Service/shop/web: spec.ports[0].port: 0 is not a port
+        "#]]);
+    }
+
+    #[test]
+    fn of_two_files_that_write_one_document_the_earlier_one_is_told_of_first_also_after_a_restart() {
+        let mut place = Place::new();
+        place.write("mesh/m.yaml", DENY);
+        place.look(expect![[r#"
+            put AuthorizationPolicy/shop/no 150
+        "#]]);
+        // One that comes while nobody looks came later too.
+        place.write("mesh/a.yaml", &DENY.replace("rules: [{}]", "rules: []"));
+        for _ in 0..2 {
+            place.restart();
+            place.look(expect![[r#"
+                put AuthorizationPolicy/shop/no 150
+                put AuthorizationPolicy/shop/no 137
+            "#]]);
+        }
+        // Neither does one that is bad, and closes its target, lose its place by that.
+        place.write("mesh/m.yaml", &DENY.replace("rules", "rule"));
+        place.restart();
+        place.look(expect![[r#"
+            put AuthorizationPolicy/shop/no 150
+            put AuthorizationPolicy/shop/no 137
+            mesh/m.yaml:4:22: AuthorizationPolicy/shop/no: unknown field "rule"
+        "#]]);
+        fs::remove_file(place.root.path().join("mesh/m.yaml")).unwrap();
+        place.look(expect![[r#"
+            remove AuthorizationPolicy/shop/no
+        "#]]);
+        place.write("mesh/m.yaml", DENY);
+        place.restart();
+        place.look(expect![[r#"
+            put AuthorizationPolicy/shop/no 137
+            put AuthorizationPolicy/shop/no 150
         "#]]);
     }
 
