@@ -23,7 +23,7 @@ use crate::node::report::{PodReport, Waiting};
 #[command(after_help = "Example:
   outrigger status -o json
 
-Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service that does not exist or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, connections wait for a pod's sidecar, a kernel program is not attached, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
+Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service or Workload that does not exist, denies whom no peer can be, or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, connections wait for a pod's sidecar, a kernel program is not attached, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
 
 Of a control plane that was just started it waits up to 6 s for sidecars and the node agent to come back. With -o wide, pods are listed with all of their addresses.")]
 pub(crate) struct StatusArgs {
@@ -257,7 +257,7 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
     let now = number(answer, "/control/now");
     let mut lines: Vec<String> =
         problems(answer).iter().filter(|problem| problem.refuses).map(|problem| format!("refused: {}", line(problem))).collect();
-    let told = list(answer, "/withoutTarget").iter().chain(list(answer, "/coverage"));
+    let told = ["/withoutTarget", "/denyingNobody", "/coverage"].iter().flat_map(|pointer| list(answer, pointer));
     lines.extend(told.filter_map(Value::as_str).map(str::to_owned));
     let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
     let ended = |item: &Value| item.pointer("/certificateExpires").and_then(Value::as_u64).is_some_and(|ends| ends <= now);
@@ -448,6 +448,7 @@ mod tests {
         );
         one(&|all| all["coverage"] = json!(["the policy covers too much"]), "the policy covers too much");
         one(&|all| all["withoutTarget"] = json!(["the policy has none"]), "the policy has none");
+        one(&|all| all["denyingNobody"] = json!(["the policy denies nobody"]), "the policy denies nobody");
         one(
             &|all| all["pods"][0]["connected"] = false.into(),
             "shop/web-1 is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for the next one for as long as the pod holds them",

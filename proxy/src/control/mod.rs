@@ -199,10 +199,11 @@ impl Control {
 
         let metrics = Arc::new(Metrics::new()?);
         metrics.root_expiry.set(i64::try_from(ca.root_expires().as_secs()).unwrap_or(i64::MAX));
-        let store = Arc::new(match cluster {
+        let store = match cluster {
             None => Store::new(&config.state),
             Some(_) => Store::of_cluster(&config.state),
-        });
+        };
+        let store = Arc::new(store.of_trust_domain(config.trust_domain.clone()));
         let sessions =
             Arc::new(Sessions::new(Arc::clone(&store), config.trust_domain.clone(), clock.clone(), Arc::clone(&metrics)));
 

@@ -21,6 +21,7 @@ use super::source::file::{place_in, place_of};
 use super::world::{Change, Form, Origin, World};
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::base::state;
+use crate::identity::spiffe::TrustDomain;
 use crate::model::address_book::{AddressBook, service_addresses};
 use crate::model::name_table::NameTable;
 use crate::model::{Kind, Resource, ResourceKey};
@@ -91,6 +92,12 @@ impl Store {
     /// Of a cluster, whose own servers resolve names.
     pub(crate) fn of_cluster(folder: &Path) -> Self {
         Self { names: None, ..Self::new(folder) }
+    }
+
+    /// Tells of principals of other trust domains than this one.
+    pub(crate) fn of_trust_domain(self, own: TrustDomain) -> Self {
+        self.world.write().set_trust_domain(own);
+        self
     }
 
     /// Takes a batch of changes and returns the revision that they made. Blocks for the state folder's locks.

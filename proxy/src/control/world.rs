@@ -21,6 +21,7 @@ use super::references::{References, closed, places};
 use super::written::Places;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Problems, Severity};
+use crate::identity::spiffe::TrustDomain;
 use crate::model::mesh::pod_ranges;
 use crate::model::object::Object;
 use crate::model::service::ServiceSpec;
@@ -86,6 +87,8 @@ pub(crate) struct World {
     /// Which Service has a cluster address.
     holders: Holders,
     coverage: Coverage,
+    /// That of all who can come in.
+    trust_domain: Option<TrustDomain>,
     revision: u64,
 }
 
@@ -226,6 +229,11 @@ impl World {
         &mut self.coverage
     }
 
+    /// Whoever comes in is of this trust domain.
+    pub(crate) fn set_trust_domain(&mut self, own: TrustDomain) {
+        self.trust_domain = Some(own);
+    }
+
     /// Goes on with who held which cluster address in an earlier life.
     pub(crate) fn remember_holders(&mut self, holders: Holders) {
         self.holders = holders;
@@ -337,6 +345,9 @@ impl World {
     /// What is wrong with what is in force, and with Workloads that are not because of their addresses.
     pub(crate) fn faults(&self) -> Problems {
         let mut problems = compile::check(&self.resources, self.holders.all_lost());
+        if let Some(own) = &self.trust_domain {
+            problems.append(compile::check_domains(&self.resources, own));
+        }
         for (key, lost) in self.workloads.lost() {
             let mut one = Problems::of(key);
             lost.tell(&mut one);

@@ -14,7 +14,7 @@ use crate::policy::authorization::{Action, RuleConfig};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AuthorizationPolicySpec {
     /// What it applies to; the namespace when absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "super::target::some_targets", skip_serializing_if = "Vec::is_empty")]
     pub(crate) target_refs: Vec<TargetRef>,
     /// What is done with a request that a rule matches.
     pub(crate) action: Action,

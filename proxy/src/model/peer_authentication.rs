@@ -14,7 +14,7 @@ use super::target::TargetRef;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PeerAuthenticationSpec {
     /// What it applies to; the namespace when absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "super::target::some_targets", skip_serializing_if = "Vec::is_empty")]
     pub(crate) target_refs: Vec<TargetRef>,
     /// For every port that `portLevel` does not name.
     pub(crate) mode: PeerMode,

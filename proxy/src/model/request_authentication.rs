@@ -14,7 +14,7 @@ use crate::policy::jwt::{JwtConfig, ProviderConfig, TokenSourceConfig, Tokens};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct RequestAuthenticationSpec {
     /// What it applies to; the namespace when absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "super::target::some_targets", skip_serializing_if = "Vec::is_empty")]
     pub(crate) target_refs: Vec<TargetRef>,
     /// Must a request bring a token? `Required` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

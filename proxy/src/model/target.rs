@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::object::Object;
 use super::service::{PortRef, ServiceSpec};
@@ -20,6 +21,16 @@ pub(crate) struct TargetRef {
     pub(crate) kind: TargetKind,
     /// Its name, in the policy's namespace.
     pub(crate) name: String,
+}
+
+/// Reads the targets of a security policy. An empty list is refused: it would be read as none at all, which is the whole
+/// namespace, where nothing may have been meant.
+pub(super) fn some_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TargetRef>, D::Error> {
+    let targets = Vec::deserialize(deserializer)?;
+    if targets.is_empty() {
+        return Err(D::Error::invalid_value(Unexpected::Other("an empty list"), &"one target or more, or no targetRefs at all"));
+    }
+    Ok(targets)
 }
 
 /// What can be a target.

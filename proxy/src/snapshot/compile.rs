@@ -16,6 +16,7 @@ use super::service::{self, Backends};
 use super::service_claims::{self, Taken};
 use super::{
     AppProtocol, Egress, Inbound, MeshSettings, Outbound, ServicePort, Snapshot, claims, headless, inbound, references, route,
+    rules,
 };
 use crate::base::names::{LABELS, NameError, Named, check_host, check_name, check_part, label_fault};
 use crate::base::problems::{FieldPath, Problems};
@@ -120,9 +121,19 @@ pub(crate) fn references(resources: &Resources) -> Problems {
     references::check(resources, &service_claims::lost_among(resources))
 }
 
-/// The security policies of which a Service that they are for does not exist, each with that Service and what it means.
+/// The security policies of which a target does not exist, each with that target and what it means.
 pub(crate) fn without_target(resources: &Resources) -> BTreeMap<(ResourceKey, ResourceKey), &'static str> {
     references::without_target(resources)
+}
+
+/// The problems of principals that no peer of the mesh with this trust domain can have.
+pub(crate) fn check_domains(resources: &Resources, own: &TrustDomain) -> Problems {
+    rules::check_domains(resources, own.as_str())
+}
+
+/// The DENY policies with such a principal, and what that means.
+pub(crate) fn denying_nobody(resources: &Resources, own: &TrustDomain) -> BTreeSet<(ResourceKey, String)> {
+    rules::denying_nobody(resources, own.as_str())
 }
 
 /// The problems of one resource by itself.

@@ -21,6 +21,7 @@ mod references;
 mod route;
 mod route_references;
 mod route_table;
+mod rules;
 mod selected;
 mod service;
 #[cfg(test)]

@@ -11,12 +11,12 @@ use super::cluster_address::{ClusterAddresses, is_given};
 use super::ranges::{check_edges, check_ranges};
 use super::selected::Selected;
 use super::service_claims::Taken;
-use super::{claims, compile, excluded, kept, ranges, route_references, service};
+use super::{claims, compile, excluded, kept, ranges, route_references, rules, service};
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problems};
 use crate::model::object::Object;
 use crate::model::service::{PortRef, ServicePortSpec, ServiceSpec};
-use crate::model::target::TargetKind;
+use crate::model::target::{TargetKind, TargetRef};
 use crate::model::workload::WorkloadSpec;
 use crate::model::{Kind, Resource, ResourceKey, Resources};
 
@@ -85,6 +85,9 @@ pub(super) fn check(resources: &Resources, lost_services: &BTreeMap<Named, Taken
             | Resource::TrafficPolicy(_) => {
                 check_targets(resources, resource, &mut problems);
                 check_kept(resources, resource, &mut problems);
+                if let Resource::AuthorizationPolicy(policy) = resource.as_ref() {
+                    rules::check_ports(resources, policy, &mut problems);
+                }
             }
         }
         all.append(problems);
@@ -148,19 +151,11 @@ fn check_headless(port: &ServicePortSpec, index: usize, workloads: &[&Object<Wor
 fn check_targets(resources: &Resources, policy: &Resource, problems: &mut Problems) {
     let key = policy.key();
     for (index, target) in policy.targets().iter().enumerate() {
-        let name = Named::new(Arc::clone(&key.name.namespace), target.name.as_str());
-        let kind = match target.kind {
-            TargetKind::Service => Kind::Service,
-            TargetKind::Workload => Kind::Workload,
-        };
-        let wanted = ResourceKey { kind, name };
-        // Offline there are no workloads at all: they come with the pods.
-        let can_tell = kind == Kind::Service || resources.workloads_in(&key.name.namespace).next().is_some();
-        if can_tell && resources.get(&wanted).is_none() {
+        if let Some(wanted) = missing(resources, &key.name.namespace, target) {
             let at = FieldPath::root().field("spec").field("targetRefs").index(index).field("name");
-            let names = resources.of_kind(kind).filter(|(other, _)| other.name.namespace == key.name.namespace);
+            let names = resources.of_kind(wanted.kind).filter(|(other, _)| other.name.namespace == key.name.namespace);
             let remedy = nearest(&target.name, names.map(|(other, _)| &*other.name.name));
-            problems.warn(&at, format!("{wanted} does not exist; {}", unprotected(policy, &target.name)), remedy);
+            problems.warn(&at, format!("{wanted} does not exist; {}", unprotected(policy, target)), remedy);
         }
     }
 }
@@ -202,9 +197,9 @@ fn check_kept(resources: &Resources, policy: &Resource, problems: &mut Problems)
     }
 }
 
-/// What it means that the Service of such a policy does not exist.
-pub(super) fn unprotected(policy: &Resource, service: &str) -> &'static str {
-    if policy.kept().iter().any(|form| form.service == service) {
+/// What it means that such a target of a policy does not exist.
+pub(super) fn unprotected(policy: &Resource, target: &TargetRef) -> &'static str {
+    if target.kind == TargetKind::Service && policy.kept().iter().any(|form| form.service == target.name) {
         return "the policy goes on covering what it led to, and nothing else";
     }
     match policy.key().kind {
@@ -223,8 +218,7 @@ pub(super) fn unprotected(policy: &Resource, service: &str) -> &'static str {
     }
 }
 
-/// The security policies of which a Service that they are for does not exist, each with that Service and what it means. A
-/// Workload that is not there leaves nothing open.
+/// The security policies of which a target does not exist, each with that target and what it means.
 pub(super) fn without_target(resources: &Resources) -> BTreeMap<(ResourceKey, ResourceKey), &'static str> {
     let refused = resources.refused.iter().filter_map(|(key, resource)| Some((key, resource.as_ref()?)));
     let mut found = BTreeMap::new();
@@ -232,15 +226,25 @@ pub(super) fn without_target(resources: &Resources) -> BTreeMap<(ResourceKey, Re
         if !key.kind.is_security() {
             continue;
         }
-        for target in resource.targets().iter().filter(|target| target.kind == TargetKind::Service) {
-            let name = Named::new(Arc::clone(&key.name.namespace), target.name.as_str());
-            let wanted = ResourceKey { kind: Kind::Service, name };
-            if resources.get(&wanted).is_none() {
-                found.insert((key.clone(), wanted), unprotected(resource, &target.name));
+        for target in resource.targets() {
+            if let Some(wanted) = missing(resources, &key.name.namespace, target) {
+                found.insert((key.clone(), wanted), unprotected(resource, target));
             }
         }
     }
     found
+}
+
+/// The target of a policy of `namespace`, where it does not exist.
+fn missing(resources: &Resources, namespace: &Arc<str>, target: &TargetRef) -> Option<ResourceKey> {
+    let kind = match target.kind {
+        TargetKind::Service => Kind::Service,
+        TargetKind::Workload => Kind::Workload,
+    };
+    let wanted = ResourceKey { kind, name: Named::new(Arc::clone(namespace), target.name.as_str()) };
+    // Offline there are no workloads at all: they come with the pods.
+    let can_tell = kind == Kind::Service || resources.workloads_in(namespace).next().is_some();
+    (can_tell && resources.get(&wanted).is_none()).then_some(wanted)
 }
 
 /// What to do about a name that nothing has.

@@ -291,8 +291,10 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
     let world = api.store.world();
     let without_target: Vec<String> = compile::without_target(world.resources())
         .into_iter()
-        .map(|((policy, service), means)| format!("{policy}: {service} does not exist; {means}"))
+        .map(|((policy, target), means)| format!("{policy}: {target} does not exist; {means}"))
         .collect();
+    let denying_nobody = compile::denying_nobody(world.resources(), &api.config.trust_domain);
+    let denying_nobody: Vec<String> = denying_nobody.into_iter().map(|(policy, means)| format!("{policy}: {means}")).collect();
     let widened = world
         .coverage()
         .wide()
@@ -338,6 +340,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "list": problems.iter().map(|known| wrong(&known.problem, known.place.clone())).collect::<Vec<_>>(),
         },
         "withoutTarget": without_target,
+        "denyingNobody": denying_nobody,
         "coverage": widened,
         "pods": pods,
     }))

@@ -1,6 +1,7 @@
 //! A rule as it is written, compiled. What says nothing or could never fit is refused: in a DENY it would be a hole.
 
 use super::{Action, Asked, Caller, FromConfig, Rule, RuleConfig, ToConfig, When};
+use crate::base::names::check_name;
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
@@ -26,7 +27,7 @@ pub(super) fn compile_rule(
             compile_principal(action, text, at, problems)
         });
         let namespaces = compile_list(namespaces.as_deref(), &at.field("namespaces"), problems, |text, at, problems| {
-            compile_text(text, at, problems)
+            compile_namespace(text, at, problems)
         });
         Some(Caller { principals: principals?, namespaces: namespaces? })
     });
@@ -90,20 +91,25 @@ fn compile_principal(action: Action, text: &str, at: &FieldPath, problems: &mut 
     let pattern = StringMatch::pattern(text, at, problems)?;
     let pattern = match pattern {
         // As a peer's own is written out, so that both are one text.
-        StringMatch::Exact(id) => id.parse::<SpiffeId>().ok().map(|id| StringMatch::Exact(id.to_string().into())),
+        StringMatch::Exact(id) => {
+            let id = id.parse::<SpiffeId>().ok().filter(is_a_peers);
+            id.map(|id| StringMatch::Exact(id.to_string().into()))
+        }
         // A trust domain is in lower case (SPIFFE ID 2.1).
         StringMatch::Prefix(start) => start
             .strip_prefix("spiffe://")
-            .and_then(|rest| rest.split('/').next())
-            .is_some_and(|domain| !domain.bytes().any(|byte| byte.is_ascii_uppercase()))
+            .is_some_and(|rest| {
+                let (domain, path) = rest.split_once('/').map_or((rest, None), |(domain, path)| (domain, Some(path)));
+                !domain.bytes().any(|byte| byte.is_ascii_uppercase()) && path.is_none_or(begins_a_peers)
+            })
             .then_some(StringMatch::Prefix(start)),
         StringMatch::Suffix(_) | StringMatch::Present | StringMatch::Regex(_) => Some(pattern),
     };
     let Some(pattern) = pattern else {
         problems.refuse(
             at,
-            format!("{text:?} is no SPIFFE ID, so that no peer would ever fit"),
-            "write spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME",
+            format!("{text:?} is no SPIFFE ID that a peer may have, so that none would ever fit"),
+            "write spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME, or spiffe://TRUST-DOMAIN/node/NAME",
         );
         return None;
     };
@@ -122,6 +128,45 @@ fn compile_principal(action: Action, text: &str, at: &FieldPath, problems: &mut 
         problems.warn(at, format!("{text:?} fits {longer:?} too"), remedy);
     }
     Some(pattern)
+}
+
+/// Is it the identity of a service account or of a node agent? No other is ever issued.
+fn is_a_peers(id: &SpiffeId) -> bool {
+    let account = id.account().is_some_and(|(namespace, name)| check_name(namespace).is_ok() && check_name(name).is_ok());
+    account || id.path().strip_prefix("/node/").is_some_and(|node| !node.is_empty() && !node.contains('/'))
+}
+
+/// May a path that a peer has begin so? It is without its slash.
+fn begins_a_peers(path: &str) -> bool {
+    let mut parts = path.split('/');
+    let is_known = match (parts.next().unwrap_or_default(), parts.next(), parts.next(), parts.next()) {
+        (first, None, ..) => "ns".starts_with(first) || "node".starts_with(first),
+        ("node", Some(_), None, _) => true,
+        ("ns", Some(namespace), None, _) => is_of_names(namespace),
+        ("ns", Some(namespace), Some(third), None) => check_name(namespace).is_ok() && "sa".starts_with(third),
+        ("ns", Some(namespace), Some("sa"), Some(name)) => check_name(namespace).is_ok() && is_of_names(name),
+        _ => false,
+    };
+    is_known && parts.next().is_none()
+}
+
+/// Can it be a part of a name?
+fn is_of_names(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.'))
+}
+
+fn compile_namespace(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
+    let pattern = StringMatch::pattern(text, at, problems)?;
+    let good = match &pattern {
+        StringMatch::Exact(name) => check_name(name).is_ok(),
+        StringMatch::Prefix(part) | StringMatch::Suffix(part) => is_of_names(part),
+        StringMatch::Present | StringMatch::Regex(_) => true,
+    };
+    if !good {
+        let remedy = "use lower-case letters, digits and '-', as shop";
+        problems.refuse(at, format!("{text:?} is a name that no namespace has"), remedy);
+    }
+    good.then_some(pattern)
 }
 
 fn compile_path(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {

@@ -208,6 +208,31 @@ pub(crate) fn compile_rules(
     (compiled.len() == rules.len()).then(|| AuthorizationPolicy { name: RuleName::new(policy), action, rules: compiled })
 }
 
+/// The principals of rules that name another trust domain than `own`: no peer of theirs is ever let in, so that they fit
+/// nobody. Each with its place under `at`, the policy's spec.
+pub(crate) fn foreign_principals<'a>(rules: &'a [RuleConfig], own: &str, at: &FieldPath) -> Vec<(FieldPath, &'a str)> {
+    let mut found = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        for (from_index, from) in rule.from.iter().flatten().enumerate() {
+            let at = at.field("rules").index(index).field("from").index(from_index).field("principals");
+            let principals = from.principals.iter().flatten().enumerate();
+            found.extend(
+                principals.filter(|(_, text)| is_foreign(text, own)).map(|(index, text)| (at.index(index), text.as_str())),
+            );
+        }
+    }
+    found
+}
+
+/// Does the pattern fit identities of another trust domain alone?
+fn is_foreign(pattern: &str, own: &str) -> bool {
+    let Some(rest) = pattern.strip_prefix("spiffe://") else { return false };
+    match rest.split_once('/') {
+        Some((domain, _)) => domain != own,
+        None => rest.strip_suffix('*').is_some_and(|begin| !own.starts_with(begin)),
+    }
+}
+
 impl AuthorizationPolicy {
     /// Stands in for a policy that cannot be read: it denies everything under the policy's name.
     pub(crate) fn refuse(rule: RuleName) -> Self {

@@ -226,6 +226,14 @@ fn what_says_nothing_or_could_never_fit_is_refused() {
         json!({"from": [{"principals": ["spiffe://Cluster.local/ns/*"]}]}),
         json!({"from": [{"principals": ["spiffe://Cluster.local/ns/shop/sa/web"]}]}),
         json!({"from": [{"principal": ["x"]}]}),
+        json!({"from": [{"principals": ["spiffe://cluster.local/shop/web"]}]}),
+        json!({"from": [{"principals": ["spiffe://cluster.local/ns/Shop/sa/web"]}]}),
+        json!({"from": [{"principals": ["spiffe://cluster.local/ns/shop"]}]}),
+        json!({"from": [{"principals": ["spiffe://cluster.local/shop/*"]}]}),
+        json!({"from": [{"principals": ["spiffe://cluster.local/ns/Shop*"]}]}),
+        json!({"from": [{"principals": ["spiffe://cluster.local/ns/shop/web/*"]}]}),
+        json!({"from": [{"namespaces": ["Shop"]}]}),
+        json!({"from": [{"namespaces": ["shop/*"]}]}),
         json!({"to": [{"methods": ["get"]}]}),
         json!({"to": [{"paths": ["admin"]}]}),
         json!({"to": [{"paths": ["/admin?x=1"]}]}),
@@ -250,6 +258,29 @@ fn what_says_nothing_or_could_never_fit_is_refused() {
         .assert_eq(&refused(json!({"to": [{"methods": ["get"]}]})));
     expect_test::expect![[r#"p: spec.rules[0].to[0].paths[0]: a request's path is never spelt as "/m%c3%bc"; write /m%C3%BC"#]]
         .assert_eq(&refused(json!({"to": [{"paths": ["/m%c3%bc"]}]})));
+}
+
+#[test]
+fn what_a_peer_may_have_is_taken() {
+    for principal in [
+        WEB,
+        NODE,
+        "spiffe://cluster.local/node/*",
+        "spiffe://cluster.local/*",
+        "spiffe://cluster*",
+        "spiffe://cluster.local/n*",
+        "spiffe://cluster.local/ns/sh*",
+        "spiffe://cluster.local/ns/shop/*",
+        "spiffe://cluster.local/ns/shop/sa/we*",
+        "*/sa/web",
+        "*",
+    ] {
+        let config = json!({"action": "DENY", "rules": [{"from": [{"principals": [principal]}]}]});
+        assert!(policy("p", config).is_ok(), "{principal}");
+    }
+    for namespace in ["shop", "shop-*", "*-prod", "*", "a.b"] {
+        assert!(policy("p", json!({"action": "DENY", "rules": [{"from": [{"namespaces": [namespace]}]}]})).is_ok());
+    }
 }
 
 #[test]
@@ -319,4 +350,16 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn principals_of_another_trust_domain_are_found() {
+    let principals =
+        [WEB, "spiffe://other.td/ns/shop/sa/me", "spiffe://other.td/*", "spiffe://clus*", "spiffe://oth*", "*/sa/me", "*"];
+    let config: Config =
+        serde_json::from_value(json!({"action": "DENY", "rules": [{}, {"from": [{"principals": principals}]}]})).unwrap();
+    let found = foreign_principals(&config.rules, "cluster.local", &FieldPath::root().field("spec"));
+    let found: Vec<_> = found.iter().map(|(at, _)| at.as_str()).collect();
+    let at = |index: usize| format!("spec.rules[1].from[0].principals[{index}]");
+    assert_eq!(found, [at(1), at(2), at(4)]);
 }

@@ -22,7 +22,7 @@ use crate::control::source::file::place_of;
 use crate::control::store;
 use crate::control::world::{Change, Form, Origin};
 use crate::model::yaml::{self, Document};
-use crate::model::{ResourceKey, Resources};
+use crate::model::{Kind, ResourceKey, Resources};
 use crate::snapshot::{compile, kept};
 
 #[cfg(test)]
@@ -325,7 +325,8 @@ impl Api {
         answer.revision = self.store.apply(changes);
         let left = compile::without_target(self.store.world().resources());
         let lost = compile::without_target(&before);
-        let new = left.into_iter().filter(|(policy, _)| !lost.contains_key(policy));
+        // A workload that is gone leaves nothing open.
+        let new = left.into_iter().filter(|(pair, _)| pair.1.kind == Kind::Service && !lost.contains_key(pair));
         answer.problems.extend(new.map(|((policy, service), means)| target_lost(&before, &policy, &service, means)));
         answer
     }
