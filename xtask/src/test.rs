@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{Stop, ebpf, kernels, setup, shell, tidy};
+use crate::{Stop, ebpf, kernels, kube, setup, shell, tidy};
 
 /// The groups of end-to-end cases that run on the second rung of capture too, whenever everything does: those in which
 /// traffic of many kinds goes through. `cargo xtask e2e --capture nftables` runs all of them there.
@@ -44,8 +44,9 @@ pub(crate) fn run(root: &Path, long: bool, left_out: LeftOut) -> Result<()> {
         part("unit", || unit(root)),
         part("kernel programs", || check(|| ebpf::run(root, true))),
         part("other kernels", || kernels::part(root)),
-        part("end to end", || cases(root, long, "ebpf", &[])),
+        part("end to end", || cases(root, long, "ebpf", &["--without=cluster".to_owned()])),
         part("on nftables", || cases(root, long, "nftables", &ON_NFTABLES.map(str::to_owned))),
+        part("on Kubernetes", || cases(root, long, "ebpf", &["cluster::".to_owned()])),
     ];
     println!();
     println!("{:<17} {:>8} {:>7} {:>7}", "part", "minutes", "passed", "failed");
@@ -128,6 +129,9 @@ fn cases(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<(C
     }
     setup::run(root, setup::Need::Everything)?;
     setup::build(root)?;
+    if filter.iter().any(|part| part.starts_with("cluster")) && kube::build::has_go() {
+        kube::build::run(root)?;
+    }
     let mut command = shell::command(root, "target/debug/cases", &[]);
     command.args(filter).env("OUTRIGGER_CAPTURE", capture);
     if long {

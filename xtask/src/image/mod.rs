@@ -75,7 +75,7 @@ pub(crate) fn dev(root: &Path) -> Result<Vec<PathBuf>> {
     }
     let tests = Image {
         name: format!("{REGISTRY}/outrigger-tests:{}", version()),
-        entrypoint: vec!["/bin/shop".to_owned(), "echo".to_owned()],
+        entrypoint: vec!["/bin/shop".to_owned()],
         user: NOBODY.to_owned(),
         folders: Vec::new(),
         files: with_libraries(root, programs)?,

@@ -9,13 +9,13 @@ use e2e::runner::{Runner, Wish};
 
 mod bad_input;
 mod capture;
+mod cluster;
 mod conformance;
 mod corpus;
 mod enrolment;
 mod explicit;
 mod faults;
 mod fidelity;
-mod gamma;
 mod hangups;
 mod hold;
 mod ladder;
@@ -51,7 +51,6 @@ fn main() -> ExitCode {
     fidelity::run(&mut runner);
     strangers::run(&mut runner);
     conformance::run(&mut runner);
-    gamma::run(&mut runner);
     policies::run(&mut runner);
     observability::run(&mut runner);
     tools::run(&mut runner);
@@ -59,5 +58,6 @@ fn main() -> ExitCode {
     hold::run(&mut runner);
     hangups::run(&mut runner);
     upgrade::run(&mut runner);
+    cluster::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

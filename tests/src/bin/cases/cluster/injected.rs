@@ -1,0 +1,60 @@
+//! Pods that get a sidecar because their namespace says so, and what they do with it.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::cluster::{Cluster, PATIENCE};
+use e2e::mesh::wait_for;
+use e2e::runner::Case;
+
+use super::OnCluster;
+use super::pods::Namespace;
+use crate::world::own;
+
+pub(super) const CASES: &[OnCluster] = &[
+    Case {
+        name: "pods_of_a_labelled_namespace_speak_mutual_tls_by_their_service_accounts",
+        run: |cluster, _| identities(cluster),
+    },
+    Case { name: "a_policy_refuses_a_call_and_the_refusal_names_it", run: |cluster, _| refused(cluster) },
+];
+
+/// The sidecar stands where it belongs, and both ends of a call know each other.
+fn identities(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "identities")?;
+    shop.web(2)?;
+    shop.client("client")?;
+    shop.ready("web")?;
+    shop.ready("client")?;
+    for pod in shop.pods("web")? {
+        ensure!(pod["metadata"]["labels"]["outrigger.dev/sidecar"] == "injected", "{pod}");
+        let sidecar = &pod["spec"]["initContainers"][0];
+        ensure!(sidecar["name"] == "outrigger" && sidecar["restartPolicy"] == "Always", "{sidecar}");
+    }
+    shop.until("client", &["http://web/"], 200)?;
+    let caller = "spiffe://cluster.local/ns/identities/sa/client";
+    wait_for("the caller's identity in a metric", PATIENCE, || {
+        for _ in 0..6 {
+            shop.curl("client", &["http://web/"])?;
+        }
+        let counted = shop.metrics("client", "web")?;
+        let is_known = |line: &&str| {
+            line.starts_with("outrigger_requests_total{") && line.contains(caller) && line.contains(r#"mtls="true""#)
+        };
+        counted.lines().find(is_known).map(drop).with_context(|| format!("{caller} is not in\n{counted}"))
+    })
+}
+
+fn refused(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "refused")?;
+    shop.web(1)?;
+    shop.client("client")?;
+    shop.ready("web")?;
+    shop.ready("client")?;
+    shop.until("client", &["http://web/open"], 200)?;
+    let rule = "{ targetRefs: [{ kind: Service, name: web }], action: DENY, rules: [{ to: [{ paths: ['/secret*'] }] }] }";
+    cluster.apply(&own("AuthorizationPolicy", "refused", "no-secrets", rule))?;
+    shop.until("client", &["http://web/secret"], 403)?;
+    shop.until("client", &["http://web/open"], 200)?;
+    let counted = shop.metrics("client", "web")?;
+    let named = counted.lines().find(|line| line.starts_with("outrigger_refusals_total{") && line.contains("no-secrets"));
+    named.map(drop).with_context(|| format!("no refusal names its rule:\n{counted}"))
+}
