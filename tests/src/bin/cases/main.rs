@@ -16,6 +16,7 @@ mod enrolment;
 mod explicit;
 mod faults;
 mod fidelity;
+mod gamma;
 mod hangups;
 mod hold;
 mod ladder;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     fidelity::run(&mut runner);
     strangers::run(&mut runner);
     conformance::run(&mut runner);
+    gamma::run(&mut runner);
     policies::run(&mut runner);
     observability::run(&mut runner);
     tools::run(&mut runner);
