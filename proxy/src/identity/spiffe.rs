@@ -91,11 +91,16 @@ impl FromStr for TrustDomain {
     type Err = SpiffeError;
 
     fn from_str(text: &str) -> Result<Self, SpiffeError> {
-        spiffe::TrustDomain::new(text).map(Self).map_err(|error| SpiffeError {
-            what: "trust domain",
-            text: text.to_owned(),
-            reason: error.to_string(),
-        })
+        let fail = |reason| SpiffeError { what: "trust domain", text: text.to_owned(), reason };
+        let domain = spiffe::TrustDomain::new(text).map_err(|error| fail(error.to_string()))?;
+        // One trust domain, one spelling, as for identities.
+        if domain.as_str() != text {
+            return Err(fail(format!("write it as {}", domain.as_str())));
+        }
+        if text.split('.').any(str::is_empty) {
+            return Err(fail("a part between its dots is empty".to_owned()));
+        }
+        Ok(Self(domain))
     }
 }
 
@@ -164,6 +169,13 @@ mod tests {
         assert_eq!(id.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(id.account(), Some(("shop", "web")));
         assert_eq!(id.trust_domain(), domain);
+    }
+
+    #[test]
+    fn a_trust_domain_has_one_spelling() {
+        for text in ["", "spiffe://cluster.local", "CLUSTER.local", "a..b", ".a", "a.", "a b", "a/b"] {
+            assert!(text.parse::<TrustDomain>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::places::{self, PodPlaces, RUNTIME, UpRecord, runtime};
 use super::pod::cannot;
 use super::run::cgroup_root;
 use super::visit::{signal, wait_until};
-use super::{DownArgs, cgroup, links, pod, up};
+use super::{DownArgs, cgroup, links, pod, up, watched};
 use crate::base::state;
 use crate::model::address_book::{AddressBook, Range};
 use crate::node::kernel::{Kernel, unmount_bpffs};
@@ -23,9 +23,10 @@ pub(crate) fn down(args: DownArgs) -> Result<ExitCode, Failure> {
         return Err(Failure::environment("only root may remove what the mesh made", "run it as root, for example with sudo"));
     }
     let record = places::read_up_record();
-    is_meant(args.state.as_deref(), record.as_ref())?;
-    let state = args.state.or_else(|| record.as_ref().map(|record| record.state.clone())).unwrap_or_else(|| places::STATE.into());
     let cgroup_root = cgroup_root()?;
+    let known = record.as_ref().map(|record| record.state.clone()).or_else(|| up::state_of_pods(&cgroup_root));
+    is_meant(args.state.as_deref(), known.as_deref())?;
+    let state = args.state.or(known).unwrap_or_else(|| places::STATE.into());
     // The pods first: a pod that outlived its capture would be open.
     let pods = stop_pods(&state, &cgroup_root);
     let mesh = stop_mesh(record.as_ref());
@@ -41,15 +42,15 @@ pub(crate) fn down(args: DownArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whoever names a state means the mesh that has it, not whichever one is up.
-fn is_meant(named: Option<&Path>, up: Option<&UpRecord>) -> Result<(), Failure> {
-    let (Some(named), Some(UpRecord { state, .. })) = (named, up) else { return Ok(()) };
+/// Whoever names a state means the mesh that has it, not whichever one is up or has left its pods.
+fn is_meant(named: Option<&Path>, known: Option<&Path>) -> Result<(), Failure> {
+    let (Some(named), Some(state)) = (named, known) else { return Ok(()) };
     let whole = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_missing| path.to_owned());
     if whole(named) == whole(state) {
         return Ok(());
     }
     Err(Failure::invalid([format!(
-        "the mesh that is up has its state in {}, not in {}; name that folder, or none",
+        "the mesh of this machine has its state in {}, not in {}; name that folder, or none",
         state.display(),
         named.display()
     )]))
@@ -138,7 +139,7 @@ fn remove_files(state: &Path) -> io::Result<()> {
     if book.exists() {
         state::update(&book, 0o600, |book: &mut AddressBook| book.pods = Range { last: book.pods.last, ..Range::default() })?;
     }
-    for path in [state.join("names.json"), state.join("sidecars"), PathBuf::from(RUNTIME)] {
+    for path in [state.join("names.json"), state.join(watched::FILE), state.join("sidecars"), PathBuf::from(RUNTIME)] {
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -17,6 +17,7 @@ mod run;
 mod up;
 mod user;
 mod visit;
+mod watched;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -66,7 +67,8 @@ fn let_go() -> Result<(), Failure> {
 
 Pods' connections are captured by the first of these that works on this machine: kernel programs (ebpf), a ruleset in each pod's network namespace (nftables), nothing (explicit: programs are told of a proxy). `outrigger status` tells which it is, why it is none of the others, and what that costs; --capture asks for one by name, and the mesh does not start where it does not work.")]
 pub(crate) struct UpArgs {
-    /// A folder of documents that is watched; may be given several times
+    /// A folder of documents that is watched; may be given several times. Without one, those of the last `up` are watched
+    /// again, unless `down` came between
     #[arg(long, value_name = "DIR")]
     pub(crate) resources: Vec<PathBuf>,
     /// Where the mesh keeps its state

@@ -5,6 +5,7 @@
 //! `outrigger down` removes everything.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,6 +29,7 @@ use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
 use super::pod::cannot;
 use super::ports::{API_PORT, CONTROL_METRICS_PORT, NODE_METRICS_PORT, STREAM_PORT};
 use super::run::{answers, cgroup_root};
+use super::watched::{self, Watched};
 use super::{UpArgs, cgroup, detach, links, pod, ports, visit};
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
@@ -51,15 +53,21 @@ pub(crate) fn up(args: UpArgs) -> Result<ExitCode, Failure> {
     // For `down`, which may come before the record is written.
     lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).map_err(|error| cannot("lock the mesh", &error))?;
     let state = prepare(&args, &cgroup_root)?;
+    let watched = watched::decide(&args.resources, &state).map_err(|error| cannot("remember what is watched", &error))?;
+    for folder in &watched.left {
+        warn(&format!("{} is watched no more: what stands in it is not in force now", folder.display()));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(supervise(&args, &state, &cgroup_root));
+    let outcome = runtime.block_on(supervise(&args, &watched, &state, &cgroup_root));
     // Absent, where the mesh was never ready.
     drop(std::fs::remove_file(places::runtime("up.json")));
     outcome
 }
 
 fn already_up() -> Failure {
-    Failure::environment("a mesh is up on this machine already", "use it, or stop it with `outrigger down`")
+    let place = places::read_up_record().map(|record| format!(", with its state in {}", record.state.display()));
+    let text = format!("a mesh is up on this machine already{}", place.unwrap_or_default());
+    Failure::environment(text, "use it, or stop it with `outrigger down`")
 }
 
 /// What the supervisor, the agent and `run` need, by the names of capabilities(7).
@@ -107,20 +115,33 @@ fn prepare(args: &UpArgs, cgroup_root: &Path) -> Result<PathBuf, Failure> {
         }
         Ok(state)
     };
-    let state = made().map_err(|error: io::Error| cannot(&format!("prepare {}", args.state.display()), &error))?;
+    let state = made().map_err(|error: io::Error| {
+        let remedy = "run as root, or name another folder with --state";
+        Failure::environment(format!("cannot prepare {}: {error}", args.state.display()), remedy)
+    })?;
     check_no_other_mesh(&state, cgroup_root)?;
     sweep(&state, cgroup_root)?;
     links::make_bridge()?;
     Ok(state)
 }
 
+/// Pods in which a process lives, whoever's they are, with their places in `state`.
+fn running(state: &Path, cgroup_root: &Path) -> impl Iterator<Item = PodPlaces> {
+    let entries = std::fs::read_dir(cgroup_root.join(cgroup::PODS)).into_iter().flatten().flatten();
+    let stems = entries.filter(|entry| is_populated(&entry.path())).filter_map(|entry| entry.file_name().into_string().ok());
+    stems.filter_map(|stem| PodPlaces::of_stem(state, &stem))
+}
+
+/// The state that pods which run were started with.
+pub(crate) fn state_of_pods(cgroup_root: &Path) -> Option<PathBuf> {
+    running(Path::new(places::STATE), cgroup_root)
+        .find_map(|places| std::fs::read_to_string(places.state_note()).ok())
+        .map(PathBuf::from)
+}
+
 /// Pods outlive the mesh that they belong to. One that knows nothing of them would leave them without identity and policy.
 fn check_no_other_mesh(state: &Path, cgroup_root: &Path) -> Result<(), Failure> {
-    let entries = std::fs::read_dir(cgroup_root.join(cgroup::PODS)).into_iter().flatten().flatten();
-    let running = entries.filter(|entry| is_populated(&entry.path()));
-    let stems = running.filter_map(|entry| entry.file_name().into_string().ok());
-    let strangers: Vec<PodPlaces> =
-        stems.filter_map(|stem| PodPlaces::of_stem(state, &stem)).filter(|places| !places.record().exists()).collect();
+    let strangers: Vec<PodPlaces> = running(state, cgroup_root).filter(|places| !places.record().exists()).collect();
     let Some(first) = strangers.first() else { return Ok(()) };
     let names: Vec<String> = strangers.iter().take(NAMED_MAX).map(|places| places.pod.to_string()).collect();
     let more = if strangers.len() > NAMED_MAX { format!(" and {} more", strangers.len() - NAMED_MAX) } else { String::new() };
@@ -161,10 +182,10 @@ pub(crate) fn pods_of(state: &Path) -> Vec<PodPlaces> {
     stems.filter_map(|stem| PodPlaces::of_stem(state, &stem)).collect()
 }
 
-async fn supervise(args: &UpArgs, state: &Path, cgroup_root: &Path) -> Result<ExitCode, Failure> {
+async fn supervise(args: &UpArgs, watched: &Watched, state: &Path, cgroup_root: &Path) -> Result<ExitCode, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| cannot("listen for signals", &error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| cannot("listen for signals", &error))?;
-    let mut control = Role::new("control", control_arguments(args, state), state);
+    let mut control = Role::new("control", control_arguments(args, watched, state), state);
     let mut node = Role::new("node", node_arguments(args, state), state);
     ports::all_free().await?;
     let begun = Instant::now();
@@ -210,7 +231,7 @@ async fn supervise(args: &UpArgs, state: &Path, cgroup_root: &Path) -> Result<Ex
                 }
             }
             None => {
-                let published = publish(&mut record, &control, &node).and_then(|()| announce(&record));
+                let published = publish(&mut record, &control, &node).and_then(|()| announce(&record, watched));
                 if let Err(failure) = published {
                     break Err(failure);
                 }
@@ -243,16 +264,20 @@ fn publish(record: &mut UpRecord, control: &Role, node: &Role) -> Result<(), Fai
         .map_err(|error| cannot("write up.json", &error))
 }
 
-fn announce(record: &UpRecord) -> Result<(), Failure> {
-    let text = format!("outrigger is up\n  api        {}\n  dashboard  {}\n", record.api, record.dashboard);
+fn announce(record: &UpRecord, watched: &Watched) -> Result<(), Failure> {
+    let mut text = format!("outrigger is up\n  api        {}\n  dashboard  {}\n", record.api, record.dashboard);
+    let again = if watched.as_before { " (as before)" } else { "" };
+    for folder in &watched.folders {
+        // Writing to a string does not fail.
+        let _written = writeln!(text, "  watching   {}{again}", folder.display());
+    }
     if detach::is_detached() { detach::report(&text, &record.state.join("log/up.log")) } else { print(&text) }
 }
 
-fn control_arguments(args: &UpArgs, state: &Path) -> Vec<std::ffi::OsString> {
+fn control_arguments(args: &UpArgs, watched: &Watched, state: &Path) -> Vec<std::ffi::OsString> {
     let mut arguments: Vec<std::ffi::OsString> = vec!["control".into(), "--state".into(), state.into()];
-    for folder in &args.resources {
-        // The supervisor's folder is the children's too, but a detached one may leave it one day.
-        arguments.extend(["--resources".into(), std::fs::canonicalize(folder).unwrap_or_else(|_gone| folder.clone()).into()]);
+    for folder in &watched.folders {
+        arguments.extend(["--resources".into(), folder.into()]);
     }
     for (flag, value) in [
         ("--trust-domain", args.trust_domain.clone()),

@@ -28,6 +28,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "down_after_a_kill_of_the_supervisor_leaves_nothing", run: |(), _| supervisor_killed() },
             Case { name: "down_after_agents_that_were_killed_while_they_enrolled_leaves_nothing", run: half_enrolled },
             Case { name: "a_pod_that_no_mesh_knows_any_more_stays_closed", run: |(), _| left_behind() },
+            Case { name: "up_after_a_kill_watches_the_folders_of_before", run: |(), _| watches_again() },
             Case { name: "no_process_of_the_mesh_keeps_what_its_caller_had_open", run: |(), _| lets_go() },
             Case { name: "rare_events_of_the_kernel_programs_reach_the_log_where_asked_for", run: |(), _| kernel_log() },
             Case { name: "a_service_without_an_address_is_its_pods", run: |(), _| headless() },
@@ -200,7 +201,39 @@ fn left_behind() -> Result<()> {
     })?;
     ensure!(refused.contains("life/client") && refused.contains(&format!("outrigger up --state {state}")), "{refused}");
     closed().context("its mesh is gone")?;
+    // The note of who was up may be lost with the mesh; the pods know whose they are.
+    std::fs::remove_file("/run/outrigger/up.json")?;
+    let other = finish(outrigger(["down", "--state"]).arg(mesh.folder().join("other")), PATIENCE)?;
+    ensure!(other.code == 2 && other.stderr.contains(&format!("has its state in {state}")), "{}: {}", other.code, other.all());
+    closed().context("another mesh was taken down")?;
     drop((web, caller));
+    mesh.down()
+}
+
+/// Pods outlive the supervisor, and what is allowed to them stands in a folder that the next `up` need not name.
+fn watches_again() -> Result<()> {
+    let watched = tempfile::tempdir()?;
+    std::fs::write(watched.path().join("web.yaml"), service("life", "web", 80, 8080))?;
+    let place = watched.path().display().to_string();
+    let mesh = Mesh::up_with(&["--resources", &place])?;
+    let known = || finish(&mut outrigger(["get", "service", "web", "-n", "life"]), PATIENCE);
+    ensure!(known()?.code == 0, "{}", known()?.all());
+    let state = mesh.folder().join("state").display().to_string();
+    kill(mesh.process("supervisor")?, Signal::KILL);
+    let again = |arguments: &[&str]| {
+        wait_for("the mesh is up again", PATIENCE, || {
+            let said = finish(outrigger(["up", "--detach", "--state", &state]).args(arguments), PATIENCE)?;
+            ensure!(said.code == 0, "{}: {}", said.code, said.all());
+            Ok(said.all())
+        })
+    };
+    let said = again(&[])?;
+    ensure!(said.contains(&format!("{place} (as before)")), "{said}");
+    ensure!(known()?.code == 0, "what the folder holds is not in force: {}", known()?.all());
+    // Only an end that was asked for forgets them.
+    finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
+    let said = again(&[])?;
+    ensure!(!said.contains("watching"), "{said}");
     mesh.down()
 }
 
