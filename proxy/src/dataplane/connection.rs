@@ -5,8 +5,8 @@
 //! and decides nothing.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -164,6 +164,7 @@ async fn meet_outbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> 
             link: false,
             refuse,
             teaches: (declared == AppProtocol::Detect).then(AtomicBool::default),
+            revoked: OnceLock::new(),
             limits,
             drain: drain.clone(),
         })
@@ -231,6 +232,7 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             link,
             refuse: None,
             teaches: None,
+            revoked: OnceLock::new(),
             limits: if link { limits.on_link() } else { limits },
             drain: drain.clone(),
         })

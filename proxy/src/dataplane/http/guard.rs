@@ -187,6 +187,11 @@ impl Turn {
         error.is_parse().then(|| Reject::BadRequest(fault(&error.to_string())))
     }
 
+    /// Is a request being answered, or does somebody still read its body?
+    pub(crate) fn is_under_way(&self) -> bool {
+        matches!(self.phase(), Phase::Busy | Phase::Ending) || self.reading.load(Ordering::Relaxed)
+    }
+
     fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Idle,

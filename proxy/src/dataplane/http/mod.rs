@@ -15,6 +15,7 @@ pub(crate) mod reading;
 pub(crate) mod record;
 pub(crate) mod reject;
 mod rest;
+mod revoked;
 pub(crate) mod series;
 pub(crate) mod server;
 pub(crate) mod spelling;

@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -82,6 +82,8 @@ pub(crate) struct Connection {
     pub(crate) refuse: Option<Reject>,
     /// It leads to a port that nobody declared, about which its server's first answer teaches something: was that said?
     pub(crate) teaches: Option<AtomicBool>,
+    /// What is under way on it is cut, for this reason.
+    pub(crate) revoked: OnceLock<Box<Reject>>,
     /// Those with which it began.
     pub(crate) limits: Limits,
     /// Says when the sidecar stops; held while the connection lives.
@@ -136,7 +138,7 @@ pub(crate) async fn handle(
         Version::HTTP_2 => Protocol::Http2,
         _older => Protocol::Http1,
     };
-    let mut record = Record::start(&connection.proxy, connection.direction, protocol, connection.peer.address);
+    let mut record = Record::start(&connection, protocol);
     record.ends.mtls = connection.link;
     let http1 = protocol == Protocol::Http1;
     let mut readable = None;

@@ -13,6 +13,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use super::attempt::GRPC_STATUS;
+use super::pipeline::Connection;
 use super::reject::{Reject, Told};
 use crate::base::names::Named;
 use crate::dataplane::Proxy;
@@ -30,12 +31,11 @@ use crate::telemetry::{ConnectionEnd, Direction, Protocol, RequestEnd};
 /// What is known of one request so far.
 #[derive(Debug)]
 pub(crate) struct Record {
-    proxy: Arc<Proxy>,
+    /// On which it came. Held until its end, by which the connection knows that something is under way on it.
+    connection: Arc<Connection>,
     started: Instant,
     started_wall: Duration,
-    direction: Direction,
     protocol: Protocol,
-    peer: SocketAddr,
     logged: bool,
     /// What was asked for, where it will be written down.
     asked: Option<Box<Asked>>,
@@ -75,14 +75,12 @@ pub(crate) struct Ends {
 
 impl Record {
     /// Begins at the whole request head.
-    pub(crate) fn start(proxy: &Arc<Proxy>, direction: Direction, protocol: Protocol, peer: SocketAddr) -> Self {
+    pub(crate) fn start(connection: &Arc<Connection>, protocol: Protocol) -> Self {
         Self {
-            proxy: Arc::clone(proxy),
+            connection: Arc::clone(connection),
             started: Instant::now(),
-            started_wall: proxy.clock.since_epoch(),
-            direction,
+            started_wall: connection.proxy.clock.since_epoch(),
             protocol,
-            peer,
             logged: false,
             asked: None,
             status: None,
@@ -200,13 +198,19 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let traffic = self.proxy.series.resolve(self.direction, &self.ends, || {
+        if self.reason == Reason::CallerLeft
+            && let Some(reject) = self.connection.revoked.get().cloned()
+        {
+            self.cut(&reject);
+        }
+        let Connection { proxy, direction, peer, .. } = &*self.connection;
+        let traffic = proxy.series.resolve(*direction, &self.ends, || {
             let texts = self.ends.texts();
-            self.proxy.telemetry.metrics.traffic(&self.ends.labels(self.direction, &texts))
+            proxy.telemetry.metrics.traffic(&self.ends.labels(*direction, &texts))
         });
         let asked = self.asked.as_deref();
         let endpoint = asked.and(self.ends.endpoint.as_ref()).map(ToString::to_string);
-        self.proxy.telemetry.request(&RequestEnd {
+        proxy.telemetry.request(&RequestEnd {
             traffic: &traffic,
             logged: self.logged,
             started: self.started_wall,
@@ -225,7 +229,7 @@ impl Drop for Record {
             wire: self.wire.map(WireState::as_str),
             bytes_received: self.counts.received.load(Ordering::Relaxed),
             bytes_sent: self.counts.sent.load(Ordering::Relaxed),
-            peer: Some(self.peer),
+            peer: Some(peer.address),
             trace: self.trace.as_ref(),
         });
     }

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -25,6 +25,7 @@ use super::pipeline::{self, Connection};
 use super::record::{Ends, Record};
 use super::reject::{REASON, Reject};
 use super::rest;
+use super::revoked;
 use super::spelling::Odd;
 use super::streams::Streams;
 use super::tunnel::Upgrading;
@@ -65,6 +66,8 @@ pub(crate) async fn serve_link(wire: Wire, connection: Arc<Connection>) {
 enum Ended {
     Served(hyper::Result<()>),
     Late(Late),
+    /// Its client is shut out.
+    Revoked,
 }
 
 /// A codec, for as long as there is something for it to do, and the rest between.
@@ -132,6 +135,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
     let mut served = Box::pin(served);
     let mut drain = connection.drain.clone();
     let mut clock = Clock::start(&turn, since, rests);
+    let mut revoked = pin!(revoked::requests(&connection, || turn.is_under_way()));
     let mut stopping = false;
     let ended = loop {
         tokio::select! {
@@ -139,6 +143,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             biased;
             ended = &mut served => break Ended::Served(ended),
             late = poll_fn(|cx| clock.poll_late(&turn, cx)) => break Ended::Late(late),
+            () = &mut revoked => break Ended::Revoked,
             () = drain.stopped(), if !stopping => {
                 stopping = true;
                 served.as_mut().graceful_shutdown();
@@ -157,7 +162,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             return Some(Talk { first, io, since: Some(clock.since()), rests: empty });
         }
         // Whatever broke with a request under way is in the request's record.
-        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader | Late::Rest) => return None,
+        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader | Late::Rest) | Ended::Revoked => return None,
         Ended::Served(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
             match turn.refusal(&error) {
@@ -196,6 +201,9 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.
     let mut served = Box::pin(Streams::new(&codec, framed, Arc::clone(&traffic), Arc::clone(&connection)));
     let mut clock = frames::Clock::start(&traffic, connection.proxy.dice.lock().fraction());
+    // Every request holds the connection on which it came; nobody else does who is not there by now.
+    let at_rest = Arc::strong_count(&connection);
+    let mut revoked = pin!(revoked::requests(&connection, || Arc::strong_count(&connection) > at_rest));
     let mut stopping = connection.is_unreached();
     if stopping {
         served.graceful_shutdown();
@@ -208,6 +216,7 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 biased;
                 ended = &mut served => break Some(ended),
                 () = traffic.breached() => break None,
+                () = &mut revoked => break None,
                 reject = poll_fn(|_cx| traffic.refused_unseen().map_or(Poll::Pending, Poll::Ready)) => {
                     refused(&connection, protocol, &reject);
                 }
@@ -235,6 +244,9 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let ended = wire.clone().drive(driven).await;
     let late = traffic.is_late();
     drop(served);
+    if connection.revoked.get().is_some() {
+        return;
+    }
     while let Some(reject) = traffic.refused_unseen() {
         refused(&connection, protocol, &reject);
     }
@@ -275,9 +287,9 @@ pub(super) fn codec_http1(limits: &Limits) -> http1::Builder {
 }
 
 /// Tells of a request that was refused before it was one.
-fn refused(connection: &Connection, protocol: Protocol, reject: &Reject) {
-    let Connection { proxy, direction, peer, original, .. } = connection;
-    let mut record = Record::start(proxy, *direction, protocol, peer.address);
+fn refused(connection: &Arc<Connection>, protocol: Protocol, reject: &Reject) {
+    let Connection { proxy, direction, peer, original, .. } = &**connection;
+    let mut record = Record::start(connection, protocol);
     record.ends = Ends::of(proxy, *direction, peer.identity.as_ref(), *original);
     let told = reject.told();
     record.refused(reject, &told);

@@ -14,13 +14,11 @@ use super::body::Body;
 use super::pipeline::Connection;
 use super::record::Record;
 use super::reject::Reject;
+use super::revoked;
 use super::tunnel::Upgrading;
 use crate::dataplane::pool::Lease;
-use crate::dataplane::{opaque, tcp};
-use crate::policy::authorization::Verdict;
+use crate::dataplane::tcp;
 use crate::policy::breaker::Slot;
-use crate::snapshot::{InboundPort, Snapshot};
-use crate::telemetry::Direction;
 
 /// Answers that the upgrade is accepted and joins both sides when the answer is through. `held` is what the request holds
 /// upstream: a tunnel takes its place there until it ends.
@@ -51,7 +49,7 @@ pub(crate) fn establish(
         };
         let ended = tokio::select! {
             ended = tcp::copy(ours, theirs, &counts, tcp::IDLE_MAX) => ended,
-            reject = revoked(&beside) => return record.cut(&reject),
+            reject = revoked::tunnel(&beside) => return record.cut(&reject),
         };
         match ended {
             tcp::Ended::Both | tcp::Ended::Idle => record.body_ended(),
@@ -71,19 +69,4 @@ pub(crate) fn establish(
     // An answer that switches protocols has no content, so nothing may say how long it is.
     answer.headers.remove(http::header::CONTENT_LENGTH);
     Response::from_parts(answer, Body::Empty)
-}
-
-/// Returns when a policy shuts the caller out whatever it asked for; never at the caller's own side.
-async fn revoked(connection: &Connection) -> Reject {
-    let permit = |_: &Snapshot, port: &InboundPort| {
-        opaque::admit(port, &connection.peer)?;
-        match port.policies.authorization.as_ref().map(|authorization| authorization.decide_any(&connection.peer)) {
-            Some(Verdict::Deny(rule)) => Err(Reject::Denied(rule)),
-            Some(Verdict::Allow(_)) | None => Ok(()),
-        }
-    };
-    match connection.direction {
-        Direction::Inbound => opaque::revoked(&connection.proxy, connection.original, permit).await,
-        Direction::Outbound => std::future::pending().await,
-    }
 }
