@@ -258,11 +258,13 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
                 }
             }
             Err(error) => {
-                debug!(error = &error as &dyn std::error::Error, %peer, "a link was refused");
+                let (fault, error) = (error.fault(), &error as &dyn std::error::Error);
+                debug!(error, %peer, detail = fault.as_str(), remedy = fault.remedy(), "a link was refused");
                 let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
                 record.protocol = Protocol::Link;
                 record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
                 record.reason = Reason::HandshakeFailed;
+                record.detail = Some(fault.as_str());
                 record.logged();
             }
         }

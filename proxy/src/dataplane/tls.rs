@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustls::server::ClientHello;
+use rustls::{CertificateError, PeerIncompatible};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -18,6 +19,7 @@ use super::sniff::{BYTES_MAX, Sniffed, classify};
 use crate::base::net::BoxedIo;
 use crate::identity::spiffe::SpiffeId;
 use crate::identity::verify::{PeerError, identity_of};
+use crate::telemetry::handshake::HandshakeFault;
 
 /// What a link carries.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -55,6 +57,21 @@ impl Alpn {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         [Self::H2, Self::Tcp].into_iter().find(|alpn| alpn.as_bytes() == bytes)
+    }
+}
+
+impl AcceptError {
+    /// What the peer did, or is.
+    pub(crate) fn fault(&self) -> HandshakeFault {
+        match self {
+            Self::Handshake(error) => {
+                let said = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
+                said.map_or(HandshakeFault::PeerLeft, fault_of)
+            }
+            Self::Timeout => HandshakeFault::Timeout,
+            Self::Peer(error) => fault_of_peer(error),
+            Self::Protocol => HandshakeFault::NoCommonProtocol,
+        }
     }
 }
 
@@ -149,6 +166,50 @@ pub(crate) async fn accept(
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or(PeerError::Unreadable)?;
     let id = identity_of(leaf)?;
     Ok((stream, id, alpn))
+}
+
+fn fault_of(error: &rustls::Error) -> HandshakeFault {
+    match error {
+        rustls::Error::NoCertificatesPresented => HandshakeFault::NoCertificate,
+        rustls::Error::InvalidCertificate(error) => fault_of_certificate(error),
+        rustls::Error::PeerIncompatible(
+            PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled,
+        ) => HandshakeFault::ProtocolVersion,
+        rustls::Error::PeerIncompatible(_) => HandshakeFault::NoCommonAlgorithm,
+        rustls::Error::NoApplicationProtocol => HandshakeFault::NoCommonProtocol,
+        rustls::Error::AlertReceived(_) => HandshakeFault::RefusedByPeer,
+        _another => HandshakeFault::Malformed,
+    }
+}
+
+fn fault_of_certificate(error: &CertificateError) -> HandshakeFault {
+    match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => HandshakeFault::CertificateExpired,
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => HandshakeFault::CertificateNotYetValid,
+        CertificateError::UnknownIssuer => HandshakeFault::UnknownAuthority,
+        CertificateError::BadEncoding => HandshakeFault::CertificateUnreadable,
+        CertificateError::Other(other) => {
+            let peer = other.0.downcast_ref().map(fault_of_peer);
+            // An authority of the same name as ours, with another key.
+            let forged = matches!(other.0.downcast_ref(), Some(webpki::Error::InvalidSignatureForPublicKey));
+            let otherwise = if forged { HandshakeFault::UnknownAuthority } else { HandshakeFault::CertificateInvalid };
+            peer.unwrap_or(otherwise)
+        }
+        _another => HandshakeFault::CertificateInvalid,
+    }
+}
+
+fn fault_of_peer(error: &PeerError) -> HandshakeFault {
+    match error {
+        PeerError::Unreadable => HandshakeFault::CertificateUnreadable,
+        PeerError::UriNames(_) | PeerError::NotSpiffe(_) => HandshakeFault::NoSpiffeId,
+        PeerError::ForeignTrustDomain(_) => HandshakeFault::TrustDomain,
+        // Of a server alone: a client is whoever it is.
+        PeerError::WrongIdentity { .. } => HandshakeFault::CertificateInvalid,
+    }
 }
 
 #[cfg(test)]

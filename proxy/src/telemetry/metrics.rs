@@ -494,6 +494,7 @@ pub(crate) mod tests {
     use expect_test::expect_file;
 
     use super::*;
+    use crate::telemetry::handshake::HandshakeFault;
     use crate::telemetry::{ConnectionEnd, RequestEnd, Telemetry};
 
     /// Metrics in which every family has a value.
@@ -614,7 +615,12 @@ pub(crate) mod tests {
             writeln!(reasons, "| `{}` | {whose} | {} |", reason.as_str(), reason.text()).unwrap();
         }
         let written = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/observability.md")).unwrap();
+        let mut handshakes = String::from("| detail | what happened | what to do |\n| --- | --- | --- |\n");
+        for fault in HandshakeFault::ALL {
+            writeln!(handshakes, "| `{}` | {} | {} |", fault.as_str(), fault.text(), fault.remedy()).unwrap();
+        }
         let written = with_section(&with_section(&written, "metrics", &metrics), "reasons", &reasons);
+        let written = with_section(&written, "handshakes", &handshakes);
         expect_file!["../../../docs/observability.md"].assert_eq(&written);
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 pub(crate) mod access_log;
 pub(crate) mod export;
+pub(crate) mod handshake;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod process;

@@ -78,7 +78,7 @@ reasons! {
     SlowReader = "slow_reader", Caller;
     /// The caller left before the answer was complete.
     CallerLeft = "caller_left", Caller;
-    /// The peer's TLS handshake failed: no certificate, an expired one, or one of another trust domain.
+    /// The peer's TLS handshake failed, for example with a certificate that expired; the access log's `detail` says why.
     HandshakeFailed = "handshake_failed", Caller;
 
     /// The peer spoke plaintext to a port that takes mutual TLS only.

@@ -257,7 +257,11 @@ fn papers(world: &World) -> Result<()> {
     let log = std::fs::read_to_string(world.mesh.folder().join("state/log/door.web.access.log"))?;
     let peer = format!("\"peer\":\"{}:", world.outsider.address()?);
     let lines = log.lines().filter(|line| line.contains("\"reason\":\"handshake_failed\"") && line.contains(&peer));
-    ensure!(lines.count() >= 6, "the access log: {log}");
+    ensure!(lines.clone().count() >= 6, "the access log: {log}");
+    for detail in ["certificate_expired", "trust_domain", "unknown_authority"] {
+        let wanted = format!("\"detail\":\"{detail}\"");
+        ensure!(lines.clone().filter(|line| line.contains(&wanted)).count() >= 2, "{detail} in the access log: {log}");
+    }
     expect(&world.client, &["http://web/"], 200).map(drop)
 }
 
