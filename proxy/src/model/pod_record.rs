@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,10 @@ pub(crate) enum RecordError {
     Capture(#[from] CaptureError),
 }
 
+/// Where the network namespaces of local pods have names, and what those begin with: a record's file name follows.
+pub(crate) const NAMESPACES: (&str, &str) = ("/run/netns", "outrigger-");
+/// The cgroups of local pods, below the root.
+pub(crate) const CGROUPS: &str = "outrigger/pods";
 /// How long connections wait for a sidecar, where nobody says otherwise.
 pub(crate) const HOLD: Duration = Duration::from_secs(10);
 
@@ -100,7 +104,12 @@ impl PodRecord {
 
     /// The cgroup whose tasks are the pod's sidecar.
     pub(crate) fn sidecar_cgroup(&self) -> PathBuf {
-        self.sidecar.clone().unwrap_or_else(|| self.cgroup.join("sidecar"))
+        self.sidecar.clone().unwrap_or_else(|| Self::local_sidecar_cgroup(&self.cgroup))
+    }
+
+    /// The same of a local pod, by what holds its cgroups.
+    pub(crate) fn local_sidecar_cgroup(pod: &Path) -> PathBuf {
+        pod.join("sidecar")
     }
 
     /// A cgroup above the pod's program, and above nobody else's.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,7 +116,14 @@ fn look(agent: &Agent) -> Faults {
     let mut faults = Faults { undescribed: agent.undescribed.lock().faults().collect(), ..Faults::default() };
     match &agent.capture {
         Capture::Ebpf(kernel) => look_at_programs(agent, kernel, &pods, &mut faults),
-        Capture::Nftables(nftables) => look_at_rulesets(nftables, &pods, &mut faults),
+        Capture::Nftables(nftables) => {
+            look_at_rulesets(nftables, &pods, &mut faults);
+            let strangers = agent.undescribed.lock().all();
+            faults.undescribed.extend(strangers.iter().filter_map(|(cookie, stranger)| {
+                let told = look_at_ruleset(nftables, *cookie, stranger.netns.as_deref())?;
+                Some(format!("{}: {told}", stranger.who))
+            }));
+        }
         Capture::Explicit => {}
     }
     faults
@@ -143,22 +150,29 @@ fn look_at_programs(agent: &Agent, kernel: &Mutex<Kernel>, pods: &[Arc<Pod>], fa
 /// A ruleset that was changed is laid again by who looks at it.
 fn look_at_rulesets(nftables: &Nftables, pods: &[Arc<Pod>], faults: &mut Faults) {
     for pod in pods {
-        // Where there is no file that stands for it, rulesets are not laid.
-        let Some(netns) = &pod.record.netns else { continue };
-        let told = match nftables.attest(pod.record.netns_cookie, netns) {
-            Ok(None) => continue,
-            Ok(Some(told)) => told,
-            Err(_gone) if is_going(pod) => continue,
-            Err(error) => format!("whether capture is whole is not known: {}", chain(&error)),
-        };
-        faults.pods.insert(pod.record.named(), vec![told]);
+        if let Some(told) = look_at_ruleset(nftables, pod.record.netns_cookie, pod.record.netns.as_deref()) {
+            faults.pods.insert(pod.record.named(), vec![told]);
+        }
+    }
+}
+
+/// Where there is no file that stands for the namespace, rulesets are not laid.
+fn look_at_ruleset(nftables: &Nftables, cookie: u64, netns: Option<&Path>) -> Option<String> {
+    let netns = netns?;
+    match nftables.attest(cookie, netns) {
+        Ok(told) => told,
+        Err(_gone) if is_gone(netns) => None,
+        Err(error) => Some(format!("whether capture is whole is not known: {}", chain(&error))),
     }
 }
 
 /// A pod whose namespace went, and whose record is about to.
 fn is_going(pod: &Pod) -> bool {
-    let is_gone = |netns: &PathBuf| std::fs::metadata(netns).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    pod.record.netns.as_ref().is_some_and(is_gone)
+    pod.record.netns.as_deref().is_some_and(is_gone)
+}
+
+fn is_gone(netns: &Path) -> bool {
+    std::fs::metadata(netns).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Puts right what was found, where that may be, and says all of it.

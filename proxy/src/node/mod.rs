@@ -35,7 +35,7 @@ pub(crate) mod workload_proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ use self::ladder::{Ladder, Occupied, Rung, Standing};
 use self::metrics::Metrics;
 use self::nftables::NftablesError;
 use self::pods::{Changes, Pod, Pods};
-use self::undescribed::Undescribed;
+use self::undescribed::{Stranger, Undescribed};
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::base::names::Named;
@@ -297,7 +297,7 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         dialling: Semaphore::new(proof::DIALLED_AT_ONCE),
         ending: Ending::default(),
     });
-    find_strangers(&agent, &records);
+    undescribed::find(&agent, &records);
     let kernel_log = agent.capture.kernel().map_or(Ok(None), |kernel| kernel.lock().log())?;
     let flows = agent.capture.flows()?;
 
@@ -425,7 +425,9 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
         agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
         // Whoever ends a pod ends its processes before its record goes.
         if undescribed::is_populated(&pod.record.cgroup) {
-            agent.undescribed.lock().add(cookie, pod.record.named().to_string(), Some(pod.record.cgroup.clone()));
+            let PodRecord { cgroup, netns, .. } = &pod.record;
+            let stranger = Stranger { who: pod.record.named().to_string(), cgroup: Some(cgroup.clone()), netns: netns.clone() };
+            agent.undescribed.lock().add(cookie, stranger);
         } else {
             withdraw_pod(agent, cookie);
             info!(pod = %pod.record.named(), "pod withdrawn");
@@ -487,27 +489,6 @@ impl Renewals {
             task.abort();
         }
         while self.tasks.try_join_next().is_some() {}
-    }
-}
-
-/// Finds what a former agent enrolled and nobody describes any more. What of it is gone was forgotten when the kernel's part
-/// was opened, so all of it runs.
-fn find_strangers(agent: &Agent, records: &Path) {
-    let Some(kernel) = agent.capture.kernel() else { return };
-    let described = pods::read(records).map(|found| found.records).unwrap_or_default();
-    let enrolled = kernel.lock().enrolled();
-    match enrolled {
-        Ok(enrolled) => {
-            for pod in enrolled {
-                if described.iter().any(|record| record.meshed && record.netns_cookie == pod.cookie) {
-                    continue;
-                }
-                let addresses = pod.v4.map(IpAddr::from).into_iter().chain(pod.v6.map(IpAddr::from));
-                let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
-                agent.undescribed.lock().add(pod.cookie, format!("the pod at {}", addresses.join(", ")), None);
-            }
-        }
-        Err(error) => warn!(error = chain(&error), "cannot tell which pods are enrolled"),
     }
 }
 

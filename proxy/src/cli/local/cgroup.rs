@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::node::enrolment::cgroup_of;
 
 /// Below the cgroup2 mount, one for each pod.
-pub(crate) const PODS: &str = "outrigger/pods";
+pub(crate) use crate::model::pod_record::CGROUPS as PODS;
 
 /// Makes the pod's cgroups.
 ///

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::super::Failure;
 use crate::base::names::{Named, check_host, check_part};
 use crate::base::state;
-use crate::model::pod_record::PodRecord;
+use crate::model::pod_record::{NAMESPACES, PodRecord};
 
 /// What `outrigger up` wrote when it was ready: `/run/outrigger/up.json`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -114,8 +114,9 @@ impl PodPlaces {
     /// Its network namespace's name for ip(8), and its file. No namespace of pods holds a dot, so no two pods share one;
     /// at most 137 bytes, of the 255 that a file's name may have.
     pub(crate) fn netns(&self) -> (String, PathBuf) {
-        let name = format!("outrigger-{}", self.stem);
-        let path = Path::new("/run/netns").join(&name);
+        let (folder, prefix) = NAMESPACES;
+        let name = format!("{prefix}{}", self.stem);
+        let path = Path::new(folder).join(&name);
         (name, path)
     }
 

@@ -118,11 +118,8 @@ impl Nftables {
         if pod.capture.enforce {
             return Err(NftablesError::CannotEnforce);
         }
-        let sidecar = below_cgroups(pod.sidecar_cgroup)?;
-        let level = pod.sidecar_cgroup.strip_prefix(&self.cgroup_root).map(|below| below.components().count());
-        let level = level.map_err(|_elsewhere| NftablesError::Cgroup(pod.sidecar_cgroup.to_owned()))?;
         let addresses: Vec<IpAddr> = pod.v4.map(IpAddr::V4).into_iter().chain(pod.v6.map(IpAddr::V6)).collect();
-        let text = ruleset::text(&Wanted { sidecar: &sidecar, level, addresses: &addresses, capture: pod.capture });
+        let text = self.text(pod.sidecar_cgroup, &addresses, pod.capture)?;
         self.nft.load(pod.netns, &text)?;
         let netns = pod.netns.try_clone_to_owned().map_err(|source| NftablesError::Namespace { source })?;
         let (listing, now) = read(&self.nft.list(&File::from(netns), TABLE)?)?;
@@ -130,6 +127,33 @@ impl Nftables {
         let laid = Laid { text, listing, before, now, looked: None };
         self.pods.lock().insert(pod.cookie, Arc::new(Mutex::new(laid)));
         Ok(Watch::Not("nftables does not see packet sockets".to_owned()))
+    }
+
+    /// Takes over what a former agent laid into a pod whose record is gone. It stays as it is; what is taken away of it is
+    /// laid again without exceptions, for nobody tells any more which there were. `false`: nothing of ours stands there.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub(crate) fn adopt(&self, cookie: u64, netns: &File, sidecar_cgroup: &Path) -> Result<bool, NftablesError> {
+        // The own addresses matter to exceptions alone.
+        let text = self.text(sidecar_cgroup, &[], &CaptureConfig::default())?;
+        let (listing, now) = match self.nft.list(netns, TABLE) {
+            Ok(found) => read(&found)?,
+            // There is no such table.
+            Err(NftablesError::Refused { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let laid = Laid { text, listing, before: Counters::ZERO, now, looked: None };
+        self.pods.lock().insert(cookie, Arc::new(Mutex::new(laid)));
+        Ok(true)
+    }
+
+    /// The ruleset of a pod.
+    fn text(&self, sidecar_cgroup: &Path, addresses: &[IpAddr], capture: &CaptureConfig) -> Result<String, NftablesError> {
+        let sidecar = below_cgroups(sidecar_cgroup)?;
+        let level = sidecar_cgroup.strip_prefix(&self.cgroup_root).map(|below| below.components().count());
+        let level = level.map_err(|_elsewhere| NftablesError::Cgroup(sidecar_cgroup.to_owned()))?;
+        Ok(ruleset::text(&Wanted { sidecar: &sidecar, level, addresses, capture }))
     }
 
     /// Lets `listener` take what arrives for others: the rules name it by its port.

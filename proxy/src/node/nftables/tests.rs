@@ -225,3 +225,24 @@ fn a_cgroup_is_named_from_where_nft_looks_for_it() {
     assert_eq!(elsewhere, "../../../mnt/cgroup2/x");
     assert!(below_cgroups(Path::new("/sys/fs/cgroup/a\"b")).is_err());
 }
+
+#[test]
+fn what_a_former_agent_laid_is_taken_over_without_a_record_and_put_back_without_exceptions() {
+    let Some((world, former)) = world() else { return };
+    let (a, b) = (&world.a, &world.b);
+    lay(a, &former, &CaptureConfig { outbound_ports: [9999].into(), ..CaptureConfig::default() });
+    let next = Nftables::open(&world.root).unwrap();
+    let open = |side: &Side| File::open(netns_of(side)).unwrap();
+    assert!(!next.adopt(b.cookie, &open(b), b.cgroup(Who::Sidecar)).unwrap(), "nothing was laid there");
+    assert!(next.adopt(a.cookie, &open(a), a.cgroup(Who::Sidecar)).unwrap());
+    // What stands is left as it is.
+    assert_eq!(next.attest(a.cookie, &netns_of(a)).unwrap(), None);
+    let theirs = b.listen(Who::App, "::", 9999);
+    let _excluded = a.connect(Who::App, (IpAddr::from(b.v4), 9999)).unwrap();
+    theirs.accept().unwrap();
+    next.nft.load(open(a), "flush ruleset\n").unwrap();
+    let told = next.attest(a.cookie, &netns_of(a)).unwrap().unwrap();
+    assert!(told.contains("put back"), "{told}");
+    assert_eq!(next.attest(a.cookie, &netns_of(a)).unwrap(), None);
+    assert!(a.connect(Who::App, (IpAddr::from(b.v4), 9999)).is_err(), "no sidecar listens, and nothing passes it by");
+}
