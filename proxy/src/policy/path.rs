@@ -116,6 +116,31 @@ pub(crate) fn normal_path(path: &str) -> (Cow<'_, str>, bool) {
     (Cow::Owned(without_dots(&decoded)), ambiguous || otherwise)
 }
 
+/// The path as a server reads it that decodes every character which may stand in a path as it is, as most do; `None` where
+/// that is how it is written. RFC 3986 2.2 lets `%3A` and `:` mean two things, so nobody else may take them for one.
+pub(super) fn decoded(path: &str) -> Option<String> {
+    let (mut out, mut rest, mut found) = (String::new(), path, false);
+    while let Some((before, escape)) = rest.split_once('%') {
+        out.push_str(before);
+        let value = match escape.as_bytes() {
+            [high, low, ..] => hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low),
+            _cut => None,
+        };
+        match value.filter(|value| value.is_ascii_graphic() && !b"%/?#\\".contains(value)) {
+            Some(value) => {
+                out.push(char::from(value));
+                rest = escape.get(2..).unwrap_or_default();
+                found = true;
+            }
+            None => {
+                out.push('%');
+                rest = escape;
+            }
+        }
+    }
+    found.then(|| out + rest)
+}
+
 /// `None`: there is a `%` that begins no escape. Nobody can say what a server makes of it, and to decode what stands beside it
 /// could make an escape of it (`%%341`), so such a path is left as it is.
 fn decode_unreserved(path: &str) -> Option<(String, bool)> {
@@ -181,6 +206,22 @@ fn upper_hex(nibble: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_escape_may_be_read_as_its_character() {
+        for (path, read) in [
+            ("/users%3Adelete", Some("/users:delete")),
+            ("/a%2B%40%7Cb%3B", Some("/a+@|b;")),
+            ("/users:delete", None),
+            ("/%2F%5C%00%25%3F%23%20%C3%BC", None),
+            ("/100%", None),
+            ("/a%3", None),
+            ("/%3A%", Some("/:%")),
+            ("/%\u{fc}%3A", Some("/%\u{fc}:")),
+        ] {
+            assert_eq!(decoded(path).as_deref(), read, "{path}");
+        }
+    }
 
     #[test]
     fn paths_have_one_form() {

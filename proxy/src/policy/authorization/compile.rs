@@ -1,12 +1,12 @@
 //! A rule as it is written, compiled. What says nothing or could never fit is refused: in a DENY it would be a hole.
 
-use super::{Action, Asked, Caller, FromConfig, Rule, RuleConfig, ToConfig, When};
+use super::{Action, Asked, Caller, FromConfig, Path, Rule, RuleConfig, ToConfig, When};
 use crate::base::names::check_name;
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
 use crate::policy::matcher::{StringMatch, compile_method};
-use crate::policy::path::{Part, check_spelling, check_unambiguous};
+use crate::policy::path::{Part, check_spelling, check_unambiguous, decoded};
 
 /// Reports every fault of a rule under `at` and returns it only if there is none.
 pub(super) fn compile_rule(
@@ -169,18 +169,19 @@ fn compile_namespace(text: &str, at: &FieldPath, problems: &mut Problems) -> Opt
     good.then_some(pattern)
 }
 
-fn compile_path(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<StringMatch> {
-    let pattern = StringMatch::pattern(text, at, problems)?;
-    let (inner, part) = match &pattern {
-        StringMatch::Exact(path) => (path, Part::Whole),
-        StringMatch::Prefix(path) => (path, Part::Begin),
-        StringMatch::Suffix(path) => (path, Part::End),
-        StringMatch::Present | StringMatch::Regex(_) => return Some(pattern),
+fn compile_path(text: &str, at: &FieldPath, problems: &mut Problems) -> Option<Path> {
+    let written = StringMatch::pattern(text, at, problems)?;
+    let (inner, part, again): (_, _, fn(Box<str>) -> StringMatch) = match &written {
+        StringMatch::Exact(path) => (path, Part::Whole, StringMatch::Exact),
+        StringMatch::Prefix(path) => (path, Part::Begin, StringMatch::Prefix),
+        StringMatch::Suffix(path) => (path, Part::End, StringMatch::Suffix),
+        StringMatch::Present | StringMatch::Regex(_) => return Some(Path { written, decoded: None }),
     };
     if inner.contains(['?', '#']) || part != Part::End && !inner.starts_with('/') {
         problems.refuse(at, format!("{text:?} is a path that no request has"), "begin with / and leave out the query");
         return None;
     }
     let good = check_spelling(inner, part, at, problems) && check_unambiguous(inner, part, at, problems);
-    good.then_some(pattern)
+    let decoded = decoded(inner).map(|text| again(text.into()));
+    good.then_some(Path { written, decoded })
 }

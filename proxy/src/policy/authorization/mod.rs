@@ -9,7 +9,9 @@
 //! * principals and namespaces of a peer without identity: otherwise a caller that is denied would come in plaintext;
 //! * namespaces of an identity that is no service account;
 //! * claims of a request without a token: otherwise a caller that is denied would leave its token at home;
-//! * claims that are neither text, number nor truth value, nor a list of them.
+//! * claims that are neither text, number nor truth value, nor a list of them;
+//! * a path that fits only as it is written, or only with its escapes decoded (`/a%3Ab` and `/a:b`): one server takes them for
+//!   one, another for two.
 
 mod compile;
 #[cfg(test)]
@@ -25,6 +27,7 @@ use compile::compile_rule;
 
 use super::jwt::Claims;
 use super::matcher::StringMatch;
+use super::path;
 use super::{Peer, RequestView, RuleName};
 use crate::base::problems::{FieldPath, Problems};
 use crate::identity::spiffe::SpiffeId;
@@ -143,8 +146,15 @@ struct Caller {
 #[derive(Clone, Debug)]
 struct Asked {
     methods: Option<Vec<StringMatch>>,
-    paths: Option<Vec<StringMatch>>,
+    paths: Option<Vec<Path>>,
     ports: Option<Vec<u16>>,
+}
+
+#[derive(Clone, Debug)]
+struct Path {
+    written: StringMatch,
+    /// With its escapes decoded, where that is another text.
+    decoded: Option<StringMatch>,
 }
 
 #[derive(Clone, Debug)]
@@ -161,6 +171,8 @@ struct Question<'a> {
     principal: Option<&'a str>,
     /// None on an opaque connection.
     request: Option<RequestView<'a>>,
+    /// The request's path with its escapes decoded, where that is another text.
+    decoded: Option<&'a str>,
     claims: Option<&'a Claims>,
 }
 
@@ -298,7 +310,9 @@ impl Authorization {
         if self.deny.is_empty() && self.allow.is_empty() {
             return self.otherwise.clone();
         }
-        let question = Question { peer, principal: peer.identity.as_ref().map(SpiffeId::as_str), request, claims };
+        let decoded = request.and_then(|request| path::decoded(request.path));
+        let principal = peer.identity.as_ref().map(SpiffeId::as_str);
+        let question = Question { peer, principal, request, decoded: decoded.as_deref(), claims };
         let find = |policies: &[Arc<AuthorizationPolicy>], least| {
             policies.iter().find_map(|policy| policy.find(question, least).cloned())
         };
@@ -335,9 +349,19 @@ impl Caller {
 impl Asked {
     fn truth(&self, question: Question<'_>) -> Truth {
         let methods = text_truth(self.methods.as_deref(), question.request.map(|request| request.method.as_str()));
-        let paths = text_truth(self.paths.as_deref(), question.request.map(|request| request.path));
+        let paths = any_of(self.paths.as_deref(), |path| path.truth(question));
         let ports = any_of(self.ports.as_deref(), |port| Truth::of(*port == question.peer.port));
         methods.min(paths).min(ports)
+    }
+}
+
+impl Path {
+    fn truth(&self, question: Question<'_>) -> Truth {
+        let Some(request) = question.request else { return Truth::Unknown };
+        let decoded = self.decoded.as_ref().unwrap_or(&self.written);
+        let as_written = Truth::of(self.written.matches(request.path));
+        let as_decoded = Truth::of(decoded.matches(question.decoded.unwrap_or(request.path)));
+        if as_written == as_decoded { as_written } else { Truth::Unknown }
     }
 }
 

@@ -363,3 +363,26 @@ fn principals_of_another_trust_domain_are_found() {
     let at = |index: usize| format!("spec.rules[1].from[0].principals[{index}]");
     assert_eq!(found, [at(1), at(2), at(4)]);
 }
+
+#[test]
+fn an_escape_that_some_servers_decode_opens_nothing() {
+    let by = |action: &str, path: &str| authorization(&[json!({"action": action, "rules": [{"to": [{"paths": [path]}]}]})]);
+    for (path, asked, certain) in [
+        ("/users:delete", "/users:delete", true),
+        ("/users:delete", "/users%3Adelete", false),
+        ("/users%3Adelete", "/users:delete", false),
+        ("/users%3Adelete", "/users%3Adelete", true),
+        ("/a+b*", "/a%2Bb/c", false),
+        ("*@me", "/x/%40me", false),
+        // What is escaped elsewhere changes nothing.
+        ("/users/*", "/users/a%40b", true),
+        ("*", "/%3A", true),
+    ] {
+        let request = format!("GET {asked}");
+        let denied = decide(&by("DENY", path), Some(WEB), &request, None);
+        assert_eq!(denied, "deny p0 rules[0]", "{path} {asked}");
+        let allowed = decide(&by("ALLOW", path), Some(WEB), &request, None);
+        assert_eq!(allowed == "allow p0 rules[0]", certain, "{path} {asked}: {allowed}");
+    }
+    check(&[json!({"action": "DENY", "rules": [{"to": [{"paths": ["/a:b"]}]}]})], Some(WEB), "GET /a%2Fb", "allow default_allow");
+}
