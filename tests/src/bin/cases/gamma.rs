@@ -29,7 +29,7 @@ pub(crate) fn run(runner: &mut Runner) {
             let make = move || World::make(&path);
             runner.group("gamma", make, &[Case { name, run: |world, _| replay(world) }]);
         }
-        None => runner.left_out("gamma", name, "their data is not there; OUTRIGGER_GAMMA_CASES names its file"),
+        None => runner.by_hand("gamma", name, "their data is in no checkout; OUTRIGGER_GAMMA_CASES names its file"),
     }
     runner.group(
         "gamma",
