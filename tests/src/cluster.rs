@@ -151,7 +151,9 @@ impl Cluster {
             story += &format!("--- {name}\n");
             story += &say(&["logs", name, "--all-containers", "--prefix", "--tail=15"]);
         }
-        story
+        // A node that lacks something takes no pods, and the pods do not say what it lacks.
+        let conditions = "custom-columns=NODE:.metadata.name,TAINTS:.spec.taints[*].key,CONDITIONS:.status.conditions[?(@.status!='False')].type";
+        story + &say(&["get", "nodes", "--output", conditions])
     }
 
     /// Connects a port of this machine with one of a pod or Service, until the guard is dropped.
