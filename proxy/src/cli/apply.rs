@@ -4,21 +4,20 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde_json::Value;
 use tokio::time::{Duration, Instant};
 
 use super::client::{self, ApiArgs};
+use super::given::{Given, texts};
 use super::{Failure, print, warn};
 use crate::base::units::Span;
 use crate::control::api::{Answer, Text, Wrong};
 use crate::control::source::documents::documents;
-use crate::control::source::file::{document_files, read_keys};
+use crate::control::source::file::read_keys;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -97,7 +96,7 @@ fn deleted(answer: &Answer) -> Result<ExitCode, Failure> {
 }
 
 fn change(api: &ApiArgs, path: &str, files: &[PathBuf]) -> Result<Answer, Failure> {
-    let texts = read(files).map_err(|error| Failure::invalid(error.chain()))?;
+    let texts = read(files)?;
     let answer = client::post(api, path, &texts)?;
     serde_json::from_value(answer).map_err(|error| Failure::from(anyhow::Error::from(error)))
 }
@@ -120,32 +119,14 @@ pub(super) fn line(problem: &Wrong) -> String {
     line
 }
 
-/// Texts of files, of the documents in folders, and of stdin.
-fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Text>> {
-    let mut texts = Vec::new();
-    for file in files {
-        if file == Path::new("-") {
-            let mut text = String::new();
-            std::io::stdin().lock().read_to_string(&mut text).context("cannot read stdin")?;
-            let keys = keys_beside(Path::new("./stdin"), &text);
-            texts.push(Text { name: "stdin".to_owned(), text, keys });
-        } else if file.is_dir() {
-            let found = document_files(file).with_context(|| format!("cannot read {}", file.display()))?;
-            anyhow::ensure!(!found.is_empty(), "{} holds no .yaml, .yml or .json file", file.display());
-            for path in found {
-                texts.push(read_file(&path)?);
-            }
-        } else {
-            texts.push(read_file(file)?);
-        }
-    }
-    Ok(texts)
-}
-
-fn read_file(path: &Path) -> anyhow::Result<Text> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let keys = keys_beside(path, &text);
-    Ok(Text { name: path.display().to_string(), text, keys })
+/// The texts, each with the key files that its documents name.
+fn read(files: &[PathBuf]) -> Result<Vec<Text>, Failure> {
+    let text = |Given { path, text }| {
+        let keys = keys_beside(&path, &text);
+        Text { name: path.display().to_string(), text, keys }
+    };
+    let texts: Result<_, String> = texts(files).into_iter().map(|given| given.map(text)).collect();
+    texts.map_err(|told| Failure::invalid([told]))
 }
 
 /// Key files that the documents of a text name, read with the user's own rights. One that cannot be read is left out; the

@@ -1,15 +1,14 @@
 //! `outrigger inject`: pods as the webhook would make them, from the same function.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::given::{Given, texts};
 use super::{Failure, print, warn};
-use crate::control::source::file::{FILE_BYTES_MAX, document_files, read_at_most};
 use crate::injection::document::inject_document;
 use crate::injection::{Namespace, Settings};
 use crate::model::marks::{ENABLED, INJECT, Mode};
@@ -82,7 +81,9 @@ impl SidecarsArgs {
 pub(crate) fn run(args: &InjectArgs) -> Result<ExitCode, Failure> {
     let settings = args.sidecars.settings(&args.trust_domain);
     let mut documents = Vec::new();
-    for (name, text) in read(&args.files)? {
+    for given in texts(&args.files) {
+        let Given { path, text } = given.map_err(|told| Failure::invalid([told]))?;
+        let name = path.display().to_string();
         documents.extend(yaml::written(&text).into_iter().map(|written| (name.clone(), written)));
     }
     let printed = injected(documents, &settings)?;
@@ -155,25 +156,6 @@ fn namespaces<'a>(documents: impl Iterator<Item = &'a Value>) -> BTreeMap<String
 /// A namespace of which nothing is known: whoever asks for injection wants it.
 fn labelled(name: &str) -> Namespace {
     Namespace { name: name.to_owned(), labels: [(INJECT.to_owned(), ENABLED.to_owned())].into(), annotations: BTreeMap::new() }
-}
-
-/// The texts of all files, each with its name.
-fn read(roots: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
-    let mut texts = Vec::new();
-    for root in roots {
-        let failed = |path: &Path, error| Failure::invalid([format!("cannot read {}: {error}", path.display())]);
-        if root == Path::new("-") {
-            let mut text = String::new();
-            std::io::stdin().take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| failed(Path::new("stdin"), error))?;
-            texts.push(("stdin".to_owned(), text));
-            continue;
-        }
-        for file in document_files(root).map_err(|error| failed(root, error))? {
-            let text = read_at_most(&file, FILE_BYTES_MAX).map_err(|error| failed(&file, error))?;
-            texts.push((file.display().to_string(), text));
-        }
-    }
-    Ok(texts)
 }
 
 #[cfg(test)]

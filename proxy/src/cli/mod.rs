@@ -18,6 +18,7 @@ mod control;
 mod doctor;
 mod explain;
 mod get;
+mod given;
 mod holder;
 mod inject;
 mod install;

@@ -10,7 +10,6 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,12 +17,13 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::given::{Given, texts};
 use super::table::{self, JsonOutput};
 use super::{Failure, print};
 use crate::base::problems::{Problem, Severity};
 use crate::control::source::Told;
 use crate::control::source::documents::{ReadKeys, documents};
-use crate::control::source::file::{FILE_BYTES_MAX, document_files, read_at_most, read_keys};
+use crate::control::source::file::read_keys;
 use crate::control::world::Form;
 use crate::model::yaml::Document;
 use crate::model::{ResourceKey, Resources};
@@ -96,29 +96,10 @@ impl Loaded {
     /// Reads them all; what cannot be read is remembered.
     pub(crate) fn read(files: &[PathBuf]) -> Self {
         let mut loaded = Self::default();
-        for root in files {
-            if root == Path::new("-") {
-                let mut text = String::new();
-                let read = std::io::stdin().take(FILE_BYTES_MAX).read_to_string(&mut text);
-                match read {
-                    Ok(_) => loaded.take(Path::new("stdin"), &text, &|name| read_keys(Path::new("."), name)),
-                    Err(error) => loaded.unreadable.push(format!("cannot read stdin: {error}")),
-                }
-                continue;
-            }
-            match document_files(root) {
-                Ok(files) if files.is_empty() => {
-                    loaded.unreadable.push(format!("{} holds no .yaml, .yml or .json file", root.display()));
-                }
-                Ok(files) => {
-                    for file in files {
-                        match read_at_most(&file, FILE_BYTES_MAX) {
-                            Ok(text) => loaded.take(&file, &text, &|name| read_keys(&file, name)),
-                            Err(error) => loaded.unreadable.push(format!("cannot read {}: {error}", file.display())),
-                        }
-                    }
-                }
-                Err(error) => loaded.unreadable.push(format!("cannot read {}: {error}", root.display())),
+        for given in texts(files) {
+            match given {
+                Ok(Given { path, text }) => loaded.take(&path, &text, &|name| read_keys(&path, name)),
+                Err(told) => loaded.unreadable.push(told),
             }
         }
         loaded

@@ -465,11 +465,11 @@ fn a_check_of_nothing_fails_as_its_application_does() {
 #[test]
 fn a_folder_without_documents_cannot_be_checked() {
     let loaded = Loaded::read(&[PathBuf::from("/nowhere/at/all")]);
-    assert_eq!(loaded.unreadable, ["cannot read /nowhere/at/all: No such file or directory (os error 2)"]);
+    assert_eq!(loaded.unreadable, ["cannot read /nowhere/at/all: No such file or directory (os error 2); check its name"]);
     check(
         &[("a.txt", "")],
         expect![[r#"
-        FOLDER holds no .yaml, .yml or .json file
+        FOLDER holds no .yaml, .yml or .json file; give its documents names that end so
     "#]],
     );
 }

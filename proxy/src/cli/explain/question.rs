@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::super::Failure;
+use super::super::given::cannot_read;
 use super::ExplainArgs;
 use crate::base::names::{Named, check_name, nearest};
 use crate::control::source::file::read_at_most;
@@ -76,8 +77,7 @@ impl Question {
             headers.append(name, value);
         }
         if let Some(file) = &args.token {
-            let token = read_at_most(file, TOKEN_BYTES_MAX)
-                .map_err(|error| invalid(format!("cannot read {}: {error}", file.display())))?;
+            let token = read_at_most(file, TOKEN_BYTES_MAX).map_err(|error| invalid(cannot_read(file, &error)))?;
             let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
             headers
                 .insert(header::AUTHORIZATION, value.map_err(|_not_text| invalid(format!("{} holds no token", file.display())))?);

@@ -65,7 +65,7 @@ pub(crate) fn documents(path: &Path, text: &str, keys: &ReadKeys<'_>) -> Vec<Fou
 /// Is it a JWK Set that stands beside the documents that name it?
 fn is_key_file(path: &Path, text: &str) -> bool {
     let is_set = |value: serde_json::Value| value.get("kind").is_none() && value.get("keys").is_some_and(|keys| keys.is_array());
-    path.extension().is_some_and(|ending| ending == "json") && serde_json::from_str(text).is_ok_and(is_set)
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) && serde_json::from_str(text).is_ok_and(is_set)
 }
 
 /// The document of this key in a cluster, as JSON. It has no place in a file, and no files beside it.

@@ -192,7 +192,8 @@ fn files(root: &Path, endings: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
         };
         for entry in entries {
             let path = entry?.path();
-            let is_named = || path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known));
+            let is_named =
+                || path.extension().is_some_and(|ending| endings.iter().any(|known| ending.eq_ignore_ascii_case(known)));
             match std::fs::metadata(&path) {
                 _any if is_hidden(&path) => {}
                 Ok(metadata) if metadata.is_dir() && depth < DEPTH_MAX => folders.push((path, depth + 1)),
