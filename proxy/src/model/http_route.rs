@@ -112,7 +112,7 @@ pub(crate) struct HttpBackendRef {
     /// Its share among the rule's backends; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) weight: Option<u32>,
-    /// Header modifiers for requests that go there.
+    /// Header modifiers, a rewrite and mirrors for requests that go there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) filters: Vec<HttpRouteFilter>,
 }

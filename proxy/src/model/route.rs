@@ -162,22 +162,28 @@ fn requests_lead<'a>(rules: impl Iterator<Item = (&'a [HttpRouteFilter], &'a [Ht
                 name: &backend.name,
                 port: backend.port,
             });
+            let at = rule_at(index).field("backendRefs").index(backend_index);
+            all.extend(mirrors_lead(&backend.filters, at));
         }
-        for (filter_index, filter) in filters.iter().enumerate() {
-            let Some(mirror) = &filter.request_mirror else { continue };
-            let backend = &mirror.backend_ref;
-            all.push(Lead {
-                at: rule_at(index).field("filters").index(filter_index).field("requestMirror").field("backendRef"),
-                is_mirror: true,
-                group: backend.group.as_deref(),
-                kind: backend.kind.as_deref(),
-                namespace: backend.namespace.as_deref(),
-                name: &backend.name,
-                port: Some(backend.port),
-            });
-        }
+        all.extend(mirrors_lead(filters, rule_at(index)));
     }
     all
+}
+
+/// Where the mirrors among filters lead; `at` is what the filters stand in.
+fn mirrors_lead(filters: &[HttpRouteFilter], at: FieldPath) -> impl Iterator<Item = Lead<'_>> {
+    filters.iter().enumerate().filter_map(move |(index, filter)| {
+        let backend = &filter.request_mirror.as_ref()?.backend_ref;
+        Some(Lead {
+            at: at.field("filters").index(index).field("requestMirror").field("backendRef"),
+            is_mirror: true,
+            group: backend.group.as_deref(),
+            kind: backend.kind.as_deref(),
+            namespace: backend.namespace.as_deref(),
+            name: &backend.name,
+            port: Some(backend.port),
+        })
+    })
 }
 
 fn streams_lead(rules: &[StreamRule]) -> Vec<Lead<'_>> {

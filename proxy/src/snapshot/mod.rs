@@ -200,7 +200,16 @@ pub(crate) struct WeightedBackend {
     pub(crate) weight: u32,
     /// None: the reference is broken (Gateway API: its share of requests is answered with 500).
     pub(crate) backend: Option<Arc<Backend>>,
+    pub(crate) policies: BackendPolicies,
+}
+
+/// Policies for the requests that are drawn for one backend, behind those of the rule.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BackendPolicies {
     pub(crate) request_headers: Option<HeaderEdit>,
+    /// Where the rule has one, none.
+    pub(crate) rewrite: Option<Arc<Rewrite>>,
+    pub(crate) shadow: Vec<Arc<Shadow>>,
     pub(crate) response_headers: Option<HeaderEdit>,
 }
 

@@ -5,14 +5,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::RoutePolicies;
+use super::{BackendPolicies, RoutePolicies};
 use crate::base::names::Named;
 use crate::base::problems::{Condition, FieldPath, Problems};
 use crate::model::http_route::{FilterType, HttpBackendRef, HttpRouteFilter, HttpRouteRule};
 use crate::model::route::{self, ParentRef, StreamRule};
 use crate::model::{Kind, Resource};
 use crate::policy::RuleName;
-use crate::policy::headers::HeaderEdit;
 use crate::policy::matcher::{RequestMatch, RequestMatchConfig};
 use crate::policy::retry::Retry;
 
@@ -44,8 +43,7 @@ pub(super) struct Wanted {
     pub(super) weight: u32,
     /// None: it is not a Service.
     pub(super) service: Option<(Named, u16)>,
-    pub(super) request_headers: Option<HeaderEdit>,
-    pub(super) response_headers: Option<HeaderEdit>,
+    pub(super) policies: BackendPolicies,
 }
 
 /// A backend, whatever kind of route names it.
@@ -90,7 +88,8 @@ pub(super) fn compile(resource: &Resource, problems: &mut Problems) -> Option<Ro
                 let name = name(index, &rule.name);
                 let policies = filters(&document, &rule.filters, &matches, &name, &at, problems)?;
                 let policies = RoutePolicies { retry: Some(Arc::new(Retry::default())), ..policies };
-                let backends = backends(&document, &rule.backend_refs, &at, problems)?;
+                let backends =
+                    backends(&document, &rule.backend_refs, &Around { matches: &matches, policies: &policies }, &at, problems)?;
                 Some(Rule { name, matches, policies, backends })
             });
             (&route.spec.hostnames, rules.collect())
@@ -191,7 +190,7 @@ fn request_rule(
         let text = "the rule redirects its requests, so that none goes to a backend";
         problems.refuse_as(Condition::IncompatibleFilters, &at.field("backendRefs"), text, "keep the filter or the backends");
     }
-    let backends = backends(route, &rule.backend_refs, at, problems)?;
+    let backends = backends(route, &rule.backend_refs, &Around { matches: &matches, policies: &policies }, at, problems)?;
     (!problems.refused()).then_some(Rule { name, matches, policies, backends })
 }
 
@@ -261,6 +260,7 @@ fn filters(
 fn backends(
     route: &route::Route<'_>,
     written: &[HttpBackendRef],
+    rule: &Around<'_>,
     at: &FieldPath,
     problems: &mut Problems,
 ) -> Option<Vec<Wanted>> {
@@ -272,7 +272,8 @@ fn backends(
             let is_service = route::is_service(group.as_deref(), kind.as_deref());
             let written = Written { is_service, namespace: namespace.as_deref(), name, port: *port, weight: *weight };
             let wanted = wanted(route, &written, &at, problems);
-            backend_filters(wanted?, filters, &at, problems)
+            let policies = backend_filters(route, filters, rule, &at, problems);
+            Some(Wanted { policies: policies?, ..wanted? })
         })
         .collect();
     backends.into_iter().collect()
@@ -327,7 +328,7 @@ fn wanted(route: &route::Route<'_>, written: &Written<'_>, at: &FieldPath, probl
             }
         }
     }
-    good.then_some(Wanted { weight, service, request_headers: None, response_headers: None })
+    good.then_some(Wanted { weight, service, policies: BackendPolicies::default() })
 }
 
 /// What a route of this kind is about.
@@ -348,9 +349,22 @@ pub(super) fn refused(kind: Kind) -> &'static str {
     }
 }
 
-fn backend_filters(wanted: Wanted, filters: &[HttpRouteFilter], at: &FieldPath, problems: &mut Problems) -> Option<Wanted> {
+/// What the rule says around the filters of its backends.
+struct Around<'a> {
+    matches: &'a [RequestMatch],
+    policies: &'a RoutePolicies,
+}
+
+/// What the filters of a backend do.
+fn backend_filters(
+    route: &route::Route<'_>,
+    filters: &[HttpRouteFilter],
+    rule: &Around<'_>,
+    at: &FieldPath,
+    problems: &mut Problems,
+) -> Option<BackendPolicies> {
+    let mut policies = BackendPolicies::default();
     let mut good = true;
-    let (mut request_headers, mut response_headers) = (None, None);
     let mut seen = BTreeSet::new();
     for (index, filter) in filters.iter().enumerate() {
         let at = at.field("filters").index(index);
@@ -358,7 +372,7 @@ fn backend_filters(wanted: Wanted, filters: &[HttpRouteFilter], at: &FieldPath, 
             good = false;
             continue;
         }
-        if !seen.insert(filter.kind) {
+        if filter.kind != FilterType::RequestMirror && !seen.insert(filter.kind) {
             let (text, remedy) = ("the backend has this filter already", "write one filter that does both");
             problems.refuse_as(Condition::IncompatibleFilters, &at, text, remedy);
             good = false;
@@ -366,21 +380,43 @@ fn backend_filters(wanted: Wanted, filters: &[HttpRouteFilter], at: &FieldPath, 
         match filter.kind {
             FilterType::RequestHeaderModifier => {
                 let edit = filter.request_header_modifier.as_ref();
-                request_headers = edit.and_then(|edit| edit.compile(&at.field("requestHeaderModifier"), problems));
-                good &= request_headers.is_some();
+                policies.request_headers = edit.and_then(|edit| edit.compile(&at.field("requestHeaderModifier"), problems));
+                good &= policies.request_headers.is_some();
             }
             FilterType::ResponseHeaderModifier => {
                 let edit = filter.response_header_modifier.as_ref();
-                response_headers = edit.and_then(|edit| edit.compile(&at.field("responseHeaderModifier"), problems));
-                good &= response_headers.is_some();
+                policies.response_headers = edit.and_then(|edit| edit.compile(&at.field("responseHeaderModifier"), problems));
+                good &= policies.response_headers.is_some();
             }
-            FilterType::UrlRewrite | FilterType::RequestMirror | FilterType::RequestRedirect | FilterType::Cors => {
+            FilterType::RequestMirror => {
+                let mirror = filter.request_mirror.as_ref();
+                let shadow =
+                    mirror.and_then(|mirror| mirror.compile(&route.metadata.namespace, &at.field("requestMirror"), problems));
+                good &= shadow.is_some();
+                policies.shadow.extend(shadow.map(Arc::new));
+            }
+            FilterType::UrlRewrite if route.kind == Kind::GrpcRoute => {
+                problems.refuse(&at, "a GRPCRoute has no such filter", "leave it out, or write an HTTPRoute");
+                good = false;
+            }
+            FilterType::UrlRewrite if rule.policies.rewrite.is_some() => {
+                let (text, remedy) = ("the rule rewrites its requests already", "keep one of the two");
+                problems.refuse_as(Condition::IncompatibleFilters, &at, text, remedy);
+                good = false;
+            }
+            FilterType::UrlRewrite => {
+                let rewrite = filter.url_rewrite.as_ref();
+                policies.rewrite =
+                    rewrite.and_then(|rewrite| rewrite.compile(rule.matches, &at.field("urlRewrite"), problems)).map(Arc::new);
+                good &= policies.rewrite.is_some();
+            }
+            FilterType::RequestRedirect | FilterType::Cors => {
                 problems.refuse(&at, "this filter cannot stand at a backend", "move it to the rule's filters");
                 good = false;
             }
         }
     }
-    good.then_some(Wanted { request_headers, response_headers, ..wanted })
+    good.then_some(policies)
 }
 
 /// Is exactly the field there that the filter's type names?

@@ -11,7 +11,7 @@ use super::attached::{Attached, in_force};
 use super::compile::Own;
 use super::route::{Rule, Wanted};
 use super::service::Backends;
-use super::{RoutePolicies, RouteRule, StreamRule, WeightedBackend};
+use super::{BackendPolicies, RoutePolicies, RouteRule, StreamRule, WeightedBackend};
 use crate::base::names::Named;
 use crate::model::service::ServicePortSpec;
 use crate::model::{Kind, route as model};
@@ -19,6 +19,7 @@ use crate::policy::RuleName;
 use crate::policy::fault::Fault;
 use crate::policy::matcher::Precedence;
 use crate::policy::retry::Retry;
+use crate::policy::shadow::Shadow;
 
 /// The place of one match of one rule: the smaller one is compared first.
 type Place<'a> = (Reverse<(u8, usize)>, Reverse<Precedence>, (bool, Option<&'a str>), &'a Named, usize, usize);
@@ -116,7 +117,7 @@ fn to_the_service(service: &Named, port: u16, fault: Option<&Arc<Fault>>, backen
         name: RuleName::new("default"),
         hosts: Vec::new(),
         matches: Vec::new(),
-        backends: vec![WeightedBackend { weight: 1, backend, request_headers: None, response_headers: None }],
+        backends: vec![WeightedBackend { weight: 1, backend, policies: BackendPolicies::default() }],
         policies: RoutePolicies {
             fault: fault.map(Arc::clone),
             retry: Some(Arc::new(Retry::default())),
@@ -127,16 +128,23 @@ fn to_the_service(service: &Named, port: u16, fault: Option<&Arc<Fault>>, backen
 
 /// The backends of a rule: one that is not there, or that its namespace does not grant, is kept as broken.
 fn backends(route: &model::Route<'_>, wanted: &[Wanted], all: &mut Backends<'_>) -> Vec<WeightedBackend> {
-    let backends = wanted.iter().map(|Wanted { weight, service, request_headers, response_headers }| {
+    let backends = wanted.iter().map(|Wanted { weight, service, policies }| {
         let granted = service.as_ref().filter(|(service, _)| all.permits(route, service));
-        WeightedBackend {
-            weight: *weight,
-            backend: granted.and_then(|(service, port)| all.backend(service, *port)),
-            request_headers: request_headers.clone(),
-            response_headers: response_headers.clone(),
-        }
+        let backend = granted.and_then(|(service, port)| all.backend(service, *port));
+        let mut policies = policies.clone();
+        keep_granted(&mut policies.shadow, route, all);
+        WeightedBackend { weight: *weight, backend, policies }
     });
     backends.collect()
+}
+
+/// Leaves the copies that may be sent where they are to go.
+fn keep_granted(shadows: &mut Vec<Arc<Shadow>>, route: &model::Route<'_>, all: &mut Backends<'_>) {
+    shadows.retain(|shadow| all.permits(route, &shadow.service));
+    for shadow in shadows {
+        // Built for the table of backends, where the request line looks for it.
+        all.backend(&shadow.service, shadow.port);
+    }
 }
 
 struct Common {
@@ -148,11 +156,7 @@ impl Common {
     fn new(route: &model::Route<'_>, rule: &Rule, fault: Option<&Arc<Fault>>, all: &mut Backends<'_>) -> Self {
         let backends = backends(route, &rule.backends, all);
         let mut policies = RoutePolicies { fault: fault.map(Arc::clone), ..rule.policies.clone() };
-        policies.shadow.retain(|shadow| all.permits(route, &shadow.service));
-        for shadow in &policies.shadow {
-            // Built for the table of backends, where the request line looks for it.
-            all.backend(&shadow.service, shadow.port);
-        }
+        keep_granted(&mut policies.shadow, route, all);
         Self { backends, policies }
     }
 }

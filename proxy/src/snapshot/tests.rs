@@ -13,7 +13,10 @@ use http::{HeaderMap, Method};
 use tokio::time::Instant;
 
 use super::compile::{Own, admit, compile, forget};
-use super::{Backend, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot, StreamRule, WeightedBackend, host_matches};
+use super::{
+    Backend, BackendPolicies, InboundPort, Plaintext, RoutePolicies, RouteRule, Snapshot, StreamRule, WeightedBackend,
+    host_matches,
+};
 use crate::base::names::Named;
 use crate::base::problems::FieldPath;
 use crate::model::yaml;
@@ -386,8 +389,15 @@ fn show_backends(backends: &[WeightedBackend], dump: &mut String) {
             .as_ref()
             .map_or_else(|| "nowhere: 500".to_owned(), |backend| format!("{}:{}", backend.service, backend.port));
         writeln!(dump, "    to {target} weight {}", backend.weight).unwrap();
-        for edit in [&backend.request_headers, &backend.response_headers].into_iter().flatten() {
+        let BackendPolicies { request_headers, rewrite, shadow, response_headers } = &backend.policies;
+        for edit in [request_headers, response_headers].into_iter().flatten() {
             writeln!(dump, "      {edit:?}").unwrap();
+        }
+        if let Some(rewrite) = rewrite {
+            writeln!(dump, "      {rewrite:?}").unwrap();
+        }
+        for shadow in shadow {
+            writeln!(dump, "      copies to {}:{}", shadow.service, shadow.port).unwrap();
         }
     }
 }

@@ -146,6 +146,18 @@ fn what_a_route_cannot_say_is_refused_by_name() {
                 "{{{PARENT}, rules: [{{matches: [{{path: {{value: /b}}}}], backendRefs: [{{name: web, port: 80, filters: [{{type: CORS, cors: {{}}}}]}}]}}]}}"
             ),
         ),
+        document(
+            "HTTPRoute",
+            "i",
+            &format!(
+                "{{{PARENT}, rules: [{{filters: [{rewrite}], backendRefs: [{{name: web, port: 80, filters: [{rewrite}]}}]}}]}}"
+            ),
+        ),
+        document(
+            "GRPCRoute",
+            "j",
+            &format!("{{parentRefs: [], rules: [{{backendRefs: [{{name: web, port: 80, filters: [{rewrite}]}}]}}]}}"),
+        ),
     ];
     check(
         &format!("{SERVICES}{}", cases.concat()),
@@ -168,6 +180,10 @@ fn what_a_route_cannot_say_is_refused_by_name() {
             write exactly one; for another, write another TCPRoute
         HTTPRoute/shop/h: spec.rules[0].backendRefs[0].filters[0]: this filter cannot stand at a backend [Accepted UnsupportedValue]
             move it to the rule's filters
+        HTTPRoute/shop/i: spec.rules[0].backendRefs[0].filters[0]: the rule rewrites its requests already [Accepted IncompatibleFilters]
+            keep one of the two
+        GRPCRoute/shop/j: spec.rules[0].backendRefs[0].filters[0]: a GRPCRoute has no such filter [Accepted UnsupportedValue]
+            leave it out, or write an HTTPRoute
     "#]],
     );
 }

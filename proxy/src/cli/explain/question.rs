@@ -21,6 +21,7 @@ use crate::model::service::ServiceSpec;
 use crate::policy::RequestView;
 use crate::policy::limits::Limits;
 use crate::policy::path::normal_path;
+use crate::policy::rewrite::Rewrite;
 use crate::snapshot::compile;
 
 /// The request.
@@ -151,6 +152,17 @@ impl Question {
             query: self.query.as_deref(),
             headers: &self.headers,
         }
+    }
+
+    /// Rewrites it, and says what it is for now.
+    pub(super) fn rewrite(&mut self, rewrite: &Rewrite) -> String {
+        if let Some(authority) = &rewrite.authority {
+            self.authority = authority.to_string();
+        }
+        if let Some(whole) = rewrite.path(&self.path, self.query.as_deref()) {
+            self.path = whole.split('?').next().unwrap_or_default().to_owned();
+        }
+        format!("the request is for {}{}", self.authority, self.path)
     }
 
     pub(super) fn again(&self) -> Self {

@@ -8,7 +8,7 @@ use super::walk::{Caller, arrive};
 use crate::base::units::Span;
 use crate::model::Resources;
 use crate::policy::RuleName;
-use crate::snapshot::{ServicePort, WeightedBackend};
+use crate::snapshot::{BackendPolicies, ServicePort, WeightedBackend};
 
 /// What becomes of a connection to a port of a service with routes for connections.
 pub(super) fn by_stream(resources: &Resources, port: &ServicePort, caller: &Caller<'_>, question: &Question, told: &mut Told) {
@@ -61,9 +61,21 @@ pub(super) fn by_share(
             told.refuse("endpoint", "there is none: 503 no_endpoint", None);
         }
         let mut arriving = arriving.again();
-        if let Some(edit) = &backend.request_headers {
+        let BackendPolicies { request_headers, rewrite, shadow, response_headers } = &backend.policies;
+        if let Some(edit) = request_headers {
             edit.apply(&mut arriving.headers);
             told.say("headers", "the backend's filter edits the request's", Some(rule.to_string()));
+        }
+        if let Some(rewrite) = rewrite {
+            let says = format!("by the backend's filter, {}", arriving.rewrite(rewrite));
+            told.say("rewrite", says, Some(rule.to_string()));
+        }
+        for shadow in shadow {
+            let says = format!("by the backend's filter, a share is copied to Service/{} port {}", shadow.service, shadow.port);
+            told.say("shadow", says, Some(rule.to_string()));
+        }
+        if response_headers.is_some() {
+            told.say("headers", "the backend's filter edits the answer's", Some(rule.to_string()));
         }
         for endpoint in &target.endpoints {
             if asked.insert(endpoint.address) {
@@ -104,6 +116,32 @@ mod tests {
             route           decides  [HTTPRoute/shop/r rules[0]]
             retry           up to 3 attempts, from 25ms apart, after what never left
             redirect        301 to https://web/a?b=c  [HTTPRoute/shop/r rules[0]]
+            outcome         let in
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_the_filters_of_a_backend_do_is_told_with_it() {
+        let rewrite = "{type: URLRewrite, urlRewrite: {hostname: old.example}}";
+        let mirror = "{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}}}";
+        let rules = format!("rules: [{{backendRefs: [{{name: web, port: 80, filters: [{rewrite}, {mirror}]}}]}}]");
+        check(
+            "HTTPRoute",
+            &rules,
+            "--path /a",
+            expect![[r#"
+            note            the documents do not hold shop/front; a pod of service account default is assumed
+            note            the documents hold no pods for some services; assumed are lab/assumed-far, shop/assumed-web
+            from            shop/front as spiffe://cluster.local/ns/shop/sa/default
+            to              Service/shop/web port 80 (10.65.0.2:80), Detect
+            route           decides  [HTTPRoute/shop/r rules[0]]
+            retry           up to 3 attempts, from 25ms apart, after what never left
+            backend         100 % to Service/shop/web port 80, 1 endpoints, connect within 5s  [default_limits]
+            rewrite         by the backend's filter, the request is for old.example/a  [HTTPRoute/shop/r rules[0]]
+            shadow          by the backend's filter, a share is copied to Service/shop/web port 80  [HTTPRoute/shop/r rules[0]]
+            endpoint        shop/assumed-web 241.0.0.2:80 by mutual TLS as spiffe://cluster.local/ns/shop/sa/default
+              authorization allowed  [default_allow]
             outcome         let in
         "#]],
         );

@@ -361,13 +361,7 @@ fn apply(policies: &RoutePolicies, question: &mut Question, told: &mut Told) {
         told.say("headers", "the request's are edited", None);
     }
     if let Some(rewrite) = rewrite {
-        if let Some(authority) = &rewrite.authority {
-            question.authority = authority.to_string();
-        }
-        if let Some(whole) = rewrite.path(&question.path, question.query.as_deref()) {
-            question.path = whole.split('?').next().unwrap_or_default().to_owned();
-        }
-        told.say("rewrite", format!("the request is for {}{}", question.authority, question.path), None);
+        told.say("rewrite", question.rewrite(rewrite), None);
     }
     for shadow in shadow {
         told.say("shadow", format!("a share is copied to Service/{} port {}", shadow.service, shadow.port), None);

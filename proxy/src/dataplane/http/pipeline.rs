@@ -342,22 +342,18 @@ async fn line(
         edit.apply(&mut headers);
     }
     let mut edited = request_headers.is_some();
-    let weighted_edit = match weighted {
-        Some(weighted) => {
-            if let Some(edit) = &weighted.request_headers {
-                edit.apply(&mut headers);
-                edited = true;
-            }
-            weighted.response_headers.clone()
-        }
-        None => None,
-    };
+    let weighted = weighted.map(|weighted| &weighted.policies);
+    if let Some(edit) = weighted.and_then(|weighted| weighted.request_headers.as_ref()) {
+        edit.apply(&mut headers);
+        edited = true;
+    }
     let marks = if edited { Marks::of(&headers) } else { marks };
 
     // rewrite
     let stripped = jwt.as_ref().and_then(|jwt| jwt.strip_query(query?));
     let query = stripped.as_deref().map_or(query, |rest| (!rest.is_empty()).then_some(rest));
-    let rewritten = rewrite.as_ref().and_then(|rewrite| rewrite.path(path, query));
+    let rewrite = rewrite.as_ref().or(weighted.and_then(|weighted| weighted.rewrite.as_ref()));
+    let rewritten = rewrite.and_then(|rewrite| rewrite.path(path, query));
     let rewritten =
         rewritten.or_else(|| stripped.as_ref().map(|_| query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))));
     let path_and_query = match rewritten {
@@ -376,7 +372,7 @@ async fn line(
         upgrade,
         expectation: None,
     };
-    if let Some(authority) = rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref()) {
+    if let Some(authority) = rewrite.and_then(|rewrite| rewrite.authority.as_deref()) {
         let cannot = || Reject::BadRequest("a target that cannot be passed on");
         head.authority = Some(Authority::try_from(authority).map_err(|_not_one| cannot())?);
         if let Some(host) = head.headers.get_mut(http::header::HOST) {
@@ -387,7 +383,7 @@ async fn line(
     // shadow
     // Even without a retry policy: a kept connection may turn out closed when the request is on its way.
     let body = RequestBody::new(incoming, KEEP_MAX, connection.limits.stream_timeout, record.counts());
-    for shadow in shadow {
+    for shadow in shadow.iter().chain(weighted.into_iter().flat_map(|weighted| &weighted.shadow)) {
         if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
             let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
             cast_shadow(proxy, &shadow.service.to_string(), backend, &head, &body);
@@ -484,7 +480,7 @@ async fn line(
         from_link: tried.endpoint.as_ref().is_some_and(|endpoint| peer_of(endpoint).is_some()),
         tried,
         response_edits: response_headers.iter().cloned().collect(),
-        weighted_edit,
+        weighted_edit: weighted.and_then(|weighted| weighted.response_headers.clone()),
         upgrade: head.upgrade,
         request,
     })

@@ -116,6 +116,37 @@ async fn a_call_goes_by_service_and_method_and_is_refused_as_grpc_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_has_a_rewrite_and_copies_of_its_own() {
+    let filters = json!([
+        { "type": "URLRewrite", "urlRewrite": {
+            "hostname": "old.example", "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/legacy" } } },
+        { "type": "RequestMirror", "requestMirror": { "backendRef": { "name": "v2", "port": 80 } } },
+    ]);
+    let matches = |prefix: &str| json!([{ "path": { "value": prefix } }]);
+    let (world, web) = versions(&[route(
+        "HTTPRoute",
+        json!([
+            { "matches": matches("/api"), "backendRefs": [{ "name": "v1", "port": 80, "filters": filters }] },
+            { "matches": matches("/"), "backendRefs": [{ "name": "v1", "port": 80 }] },
+        ]),
+    )]);
+    let seen: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
+    for (last, name) in [(3, "v1"), (4, "v2")] {
+        let seen = Arc::clone(&seen);
+        world.app(app_at(last), move |request| {
+            seen.lock().push(format!("{name} {} {}", request.headers()["host"].to_str().unwrap(), request.uri()));
+            text(name)
+        });
+    }
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/api/cart?a=b")).await.body, "v1");
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/other")).await.body, "v1");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut seen = seen.lock().clone();
+    seen.sort();
+    assert_eq!(seen, ["v1 api.shop /other", "v1 old.example /legacy/cart?a=b", "v2 old.example /legacy/cart?a=b"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_another_namespace_does_not_grant_is_not_sent_to() {
     let mut route = route("HTTPRoute", json!([{ "backendRefs": [{ "name": "far", "namespace": "lab", "port": 80 }] }]));
     route["spec"]["rules"][0]["filters"] = json!([{
