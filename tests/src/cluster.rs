@@ -156,6 +156,12 @@ impl Cluster {
         story + &say(&["get", "nodes", "--output", conditions])
     }
 
+    /// The published suite of Gateway API as a program, not yet started. The node has what its tests run.
+    pub fn gateway_suite(&self) -> Result<Command> {
+        xtask(&["kube", "suite"], UP)?;
+        Ok(self.with_configuration(Command::new(programs().join("gateway-api.test")), [] as [&str; 0]))
+    }
+
     /// Connects a port of this machine with one of a pod or Service, until the guard is dropped.
     pub fn forward(&self, namespace: &str, what: &str, port: u16) -> Result<Forwarded> {
         let log = tempfile::NamedTempFile::new()?;

@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod conformance;
 mod demo;
 mod ebpf;
 mod first_answer;
@@ -90,10 +91,15 @@ enum Command {
         /// Run the cases whose name or group contains one of these
         filter: Vec<String>,
     },
-    /// Put h2spec before both doors of a sidecar and before Envoy, and write down which cases Envoy passes
+    /// Run the published suites of others, and write down what came of them
     ///
-    /// The comparison itself is one of the end-to-end cases. Example: cargo xtask conformance
-    Conformance,
+    /// h2spec before both doors of a sidecar and before Envoy: which cases Envoy passes. The mesh tests of Gateway API on a
+    /// Kubernetes of its own: the suite's report, in docs/conformance. Both are end-to-end cases as well.
+    #[command(after_help = "Examples:
+  cargo xtask conformance
+  cargo xtask conformance gateway-api
+  cargo xtask conformance gateway-api --only MeshTrafficSplit    one test, of which nothing is written down")]
+    Conformance(conformance::Wish),
     /// Run the fuzz targets, each for a while; an input that breaks a promise is kept and named
     ///
     /// Example: cargo xtask fuzz --seconds 600 http1
@@ -179,7 +185,7 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Demo { check } => demo::run(root, check),
         Command::Test { long } => test::run(root, long, test::LeftOut::IsNamed),
         Command::E2e { capture, long, filter } => test::end_to_end(root, long, &capture, &filter),
-        Command::Conformance => test::conformance(root),
+        Command::Conformance(wish) => conformance::run(root, &wish),
         Command::Fuzz(wish) => fuzz::run(root, &wish),
         Command::Ebpf { check } => ebpf::run(root, check),
         Command::Kernels(wish) => kernels::run(root, &wish),
@@ -196,7 +202,11 @@ fn run(root: &Path, command: Command) -> Result<()> {
         Command::Setup => {
             setup::run(root, setup::Need::Everything)?;
             kernels::fetch(root);
-            if kube::build::has_go() { kube::build::run(root) } else { Ok(()) }
+            if kube::build::has_go() {
+                kube::build::run(root)?;
+                kube::build::suite(root)?;
+            }
+            Ok(())
         }
     }
 }

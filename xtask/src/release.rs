@@ -47,7 +47,7 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
 /// none can be made it is said, and the binary is one without.
 pub(crate) fn built(root: &Path) -> Result<PathBuf> {
     let compiler = Compiler::ask(root)?;
-    let profile = match (kept(root), compiler.merger()) {
+    let profile = match (profile(root), compiler.merger()) {
         (Some(profile), _) => profile,
         (None, Ok(_)) => compiler.train(root, SECONDS)?,
         (None, Err(missing)) => {
@@ -63,7 +63,7 @@ pub(crate) fn built(root: &Path) -> Result<PathBuf> {
 pub(crate) fn built_static(root: &Path) -> Result<PathBuf> {
     let compiler = Compiler::ask(root)?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    flags.extend(kept(root).map(|profile| format!("-Cprofile-use={}", profile.display())));
+    flags.extend(profile(root).map(|profile| format!("-Cprofile-use={}", profile.display())));
     let registry = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
@@ -181,7 +181,8 @@ fn profiles(root: &Path) -> PathBuf {
     root.join("target/trained")
 }
 
-fn kept(root: &Path) -> Option<PathBuf> {
+/// The profile of the last release, where there is one.
+pub(crate) fn profile(root: &Path) -> Option<PathBuf> {
     let files = std::fs::read_dir(profiles(root)).ok()?;
     files.filter_map(|entry| Some(entry.ok()?.path())).find(|path| path.extension().is_some_and(|end| end == "profdata"))
 }
@@ -274,13 +275,13 @@ mod tests {
     fn another_profile_takes_the_place_of_the_one_before() {
         let root = tempfile::tempdir().unwrap();
         let compiler = Compiler { host: "x".to_owned(), llvm: "7".to_owned(), tools: PathBuf::from("/nowhere") };
-        assert_eq!(kept(root.path()), None);
+        assert_eq!(profile(root.path()), None);
         let given = root.path().join("given");
         let mut names = Vec::new();
         for text in ["one", "another"] {
             std::fs::write(&given, text).unwrap();
             let name = compiler.keep(root.path(), &given).unwrap();
-            assert_eq!(kept(root.path()).as_ref(), Some(&name));
+            assert_eq!(profile(root.path()).as_ref(), Some(&name));
             assert_eq!(std::fs::read_to_string(&name).unwrap(), text);
             names.push(name);
         }

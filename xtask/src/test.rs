@@ -69,20 +69,6 @@ pub(crate) fn run(root: &Path, long: bool, left_out: LeftOut) -> Result<()> {
     if total.failed > 0 { Err(Stop::No("tests failed".to_owned()).into()) } else { Ok(()) }
 }
 
-/// The cases of conformance alone, against an Envoy that must be there; its list is written anew.
-pub(crate) fn conformance(root: &Path) -> Result<()> {
-    setup::run(root, setup::Need::Peers)?;
-    setup::build(root)?;
-    let mut command = shell::command(root, "target/debug/cases", &["conformance"]);
-    command.env("OUTRIGGER_CONFORMANCE_RECORD", "1");
-    let (counts, left_out) = watched(command)?;
-    match left_out {
-        Some(reason) => Err(Stop::Missing(reason).into()),
-        None if counts.failed > 0 => Err(Stop::No("Envoy passes cases that a sidecar fails".to_owned()).into()),
-        None => Ok(()),
-    }
-}
-
 /// The end-to-end cases alone.
 pub(crate) fn end_to_end(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<()> {
     let (counts, left_out) = cases(root, long, capture, filter)?;
@@ -131,6 +117,7 @@ fn cases(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<(C
     setup::build(root)?;
     if filter.iter().any(|part| part.starts_with("cluster")) && kube::build::has_go() {
         kube::build::run(root)?;
+        kube::build::suite(root)?;
     }
     let mut command = shell::command(root, "target/debug/cases", &[]);
     command.args(filter).env("OUTRIGGER_CAPTURE", capture);
@@ -141,7 +128,7 @@ fn cases(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<(C
 }
 
 /// Runs a test command and adds up its closing lines. A command that fails without having counted a failure counts one.
-fn watched(command: std::process::Command) -> Result<(Counts, Option<String>)> {
+pub(crate) fn watched(command: std::process::Command) -> Result<(Counts, Option<String>)> {
     let mut counts = Counts::default();
     let mut left_out = Vec::new();
     let succeeded = shell::run_watched(command, |line| {

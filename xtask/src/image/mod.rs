@@ -3,12 +3,13 @@
 //! A user's holds one static binary and folders. A test's holds the binary of development with the libraries of the machine
 //! that built it, which costs no second build.
 
+mod again;
 mod archive;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 pub(crate) use self::archive::Image;
 use crate::{release, setup, shell};
@@ -22,6 +23,9 @@ pub(crate) struct Wish {
     /// Where the archive is written
     #[arg(long, value_name = "FILE", conflicts_with = "dev")]
     output: Option<PathBuf>,
+    /// Build it once more, from a copy of the sources in another folder, and fail where the two differ in a byte
+    #[arg(long, conflicts_with = "dev")]
+    twice: bool,
 }
 
 /// Who runs the product where nobody says otherwise.
@@ -40,14 +44,26 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
         setup::build(root)?;
         return dev(root).map(drop);
     }
-    let image = Image {
+    let written = write(root, &released(root)?, wish.output.as_deref())?;
+    if wish.twice { again::check(root, &written.digest) } else { Ok(()) }
+}
+
+/// The image as it is released, of the sources in a folder.
+fn released(root: &Path) -> Result<Image> {
+    let files = with_libraries(root, vec![(release::built_static(root)?, "outrigger".to_owned())])?;
+    ensure!(files.len() == 1, "the binary is not static: it loads {:?}", files.iter().skip(1).collect::<Vec<_>>());
+    Ok(product(files))
+}
+
+/// The product's image with these files in it.
+fn product(files: Vec<(PathBuf, String)>) -> Image {
+    Image {
         name: format!("{REGISTRY}/outrigger:{}", version()),
         entrypoint: vec!["/outrigger".to_owned()],
         user: USER.to_owned(),
         folders: FOLDERS.map(str::to_owned).to_vec(),
-        files: vec![(release::built_static(root)?, "outrigger".to_owned())],
-    };
-    write(root, &image, wish.output.as_deref()).map(drop)
+        files,
+    }
 }
 
 /// The images of the tests, of what was built for development. Returns their archives.
@@ -61,13 +77,7 @@ pub(crate) fn dev(root: &Path) -> Result<Vec<PathBuf>> {
         Ok(to)
     };
     let binary = root.join("target/debug/outrigger");
-    let product = Image {
-        name: format!("{REGISTRY}/outrigger:{}", version()),
-        entrypoint: vec!["/outrigger".to_owned()],
-        user: USER.to_owned(),
-        folders: FOLDERS.map(str::to_owned).to_vec(),
-        files: with_libraries(root, vec![(stripped(&binary)?, "outrigger".to_owned())])?,
-    };
+    let product = product(with_libraries(root, vec![(stripped(&binary)?, "outrigger".to_owned())])?);
     let mut programs =
         vec![(PathBuf::from("/bin/busybox"), "bin/busybox".to_owned()), (PathBuf::from("/bin/busybox"), "bin/sh".to_owned())];
     for (from, to) in PROGRAMS {
@@ -80,7 +90,7 @@ pub(crate) fn dev(root: &Path) -> Result<Vec<PathBuf>> {
         folders: Vec::new(),
         files: with_libraries(root, programs)?,
     };
-    Ok(vec![write(root, &product, None)?, write(root, &tests, None)?])
+    Ok(vec![write(root, &product, None)?.archive, write(root, &tests, None)?.archive])
 }
 
 /// The folders that the product expects to be there.
@@ -90,7 +100,13 @@ fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-fn write(root: &Path, image: &Image, to: Option<&Path>) -> Result<PathBuf> {
+/// An image that was written.
+struct Written {
+    archive: PathBuf,
+    digest: String,
+}
+
+fn write(root: &Path, image: &Image, to: Option<&Path>) -> Result<Written> {
     let name = image.name.rsplit('/').next().unwrap_or_default().replace(':', "-");
     let to = to.map_or_else(|| root.join("target/images").join(format!("{name}.tar")), Path::to_path_buf);
     if let Some(folder) = to.parent() {
@@ -99,7 +115,7 @@ fn write(root: &Path, image: &Image, to: Option<&Path>) -> Result<PathBuf> {
     let digest = image.write(root, &to)?;
     let size = std::fs::metadata(&to)?.len();
     println!("{}  {digest}  {:.1} MiB  {}", to.display(), size as f64 / 1_048_576.0, image.name);
-    Ok(to)
+    Ok(Written { archive: to, digest })
 }
 
 /// The files, and every library of this machine that the dynamic linker would load for one of them.

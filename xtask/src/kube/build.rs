@@ -11,6 +11,7 @@ use crate::{Stop, setup, shell};
 /// A module below `tests/kube`, and what its build needs.
 struct Module {
     name: &'static str,
+    built: Built,
     /// The runtime's interpreter of seccomp profiles is a library in C; without its tag no pod starts.
     with_c: bool,
     /// The module whose version its programs shall say that they are of.
@@ -21,9 +22,19 @@ struct Module {
     parts: [&'static [&'static str]; 2],
 }
 
-const MODULES: [Module; 5] = [
+/// What is built of a module.
+enum Built {
+    /// Its tools, into a folder below that of all programs; with no name, into that one.
+    Tools(&'static str),
+    /// Its tests, as a program of this name.
+    Tests(&'static str),
+}
+
+/// The cluster's own.
+const MODULES: [Module; 4] = [
     Module {
         name: "kubernetes",
+        built: Built::Tools(""),
         with_c: false,
         speaks_for: "k8s.io/kubernetes",
         whole: &["k8s.io/component-base/version.gitVersion", "k8s.io/client-go/pkg/version.gitVersion"],
@@ -32,26 +43,36 @@ const MODULES: [Module; 5] = [
             &["k8s.io/component-base/version.gitMinor", "k8s.io/client-go/pkg/version.gitMinor"],
         ],
     },
-    Module { name: "node", with_c: true, speaks_for: "", whole: &[], parts: [&[], &[]] },
-    Module { name: "dns", with_c: false, speaks_for: "", whole: &[], parts: [&[], &[]] },
+    Module { with_c: true, ..Module::plain("node", Built::Tools("")) },
+    Module::plain("dns", Built::Tools("")),
     Module {
         name: "helm",
+        built: Built::Tools(""),
         with_c: false,
         speaks_for: "helm.sh/helm/v4",
         whole: &["helm.sh/helm/v4/internal/version.version"],
         parts: [&[], &[]],
     },
-    Module { name: "gateway", with_c: false, speaks_for: "", whole: &[], parts: [&[], &[]] },
 ];
 
-/// Where the kinds of Gateway API are defined, in the module of that name.
-const GATEWAY_API: &str = "sigs.k8s.io/gateway-api";
+/// The published suite of Gateway API, and the application to which its mesh tests talk.
+const SUITE: [Module; 2] =
+    [Module::plain("gateway", Built::Tests("gateway-api.test")), Module::plain("echo", Built::Tools("echo"))];
 
-/// Builds what is not there in the version that its module names.
+/// Builds what the cluster runs on and is not there in the version that its module names.
 pub(crate) fn run(root: &Path) -> Result<()> {
     setup::cluster(root)?;
+    all(root, &MODULES)
+}
+
+/// The same for the published suite of Gateway API.
+pub(crate) fn suite(root: &Path) -> Result<()> {
+    all(root, &SUITE)
+}
+
+fn all(root: &Path, modules: &[Module]) -> Result<()> {
     std::fs::create_dir_all(programs(root))?;
-    for module in &MODULES {
+    for module in modules {
         build(root, module).with_context(|| format!("tests/kube/{}", module.name))?;
     }
     Ok(())
@@ -62,11 +83,16 @@ pub(crate) fn has_go() -> bool {
     shell::has("go")
 }
 
-/// The definitions of Gateway API's kinds, as its module publishes them.
-pub(super) fn gateway_api(root: &Path) -> Result<PathBuf> {
-    let folder = root.join("tests/kube/gateway");
-    let said = shell::output(shell::command(&folder, "go", &["list", "-m", "-f", "{{.Dir}}", GATEWAY_API]))?;
-    Ok(Path::new(said.trim()).join("config/crd/standard"))
+/// The sources of a module that the one below `tests/kube` requires.
+pub(super) fn sources(root: &Path, of: &str, module: &str) -> Result<PathBuf> {
+    let folder = root.join("tests/kube").join(of);
+    // It is fetched where it is not there yet; only then its folder is known.
+    let said = shell::output(shell::command(&folder, "go", &["mod", "download", "-json", module]))?;
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    said.get("Dir")
+        .and_then(serde_json::Value::as_str)
+        .map(PathBuf::from)
+        .with_context(|| format!("go does not say where {module} is"))
 }
 
 fn build(root: &Path, module: &Module) -> Result<()> {
@@ -81,12 +107,16 @@ fn build(root: &Path, module: &Module) -> Result<()> {
         return Err(Stop::Missing("Go builds the cluster's programs, and is not there; see https://go.dev/dl".to_owned()).into());
     }
     setup::step(&format!("building {} (minutes, the first time)", module.name), || {
-        let mut go = shell::command(&folder, "go", &["build", "-trimpath", "-buildvcs=false"]);
-        go.arg(format!("-ldflags={flags}"));
+        let (verb, to, what) = match module.built {
+            Built::Tools(below) => (&["build"][..], programs(root).join(below).join(""), "tool"),
+            Built::Tests(program) => (&["test", "-c"][..], programs(root).join(program), "."),
+        };
+        let mut go = shell::command(&folder, "go", verb);
+        go.args(["-trimpath", "-buildvcs=false"]).arg(format!("-ldflags={flags}"));
         if module.with_c {
             go.arg("-tags=seccomp");
         }
-        go.arg("-o").arg(programs(root).join("")).arg("tool");
+        go.arg("-o").arg(to).arg(what);
         go.env("CGO_ENABLED", if module.with_c { "1" } else { "0" });
         shell::output(go).map(drop)
     })?;
@@ -94,6 +124,10 @@ fn build(root: &Path, module: &Module) -> Result<()> {
 }
 
 impl Module {
+    const fn plain(name: &'static str, built: Built) -> Self {
+        Self { name, built, with_c: false, speaks_for: "", whole: &[], parts: [&[], &[]] }
+    }
+
     /// What the linker is told, by the versions in `go.mod`.
     fn flags(&self, go_mod: &str) -> Result<String> {
         let mut flags = "-s -w".to_owned();

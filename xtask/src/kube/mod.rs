@@ -8,6 +8,7 @@ mod certificates;
 mod configuration;
 mod down;
 mod process;
+mod suite;
 mod up;
 
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub(crate) enum Wish {
     },
     /// Define the kinds of Gateway API in it, as its module publishes them
     GatewayApi,
+    /// Build the published suite of Gateway API, and give its node the image that the mesh tests run
+    Suite,
     /// Render the plain manifests, deploy/manifests, from the Helm chart
     Manifests,
     /// End it and remove all that it made: processes, mounts, namespaces, links, rules, files
@@ -75,6 +78,7 @@ pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
         Wish::Build => build::run(root),
         Wish::Load { images } => images.iter().try_for_each(|archive| up::import(root, archive)),
         Wish::GatewayApi => gateway_api(root),
+        Wish::Suite => suite::run(root),
         Wish::Manifests => manifests(root),
         Wish::Down => down::run(root),
         Wish::Status => status(root),
@@ -102,7 +106,7 @@ fn ctr(root: &Path, words: &[&str]) -> std::process::Command {
 
 fn gateway_api(root: &Path) -> Result<()> {
     let mut apply = kubectl(root, &["apply", "--server-side", "--filename"]);
-    apply.arg(build::gateway_api(root)?);
+    apply.arg(build::sources(root, "gateway", "sigs.k8s.io/gateway-api")?.join("config/crd/standard"));
     setup::step("defining the kinds of Gateway API", || shell::output(apply).map(drop))
 }
 

@@ -147,7 +147,7 @@ fn containerd(root: &Path) -> Result<()> {
 }
 
 /// Makes an image and gives it to the node.
-fn load(root: &Path, image: &Image) -> Result<()> {
+pub(super) fn load(root: &Path, image: &Image) -> Result<()> {
     let archive = Path::new(STATE).join("image.tar");
     image.write(root, &archive)?;
     let loaded = import(root, &archive);

@@ -1,6 +1,7 @@
 //! A real Kubernetes, into which the mesh is installed as a user does it.
 
 mod chart;
+mod gateway_api;
 mod injected;
 mod pods;
 mod rights;
@@ -24,7 +25,7 @@ type OnCluster = Case<Cluster>;
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let cases: Vec<OnCluster> = [chart::CASES, injected::CASES, rights::CASES].concat();
+    let cases: Vec<OnCluster> = [chart::CASES, injected::CASES, rights::CASES, gateway_api::CASES].concat();
     if let Some(what) = lacks() {
         return cases.iter().for_each(|case| runner.left_out("cluster", case.name, &what));
     }
