@@ -63,6 +63,9 @@ impl Suite {
 /// Runs each; the first that fails ends it.
 pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     let suites = if wish.suites.is_empty() { Suite::value_variants() } else { &wish.suites };
+    if wish.only.is_some() && suites != [Suite::GatewayApi] {
+        return Err(Stop::Usage("--only names a test of gateway-api, and of nothing else".to_owned()).into());
+    }
     for suite in suites {
         suite.prepare(root)?;
     }

@@ -5,6 +5,7 @@ mod gateway_api;
 mod injected;
 mod pods;
 mod rights;
+mod route_status;
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ type OnCluster = Case<Cluster>;
 
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let cases: Vec<OnCluster> = [chart::CASES, injected::CASES, rights::CASES, gateway_api::CASES].concat();
+    let cases: Vec<OnCluster> = [chart::CASES, injected::CASES, rights::CASES, route_status::CASES, gateway_api::CASES].concat();
     if let Some(what) = lacks() {
         return cases.iter().for_each(|case| runner.left_out("cluster", case.name, &what));
     }
