@@ -32,11 +32,14 @@ fn copy(root: &Path, to: &Path) -> Result<()> {
     for name in names.chain(profile.and_then(|profile| Some(profile.strip_prefix(root).ok()?.to_owned()))) {
         let (from, to) = (root.join(&name), to.join(&name));
         // One that was deleted here is not part of the sources.
-        if !from.is_file() {
-            continue;
-        }
+        let Ok(metadata) = from.symlink_metadata() else { continue };
         std::fs::create_dir_all(to.parent().context("a file without a folder")?)?;
-        std::fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+        let copied = if metadata.is_symlink() {
+            std::fs::read_link(&from).and_then(|leads| std::os::unix::fs::symlink(leads, &to))
+        } else {
+            std::fs::copy(&from, &to).map(drop)
+        };
+        copied.with_context(|| format!("cannot copy {}", from.display()))?;
     }
     Ok(())
 }
@@ -54,10 +57,12 @@ mod tests {
         for name in ["src/kept", "gone", "other"] {
             std::fs::write(here.path().join(name), name).unwrap();
         }
-        git(&["add", "src/kept", "gone"]);
+        std::os::unix::fs::symlink("src", here.path().join("link")).unwrap();
+        git(&["add", "src/kept", "gone", "link"]);
         std::fs::remove_file(here.path().join("gone")).unwrap();
         copy(here.path(), there.path()).unwrap();
         assert_eq!(std::fs::read_to_string(there.path().join("src/kept")).unwrap(), "src/kept");
+        assert_eq!(std::fs::read_link(there.path().join("link")).unwrap(), Path::new("src"));
         assert!(!there.path().join("gone").exists() && !there.path().join("other").exists());
     }
 }
