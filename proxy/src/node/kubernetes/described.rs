@@ -15,7 +15,7 @@ use super::volume::Owner;
 use crate::base::units::Span;
 use crate::injection;
 use crate::model::capture::CaptureConfig;
-use crate::model::marks::{self, CONTAINER as SIDECAR, DRIVER};
+use crate::model::marks::{self, CONTAINER as SIDECAR, DRIVER, Mode};
 use crate::model::pod_record::HOLD;
 
 /// A pod of this node by the API server's word.
@@ -31,6 +31,9 @@ pub(crate) struct Described {
     pub(crate) terminating: bool,
     /// None of its containers runs any more, or ever will.
     pub(crate) ended: bool,
+    /// Containers run in it before its sidecar does, which has not begun: it is of the classic form, and there are init
+    /// containers.
+    pub(crate) begins_without: bool,
     /// The containers that mount a volume of this driver.
     mounted_by: BTreeSet<String>,
     /// Names of containers by their ids, of those that have one yet.
@@ -65,9 +68,13 @@ impl Described {
         let lasting = lasting.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone());
         let debugging = spec.ephemeral_containers.iter().flatten();
         let debugging = debugging.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone());
+        let is_classic = marks::container(spec).is_some_and(|(mode, _)| mode == Mode::Classic);
+        let has_first = spec.init_containers.iter().flatten().next().is_some();
         let status = pod.status.clone().unwrap_or_default();
         let all = [status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses];
         let containers = all.into_iter().flatten().flatten().filter_map(|one| Some((bare(&one.container_id?), one.name)));
+        let containers: BTreeMap<String, String> = containers.collect();
+        let has_begun = containers.values().any(|name| name == SIDECAR);
         Some(Self {
             owner,
             labels: metadata.labels.clone().unwrap_or_default(),
@@ -75,8 +82,9 @@ impl Described {
             host_network: spec.host_network == Some(true),
             terminating: metadata.deletion_timestamp.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            begins_without: is_classic && has_first && !has_begun,
             mounted_by: lasting.chain(debugging).collect(),
-            containers: containers.collect(),
+            containers,
         })
     }
 

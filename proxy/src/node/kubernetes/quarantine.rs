@@ -1,11 +1,12 @@
 //! Pods that ask for a sidecar and came up without one: the webhook was away, or the label came later. They are closed, both
-//! ways, until they are made anew or the label is taken back.
+//! ways, until they are made anew or the label is taken back. And pods of which init containers run before a classic sidecar:
+//! they are closed until that has asked to be enrolled.
 //!
 //! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
 //! is needed beyond those of capture. It is closed as soon as the API server says what it is and its cgroup is there, which is
 //! before its sandbox has a network as a rule; what it did before ends too, since every packet is looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,21 +24,25 @@ use crate::node::{Agent, chain};
 /// Closes and opens until the agent ends.
 pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>) {
     let (mut pods, mut namespaces) = (cluster.pods.subscribe(), cluster.namespaces.subscribe());
+    let mut enrolled = agent.pods.subscribe();
     let mut told = BTreeMap::new();
     loop {
+        let uids = enrolled.borrow_and_update().values().filter_map(|pod| pod.record.uid.clone()).collect();
         let known = (pods.borrow_and_update().clone(), namespaces.borrow_and_update().clone());
         let mut is_waiting = false;
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
-            let wanted = wanted(&pods, &namespaces);
+            let wanted = wanted(&pods, &namespaces, &uids);
             is_waiting = put(&agent, kernel, &wanted, &mut told);
-            agent.metrics.quarantined.set(i64::try_from(wanted.len()).unwrap_or(i64::MAX));
+            let lacking = wanted.values().filter(|(why, _pod)| *why == Why::NoSidecar).count();
+            agent.metrics.quarantined.set(i64::try_from(lacking).unwrap_or(i64::MAX));
         }
         let span = if is_waiting { LOOK_SOON } else { LOOK_EVERY };
         // Cancel-safe: all of it is looked at whatever the reason.
         let heard = tokio::select! {
             heard = pods.changed() => heard,
             heard = namespaces.changed() => heard,
+            heard = enrolled.changed() => heard,
             () = tokio::time::sleep(span) => Ok(()),
         };
         if heard.is_err() {
@@ -46,23 +51,41 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>) {
     }
 }
 
-/// The pods that are to be closed, by UID.
-fn wanted(pods: &PodsByUid, namespaces: &Namespaces) -> BTreeMap<String, Arc<Described>> {
+/// Why a pod is closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Why {
+    /// It asks for a sidecar and has none.
+    NoSidecar,
+    /// Its sidecar has not begun, and other containers have.
+    NotYet,
+}
+
+/// The pods that are to be closed, by UID; `enrolled` are those of which the sidecar was heard.
+fn wanted(pods: &PodsByUid, namespaces: &Namespaces, enrolled: &BTreeSet<String>) -> BTreeMap<String, (Why, Arc<Described>)> {
     let lacks = |pod: &Described| {
         // A namespace that was not heard of says nothing; its pod's own label counts.
         let unheard = || injection::Namespace { name: pod.owner.namespace.clone(), ..injection::Namespace::default() };
         let namespace = namespaces.get(&pod.owner.namespace).cloned().unwrap_or_else(unheard);
-        // What is in the node's network is not in the mesh's, and to close it could close the node.
-        !pod.host_network && !pod.ended && !pod.has_sidecar() && injection::is_asked(&pod.metadata(), &namespace)
+        injection::is_asked(&pod.metadata(), &namespace)
     };
-    pods.iter().filter(|(_uid, pod)| lacks(pod)).map(|(uid, pod)| (uid.clone(), Arc::clone(pod))).collect()
+    let why = |pod: &Described| {
+        // What is in the node's network is not in the mesh's, and to close it could close the node.
+        if pod.host_network || pod.ended {
+            return None;
+        }
+        if !pod.has_sidecar() {
+            return lacks(pod).then_some(Why::NoSidecar);
+        }
+        (pod.begins_without && !enrolled.contains(&pod.owner.uid)).then_some(Why::NotYet)
+    };
+    pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), (why(pod)?, Arc::clone(pod))))).collect()
 }
 
 /// Has the kernel close these and no others. Is one of them not to be found yet?
 fn put(
     agent: &Agent,
     kernel: &Mutex<Kernel>,
-    wanted: &BTreeMap<String, Arc<Described>>,
+    wanted: &BTreeMap<String, (Why, Arc<Described>)>,
     told: &mut BTreeMap<String, String>,
 ) -> bool {
     let closed = kernel.lock().closed_pods().unwrap_or_else(|error| {
@@ -78,7 +101,7 @@ fn put(
     }
     told.retain(|uid, _text| wanted.contains_key(uid));
     let mut is_waiting = false;
-    for (uid, pod) in wanted {
+    for (uid, (why, pod)) in wanted {
         let outcome = match folder(agent, uid) {
             Some(folder) => kernel.lock().close_pod(uid, &folder).map_err(|error| chain(&error)),
             // It has none before it has a sandbox.
@@ -91,11 +114,15 @@ fn put(
         if told.insert(uid.clone(), text.clone()).as_ref() == Some(&text) {
             continue;
         }
+        if text.is_empty() && *why == Why::NotYet {
+            info!(pod = %pod.owner.named(), uid, "a pod is closed until its sidecar has begun, behind its init containers");
+            continue;
+        }
         let remedy = "delete the pod, so that it is made anew with its sidecar, or label it outrigger.dev/inject: disabled";
         if text.is_empty() {
             warn!(pod = %pod.owner.named(), uid, remedy, "a pod asks for a sidecar and has none: it is in quarantine");
         } else {
-            error!(pod = %pod.owner.named(), uid, error = text, remedy, "a pod that has no sidecar cannot be closed");
+            error!(pod = %pod.owner.named(), uid, error = text, remedy, "a pod without a running sidecar cannot be closed");
         }
     }
     is_waiting
@@ -121,7 +148,7 @@ mod tests {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(change)))].into();
         let labels = [("outrigger.dev/inject".to_owned(), namespace.to_owned())].into();
         let shop = injection::Namespace { name: "shop".into(), labels, ..injection::Namespace::default() };
-        !wanted(&pods, &[("shop".to_owned(), shop)].into()).is_empty()
+        !wanted(&pods, &[("shop".to_owned(), shop)].into(), &BTreeSet::new()).is_empty()
     }
 
     fn bare(pod: &mut Value) {
@@ -171,6 +198,28 @@ mod tests {
         assert!(!is_closed("enabled", |pod| {
             bare(pod);
             pod["status"] = json!({ "phase": "Succeeded" });
+        }));
+    }
+
+    #[test]
+    fn a_pod_whose_init_containers_come_before_its_sidecar_is_closed_until_that_is_enrolled() {
+        let classic = pod(|pod| {
+            let sidecar = pod["spec"]["initContainers"][0].take();
+            pod["spec"]["initContainers"] = json!([{ "name": "first" }]);
+            pod["spec"]["containers"].as_array_mut().unwrap().insert(0, sidecar);
+        });
+        let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(classic))].into();
+        // Its status takes some time to say that it runs.
+        let why = |enrolled: &[&str]| {
+            let enrolled = enrolled.iter().map(|uid| (*uid).to_owned()).collect();
+            wanted(&pods, &Namespaces::new(), &enrolled).remove("0a-1").map(|(why, _pod)| why)
+        };
+        assert_eq!(why(&["0b-2"]), Some(Why::NotYet));
+        assert_eq!(why(&["0a-1"]), None);
+        assert!(!is_closed("enabled", |pod| {
+            let sidecar = pod["spec"]["initContainers"][0].take();
+            pod["spec"]["initContainers"] = json!([]);
+            pod["spec"]["containers"].as_array_mut().unwrap().insert(0, sidecar);
         }));
     }
 }
