@@ -100,9 +100,18 @@ impl Cluster {
 
     /// Applies documents, whatever comes of it.
     pub fn try_apply(&self, yaml: &str) -> Result<Said> {
+        self.try_apply_with(&[], yaml)
+    }
+
+    /// The same with documents that name no namespace: all are of this one.
+    pub fn try_apply_in(&self, namespace: &str, yaml: &str) -> Result<Said> {
+        self.try_apply_with(&["--namespace", namespace], yaml)
+    }
+
+    fn try_apply_with(&self, words: &[&str], yaml: &str) -> Result<Said> {
         let mut file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         file.write_all(yaml.as_bytes())?;
-        let mut apply = self.kubectl(["apply", "--server-side", "--filename"]);
+        let mut apply = self.kubectl([words, &["apply", "--server-side", "--filename"]].concat());
         apply.arg(file.path());
         finish(&mut apply, PATIENCE)
     }
@@ -116,6 +125,11 @@ impl Cluster {
     pub fn get(&self, words: &[&str]) -> Result<Value> {
         let said = self.run(&[&["get", "--output=json"], words].concat())?;
         serde_json::from_str(&said).with_context(|| format!("`kubectl get {}` said no JSON", words.join(" ")))
+    }
+
+    /// Ends a part of the cluster itself (`kubelet`, `etcd`) without a word, and starts it again after so long.
+    pub fn fail(&self, part: &str, away: Duration) -> Result<()> {
+        xtask(&["kube", "fail", part, "--away", &away.as_secs().to_string()], away + PATIENCE).map(drop)
     }
 
     /// Waits until a Deployment or DaemonSet runs as it is written; tells of its pods where it does not.

@@ -12,6 +12,7 @@ mod suite;
 mod up;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -61,6 +62,17 @@ pub(crate) enum Wish {
     Manifests,
     /// End it and remove all that it made: processes, mounts, namespaces, links, rules, files
     Down,
+    /// End one of its parts without a word (SIGKILL), and start it again after a while
+    ///
+    /// Example: cargo xtask kube fail etcd --away 60
+    Fail {
+        /// Its name, as `status` says it
+        #[arg(value_name = "PART")]
+        part: String,
+        /// Seconds until it is started again
+        #[arg(long, value_name = "SECONDS", default_value = "0")]
+        away: u64,
+    },
     /// Which of its parts run, and its pods
     Status,
 }
@@ -81,6 +93,11 @@ pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
         Wish::Suite => suite::run(root),
         Wish::Manifests => manifests(root),
         Wish::Down => down::run(root),
+        Wish::Fail { part, away } => {
+            let process = process::all()?.into_iter().find(|process| process.name == part);
+            let process = process.ok_or_else(|| Stop::Usage(format!("the cluster has no part {part}")))?;
+            process.fail(Duration::from_secs(away))
+        }
         Wish::Status => status(root),
     }
 }

@@ -1,5 +1,6 @@
 //! The cluster's processes: started apart from who asks, known again by id and start time, ended by those alone.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,15 @@ pub(super) struct Process {
     pub(super) id: u32,
     /// In clock ticks after the machine's start: another process that is given the same id started at another time.
     started: u64,
+    begun: Begun,
+}
+
+/// How it was started, for whoever starts it again.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+struct Begun {
+    words: Vec<String>,
+    environment: Vec<(String, String)>,
+    folder: Option<PathBuf>,
 }
 
 /// How long one may take to end by itself.
@@ -30,12 +40,13 @@ impl Process {
     pub(super) fn start(name: &str, mut command: Command) -> Result<Self> {
         let logs = Path::new(STATE).join("log");
         std::fs::create_dir_all(&logs)?;
-        let log = File::create(logs.join(format!("{name}.log")))?;
+        let log = File::options().create(true).append(true).open(logs.join(format!("{name}.log")))?;
+        let begun = Begun::of(&command);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let id = child.id();
         let started = start_time(id).with_context(|| format!("{name} ended at once"))?;
-        let process = Self { name: name.to_owned(), id, started };
+        let process = Self { name: name.to_owned(), id, started, begun };
         std::fs::create_dir_all(folder())?;
         std::fs::write(folder().join(name), serde_json::to_vec(&process)?)?;
         Ok(process)
@@ -59,6 +70,15 @@ impl Process {
         Ok(())
     }
 
+    /// Ends it without a word, and starts it again after a while, as what looks after such parts on other machines does.
+    pub(super) fn fail(&self, away: Duration) -> Result<()> {
+        kill(self.id, Signal::KILL);
+        let gone = || if self.is_alive() { bail!("{} still runs", self.name) } else { Ok(()) };
+        wait_for(&self.name, GRACE, gone)?;
+        std::thread::sleep(away);
+        Self::start(&self.name, self.begun.command()?).map(drop)
+    }
+
     /// Ends it: asks, waits, then makes it.
     pub(super) fn end(&self) -> Result<()> {
         if self.is_alive() {
@@ -70,6 +90,28 @@ impl Process {
             }
         }
         std::fs::remove_file(folder().join(&self.name)).with_context(|| format!("cannot forget {}", self.name))
+    }
+}
+
+impl Begun {
+    fn of(command: &Command) -> Self {
+        let text = |part: &OsStr| part.to_string_lossy().into_owned();
+        let set = command.get_envs().filter_map(|(name, value)| Some((text(name), text(value?))));
+        Self {
+            words: std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect(),
+            environment: set.collect(),
+            folder: command.get_current_dir().map(Path::to_path_buf),
+        }
+    }
+
+    fn command(&self) -> Result<Command> {
+        let (program, words) = self.words.split_first().context("nothing says how it was started")?;
+        let mut command = Command::new(program);
+        command.args(words).envs(self.environment.iter().cloned());
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        Ok(command)
     }
 }
 
@@ -111,7 +153,8 @@ mod tests {
     #[test]
     fn a_process_is_known_by_its_id_and_its_start_and_one_that_has_ended_is_none() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = Process { name: "sleep".to_owned(), id: child.id(), started: start_time(child.id()).unwrap() };
+        let started = start_time(child.id()).unwrap();
+        let process = Process { name: "sleep".to_owned(), id: child.id(), started, begun: Begun::default() };
         assert!(process.is_alive());
         assert!(!Process { started: process.started + 1, ..process.clone() }.is_alive());
         child.kill().unwrap();
@@ -119,5 +162,12 @@ mod tests {
         wait_for("its end", GRACE, || if process.is_alive() { bail!("it runs") } else { Ok(()) }).unwrap();
         child.wait().unwrap();
         assert!(!process.is_alive());
+    }
+    #[test]
+    fn what_is_started_again_is_started_as_before() {
+        let mut command = Command::new("printenv");
+        command.arg("WHAT").env("WHAT", "again").current_dir("/");
+        let said = Begun::of(&command).command().unwrap().output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "again\n");
     }
 }
