@@ -1,6 +1,7 @@
 //! The cases' runner: groups of cases on one mesh each, one after another, with the closing line of a test runner.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -73,8 +74,64 @@ impl Runner {
         Self { rung: Rung::asked(), wish, passed: 0, failed: Vec::new(), filtered: 0, start: Instant::now() }
     }
 
+    /// Are full counts asked for?
+    pub fn is_long(&self) -> bool {
+        self.wish.long
+    }
+
     /// Runs a group: `make` builds its world once, each case gets it, and it is dropped behind the last one.
     pub fn group<W>(&mut self, name: &str, make: impl FnOnce() -> Result<W>, cases: &[Case<W>]) {
+        let Some((world, wanted)) = self.world(name, make, cases) else { return };
+        for case in wanted {
+            let (result, took) = timed(&world, case, &self.wish);
+            self.note_timed(&format!("{name}::{}", case.name), result, took);
+        }
+    }
+
+    /// The same, with cases that wait more than they work and touch nothing in common: those of `together` run first, so many
+    /// of them at a time, and then those of `alone`, one after another.
+    pub fn crowd<W: Sync>(
+        &mut self,
+        name: &str,
+        make: impl FnOnce() -> Result<W>,
+        (at_once, together): (usize, &[Case<W>]),
+        alone: &[Case<W>],
+    ) {
+        let all = [together, alone].concat();
+        let Some((world, wanted)) = self.world(name, make, &all) else { return };
+        let is_together = |case: &&Case<W>| together.iter().any(|other| other.name == case.name);
+        let (together, alone): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_together);
+        let (next, wish) = (AtomicUsize::new(0), self.wish.clone());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            for _ in 0..at_once {
+                let (sender, next, together, world, wish) = (sender.clone(), &next, &together, &world, &wish);
+                threads.spawn(move || {
+                    while let Some(case) = together.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let (result, took) = timed(world, case, wish);
+                        // Whoever listens does so to the last.
+                        sender.send((case.name, result, took)).ok();
+                    }
+                });
+            }
+            drop(sender);
+            for (case, result, took) in receiver {
+                self.note_timed(&format!("{name}::{case}"), result, took);
+            }
+        });
+        for case in alone {
+            let (result, took) = timed(&world, case, &self.wish);
+            self.note_timed(&format!("{name}::{}", case.name), result, took);
+        }
+    }
+
+    /// The world of a group, and those of its cases that are to run; none if none of them is.
+    fn world<'a, W>(
+        &mut self,
+        name: &str,
+        make: impl FnOnce() -> Result<W>,
+        cases: &'a [Case<W>],
+    ) -> Option<(W, Vec<&'a Case<W>>)> {
         let (mut wanted, mut others) = (Vec::new(), Vec::new());
         for case in cases.iter().filter(|case| self.wish.wants(name, case.name)) {
             match self.rung.lacks(case.name) {
@@ -87,26 +144,21 @@ impl Runner {
             say(&format!("not on {}: {name}::{case}: {why}", self.rung));
         }
         if wanted.is_empty() {
-            return;
+            return None;
         }
         if self.wish.list {
             wanted.iter().for_each(|case| say(&format!("{name}::{}: test", case.name)));
-            return;
+            return None;
         }
-        let world = match guarded(make) {
-            Ok(world) => world,
+        match guarded(make) {
+            Ok(world) => Some((world, wanted)),
             Err(error) => {
                 // The first line of each failure says why; the rest is the group's.
                 for case in wanted {
                     self.note(&format!("{name}::{}", case.name), Err(anyhow::anyhow!("its world could not be made: {error:#}")));
                 }
-                return;
+                None
             }
-        };
-        for case in wanted {
-            let start = Instant::now();
-            let result = guarded(|| (case.run)(&world, &self.wish));
-            self.note_timed(&format!("{name}::{}", case.name), result, start.elapsed());
         }
     }
 
@@ -157,6 +209,13 @@ impl Runner {
             }
         }
     }
+}
+
+/// Runs a case, and takes its time.
+fn timed<W>(world: &W, case: &Case<W>, wish: &Wish) -> (Result<()>, Duration) {
+    let start = Instant::now();
+    let result = guarded(|| (case.run)(world, wish));
+    (result, start.elapsed())
 }
 
 /// A panic (of an assertion, say) is a failure as any other, and guards still run.

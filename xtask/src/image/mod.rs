@@ -78,8 +78,8 @@ pub(crate) fn dev(root: &Path) -> Result<Vec<PathBuf>> {
     };
     let binary = root.join("target/debug/outrigger");
     let product = product(with_libraries(root, vec![(stripped(&binary)?, "outrigger".to_owned())])?);
-    let mut programs =
-        vec![(PathBuf::from("/bin/busybox"), "bin/busybox".to_owned()), (PathBuf::from("/bin/busybox"), "bin/sh".to_owned())];
+    // A shell, and what `kubectl cp` runs.
+    let mut programs = ["bin/busybox", "bin/sh", "bin/tar"].map(|to| (PathBuf::from("/bin/busybox"), to.to_owned())).to_vec();
     for (from, to) in PROGRAMS {
         programs.push((stripped(&root.join(from))?, to.to_owned()));
     }

@@ -252,7 +252,7 @@ fn sidecar(world: &World) -> Result<()> {
 }
 
 /// What an idle sidecar may have resident: 15 MB.
-const IDLE_KIB_MAX: u64 = 15_000_000 / 1024;
+pub(crate) const IDLE_KIB_MAX: u64 = 15_000_000 / 1024;
 /// How much of that counts as the binary's at most: an idle release build has 4 to 7 MiB of it.
 const FILE_KIB_MAX: u64 = 8 << 10;
 
@@ -260,16 +260,21 @@ fn idle(world: &World) -> Result<()> {
     let pod = client(&world.mesh, "fault/idle")?;
     // What only the start needed was given back by then, and the control plane has read the metrics once.
     std::thread::sleep(Duration::from_secs(5));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pod.sidecar()?))?;
+    let (counted, resident, file) = resident(pod.sidecar()?)?;
+    ensure!(counted < IDLE_KIB_MAX, "an idle sidecar has {resident} KiB resident, {file} of them the binary's");
+    Ok(())
+}
+
+/// What a sidecar has resident, in KiB: as a release build would have it, in fact, and how much of that is the binary's.
+pub(crate) fn resident(process: u32) -> Result<(u64, u64, u64)> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let field = |name: &str| -> Option<u64> {
         status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
     };
     let resident = field("VmRSS:").context("no VmRSS")?;
     let file = field("RssFile:").unwrap_or(0);
     // A debug binary has several times the pages of a release build, which is what users run.
-    let counted = resident - file + file.min(FILE_KIB_MAX);
-    ensure!(counted < IDLE_KIB_MAX, "an idle sidecar has {resident} KiB resident, {file} of them the binary's");
-    Ok(())
+    Ok((resident - file + file.min(FILE_KIB_MAX), resident, file))
 }
 
 fn ready(world: &World) -> Result<()> {

@@ -1,9 +1,12 @@
-//! Driving: closed loops, one for each stream, or one open loop that all streams serve.
+//! Driving: closed loops, one for each stream, or one open loop that all streams serve, until the time is up or somebody
+//! asks for an end (SIGTERM).
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::plan::{Plan, Protocol};
 use crate::seen::Seen;
@@ -16,6 +19,12 @@ const LATE: Duration = Duration::from_secs(10);
 /// Drives as planned, and tells what was seen.
 pub(crate) async fn run(plan: Plan) -> Result<String> {
     let plan = Rc::new(plan);
+    let stop: Rc<Cell<bool>> = Rc::default();
+    let (mut asked, told) = (signal(SignalKind::terminate())?, Rc::clone(&stop));
+    tokio::task::spawn_local(async move {
+        asked.recv().await;
+        told.set(true);
+    });
     let mut lanes = Vec::new();
     let mut all = Seen::default();
     for _ in 0..plan.connections {
@@ -30,10 +39,14 @@ pub(crate) async fn run(plan: Plan) -> Result<String> {
                 }
             },
         };
-        lanes.extend((0..plan.streams).map(|_| Lane { plan: Rc::clone(&plan), open: shared.clone().map(Open::Two) }));
+        lanes.extend((0..plan.streams).map(|_| Lane {
+            plan: Rc::clone(&plan),
+            open: shared.clone().map(Open::Two),
+            stop: Rc::clone(&stop),
+        }));
     }
     let start = Instant::now();
-    let ticks = plan.rate.map(|rate| Ticks::begin(rate, plan.warm + plan.time)).transpose()?.map(Rc::new);
+    let ticks = plan.rate.map(|rate| Ticks::begin(rate, plan.warm + plan.time, Rc::clone(&stop))).transpose()?.map(Rc::new);
     let tasks: Vec<_> = lanes
         .into_iter()
         .map(|lane| match &ticks {
@@ -51,6 +64,8 @@ pub(crate) async fn run(plan: Plan) -> Result<String> {
 struct Lane {
     plan: Rc<Plan>,
     open: Option<Open>,
+    /// Somebody asked for an end.
+    stop: Rc<Cell<bool>>,
 }
 
 enum Open {
@@ -62,7 +77,7 @@ impl Lane {
     /// A closed loop: the next request when the last is answered.
     async fn circle(mut self, start: Instant) -> Seen {
         let mut seen = Seen::default();
-        while start.elapsed() < self.plan.time + self.plan.warm {
+        while start.elapsed() < self.plan.time + self.plan.warm && !self.stop.get() {
             let begun = Instant::now();
             self.request(begun, begun.duration_since(start) >= self.plan.warm, &mut seen).await;
             if !self.plan.pause.is_zero() {

@@ -28,8 +28,8 @@ struct Due {
 }
 
 impl Ticks {
-    /// So many a second, for this long.
-    pub(crate) fn begin(rate: f64, time: Duration) -> Result<Self> {
+    /// So many a second, for this long, or until `stop`.
+    pub(crate) fn begin(rate: f64, time: Duration, stop: Rc<Cell<bool>>) -> Result<Self> {
         let period = Duration::from_secs_f64(1.0 / rate);
         let clock = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         let spec = Timespec { tv_sec: period.as_secs().try_into()?, tv_nsec: period.subsec_nanos().into() };
@@ -37,7 +37,7 @@ impl Ticks {
         #[expect(deprecated, reason = "what replaces it is unsafe for types that lie about their descriptor; OwnedFd does not")]
         let clock = AsyncFd::new(clock).context("the runtime takes no clock")?;
         let due = Rc::new(Due::default());
-        tokio::task::spawn_local(tell(clock, period, Instant::now() + time, Rc::clone(&due)));
+        tokio::task::spawn_local(tell(clock, period, Instant::now() + time, stop, Rc::clone(&due)));
         Ok(Self { due })
     }
 
@@ -56,8 +56,8 @@ impl Ticks {
     }
 }
 
-async fn tell(clock: AsyncFd<OwnedFd>, period: Duration, end: Instant, due: Rc<Due>) {
-    while Instant::now() < end {
+async fn tell(clock: AsyncFd<OwnedFd>, period: Duration, end: Instant, stop: Rc<Cell<bool>>, due: Rc<Due>) {
+    while Instant::now() < end && !stop.get() {
         let Ok(mut ready) = clock.readable().await else { break };
         let mut count = [0_u8; 8];
         let read = ready.try_io(|clock| Ok(rustix::io::read(clock.get_ref(), &mut count)?));

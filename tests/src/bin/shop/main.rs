@@ -25,7 +25,8 @@ services (each listens on PORT, 8080 unless the variable says otherwise):
   inventory    pieces in stock, by gRPC
   payments     takes money; FAIL_EVERY=N makes every Nth payment fail
   echo         answers what it was asked: ?status=503, ?delay=200 (ms), ?once=KEY (503 the first time)
-  reflect      the same in HTTP/1.1, HTTP/2 and gRPC, on all of PORTS, 8080,7070 unless the variable says otherwise
+  reflect      the same in HTTP/1.1, HTTP/2 and gRPC, on all of PORTS, 8080,7070 unless the variable says otherwise;
+               gRPC's health check too: HEALTH=NOT_SERVING makes it ill
 tools:
   certificates FOLDER                   make an authority and certificates of a server and a client
   keys FOLDER                           make a signing key and its key set (key.pk8, jwks.json)

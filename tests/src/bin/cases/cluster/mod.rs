@@ -1,11 +1,19 @@
 //! A real Kubernetes, into which the mesh is installed as a user does it.
 
 mod chart;
+mod failing;
 mod gateway_api;
 mod injected;
+mod jobs;
+mod kept_out;
+mod measured;
 mod pods;
+mod probes;
 mod rights;
+mod rollout;
 mod route_status;
+mod services;
+mod tools;
 
 use std::time::Duration;
 
@@ -24,13 +32,33 @@ const INSTALLED_WITHIN: Duration = Duration::from_secs(90);
 /// A case of this group.
 type OnCluster = Case<Cluster>;
 
+/// Cases that run beside each other: as a rule they wait for the kubelet.
+const AT_ONCE: usize = 4;
+
 /// Runs the group.
 pub(crate) fn run(runner: &mut Runner) {
-    let cases: Vec<OnCluster> = [chart::CASES, injected::CASES, rights::CASES, route_status::CASES, gateway_api::CASES].concat();
-    if let Some(what) = lacks() {
-        return cases.iter().for_each(|case| runner.left_out("cluster", case.name, &what));
+    // Each in a namespace of its own.
+    let together: Vec<OnCluster> = [
+        chart::CASES,
+        injected::CASES,
+        probes::CASES,
+        jobs::CASES,
+        kept_out::CASES,
+        rollout::CASES,
+        tools::CASES,
+        services::CASES,
+        route_status::CASES,
+    ]
+    .concat();
+    // They change the mesh itself, or look at all that was done before them.
+    let mut alone: Vec<OnCluster> = [rollout::ALONE, failing::ALONE, gateway_api::CASES, rights::CASES].concat();
+    if runner.is_long() {
+        alone.splice(0..0, measured::ALONE.iter().cloned());
     }
-    runner.group("cluster", world, &cases);
+    if let Some(what) = lacks() {
+        return together.iter().chain(&alone).for_each(|case| runner.left_out("cluster", case.name, &what));
+    }
+    runner.crowd("cluster", world, (AT_ONCE, &together), &alone);
 }
 
 /// A cluster with the mesh in it.

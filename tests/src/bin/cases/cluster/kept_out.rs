@@ -1,0 +1,144 @@
+//! Pods that are not what they pass for, or not what their owner asked for: refused by name, or closed.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::cluster::{Cluster, PATIENCE};
+use e2e::mesh::wait_for;
+use e2e::runner::Case;
+use serde_json::{Value, json};
+
+use super::OnCluster;
+use super::pods::{Namespace, container, from_node, idle, pod};
+
+pub(super) const CASES: &[OnCluster] = &[
+    Case {
+        name: "a_pod_that_asks_for_a_sidecar_and_has_none_is_closed_until_it_asks_no_more",
+        run: |cluster, _| quarantine(cluster),
+    },
+    Case { name: "pods_that_bear_marks_of_the_mesh_or_cannot_be_served_are_refused_by_name", run: |cluster, _| refused(cluster) },
+    Case { name: "a_namespace_that_is_being_deleted_is_guarded_to_its_last_pod", run: |cluster, _| deleted(cluster) },
+];
+
+/// Bytes that a pod's link has carried out; what is not IP (who has which address) passes a closed one too.
+const TRANSMITTED: &str = "/sys/class/net/eth0/statistics/tx_bytes";
+
+fn quarantine(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::labelled(cluster, "late", "team: none")?;
+    let outside = Namespace::labelled(cluster, "elsewhere", "team: none")?;
+    let serve = || container("app", json!({ "args": ["echo"] }));
+    shop.make(&[pod("late", &[serve()], json!({}))])?;
+    outside.make(&[pod("open", &[serve()], json!({}))])?;
+    shop.wait("Ready", PATIENCE, &["pod/late"])?;
+    outside.wait("Ready", PATIENCE, &["pod/open"])?;
+    let (late, open) = (shop.address_of("late")?, outside.address_of("open")?);
+    let to = |address: &str| format!("http://{address}:8080/");
+    let call =
+        |words: &[&str]| cluster.exec("late", "late", "app", &[&["/bin/curl", "--silent", "--max-time", "2"], words].concat());
+    ensure!(from_node(&to(&late))?.code == 0 && call(&[&to(&open)])?.code == 0, "it is closed before anybody asked");
+    shop.run(&["label", "namespace", "late", "outrigger.dev/inject=enabled"])?;
+    wait_for("the pod is closed", PATIENCE, || {
+        ensure!(from_node(&to(&late))?.code != 0, "it still answers");
+        Ok(())
+    })
+    .with_context(|| cluster.story("late"))?;
+    let sent = || -> Result<u64> {
+        Ok(cluster.exec("late", "late", "app", &["/bin/busybox", "cat", TRANSMITTED])?.ok()?.trim().parse()?)
+    };
+    let before = sent()?;
+    for words in [vec![to(&open)], vec!["--insecure".to_owned(), "https://10.96.0.1/".to_owned()]] {
+        let said = call(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
+        ensure!(said.code != 0 && said.stdout.is_empty(), "{words:?} is answered: {}", said.all());
+    }
+    // Names are asked for by UDP.
+    let name = cluster.exec(
+        "late",
+        "late",
+        "app",
+        &["/bin/busybox", "timeout", "3", "/bin/busybox", "nslookup", "kubernetes.default"],
+    )?;
+    ensure!(name.code != 0, "a name resolves: {}", name.all());
+    let frames = sent()? - before;
+    ensure!(frames < 600, "{frames} bytes left the pod");
+    let quarantined = metric_of_agent(cluster)?;
+    ensure!(quarantined >= 1.0, "the agent counts {quarantined} in quarantine");
+    shop.run(&["label", "--overwrite", "namespace", "late", "outrigger.dev/inject=disabled"])?;
+    wait_for("the pod is let out", PATIENCE, || {
+        ensure!(from_node(&to(&late))?.code == 0 && call(&[&to(&open)])?.code == 0, "it is closed");
+        Ok(())
+    })
+}
+
+fn metric_of_agent(cluster: &Cluster) -> Result<f64> {
+    let agents = cluster.get(&["--namespace", super::SYSTEM, "pods", "--selector", "app.kubernetes.io/name=node"])?;
+    let address = agents["items"][0]["status"]["podIP"].as_str().context("the agent has no address")?;
+    let counted = from_node(&format!("http://{address}:14030/metrics"))?.ok()?;
+    Ok(super::probes::counter(&counted, "outrigger_node_quarantined_pods", &[]))
+}
+
+fn refused(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::labelled(cluster, "forged", "outrigger.dev/inject: enabled")?;
+    let forged = |change: &dyn Fn(&mut Value)| {
+        let mut pod = pod("one", &[idle("app")], json!({}));
+        change(&mut pod);
+        pod
+    };
+    let volume = json!({ "name": "outrigger", "emptyDir": {} });
+    let driver = json!({ "name": "mine", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } });
+    let label = forged(&|pod| pod["metadata"]["labels"]["outrigger.dev/sidecar"] = json!("injected"));
+    let note = forged(&|pod| pod["metadata"]["annotations"] = json!({ "outrigger.dev/status": "{}" }));
+    let named = forged(&|pod| pod["spec"]["containers"] = json!([idle("outrigger")]));
+    let held = forged(&|pod| pod["spec"]["volumes"] = json!([volume]));
+    let driven = forged(&|pod| pod["spec"]["volumes"] = json!([driver]));
+    let of_node = forged(&|pod| pod["spec"]["hostNetwork"] = json!(true));
+    let port = forged(&|pod| pod["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 14006 }]));
+    let unknown = forged(&|pod| pod["metadata"]["annotations"] = json!({ "outrigger.dev/sidecar-mod": "native" }));
+    for (pod, named) in [
+        (&label, "label outrigger.dev/sidecar"),
+        (&note, "annotation outrigger.dev/status"),
+        (&named, "container outrigger: only the mesh's sidecar is called that"),
+        (&held, "volume outrigger"),
+        (&driven, "the driver csi.outrigger.dev gives its sockets to the sidecar alone"),
+        (&of_node, "hostNetwork: the pod has its node's network"),
+        (&port, "port 14006 is one of the sidecar's"),
+        (&unknown, "annotation outrigger.dev/sidecar-mod"),
+    ] {
+        let said = shop.try_make(std::slice::from_ref(pod))?;
+        ensure!(said.code != 0 && said.stderr.contains("outrigger") && said.stderr.contains(named), "{named}: {}", said.all());
+    }
+    // Where nobody asks for sidecars, marks are looked at all the same.
+    let plain = Namespace::labelled(cluster, "forged-plain", "team: none")?;
+    let said = plain.try_make(&[label])?;
+    ensure!(said.code != 0 && said.stderr.contains("label outrigger.dev/sidecar"), "{}", said.all());
+    shop.make(&[pod("one", &[idle("app")], json!({}))])?;
+    shop.wait("Ready", PATIENCE, &["pod/one"])
+}
+
+/// What is refused there stays refused while the namespace's documents go one by one.
+fn deleted(cluster: &Cluster) -> Result<()> {
+    let staying = Namespace::injected(cluster, "staying")?;
+    let leaving = Namespace::injected(cluster, "leaving")?;
+    staying.make(&[pod("caller", &[idle("app")], json!({}))])?;
+    // It has a while to end, and goes on serving in it.
+    let serve = container("app", json!({ "args": ["echo"], "ports": [{ "containerPort": 8080 }] }));
+    let serve = pod("web", &[serve], json!({ "terminationGracePeriodSeconds": 8 }));
+    let rule = "{ action: DENY, rules: [{ to: [{ paths: ['/secret*'] }] }] }";
+    leaving.make(&[serve])?;
+    cluster.apply(&crate::world::own("AuthorizationPolicy", "leaving", "no-secrets", rule))?;
+    staying.wait("Ready", PATIENCE, &["pod/caller"])?;
+    leaving.wait("Ready", PATIENCE, &["pod/web"])?;
+    let secret = format!("http://{}:8080/secret", leaving.address_of("web")?);
+    let call = || staying.ask("caller", "app", &["--max-time", "2", &secret]);
+    wait_for("the refusal", PATIENCE, || {
+        let (status, body) = call()?;
+        ensure!(status == 403, "{status} {body}");
+        Ok(())
+    })?;
+    leaving.run(&["delete", "namespace", "leaving", "--wait=false"])?;
+    let gone = wait_for("the namespace is gone", PATIENCE, || {
+        let (status, body) = call()?;
+        ensure!(status != 200, "what was refused is answered while its namespace goes: {body}");
+        let left = e2e::mesh::finish(&mut cluster.kubectl(["get", "namespace", "leaving"]), PATIENCE)?;
+        ensure!(left.stderr.contains("NotFound"), "{}", left.all());
+        Ok(())
+    });
+    gone.with_context(|| cluster.story("leaving"))
+}
