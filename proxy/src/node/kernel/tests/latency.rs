@@ -1,8 +1,8 @@
 //! What capture adds to the set-up of a connection, and to what goes over it, beside a redirection by nftables.
 //!
 //! One thread is both ends: it connects, accepts and closes, so that the kernel does all of a handshake within `connect`, and no
-//! scheduler has a part in it. Nobody, the programs, and nftables take turns in the same two namespaces, and all three lead to
-//! the same listener. What is compared is what each of the two adds to nothing.
+//! scheduler has a part in it. Nobody, the programs, programs that do the least that leads there, and nftables take turns in the
+//! same two namespaces, and all lead to the same listener. What is compared is what each of them adds to nothing.
 
 use std::process::Stdio;
 
@@ -10,10 +10,11 @@ use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use tokio::time::Instant;
 
+use super::foreign::{attach, balancer, listener_in, passer_by, thief};
 use super::*;
 
 /// How often each has its turn.
-const TURNS: usize = 15;
+const TURNS: usize = 25;
 /// Connections of a turn, and round trips over a further one.
 const EACH: u32 = 400;
 /// What a caller asks for where somebody redirects it.
@@ -24,16 +25,22 @@ const PORT: u16 = 7777;
 enum By {
     Nobody,
     Programs,
+    /// Foreign programs at the same hooks: one sends the connection where ours do, the others do nothing. They look up nothing,
+    /// note nothing, count nothing: what they add, the kernel takes for calling a program at these hooks.
+    Least,
     Nftables,
 }
 
-const ALL: [By; 3] = [By::Nobody, By::Programs, By::Nftables];
+const ALL: [By; 4] = [By::Nobody, By::Programs, By::Least, By::Nftables];
 
 /// Which way a connection goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Way {
     Outbound,
+    /// From a task of this machine, which the programs see connect though it is of no pod.
     Inbound,
+    /// From elsewhere: no program is told of the caller's socket.
+    InboundFromAfar,
 }
 
 /// Medians of a turn, in microseconds.
@@ -47,28 +54,32 @@ struct Turn {
 #[ignore = "measures, and takes the processor for itself"]
 fn a_captured_connection_costs_less_to_set_up_than_one_that_nftables_redirects() {
     let Some(world) = World::new() else { return };
-    for (way, reach) in [(Way::Outbound, 0.5), (Way::Inbound, 0.25)] {
-        let mut turns = [const { Vec::new() }; 3];
+    for (way, reach) in [(Way::Outbound, 0.5), (Way::Inbound, 0.25), (Way::InboundFromAfar, 0.25)] {
+        let mut turns = [const { Vec::new() }; 4];
         for number in 0..TURNS {
             for turn in 0..ALL.len() {
                 let who = (number + turn) % ALL.len();
                 turns[who].push(world.turn(way, ALL[who]));
             }
         }
-        let [direct, programs, nftables] = turns;
+        let [direct, programs, least, nftables] = turns;
         let setup = |turns: &[Turn]| Spread::of(turns.iter().map(|turn| turn.setup));
         let added = |turns: &[Turn]| Spread::of(turns.iter().zip(&direct).map(|(turn, direct)| turn.setup - direct.setup));
         let kept =
             |turns: &[Turn]| Spread::of(turns.iter().zip(&direct).map(|(turn, direct)| turn.round_trip / direct.round_trip));
-        let ratio = added(&programs).median / added(&nftables).median;
+        let of_nftables = |turns: &[Turn]| added(turns).median / added(&nftables).median;
+        let ratio = of_nftables(&programs);
         let told = format!(
             "{way:?}, us: set-up direct {}, captured {}, by nftables {}; added {} and {}: {ratio:.2} of it, to reach {reach}\n\
+             the least that programs can add: {}, {:.2} of it\n\
              a round trip over a connection, over that of a direct one: captured {}, by nftables {}\n{}",
             setup(&direct),
             setup(&programs),
             setup(&nftables),
             added(&programs),
             added(&nftables),
+            added(&least),
+            of_nftables(&least),
             kept(&programs),
             kept(&nftables),
             world.run_times(way),
@@ -82,14 +93,15 @@ fn a_captured_connection_costs_less_to_set_up_than_one_that_nftables_redirects()
 impl World {
     fn turn(&self, way: Way, by: By) -> Turn {
         let (called, port) = self.called(way);
-        let mut kernel = (by == By::Programs).then(|| self.open());
+        let mut kernel = (by == By::Programs).then(|| self.open_for(way));
         if let Some(kernel) = &mut kernel {
             called.enrol(kernel);
         }
         let listener = called.listen(Who::Sidecar, "::", port);
-        if let (Some(kernel), Way::Inbound) = (&mut kernel, way) {
+        if let Some(kernel) = kernel.as_mut().filter(|_| way != Way::Outbound) {
             kernel.register_listener(called.cookie, listener.as_fd()).unwrap();
         }
+        let least = if by == By::Least { self.least(way, &listener) } else { Vec::new() };
         if by == By::Nftables {
             let hook = if way == Way::Outbound { "output" } else { "prerouting" };
             called.nft(&format!(
@@ -99,10 +111,11 @@ impl World {
         }
         let to = match (by, way) {
             (By::Nobody, Way::Outbound) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            (By::Nobody, Way::Inbound) => (self.b.v4, port).into(),
+            (By::Nobody, _) => (self.b.v4, port).into(),
             (_, _) => (self.b.v4, PORT).into(),
         };
         let turn = self.a.as_(Who::App, || measured(to, &listener));
+        drop(least);
         if by == By::Nftables {
             called.nft("delete table inet latency");
         }
@@ -116,17 +129,38 @@ impl World {
     fn called(&self, way: Way) -> (&Side, u16) {
         match way {
             Way::Outbound => (&self.a, PORT_OUTBOUND),
-            Way::Inbound => (&self.b, PORT_INBOUND),
+            Way::Inbound | Way::InboundFromAfar => (&self.b, PORT_INBOUND),
         }
+    }
+
+    /// The cgroup below which programs are told of sockets.
+    fn told_of(&self, way: Way) -> &Path {
+        if way == Way::InboundFromAfar { &self.b.above } else { &self.root }
+    }
+
+    fn open_for(&self, way: Way) -> Kernel {
+        Kernel::open(&self.pins, self.told_of(way), Options::default()).unwrap()
+    }
+
+    /// Links that go when they are dropped.
+    fn least(&self, way: Way, listener: &TcpListener) -> Vec<OwnedFd> {
+        let cgroup = File::open(self.told_of(way)).unwrap();
+        let connect = if way == Way::Outbound { balancer(self.b.v4, Ipv4Addr::LOCALHOST, PORT_OUTBOUND) } else { passer_by() };
+        let mut links = vec![attach(&connect, &cgroup, Hook::Connect4), attach(&listener_in(), &cgroup, Hook::SockOps)];
+        if way != Way::Outbound {
+            let netns = File::open(Path::new("/run/netns").join(&self.b.netns)).unwrap();
+            links.push(attach(&thief(listener), &netns, Hook::SkLookup));
+        }
+        links
     }
 
     /// How long each program runs, as the kernel counts it, in a turn that is not compared: counting takes time.
     fn run_times(&self, way: Way) -> String {
         let (called, port) = self.called(way);
-        let mut kernel = self.open();
+        let mut kernel = self.open_for(way);
         called.enrol(&mut kernel);
         let listener = called.listen(Who::Sidecar, "::", port);
-        if way == Way::Inbound {
+        if way != Way::Outbound {
             kernel.register_listener(called.cookie, listener.as_fd()).unwrap();
         }
         let counting = enable_stats(Stats::RunTime).unwrap();

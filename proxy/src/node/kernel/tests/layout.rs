@@ -1,6 +1,6 @@
 //! Pins of layout 3, made by its own object, taken over while connections go all the way through two pods.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aya::EbpfLoader;
 use aya::maps::{HashMap, Map, MapData, MapInfo, PerCpuHashMap, PerCpuValues, SockHash};

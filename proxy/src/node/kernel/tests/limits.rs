@@ -241,7 +241,7 @@ fn a_kernel_without_memory_for_the_maps_is_told_of_by_name() {
         .into_iter()
         .find(|(root, _)| Path::new(root).join("memory.stat").exists())
         .unwrap_or_default();
-    let limited = Path::new(root).join(format!("ork{}memory", std::process::id()));
+    let limited = Path::new(root).join(sweep::name());
     if root.is_empty() || fs::create_dir(&limited).is_err() || fs::write(limited.join(file), MEMORY).is_err() {
         io::stdout().write_all(b"\nleft out: a kernel without memory, no cgroup limits it here\n").unwrap();
         return;

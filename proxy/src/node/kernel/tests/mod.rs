@@ -10,17 +10,18 @@ mod closed;
 mod complete;
 mod exclusions;
 mod flows;
+mod foreign;
 mod latency;
 mod layout;
 mod limits;
 mod neighbours;
 mod rights;
+mod sweep;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(in crate::node) enum Who {
 /// One side of the link.
 pub(in crate::node) struct Side {
     pub(in crate::node) netns: String,
+    /// The cgroup below which both of its kinds of tasks are.
+    above: PathBuf,
     cgroups: [PathBuf; 2],
     pub(in crate::node) v4: Ipv4Addr,
     pub(in crate::node) v6: Ipv6Addr,
@@ -54,21 +57,20 @@ pub(in crate::node) struct World {
     pub(in crate::node) b: Side,
     pins: PathBuf,
     pub(in crate::node) root: PathBuf,
-    _folder: tempfile::TempDir,
 }
 
 impl World {
     /// `None` where this machine or this user cannot make one.
     pub(in crate::node) fn new() -> Option<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         if !may_load() {
             return None;
         }
-        let name = format!("ork{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = tempfile::tempdir().unwrap();
-        let pins = folder.path().join("bpf");
-        mount_bpffs(&pins).unwrap();
         let root = find_cgroup2().unwrap();
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(|| sweep::sweep(&root));
+        let name = sweep::name();
+        let pins = sweep::pins(&name);
+        mount_bpffs(&pins).unwrap();
         // Only from the root's own domain may a thread enter a threaded cgroup below it.
         static MOVED: Once = Once::new();
         // Once: it moves every thread of this process, also those that are somebody in another test's world by then.
@@ -78,7 +80,7 @@ impl World {
         ip(&["netns", "add", &b]);
         ip(&["link", "add", "eth0", "netns", &a, "type", "veth", "peer", "name", "eth0", "netns", &b]);
         let side = |netns: String, last: u8| Side::new(netns, &root, last);
-        Some(Self { a: side(a, 1), b: side(b, 2), pins, root, _folder: folder })
+        Some(Self { a: side(a, 1), b: side(b, 2), pins, root })
     }
 
     /// One whose links can be watched: tcx is there since Linux 6.6.
@@ -114,6 +116,7 @@ impl Drop for World {
         for side in [&self.a, &self.b] {
             side.remove();
         }
+        sweep::remove_folder(&self.pins);
     }
 }
 
@@ -124,14 +127,14 @@ impl Side {
         ip(&["-n", &netns, "addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"]);
         ip(&["-n", &netns, "link", "set", "lo", "up"]);
         ip(&["-n", &netns, "link", "set", "eth0", "up"]);
-        let cgroups = ["app", "sidecar"].map(|who| {
-            let cgroup = root.join(format!("{netns}-{who}"));
-            fs::create_dir(&cgroup).unwrap();
+        let above = root.join(&netns);
+        let cgroups = ["app", "sidecar"].map(|who| above.join(who));
+        for cgroup in [&above].into_iter().chain(&cgroups) {
+            fs::create_dir(cgroup).unwrap();
             fs::write(cgroup.join("cgroup.type"), "threaded").unwrap();
-            cgroup
-        });
+        }
         let cookie = netns::cookie(&File::open(Path::new("/run/netns").join(&netns)).unwrap()).unwrap();
-        Self { netns, cgroups, v4, v6, cookie }
+        Self { netns, above, cgroups, v4, v6, cookie }
     }
 
     /// Runs `work` as a task of this pod.
@@ -234,7 +237,7 @@ impl Side {
 
     fn remove(&self) {
         ip(&["netns", "del", &self.netns]);
-        self.cgroups.iter().for_each(|cgroup| remove_cgroup(cgroup));
+        self.cgroups.iter().chain([&self.above]).for_each(|cgroup| remove_cgroup(cgroup));
     }
 }
 
