@@ -136,6 +136,8 @@ impl Cluster {
         let mut problems: Vec<Told> = self.documents.values().flat_map(|known| &known.told).cloned().collect();
         let of_ranges = self.ranges.problems().into_iter();
         problems.extend(of_ranges.map(|problem| Told { path: PathBuf::from("Node"), position: None, problem }));
+        let of_slices = self.pods.problems();
+        problems.extend(of_slices.map(|problem| Told { path: PathBuf::from(&problem.resource), position: None, problem }));
         let (changes, objects) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.objects));
         Some(Batch { changes, problems, objects })
     }
@@ -318,7 +320,7 @@ impl Cluster {
 
     fn tell_slice(&mut self, name: &Named) {
         let mut told = Vec::new();
-        self.pods.settle_slice(name, &mut told);
+        self.is_told_anew |= self.pods.settle_slice(name, &mut told);
         let origin = Origin::Object(place("EndpointSlice", name));
         self.tell_workloads(told, |_| origin.clone());
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use super::pod::Pod;
 use super::slices::Slice;
 use crate::base::names::Named;
+use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::model::Resource;
+use crate::model::workload::WorkloadTransport;
 
 /// All pods and slices.
 #[derive(Debug, Default)]
@@ -26,6 +28,8 @@ pub(super) struct Pods {
     /// What was told of pods and of slices, by the name of the Workload.
     of_pods: BTreeMap<Named, Arc<Resource>>,
     of_slices: BTreeMap<Named, BTreeMap<Named, Arc<Resource>>>,
+    /// What slices name and do not lead to: sidecars' pods of other namespaces.
+    astray: BTreeMap<Named, BTreeMap<IpAddr, Named>>,
 }
 
 /// What became of a Workload. None: it is not there any more.
@@ -101,16 +105,42 @@ impl Pods {
         self.pods.range(first..).next().is_some_and(|(name, _)| *name.namespace == *namespace)
     }
 
-    /// Tells the Workloads of a slice anew: of the addresses that no pod of its namespace has.
-    pub(super) fn settle_slice(&mut self, name: &Named, told: &mut Vec<Told>) {
-        let mut now = BTreeMap::new();
+    /// What is wrong with slices.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let all = self.astray.iter().flat_map(|(slice, astray)| astray.iter().map(move |(address, pod)| (slice, address, pod)));
+        all.map(|(slice, address, pod)| Problem {
+            resource: format!("EndpointSlice/{slice}"),
+            at: FieldPath::root(),
+            text: format!("{address} is the pod {pod} of another namespace, which has a sidecar; it is not led to, for a slice says nothing of whose identity is expected there"),
+            remedy: "name the other namespace's Service where it is called, or in a route with a ReferenceGrant".to_owned(),
+            severity: Severity::Warns,
+            condition: None,
+        })
+    }
+
+    /// Tells the Workloads of a slice anew: of the addresses that no pod of its namespace has. One that a sidecar's pod of
+    /// another namespace has is left out: it would be dialled in plaintext. Returns whether there are others of these now.
+    pub(super) fn settle_slice(&mut self, name: &Named, told: &mut Vec<Told>) -> bool {
+        let (mut now, mut astray) = (BTreeMap::new(), BTreeMap::new());
         if let Some(slice) = self.slices.get(name) {
-            let others = slice.endpoints.iter().filter(|endpoint| {
-                let pods = self.at.get(&endpoint.address.to_canonical()).into_iter().flatten();
-                !pods.into_iter().any(|pod| pod.namespace == slice.service.namespace)
-            });
-            let workloads = others.map(|endpoint| slice.workload(endpoint));
-            now.extend(workloads.map(|workload| (workload.named(), Arc::new(Resource::Workload(workload)))));
+            for endpoint in &slice.endpoints {
+                let address = endpoint.address.to_canonical();
+                let pods = || self.at.get(&address).into_iter().flatten();
+                if pods().any(|pod| pod.namespace == slice.service.namespace) {
+                    continue;
+                }
+                if let Some(meshed) = pods().find(|pod| self.pods.get(*pod).is_some_and(has_sidecar)) {
+                    astray.insert(address, meshed.clone());
+                    continue;
+                }
+                let workload = slice.workload(endpoint);
+                now.insert(workload.named(), Arc::new(Resource::Workload(workload)));
+            }
+        }
+        let astray_before = self.astray.remove(name).unwrap_or_default();
+        let is_new = astray_before != astray;
+        if !astray.is_empty() {
+            self.astray.insert(name.clone(), astray);
         }
         let before = if now.is_empty() {
             self.of_slices.remove(name).unwrap_or_default()
@@ -120,6 +150,7 @@ impl Pods {
         told.extend(before.keys().filter(|workload| !now.contains_key(*workload)).map(|workload| (workload.clone(), None)));
         let new = now.into_iter().filter(|(workload, form)| before.get(workload) != Some(form));
         told.extend(new.map(|(workload, form)| (workload, Some(form))));
+        is_new
     }
 
     /// Tells the Workload of a pod anew, if it is another one than before.
@@ -155,6 +186,10 @@ impl Pods {
             .filter_map(|rival| Some(rank(rival, self.pods.get(rival)?)))
             .any(|rival| rival > own)
     }
+}
+
+fn has_sidecar(pod: &Pod) -> bool {
+    pod.workload.spec.transport == WorkloadTransport::MutualTls
 }
 
 /// The addresses that nobody else has at the same time.

@@ -181,6 +181,34 @@ fn a_service_without_a_selector_leads_to_its_slices() {
 }
 
 #[test]
+fn a_slice_that_names_a_sidecars_pod_of_another_namespace_does_not_lead_there() {
+    let mut scene = Scene::empty();
+    scene.is(&service("db", "clusterIP: 10.65.0.9, ports: [{port: 80}]"));
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: db-1, namespace: shop, labels: {kubernetes.io/service-name: db}}\naddressType: IPv4\nendpoints: [{addresses: [10.244.0.7]}, {addresses: [10.244.0.8]}]\nports: [{port: 8080}]\n";
+    scene.is(slice);
+    assert_eq!(scene.keys(Kind::Workload).len(), 2);
+    let elsewhere = |address: &str, meshed: bool| {
+        let pod = pod("vault", address, "").replace("namespace: shop", "namespace: bank");
+        if !meshed {
+            return pod;
+        }
+        let volume = "volumes: [{name: outrigger, csi: {driver: csi.outrigger.dev, readOnly: true}}], initContainers: [{name: outrigger, restartPolicy: Always, volumeMounts: [{name: outrigger, mountPath: /run/outrigger}]}], containers:";
+        pod.replace("labels: {", "labels: {outrigger.dev/sidecar: injected, ").replace("containers:", volume)
+    };
+    scene.is(&elsewhere("10.244.0.7", true));
+    // What is not said of its transport is mutual TLS.
+    assert_eq!(scene.json("Workload/bank/vault")["spec"]["transport"], serde_json::Value::Null);
+    let left = scene.keys(Kind::Workload);
+    assert!(left.len() == 2 && left.contains(&"bank/vault".to_owned()), "{left:?}");
+    assert!(scene.problems[0].contains("10.244.0.7 is the pod bank/vault of another namespace"), "{:?}", scene.problems);
+    // One without a sidecar is dialled as anything else outside the mesh is.
+    scene.gone(&elsewhere("10.244.0.7", true));
+    assert_eq!((scene.keys(Kind::Workload).len(), scene.problems.len()), (2, 0));
+    scene.is(&elsewhere("10.244.0.7", false));
+    assert_eq!((scene.keys(Kind::Workload).len(), scene.problems.len()), (3, 0));
+}
+
+#[test]
 fn a_service_that_stands_for_another_name_has_no_address_and_nothing_behind_it() {
     let mut scene = Scene::empty();
     scene.is(&service("ext", "type: ExternalName, externalName: example.com, selector: {app: web}, ports: [{port: 80}]"));
