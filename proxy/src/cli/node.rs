@@ -116,12 +116,18 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
         let agent = crate::node::run(config, footing, WallClock::system(), guard);
         let mut agent = std::pin::pin!(agent);
         // Cancel-safe: the agent is only dropped when the process ends.
-        let outcome = tokio::select! {
-            outcome = &mut agent => outcome,
-            _signal = terminate.recv() => Ok(()),
-            _signal = interrupt.recv() => Ok(()),
+        let ended = tokio::select! {
+            outcome = &mut agent => Some(outcome),
+            _signal = terminate.recv() => None,
+            _signal = interrupt.recv() => None,
         };
-        drop(drain);
+        let outcome = match ended {
+            Some(outcome) => outcome,
+            None => {
+                drop(drain);
+                tokio::time::timeout(END_WITHIN, &mut agent).await.unwrap_or(Ok(()))
+            }
+        };
         outcome.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::environment(chain(&error), error.remedy()))
     })
 }
@@ -199,6 +205,8 @@ fn lets_root_pass(folder: &Path) -> bool {
     })
 }
 
+/// How long the agent may take to end by itself.
+const END_WITHIN: Duration = Duration::from_secs(5);
 /// Some ten calls for each pod.
 const ATTEST_EVERY_LEAST: Duration = Duration::from_millis(100);
 /// The agent waits most of the time; a second worker keeps one slow system call from holding everybody up.

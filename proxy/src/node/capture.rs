@@ -172,7 +172,7 @@ struct Written {
 /// They stand on another rung than the one asked for.
 pub(crate) fn rungs(asked: Ladder, state: &Path, running: Option<Named>) -> Result<Vec<Rung>, NodeError> {
     // Of before there was a ladder, or of a mesh that never ran: then there is nothing to be held against.
-    let written = fs::read(state.join(FILE)).ok().and_then(|bytes| serde_json::from_slice::<Written>(&bytes).ok());
+    let written = fs::read(state.join(STANDING)).ok().and_then(|bytes| serde_json::from_slice::<Written>(&bytes).ok());
     let running = running.map(|pod| (written.map_or(Rung::Ebpf, |written| written.rung), pod));
     Ok(asked.rungs(running)?)
 }
@@ -182,11 +182,11 @@ pub(crate) fn rungs(asked: Ladder, state: &Path, running: Option<Named>) -> Resu
 /// # Errors
 /// The file cannot be written.
 pub(crate) fn write_down(standing: &Standing, folder: &Path) -> io::Result<()> {
-    state::write_atomic(&folder.join(FILE), &serde_json::to_vec(&Written { rung: standing.rung })?, 0o600)
+    state::write_atomic(&folder.join(STANDING), &serde_json::to_vec(&Written { rung: standing.rung })?, 0o600)
 }
 
 /// In the folder of the mesh's state.
-const FILE: &str = "capture.json";
+pub(crate) const STANDING: &str = "capture.json";
 
 #[cfg(test)]
 mod tests {

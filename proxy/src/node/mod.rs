@@ -62,6 +62,7 @@ use self::metrics::Metrics;
 use self::nftables::NftablesError;
 use self::pods::{Changes, Pod, Pods};
 use self::undescribed::{Stranger, Undescribed};
+use crate::admin::{self, AdminError};
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::base::names::Named;
@@ -305,7 +306,7 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
     let (mut fresh, mut faults) = (Renewals::default(), BTreeMap::new());
     reconcile(&agent, &records, &mut fresh, &mut faults);
 
-    let metrics = TcpListener::bind(config.metrics).await.map_err(place(&config.metrics.to_string()))?;
+    let metrics = listen(config.metrics).map_err(place(&config.metrics.to_string()))?;
 
     let mut parts = JoinSet::new();
     match &config.doors {
@@ -316,7 +317,7 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         }
         Doors::Kubernetes(cluster) => {
             let client = kubernetes::client().await?;
-            kubernetes::start(&agent, &Arc::new(Cluster::new()), client, cluster, &config.state, &mut parts)?;
+            kubernetes::start(&agent, &Arc::new(Cluster::new()), client, cluster, &config.state, clock.clone(), &mut parts)?;
         }
     }
     let joined = agent.authority.clone();
@@ -339,9 +340,15 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
 
     // Cancel-safe: nothing is taken from either. None of the parts ever ends by itself.
     tokio::select! {
-        () = guard.stopped() => Ok(()),
-        ended = parts.join_next() => Err(NodeError::Ended(why(ended))),
+        () = guard.stopped() => {}
+        ended = parts.join_next() => return Err(NodeError::Ended(why(ended))),
     }
+    if let Doors::Kubernetes(cluster) = &config.doors {
+        // Who would put back what is taken away, or take in another pod, ends first.
+        parts.shutdown().await;
+        kubernetes::leave(&agent, cluster, &config.pins, &config.state);
+    }
+    Ok(())
 }
 
 /// An error with its causes, on one line. What one says of its cause itself is not said twice.
@@ -530,6 +537,15 @@ fn bind(path: &Path) -> Result<UnixListener, NodeError> {
         Ok(listener)
     };
     bound().map_err(place(path))
+}
+
+/// Where metrics are asked for: `[::]` is IPv4 too.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = admin::listen(address).map_err(|error| match error {
+        AdminError::Listen { source, .. } => source,
+        other => io::Error::other(other),
+    })?;
+    TcpListener::from_std(listener)
 }
 
 fn place(what: &(impl AsRef<Path> + ?Sized)) -> impl FnOnce(io::Error) -> NodeError {

@@ -14,8 +14,10 @@ mod csi_proto;
 mod described;
 mod driver;
 mod ending;
+mod events;
 mod folder;
 mod kubelet_streams;
+mod leaving;
 mod quarantine;
 mod registration_proto;
 #[cfg(test)]
@@ -42,11 +44,14 @@ use self::csi_proto::identity_server::IdentityServer;
 use self::csi_proto::node_server::NodeServer;
 use self::driver::{Driver, Introduction};
 pub(crate) use self::ending::Ending;
+use self::events::Events;
+pub(crate) use self::leaving::leave;
 use self::registration_proto::registration_server::RegistrationServer;
 pub(crate) use self::volume::Owner;
 use self::volumes::{Behind, Sockets, Volumes};
 use super::enrolment::{self, Door};
 use super::{Agent, NodeError, place, workload_api};
+use crate::base::clock::WallClock;
 use crate::model::marks::DRIVER;
 
 /// Where the kubelet is met.
@@ -80,15 +85,17 @@ pub(crate) fn start(
     client: Client,
     config: &Config,
     state: &Path,
+    clock: WallClock,
     parts: &mut JoinSet<()>,
 ) -> Result<(), NodeError> {
     let node = agent.authority.node().to_owned();
     let (pods, namespaces) = (Arc::clone(cluster), Arc::clone(cluster));
     let (asked, of) = (client.clone(), node.clone());
+    let events = Events::new(client.clone(), node.clone(), clock);
     parts.spawn(async move { pods.follow_pods(asked, &of).await });
     parts.spawn(async move { namespaces.follow_namespaces(client).await });
     parts.spawn(ending::follow(Arc::clone(agent), Arc::clone(cluster)));
-    parts.spawn(quarantine::follow(Arc::clone(agent), Arc::clone(cluster)));
+    parts.spawn(quarantine::follow(Arc::clone(agent), Arc::clone(cluster), events));
 
     let written = state.join("volumes");
     let behind = Sidecars { agent: Arc::clone(agent), cluster: Arc::clone(cluster) };

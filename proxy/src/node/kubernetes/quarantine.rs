@@ -17,12 +17,13 @@ use tracing::{error, info, warn};
 use super::cgroup;
 use super::cluster::{Cluster, Namespaces, PodsByUid};
 use super::described::Described;
+use super::events::Events;
 use crate::injection;
 use crate::node::kernel::Kernel;
 use crate::node::{Agent, chain};
 
 /// Closes and opens until the agent ends.
-pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>) {
+pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events: Events) {
     let (mut pods, mut namespaces) = (cluster.pods.subscribe(), cluster.namespaces.subscribe());
     let mut enrolled = agent.pods.subscribe();
     let mut told = BTreeMap::new();
@@ -33,7 +34,7 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>) {
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
             let wanted = wanted(&pods, &namespaces, &uids);
-            is_waiting = put(&agent, kernel, &wanted, &mut told);
+            is_waiting = put(&agent, kernel, &wanted, &mut told, &mut events);
             let lacking = wanted.values().filter(|(why, _pod)| *why == Why::NoSidecar).count();
             agent.metrics.quarantined.set(i64::try_from(lacking).unwrap_or(i64::MAX));
         }
@@ -87,6 +88,7 @@ fn put(
     kernel: &Mutex<Kernel>,
     wanted: &BTreeMap<String, (Why, Arc<Described>)>,
     told: &mut BTreeMap<String, String>,
+    events: &mut Events,
 ) -> bool {
     let closed = kernel.lock().closed_pods().unwrap_or_else(|error| {
         error!(error = chain(&error), "cannot tell which pods are closed");
@@ -118,11 +120,11 @@ fn put(
             info!(pod = %pod.owner.named(), uid, "a pod is closed until its sidecar has begun, behind its init containers");
             continue;
         }
-        let remedy = "delete the pod, so that it is made anew with its sidecar, or label it outrigger.dev/inject: disabled";
         if text.is_empty() {
-            warn!(pod = %pod.owner.named(), uid, remedy, "a pod asks for a sidecar and has none: it is in quarantine");
+            warn!(pod = %pod.owner.named(), uid, remedy = REMEDY, "a pod asks for a sidecar and has none: it is in quarantine");
+            events.quarantined(pod, REMEDY);
         } else {
-            error!(pod = %pod.owner.named(), uid, error = text, remedy, "a pod without a running sidecar cannot be closed");
+            error!(pod = %pod.owner.named(), uid, error = text, remedy = REMEDY, "a pod without a running sidecar cannot be closed");
         }
     }
     is_waiting
@@ -131,6 +133,8 @@ fn put(
 fn folder(agent: &Agent, uid: &str) -> Option<PathBuf> {
     cgroup::folder_of(uid, &agent.cgroup_root)
 }
+
+const REMEDY: &str = "delete the pod, so that it is made anew with its sidecar, or label it outrigger.dev/inject: disabled";
 
 /// While a pod is awaited that has no cgroup yet.
 const LOOK_SOON: Duration = Duration::from_millis(20);
