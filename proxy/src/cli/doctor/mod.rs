@@ -1,10 +1,11 @@
 //! `outrigger doctor`: looks at everything that capture and a local mesh need of this machine, and says what to do about
 //! what is not as it has to be. It changes nothing, and works with and without a mesh. Of a mesh that is up it tells as well
-//! whether capture is complete, pod by pod.
+//! whether capture is complete, pod by pod. With `--kubernetes` it looks at a cluster instead.
 //!
 //! Exit codes: 0 nothing fails (there may be warnings), 1 something does.
 
 mod capture;
+mod cluster;
 mod machine;
 mod mesh;
 mod proof;
@@ -19,13 +20,19 @@ use super::{Failure, print};
 use crate::node::kernel::KernelError;
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   outrigger doctor -o json
+  outrigger doctor --kubernetes
 
 It looks at the kernel and its programs, capabilities, cgroups and file systems, at programs of others at the same hooks, and at the ports and remains of a local mesh. Of a mesh that is up it asks whether every program is attached, and has each pod's sidecar prove that connections out of the pod and into it come to it. Run it as root: others may not ask the kernel. How the identities and the configuration of a mesh are that is up, `outrigger status` tells.
 
+With --kubernetes it asks the API server that KUBECONFIG names: whether the cluster can have a mesh, whether all parts of it run and are known to kubelets and API server, which pods ask for a sidecar and have none, and which documents are refused.
+
 Exit codes: 0 nothing fails; 1 something does.")]
 pub(crate) struct DoctorArgs {
+    /// Look at the mesh of the cluster that KUBECONFIG names, in place of this machine
+    #[arg(long)]
+    pub(crate) kubernetes: bool,
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
@@ -55,10 +62,7 @@ enum Verdict {
 
 /// Runs `outrigger doctor`.
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
-    let mut findings = machine::look();
-    findings.extend(capture::look());
-    findings.extend(mesh::look());
-    findings.extend(proof::look());
+    let findings = if args.kubernetes { cluster::look()? } else { of_machine() };
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
     match args.output {
         Some(Output::Json) => table::json(&answer(&findings))?,
@@ -69,6 +73,14 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
         }
     }
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+fn of_machine() -> Vec<Finding> {
+    let mut findings = machine::look();
+    findings.extend(capture::look());
+    findings.extend(mesh::look());
+    findings.extend(proof::look());
+    findings
 }
 
 fn answer(findings: &[Finding]) -> Value {

@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::storage::v1::CSINode;
+use kube::Client;
 use kube::api::{Api, ApiResource, GroupVersionKind, ListParams, PostParams};
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use super::server::Server;
 
 /// What a check came to.
 #[derive(Debug, PartialEq)]
-pub(super) enum Verdict {
+pub(in crate::cli) enum Verdict {
     Ok(String),
     /// It works, and somebody should know.
     Warn(String),
@@ -37,8 +38,8 @@ const OTHERS: [(&str, &str); 5] =
 /// All checks, each under its name.
 pub(super) async fn all(server: &Server, objects: &[Value]) -> Vec<(&'static str, Verdict)> {
     vec![
-        ("server", version(server).await.unwrap_or_else(unasked)),
-        ("nodes", nodes(server).await.unwrap_or_else(unasked)),
+        ("server", version(&server.0).await.unwrap_or_else(unasked)),
+        ("nodes", nodes(&server.0).await.unwrap_or_else(unasked)),
         ("volumes", volumes(server).await.unwrap_or_else(unasked)),
         ("pod security", privilege(server).await.unwrap_or_else(unasked)),
         ("rights", rights(server, objects).await.unwrap_or_else(unasked)),
@@ -47,8 +48,8 @@ pub(super) async fn all(server: &Server, objects: &[Value]) -> Vec<(&'static str
     ]
 }
 
-async fn version(server: &Server) -> kube::Result<Verdict> {
-    let told = server.0.apiserver_version().await?;
+pub(in crate::cli) async fn version(client: &Client) -> kube::Result<Verdict> {
+    let told = client.apiserver_version().await?;
     let minor = told.minor.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0);
     Ok(of_version(&told.git_version, minor))
 }
@@ -66,8 +67,8 @@ fn of_version(version: &str, minor: u32) -> Verdict {
     Verdict::Ok(version.to_owned())
 }
 
-async fn nodes(server: &Server) -> kube::Result<Verdict> {
-    let nodes = Api::<Node>::all(server.0.clone()).list(&ListParams::default()).await?;
+pub(in crate::cli) async fn nodes(client: &Client) -> kube::Result<Verdict> {
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
     let mut old = BTreeSet::new();
     for node in &nodes.items {
         let Some(info) = node.status.as_ref().and_then(|status| status.node_info.as_ref()) else { continue };

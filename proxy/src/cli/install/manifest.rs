@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::identity::spiffe::TrustDomain;
 
 /// Where the system lives.
-pub(super) const NAMESPACE: &str = "outrigger-system";
+pub(in crate::cli) const NAMESPACE: &str = "outrigger-system";
 /// Where the settings of an installation are kept: on its namespace.
 pub(super) const SETTINGS: &str = "outrigger.dev/settings";
 
@@ -32,9 +32,13 @@ pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) replicas: Option<u32>,
     /// Where the kubelets keep pods and plugins
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "OUTRIGGER_KUBELET_DIR", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) kubelet_dir: Option<PathBuf>,
+    /// Where node agents keep what must outlive them
+    #[arg(long, env = "OUTRIGGER_NODE_STATE_DIR", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) node_state_dir: Option<PathBuf>,
     /// What control plane and node agents log: a level, or a list as `info,outrigger::node=debug`
     #[arg(long = "system-log-level", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +53,7 @@ impl Settings {
             trust_domain: self.trust_domain.or(former.trust_domain),
             replicas: self.replicas.or(former.replicas),
             kubelet_dir: self.kubelet_dir.or(former.kubelet_dir),
+            node_state_dir: self.node_state_dir.or(former.node_state_dir),
             log_level: self.log_level.or(former.log_level),
         }
     }
@@ -58,9 +63,13 @@ impl Settings {
         if let Some(Err(error)) = self.trust_domain.as_ref().map(|text| text.parse::<TrustDomain>()) {
             return Some(format!("--trust-domain: {error}"));
         }
-        let folder = self.kubelet_dir.as_ref()?;
-        let is_plain = folder.is_absolute() && folder.to_str().is_some_and(|text| !text.ends_with('/') && !text.contains(':'));
-        (!is_plain).then(|| format!("--kubelet-dir: {} is no absolute path without a slash at its end", folder.display()))
+        let folders = [("--kubelet-dir", &self.kubelet_dir), ("--node-state-dir", &self.node_state_dir)];
+        folders.into_iter().find_map(|(flag, folder)| {
+            let folder = folder.as_ref()?;
+            let is_plain =
+                folder.is_absolute() && folder.to_str().is_some_and(|text| !text.ends_with('/') && !text.contains(':'));
+            (!is_plain).then(|| format!("{flag}: {} is no absolute path without a slash at its end", folder.display()))
+        })
     }
 }
 
@@ -134,6 +143,12 @@ fn set(mut object: Value, settings: &Settings) -> Value {
     if let Some(folder) = settings.kubelet_dir.as_ref().and_then(|folder| folder.to_str()) {
         move_folder(&mut object, KUBELET, folder);
     }
+    if let Some(folder) = settings.node_state_dir.as_ref().and_then(|folder| folder.to_str()) {
+        let volumes = object.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut).into_iter().flatten();
+        for path in volumes.filter_map(|volume| volume.pointer_mut("/hostPath/path")).filter(|path| **path == STATE) {
+            *path = json!(folder);
+        }
+    }
     object
 }
 
@@ -163,6 +178,8 @@ const KINDS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy
 const MANIFEST: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/outrigger.yaml"));
 /// The kubelet's usual folder, as the manifest has it.
 const KUBELET: &str = "/var/lib/kubelet";
+/// The agents' usual one.
+const STATE: &str = "/var/lib/outrigger";
 
 #[cfg(test)]
 mod tests {
@@ -194,6 +211,7 @@ mod tests {
             trust_domain: Some("shop.example".to_owned()),
             replicas: Some(3),
             kubelet_dir: Some("/data/kubelet".into()),
+            node_state_dir: Some("/data/mesh".into()),
             log_level: Some("debug".to_owned()),
         };
         let objects = of(&settings);
@@ -208,6 +226,11 @@ mod tests {
             assert!(node.contains(word), "{word} is not in {node}");
         }
         assert!(!node.contains(KUBELET) && !node.contains("cluster.local"), "{node}");
+        // The agent's own path stays what it is, the machine's is another.
+        assert!(
+            node.contains(r#""hostPath":{"path":"/data/mesh""#) && node.contains(r#""mountPath":"/var/lib/outrigger""#),
+            "{node}"
+        );
     }
 
     #[test]

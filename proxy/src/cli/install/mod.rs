@@ -2,9 +2,9 @@
 //!
 //! Nothing is changed before every check has passed; what is done is told step by step, and at the end whether it runs.
 
-mod checks;
-mod manifest;
-mod server;
+pub(super) mod checks;
+pub(super) mod manifest;
+pub(super) mod server;
 
 use std::process::ExitCode;
 use std::time::Duration;

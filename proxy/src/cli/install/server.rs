@@ -15,11 +15,11 @@ const MANAGER: &str = "outrigger-install";
 const ANSWER_AT_MOST: Duration = Duration::from_secs(30);
 
 /// An API server.
-pub(super) struct Server(pub(super) Client);
+pub(in crate::cli) struct Server(pub(in crate::cli) Client);
 
 impl Server {
     /// The one that `KUBECONFIG`, or the pod that this runs in, names.
-    pub(super) async fn connect() -> Result<Self, Failure> {
+    pub(in crate::cli) async fn connect() -> Result<Self, Failure> {
         let remedy = "name a cluster: KUBECONFIG, or ~/.kube/config";
         let client = Client::try_default().await.map_err(|error| Failure::environment(error, remedy))?;
         Ok(Self(client))

@@ -1,0 +1,307 @@
+//! A mesh on Kubernetes, as its API server tells of it: can the cluster have one, is it installed, does each part run, which
+//! pods ask for a sidecar and have none, which documents are refused.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::storage::v1::CSINode;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
+use kube::{Client, ResourceExt};
+use serde_json::Value;
+
+use super::super::Failure;
+use super::super::install::checks::{self, Verdict};
+use super::super::install::manifest::NAMESPACE;
+use super::super::install::server::Server;
+use super::Finding;
+use crate::injection;
+use crate::model::Kind;
+use crate::model::marks::DRIVER;
+
+/// One look at the cluster. Boxed, for what is asked of an API server is large while it waits.
+type Look = for<'a> fn(&'a Client) -> BoxFuture<'a, kube::Result<Vec<Finding>>>;
+
+/// What is looked at in any case.
+const ALWAYS: [(&str, Look); 3] = [
+    ("server", |client| Box::pin(async { Ok(vec![judged("server", checks::version(client).await?)]) })),
+    ("nodes", |client| Box::pin(async { Ok(vec![judged("nodes", checks::nodes(client).await?)]) })),
+    (INSTALLED, |client| Box::pin(installed(client))),
+];
+
+/// What is looked at where a mesh is installed.
+const OF_A_MESH: [(&str, Look); 8] = [
+    ("control", |client| Box::pin(control(client))),
+    ("agents", |client| Box::pin(agents(client))),
+    ("driver", |client| Box::pin(driver(client))),
+    ("webhooks", |client| Box::pin(webhooks(client))),
+    ("status", |client| Box::pin(writer(client))),
+    ("sidecars", |client| Box::pin(sidecars(client))),
+    ("documents", |client| Box::pin(documents(client))),
+    ("gateway api", |client| Box::pin(gateway_api(client))),
+];
+
+/// Looks at the cluster that KUBECONFIG names.
+pub(super) fn look() -> Result<Vec<Finding>, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let server = Server::connect().await?;
+        let mut findings = asked(&server.0, &ALWAYS).await;
+        if findings.iter().any(|finding| finding.check == INSTALLED && finding.verdict == super::Verdict::Ok) {
+            findings.extend(asked(&server.0, &OF_A_MESH).await);
+        }
+        Ok(findings)
+    })
+}
+
+/// What the questions came to; one that is not answered is told as such.
+async fn asked(client: &Client, looks: &[(&'static str, Look)]) -> Vec<Finding> {
+    let remedy = "see that the API server answers, and what this user may read";
+    let mut findings = Vec::new();
+    for (check, look) in looks {
+        match tokio::time::timeout(ANSWER_AT_MOST, look(client)).await {
+            Ok(Ok(found)) => findings.extend(found),
+            Ok(Err(error)) => findings.push(Finding::fail(check, error.to_string(), remedy)),
+            Err(_elapsed) => {
+                let text = format!("the API server did not answer within {ANSWER_AT_MOST:?}");
+                findings.push(Finding::fail(check, text, remedy));
+            }
+        }
+    }
+    findings
+}
+
+fn judged(check: &'static str, verdict: Verdict) -> Finding {
+    match verdict {
+        Verdict::Ok(text) => Finding::ok(check, text),
+        Verdict::Warn(text) => Finding::warn(check, text, "docs/kubernetes.md tells what a cluster needs"),
+        Verdict::Fail(text, remedy) => Finding::fail(check, text, remedy),
+    }
+}
+
+async fn installed(client: &Client) -> kube::Result<Vec<Finding>> {
+    let control = Api::<Deployment>::namespaced(client.clone(), NAMESPACE).get_opt("control").await?;
+    let Some(control) = control else {
+        return Ok(vec![Finding::fail(INSTALLED, "no control plane is installed", "outrigger install")]);
+    };
+    let label = |name: &str| control.labels().get(name).cloned().unwrap_or_else(|| "?".to_owned());
+    let (version, by) = (label("app.kubernetes.io/version"), label("app.kubernetes.io/managed-by"));
+    let mut findings = vec![Finding::ok(INSTALLED, format!("version {version}, by {by}"))];
+    if version != env!("CARGO_PKG_VERSION") {
+        let text = format!("the mesh is of version {version}, this command of {}", env!("CARGO_PKG_VERSION"));
+        findings.push(Finding::warn("version", text, "use the command of the mesh's version, or upgrade the mesh"));
+    }
+    Ok(findings)
+}
+
+async fn control(client: &Client) -> kube::Result<Vec<Finding>> {
+    let control = Api::<Deployment>::namespaced(client.clone(), NAMESPACE).get("control").await?;
+    let wanted = control.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let there = control.status.and_then(|status| status.available_replicas).unwrap_or(0);
+    if there >= wanted {
+        return Ok(vec![Finding::ok("control", format!("{there} of {wanted} replicas answer"))]);
+    }
+    let text = format!("{there} of {wanted} replicas answer{}", why(client, "control").await?);
+    let remedy = format!("kubectl -n {NAMESPACE} describe deployment control; kubectl -n {NAMESPACE} logs deployment/control");
+    Ok(vec![if there > 0 { Finding::warn("control", text, remedy) } else { Finding::fail("control", text, remedy) }])
+}
+
+async fn agents(client: &Client) -> kube::Result<Vec<Finding>> {
+    let Some(agents) = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("node").await? else {
+        return Ok(vec![Finding::fail("agents", "there are none", "outrigger upgrade, or helm upgrade")]);
+    };
+    let status = agents.status.unwrap_or_default();
+    let (wanted, there) = (status.desired_number_scheduled, status.number_available.unwrap_or(0));
+    if there >= wanted {
+        return Ok(vec![Finding::ok("agents", format!("{there} of {wanted} nodes have theirs"))]);
+    }
+    let text = format!("{there} of {wanted} nodes have theirs; pods that start on the others wait{}", why(client, "node").await?);
+    let remedy = format!("kubectl -n {NAMESPACE} describe daemonset node; kubectl -n {NAMESPACE} logs daemonset/node");
+    Ok(vec![Finding::fail("agents", text, remedy)])
+}
+
+/// What keeps a part's pods, as far as they say it.
+async fn why(client: &Client, part: &str) -> kube::Result<String> {
+    let of_part = ListParams::default().labels(&format!("app.kubernetes.io/part-of=outrigger,app.kubernetes.io/name={part}"));
+    let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&of_part).await?;
+    let reasons: BTreeSet<String> = pods.items.iter().filter_map(reason).collect();
+    Ok(reasons.into_iter().take(SHOWN).map(|reason| format!("; {reason}")).collect())
+}
+
+/// Why a pod does not run.
+fn reason(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions.clone().find(|one| one.type_ == "PodScheduled" && one.status == "False");
+    if let Some(condition) = unscheduled {
+        return Some(format!("{}: {}", pod.name_any(), condition.message.as_deref().unwrap_or("not scheduled")));
+    }
+    let waiting = status.container_statuses.iter().flatten().find_map(|one| one.state.as_ref()?.waiting.as_ref());
+    if let Some(waiting) = waiting {
+        let [reason, message] = [&waiting.reason, &waiting.message].map(|text| text.as_deref().unwrap_or_default());
+        return Some(format!("{}: {reason} {message}", pod.name_any()).trim_end().to_owned());
+    }
+    let unready = conditions.into_iter().find(|one| one.type_ == "Ready" && one.status == "False")?;
+    Some(format!("{}: {}", pod.name_any(), unready.message.as_deref().unwrap_or("not ready")))
+}
+
+async fn driver(client: &Client) -> kube::Result<Vec<Finding>> {
+    let nodes = Api::<CSINode>::all(client.clone()).list(&ListParams::default()).await?;
+    let knows = |node: &&CSINode| node.spec.drivers.iter().any(|driver| driver.name == DRIVER);
+    let without: Vec<String> = nodes.items.iter().filter(|node| !knows(node)).map(ResourceExt::name_any).collect();
+    if without.is_empty() {
+        return Ok(vec![Finding::ok("driver", format!("the kubelets of {} nodes know {DRIVER}", nodes.items.len()))]);
+    }
+    let text = format!("the kubelets of {} do not know {DRIVER}: pods that start there wait", list(&without));
+    let remedy = "see that the agent runs there, and that kubeletDir (--kubelet-dir) is the kubelet's own";
+    Ok(vec![Finding::fail("driver", text, remedy)])
+}
+
+async fn webhooks(client: &Client) -> kube::Result<Vec<Finding>> {
+    let Some(found) = Api::<MutatingWebhookConfiguration>::all(client.clone()).get_opt("outrigger").await? else {
+        return Ok(vec![Finding::fail(
+            "webhooks",
+            "there are none: no pod gets a sidecar",
+            "outrigger upgrade, or helm upgrade",
+        )]);
+    };
+    let trusted = |bundle: &Option<k8s_openapi::ByteString>| bundle.as_ref().is_some_and(|bundle| !bundle.0.is_empty());
+    let hooks = found.webhooks.unwrap_or_default();
+    if hooks.iter().all(|hook| trusted(&hook.client_config.ca_bundle)) {
+        return Ok(vec![Finding::ok("webhooks", "the API server knows their certificate")]);
+    }
+    let remedy = format!("kubectl -n {NAMESPACE} logs deployment/control: the control plane writes it every five seconds");
+    Ok(vec![Finding::fail("webhooks", "the API server does not know their certificate: no pod gets a sidecar", remedy)])
+}
+
+async fn writer(client: &Client) -> kube::Result<Vec<Finding>> {
+    let lease = Api::<Lease>::namespaced(client.clone(), NAMESPACE).get_opt("outrigger-control").await?;
+    let holder = lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty());
+    Ok(vec![match holder {
+        Some(holder) => Finding::ok("status", format!("{holder} writes it")),
+        None => Finding::warn("status", "no replica of the control plane writes it", "it is taken up within 15 s; look again"),
+    }])
+}
+
+/// Which pods have one, which should, and of which version they are.
+async fn sidecars(client: &Client) -> kube::Result<Vec<Finding>> {
+    let namespaces = Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await?;
+    let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await?;
+    let (mut with, mut without, mut old) = (0_usize, Vec::new(), Vec::new());
+    for pod in &pods.items {
+        let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+        let has_ended = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref())
+            .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
+        if pod.labels().get("outrigger.dev/sidecar").is_some_and(|mark| mark == "injected") {
+            with += 1;
+            let status = pod.annotations().get("outrigger.dev/status");
+            let status = status.and_then(|text| serde_json::from_str::<Value>(text).ok()).unwrap_or_default();
+            if status.get("version").and_then(Value::as_str).is_some_and(|version| version != env!("CARGO_PKG_VERSION")) {
+                old.push(name);
+            }
+        } else if !has_ended && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true)) {
+            let namespace = namespaces.items.iter().find(|one| one.metadata.name == pod.metadata.namespace);
+            let namespace = namespace.map(|one| injection::Namespace {
+                name: one.name_any(),
+                labels: one.labels().clone(),
+                annotations: one.annotations().clone(),
+            });
+            if injection::is_asked(&pod.metadata, &namespace.unwrap_or_default()) {
+                without.push(name);
+            }
+        }
+    }
+    let mut findings = vec![Finding::ok("sidecars", format!("{with} pods have one"))];
+    if !without.is_empty() {
+        let text = format!("{} ask for one and have none: they are in quarantine", list(&without));
+        findings.push(Finding::fail("sidecars", text, "restart them (kubectl rollout restart), or take their label off"));
+    }
+    if !old.is_empty() {
+        let text = format!("{} have one of another version", list(&old));
+        findings.push(Finding::warn("sidecars", text, "restart them when it suits (kubectl rollout restart)"));
+    }
+    Ok(findings)
+}
+
+/// Documents of our kinds that are not in force.
+async fn documents(client: &Client) -> kube::Result<Vec<Finding>> {
+    let (mut count, mut refused) = (0_usize, Vec::new());
+    for kind in Kind::ALL {
+        let Some(version) = kind.api_versions().find(|version| version.starts_with("outrigger.dev/")) else { continue };
+        let (group, short) = version.split_once('/').unwrap_or(("", version));
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, short, kind.as_str()), kind.plural());
+        for object in Api::<DynamicObject>::all_with(client.clone(), &resource).list(&ListParams::default()).await?.items {
+            count += 1;
+            let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+            let is = |condition: &&Value, field: &str, text: &str| condition.get(field).is_some_and(|value| value == text);
+            let no = conditions.into_iter().find(|one| is(one, "type", "Accepted") && is(one, "status", "False"));
+            if let Some(condition) = no {
+                let place = object.namespace().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+                let message = condition.get("message").and_then(Value::as_str).unwrap_or_default();
+                refused.push(format!("{} {place}{}: {message}", kind.as_str(), object.name_any()));
+            }
+        }
+    }
+    if refused.is_empty() {
+        return Ok(vec![Finding::ok("documents", format!("{count} of our kinds, none is refused"))]);
+    }
+    let remedy = "correct it; what was good before stays in force";
+    Ok(refused.into_iter().take(SHOWN).map(|text| Finding::fail("documents", text, remedy)).collect())
+}
+
+async fn gateway_api(client: &Client) -> kube::Result<Vec<Finding>> {
+    let groups = client.list_api_groups().await?;
+    let is_there = groups.groups.iter().any(|group| group.name == "gateway.networking.k8s.io");
+    Ok(vec![if is_there {
+        Finding::ok("gateway api", "its kinds are defined")
+    } else {
+        let remedy = "install the definitions of Gateway API, if routes are wanted";
+        Finding::warn("gateway api", "its kinds are not defined: there are no routes", remedy)
+    }])
+}
+
+fn list(names: &[String]) -> String {
+    let shown = names.get(..SHOWN.min(names.len())).unwrap_or_default().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+const INSTALLED: &str = "installed";
+
+/// Of a long list, so many.
+const SHOWN: usize = 5;
+const ANSWER_AT_MOST: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_says_why_it_does_not_run() {
+        let of = |status: Value| {
+            let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "node-1" }, "status": status });
+            reason(&serde_json::from_value(pod).unwrap())
+        };
+        let unscheduled = json!({ "conditions": [{ "type": "PodScheduled", "status": "False", "message": "no room" }] });
+        assert_eq!(of(unscheduled).unwrap(), "node-1: no room");
+        let container = |state: Value| json!({ "containerStatuses": [{ "name": "node", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state }] });
+        let waiting = json!({ "waiting": { "reason": "ErrImagePull", "message": "no such image" } });
+        assert_eq!(of(container(waiting)).unwrap(), "node-1: ErrImagePull no such image");
+        assert_eq!(of(container(json!({ "running": {} }))), None);
+    }
+
+    #[test]
+    fn a_long_list_is_cut() {
+        let names: Vec<String> = (1..=7).map(|number| format!("p{number}")).collect();
+        assert_eq!(list(&names), "p1, p2, p3, p4, p5 and 2 more");
+        assert_eq!(list(&names[..1]), "p1");
+    }
+}
