@@ -194,7 +194,10 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
             let version = line.len().checked_sub(VERSION.len() + 1).and_then(|start| line.get(start..));
             let http =
                 version.is_some_and(|version| version.starts_with(VERSION) && version.last().is_some_and(u8::is_ascii_digit));
-            Some(if http { Sniffed::Http1 } else { Sniffed::Opaque })
+            // What is surely meant as a request and is none is refused as one: its sender shall not choose, by a blank at the
+            // line's end or a version of its own, that nobody looks into the connection.
+            let meant = || known && line.windows(NAME.len()).any(|part| part == NAME);
+            Some(if http || meant() { Sniffed::Http1 } else { Sniffed::Opaque })
         }
         // A target longer than what is read here, of a method that only HTTP has.
         None if bytes.len() >= BYTES_MAX => Some(if known { Sniffed::Http1 } else { Sniffed::Opaque }),
@@ -209,13 +212,15 @@ fn method_of(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((line.get(..space)?, line.get(space + 1..)?))
 }
 
-fn is_token(byte: u8) -> bool {
+/// A letter of a token (RFC 9110 5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 const TLS_HANDSHAKE: u8 = 0x16;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const VERSION: &[u8] = b" HTTP/1.";
+const NAME: &[u8] = b" HTTP/";
 const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 /// The longest method that is waited for.
 const METHOD_MAX: usize = 24;

@@ -123,6 +123,8 @@ reasons! {
     IdentityMismatch = "identity_mismatch", Upstream;
     /// The destination closed or reset the connection before its answer was complete.
     UpstreamReset = "upstream_reset", Upstream;
+    /// The destination said that it did not process the request (REFUSED_STREAM or GOAWAY of HTTP/2).
+    UpstreamRefused = "upstream_refused", Upstream;
     /// The destination's answer is not valid HTTP.
     UpstreamProtocol = "upstream_protocol", Upstream;
     /// The caller speaks HTTP/2 and the application does not: have it speak HTTP/2, and declare its port by

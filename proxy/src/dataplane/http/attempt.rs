@@ -275,7 +275,7 @@ fn classify(error: SendError) -> Failed {
             Failed { reject: Reject::ConnectFailed, state: WireState::NotSent }
         }
         SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
-        SendError::Refused(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Refused },
+        SendError::Refused(_) => Failed { reject: Reject::UpstreamRefused, state: WireState::Refused },
         SendError::Broken(WireError::Single(error)) if error.is_parse() => {
             Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent }
         }

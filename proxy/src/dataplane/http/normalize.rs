@@ -9,12 +9,13 @@ use std::cell::RefCell;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
 use super::attempt::{HTTP_VERSION, STATUS, UPGRADE_TOKEN};
 use super::expect::{CONTINUE, EXPECT_TOKEN};
 use super::reject::{Limit, Reject};
 use super::spelling::{HEADER_NAMES, Odd, REASON_PHRASE};
+use crate::dataplane::sniff::is_token;
 use crate::policy::limits::Limits;
 use crate::policy::path::normal_path;
 
@@ -116,7 +117,39 @@ pub(crate) fn host_of_absolute_form(request: &mut Parts) -> Result<(), Reject> {
 /// Is the body as it was before it was coded for the connection? The codec undoes the chunked coding and no other, and what
 /// says that there was another goes no further.
 pub(crate) fn decoded(headers: &HeaderMap) -> bool {
-    headers.get_all(TRANSFER_ENCODING).iter().all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        // "A sender MUST NOT apply the chunked transfer coding more than once" (RFC 9112 6.1).
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Has an answer say its length once, and only where it has one: "the Transfer-Encoding overrides the Content-Length", which
+/// "MUST" then be taken away (RFC 9112 6.3); a 204 has none (RFC 9110 8.6); and the same one several times is one.
+///
+/// # Errors
+/// It says several.
+pub(crate) fn one_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Reject> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else { return Ok(()) };
+    if status == StatusCode::NO_CONTENT || status.is_informational() || headers.contains_key(TRANSFER_ENCODING) {
+        remove_in_order(headers, |name| *name == CONTENT_LENGTH);
+        return Ok(());
+    }
+    if lengths.next().is_none() && !first.as_bytes().contains(&b',') {
+        return Ok(());
+    }
+    let mut all = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let one = all.next().unwrap_or_default().trim_ascii().to_vec();
+    if one.is_empty() || !one.iter().all(u8::is_ascii_digit) || all.any(|length| length.trim_ascii() != one) {
+        return Err(Reject::UpstreamProtocol);
+    }
+    if let Ok(one) = HeaderValue::from_bytes(&one) {
+        headers.insert(CONTENT_LENGTH, one);
+    }
+    Ok(())
 }
 
 /// The limits on a head. (Those of HTTP/1 are kept while one is read, but for that on the target.)
@@ -219,13 +252,30 @@ pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")));
-    let mut protocols = headers.get_all(UPGRADE).iter();
-    let protocol = protocols.next().filter(|_| asked)?;
+    if !asked {
+        return None;
+    }
     // HTTP/2 in clear by upgrade is deprecated (RFC 9113 3.1), and TLS by upgrade (RFC 2817), which some clients offer with
-    // every request, has no place below mutual TLS: the request is answered in HTTP/1.1 instead.
-    let name = protocol.as_bytes();
-    let declined = name.eq_ignore_ascii_case(b"h2c") || name.get(..4).is_some_and(|begin| begin.eq_ignore_ascii_case(b"TLS/"));
-    (protocols.next().is_none() && !declined).then(|| protocol.clone())
+    // every request, has no place below mutual TLS: neither is offered to anybody. Of the others the one that is wanted most is,
+    // and what the receiver switches to is held against it.
+    let offers = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let offer = offers.map(<[u8]>::trim_ascii).find(|offer| {
+        let name = protocol_name(offer);
+        let declined = name.is_empty() || name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"TLS");
+        !declined && offer.iter().all(|byte| is_token(*byte) || *byte == b'/')
+    });
+    HeaderValue::from_bytes(offer?).ok()
+}
+
+/// Is the protocol that a receiver switches to the one that was offered? "A server MUST NOT switch to a protocol that was not
+/// indicated by the client" (RFC 9110 7.8). A server may leave its version out, or spell it in another way.
+pub(crate) fn is_offered(chosen: &HeaderValue, offer: &HeaderValue) -> bool {
+    protocol_name(chosen.as_bytes()).eq_ignore_ascii_case(protocol_name(offer.as_bytes()))
+}
+
+/// A protocol's name without its version.
+fn protocol_name(protocol: &[u8]) -> &[u8] {
+    protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii()
 }
 
 /// Takes away what concerns only the connection on which a message came (RFC 9110 7.6.1).

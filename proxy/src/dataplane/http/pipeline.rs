@@ -422,7 +422,10 @@ async fn line(
                     break tried;
                 }
                 let peer = tried.endpoint.as_deref().and_then(peer_of);
-                if peer.is_some() && unprocessed(&sent.response) { WireState::NotSent } else { WireState::Answered(status) }
+                match peer.and_then(|_sidecar| unprocessed(&sent.response)) {
+                    Some(state) => state,
+                    None => WireState::Answered(status),
+                }
             }
             // What our own limits refuse is not tried again against the same limits.
             Err(Failed {
@@ -515,10 +518,14 @@ fn arrived(connection: &Connection, parts: &http::request::Parts, marks: Marks) 
     (version, upgrade)
 }
 
-/// Did another sidecar answer in its application's place before the application saw anything of the request?
-fn unprocessed(response: &Response<Inflow>) -> bool {
+/// How far a request came where another sidecar answered in its application's place before that did anything for it; nothing
+/// where the application may have processed it.
+fn unprocessed(response: &Response<Inflow>) -> Option<WireState> {
     let before = [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::NoConfiguration, Reason::Draining, Reason::Overloaded];
-    before.into_iter().any(|reason| said(response, reason))
+    if said(response, Reason::UpstreamRefused) {
+        return Some(WireState::Refused);
+    }
+    before.into_iter().any(|reason| said(response, reason)).then_some(WireState::NotSent)
 }
 
 /// An address as a host.
@@ -618,19 +625,19 @@ fn respond(
     let sent = *sent;
     let marks = sent.marks;
     let (mut parts, incoming) = sent.response.into_parts();
-    if marks.has(Mark::TRANSFER_ENCODING) && !normalize::decoded(&parts.headers) {
-        let reject = Reject::UpstreamProtocol;
-        record.refused(&reject, &reject.told());
-        return reject.render(false);
+    let coded = marks.has(Mark::TRANSFER_ENCODING) && !normalize::decoded(&parts.headers);
+    let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    let length = normalize::one_length(parts.status, &mut parts.headers);
+    if coded || (switches && upgrade.is_none()) || length.is_err() {
+        return unfit(record);
     }
     // An answer of the mesh, in the server's place, says nothing about the server.
     if !(marks.has(Mark::RESERVED) && parts.headers.contains_key(&REASON)) {
         connection.answered();
     }
-    let accepted = upgrade.as_ref().filter(|_| {
-        parts.status == StatusCode::SWITCHING_PROTOCOLS
-            || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN))
-    });
+    let accepted = upgrade
+        .as_ref()
+        .filter(|_| switches || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN)));
     let accepted = accepted.cloned();
     let chosen = match accepted {
         Some(_) => parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned(),
@@ -666,11 +673,18 @@ fn respond(
         parts.status = CARRIER;
     }
     if let Some(asked) = accepted {
-        let token = chosen.unwrap_or(asked);
+        let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, &asked)) else { return unfit(record) };
         return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, (sent.lease, slot));
     }
     let body = placed::boxed(|| Answer::new(incoming, record, sent.lease, slot, request));
     Response::from_parts(parts, Body::Answer(body))
+}
+
+/// An answer that cannot be passed on.
+fn unfit(mut record: Record) -> Response<Body> {
+    let reject = Reject::UpstreamProtocol;
+    record.refused(&reject, &reject.told());
+    reject.render(false)
 }
 
 /// Has an answer written as the application wrote it: its names' spelling and its reason phrase.

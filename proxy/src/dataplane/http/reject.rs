@@ -76,6 +76,8 @@ pub(crate) enum Reject {
     IdentityMismatch,
     /// The destination broke off before it answered.
     UpstreamReset,
+    /// The destination said that it did not process the request.
+    UpstreamRefused,
     /// The destination's answer cannot be passed on.
     UpstreamProtocol,
     /// The application does not speak HTTP/2, as its caller does.
@@ -177,6 +179,7 @@ impl Reject {
             Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, UNAVAILABLE, Reason::ConnectTimeout, None),
             Self::IdentityMismatch => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::IdentityMismatch, None),
             Self::UpstreamReset => (StatusCode::BAD_GATEWAY, UNAVAILABLE, Reason::UpstreamReset, None),
+            Self::UpstreamRefused => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::UpstreamRefused, None),
             Self::UpstreamProtocol => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::UpstreamProtocol, None),
             Self::AppNotHttp2 => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::AppNotHttp2, None),
             Self::AttemptTimeout => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::AttemptTimeout, None),

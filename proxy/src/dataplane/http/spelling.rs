@@ -42,8 +42,12 @@ pub(crate) struct Heads {
     at: At,
     answers: bool,
     names: Vec<u8>,
-    /// Where the name begins that is being read.
-    name: usize,
+    /// Is none of this head's names kept yet?
+    first: bool,
+    /// The name that is being read, as far as it matters, and how long it is. What a head says of its body is told from
+    /// these alone: it holds for names of any length and number, whether they are kept or not.
+    name: [u8; NAME_LETTERS],
+    name_length: usize,
     /// A letter of them is a capital.
     spelled: bool,
     /// They are too long to be kept.
@@ -56,6 +60,8 @@ pub(crate) struct Heads {
     interim: bool,
     /// The last text, for the next one is usually the same.
     last: Option<Spelling>,
+    /// Heads that passed and that the codec has not given away yet. No more than fit into what the codec reads ahead, and in
+    /// step with it: one that were left out would leave its oddities to another.
     done: VecDeque<(Option<Spelling>, Odd)>,
     /// A Content-Length was there.
     lengths: bool,
@@ -111,7 +117,9 @@ impl Heads {
             at: if answers { At::Rest } else { At::Start },
             answers,
             names: Vec::new(),
-            name: 0,
+            first: true,
+            name: [0; NAME_LETTERS],
+            name_length: 0,
             spelled: false,
             long: false,
             length: 0,
@@ -172,7 +180,8 @@ impl Heads {
         let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         if empty < bytes.len() {
             self.names.clear();
-            self.name = 0;
+            self.first = true;
+            self.name_length = 0;
             self.spelled = false;
             self.long = false;
             self.length = 0;
@@ -208,16 +217,12 @@ impl Heads {
     fn name(&mut self, bytes: &[u8]) -> usize {
         let end = bytes.iter().position(|byte| matches!(byte, b':' | b'\n' | b'\r'));
         let part = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
-        if !part.is_empty() && !self.long {
-            if self.names.len() == self.name && self.name > 0 {
-                self.names.push(b',');
-                self.name += 1;
+        if !part.is_empty() {
+            self.keep(part);
+            if let Some(letters) = self.name.get_mut(self.name_length..) {
+                letters.iter_mut().zip(part).for_each(|(letter, byte)| *letter = *byte);
             }
-            self.spelled |= part.iter().any(u8::is_ascii_uppercase);
-            self.long = self.names.len() + part.len() >= NAMES_MAX;
-            if !self.long {
-                self.names.extend_from_slice(part);
-            }
+            self.name_length = self.name_length.saturating_add(part.len());
         }
         let Some(end) = end else { return bytes.len() };
         match bytes.get(end) {
@@ -228,8 +233,24 @@ impl Heads {
         end + 1
     }
 
+    /// Adds to the text of the names.
+    fn keep(&mut self, part: &[u8]) {
+        if self.long {
+            return;
+        }
+        if self.name_length == 0 && !self.first {
+            self.names.push(b',');
+        }
+        self.first = false;
+        self.spelled |= part.iter().any(u8::is_ascii_uppercase);
+        self.long = self.names.len() + part.len() >= NAMES_MAX;
+        if !self.long {
+            self.names.extend_from_slice(part);
+        }
+    }
+
     fn name_ended(&mut self) {
-        let name = self.names.get(self.name..).unwrap_or_default();
+        let name = self.name.get(..self.name_length).unwrap_or_default();
         self.at = At::Value;
         if name.eq_ignore_ascii_case(b"content-length") {
             self.at = At::Length;
@@ -238,7 +259,7 @@ impl Heads {
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.chunked = true;
         }
-        self.name = self.names.len();
+        self.name_length = 0;
     }
 
     fn length(&mut self, bytes: &[u8]) -> usize {
@@ -268,11 +289,6 @@ impl Heads {
                 (false, 0) => At::Start,
                 (false, length) => At::Body(length),
             };
-        }
-        if self.done.len() >= AHEAD_MAX {
-            self.at = At::Rest;
-            self.done.clear();
-            return;
         }
         let spelling = if self.spelled && !self.long { self.text() } else { None };
         self.done.push_back((spelling, Odd { framed_twice: self.chunked && self.lengths, fragment: self.fragment }));
@@ -449,8 +465,8 @@ pub(crate) const HEADER_NAMES: HeaderName = HeaderName::from_static("outrigger-h
 pub(crate) const REASON_PHRASE: HeaderName = HeaderName::from_static("outrigger-reason-phrase");
 /// The longest text. A head with more goes in lower case.
 const NAMES_MAX: usize = 4096;
-/// Requests that a client may have sent ahead; of one that sends more, nothing is spelled any more.
-const AHEAD_MAX: usize = 64;
+/// Of a name that is being read; the longest that says anything of a body has one less.
+const NAME_LETTERS: usize = 18;
 /// The largest chunk: no system can hold more of a body, or count it (RFC 9112 7.1).
 const CHUNK_MAX: u64 = i64::MAX.unsigned_abs();
 /// Texts that are kept.
@@ -510,9 +526,39 @@ mod tests {
         heads.read(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(texts(&mut heads), ["", "Host"]);
         assert!(heads.names.capacity() <= 2 * NAMES_MAX);
-        // Nor is any end seen of one that sends heads and reads no answer.
-        heads.read(&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000));
-        assert!(heads.done.len() <= AHEAD_MAX);
+    }
+
+    #[test]
+    fn what_is_odd_about_a_head_is_told_of_long_names_and_behind_many_requests_too() {
+        let plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let long = [b"X-".as_slice(), &[b'a'; 2 * NAMES_MAX], b": 1\r\n"].concat();
+        let many: Vec<u8> = (0..90).flat_map(|number| format!("X-{number:048}: 1\r\n").into_bytes()).collect();
+        for names in [long, many] {
+            // What the body of the first looks like is no head.
+            let body = b"GET /#x HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let mut bytes = b"POST / HTTP/1.1\r\n".to_vec();
+            bytes.extend_from_slice(&names);
+            bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+            bytes.extend_from_slice(body);
+            bytes.extend_from_slice(plain);
+            bytes.extend_from_slice(b"POST /#a HTTP/1.1\r\n");
+            bytes.extend_from_slice(&names);
+            bytes.extend_from_slice(b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+            for cut in [1, 7, bytes.len()] {
+                let mut heads = Heads::of_requests();
+                bytes.chunks(cut).for_each(|part| heads.read(part));
+                assert_eq!(heads.next_odd().1, Odd::default());
+                assert_eq!(heads.next_odd().1, Odd::default());
+                assert_eq!(heads.next_odd().1, Odd { framed_twice: true, fragment: true });
+                assert!(heads.is_between());
+            }
+        }
+        let mut heads = Heads::of_requests();
+        heads.read(&plain.repeat(70));
+        heads.read(b"GET /#a HTTP/1.1\r\nX-Aa: a\r\n\r\n");
+        (0..70).for_each(|_| assert_eq!(heads.next_odd().1, Odd::default()));
+        let (spelling, odd) = heads.next_odd();
+        assert_eq!((spelling.unwrap().0, odd.fragment), (HeaderValue::from_static("X-Aa"), true));
     }
 
     #[test]

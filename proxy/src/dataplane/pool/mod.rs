@@ -345,6 +345,7 @@ impl Pool {
         let (io, watch) = self.singles.watch(to.address, io);
         let (io, answers) = Answers::watch(Box::new(io));
         let (sender, connection) = codec::Builder::new()
+            .max_buf_size(crate::dataplane::http::server::READ_BUFFER)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|source| ConnectError::Http { to: to.address, source: source.into() })?;

@@ -17,21 +17,21 @@ use crate::snapshot::Transport;
 
 use super::world::{World, app_at, ask_h2, pod, service, vip};
 
-fn pair() -> World {
+pub(super) fn pair() -> World {
     let mut api = service("api", "api", 1);
     api["spec"]["ports"][0]["appProtocol"] = json!("http");
     World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), api])
 }
 
 /// The same without a sidecar at the application.
-fn hop() -> World {
+pub(super) fn hop() -> World {
     let mut api = pod("api", "api-1", 3);
     api["spec"]["transport"] = json!("Plaintext");
     World::new(&[pod("web", "web-1", 2), api, service("api", "api", 1)])
 }
 
 /// Starts the sidecar of the client, and that of the application where it has one.
-fn sidecars(world: &World) -> Arc<Proxy> {
+pub(super) fn sidecars(world: &World) -> Arc<Proxy> {
     let web = world.sidecar("web", "web-1", 2);
     let mutual = web.published.current().outbound.services.get(&vip(1)).is_some_and(|port| {
         port.default_backend.endpoints.iter().any(|endpoint| matches!(endpoint.transport, Transport::MutualTls(_)))
@@ -56,7 +56,13 @@ async fn until(stream: &mut DuplexStream, end: &[u8]) -> String {
 
 /// Sends `request` through the pair to an application that reads up to `end` and answers with `answer`; what the
 /// application saw, less what every request gets, and what the client heard up to its end or `heard_end`.
-async fn exchange(world: &World, request: &str, end: &'static str, answer: &'static str, heard_end: &str) -> (String, String) {
+pub(super) async fn exchange(
+    world: &World,
+    request: &str,
+    end: &'static str,
+    answer: &'static str,
+    heard_end: &str,
+) -> (String, String) {
     let web = sidecars(world);
     let seen = Arc::new(Mutex::new(String::new()));
     let kept = Arc::clone(&seen);

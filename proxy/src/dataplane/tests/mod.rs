@@ -1,5 +1,6 @@
 //! Whole sidecars in memory: real HTTP and TLS at both ends, paused time, scripted applications.
 
+mod answers;
 mod attacks;
 mod config;
 mod cost;
