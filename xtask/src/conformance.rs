@@ -71,7 +71,7 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<()> {
     }
     setup::build(root)?;
     for suite in suites {
-        let mut command = shell::command(root, "target/debug/cases", &[suite.case()]);
+        let mut command = shell::command(root, "target/debug/cases", &[suite.case(), "--long"]);
         match &wish.only {
             Some(test) => command.env("OUTRIGGER_CONFORMANCE_TEST", test),
             None => command.env("OUTRIGGER_CONFORMANCE_RECORD", "1"),

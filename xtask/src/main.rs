@@ -204,7 +204,6 @@ fn run(root: &Path, command: Command) -> Result<()> {
             kernels::fetch(root);
             if kube::build::has_go() {
                 kube::build::run(root)?;
-                kube::build::suite(root)?;
             }
             Ok(())
         }

@@ -117,7 +117,9 @@ fn cases(root: &Path, long: bool, capture: &str, filter: &[String]) -> Result<(C
     setup::build(root)?;
     if filter.iter().any(|part| part.starts_with("cluster")) && kube::build::has_go() {
         kube::build::run(root)?;
-        kube::build::suite(root)?;
+        if long {
+            kube::build::suite(root)?;
+        }
     }
     let mut command = shell::command(root, "target/debug/cases", &[]);
     command.args(filter).env("OUTRIGGER_CAPTURE", capture);

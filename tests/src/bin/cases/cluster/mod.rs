@@ -51,9 +51,9 @@ pub(crate) fn run(runner: &mut Runner) {
     ]
     .concat();
     // They change the mesh itself, or look at all that was done before them.
-    let mut alone: Vec<OnCluster> = [rollout::ALONE, failing::ALONE, gateway_api::CASES, rights::CASES].concat();
+    let mut alone: Vec<OnCluster> = [rollout::ALONE, failing::ALONE, rights::CASES].concat();
     if runner.is_long() {
-        alone.splice(0..0, measured::ALONE.iter().cloned());
+        alone.splice(0..0, [measured::ALONE, gateway_api::CASES].concat());
     }
     if let Some(what) = lacks() {
         return together.iter().chain(&alone).for_each(|case| runner.left_out("cluster", case.name, &what));
