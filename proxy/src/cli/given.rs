@@ -1,9 +1,10 @@
 //! The texts that people name on a command line: files, folders of documents, and `-` for stdin.
 
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::control::source::file::{FILE_BYTES_MAX, document_files, read_at_most};
+use crate::control::source::file::{FILE_BYTES_MAX, document_files};
 
 /// A text, and where it stands.
 #[derive(Debug)]
@@ -37,18 +38,14 @@ pub(super) fn cannot_read(path: &Path, error: &io::Error) -> String {
 }
 
 fn stdin() -> Result<Given, String> {
-    let path = PathBuf::from("stdin");
-    let mut text = String::new();
-    // One byte more than may be, so that a longer text is not taken for its beginning.
-    let bytes = io::stdin().take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| cannot_read(&path, &error))?;
-    if bytes as u64 > FILE_BYTES_MAX {
-        let error = io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {FILE_BYTES_MAX} bytes"));
-        return Err(cannot_read(&path, &error));
-    }
-    Ok(Given { path, text })
+    whole(PathBuf::from("stdin"), io::stdin())
 }
 
 fn below(root: &Path) -> Vec<Result<Given, String>> {
+    // A pipe is one of these too: what another command writes need not stand in a file.
+    if std::fs::metadata(root).is_ok_and(|found| !found.is_dir()) {
+        return vec![read(root.to_owned())];
+    }
     match document_files(root) {
         Ok(files) if files.is_empty() => {
             let ending = "give its documents names that end so";
@@ -60,7 +57,21 @@ fn below(root: &Path) -> Vec<Result<Given, String>> {
 }
 
 fn read(path: PathBuf) -> Result<Given, String> {
-    let text = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| cannot_read(&path, &error))?;
+    match File::open(&path) {
+        Ok(file) => whole(path, file),
+        Err(error) => Err(cannot_read(&path, &error)),
+    }
+}
+
+/// Reads up to the end, if that comes soon enough.
+fn whole(path: PathBuf, from: impl io::Read) -> Result<Given, String> {
+    let mut text = String::new();
+    // One byte more than may be, so that a longer text is not taken for its beginning.
+    let bytes = from.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| cannot_read(&path, &error))?;
+    if bytes as u64 > FILE_BYTES_MAX {
+        let error = io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {FILE_BYTES_MAX} bytes"));
+        return Err(cannot_read(&path, &error));
+    }
     Ok(Given { path, text })
 }
 
@@ -81,7 +92,7 @@ mod tests {
         let file = folder.path().join("latin.yaml");
         std::fs::write(&file, b"caf\xe9").unwrap();
         assert!(told(&file).ends_with("; save it as UTF-8"), "{}", told(&file));
-        std::fs::File::create(&file).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        File::create(&file).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
         assert!(told(&file).ends_with("; split it into several files"), "{}", told(&file));
     }
 
@@ -94,5 +105,6 @@ mod tests {
         let read = |path: PathBuf| texts(&[path]).into_iter().map(|text| text.unwrap().text).collect::<Vec<_>>();
         assert_eq!(read(folder.path().to_owned()), ["a.YAML", "b.yaml", "c.json"]);
         assert_eq!(read(folder.path().join("d.txt")), ["d.txt"]);
+        assert_eq!(read(PathBuf::from("/dev/null")), [""]);
     }
 }

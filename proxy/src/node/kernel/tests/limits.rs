@@ -82,7 +82,7 @@ fn pods_that_come_and_go_cost_the_same_each_and_leave_nothing() {
     let mut kernel = world.open();
     let listener = world.b.listen(Who::Sidecar, "::", PORT_INBOUND);
     let capture = CaptureConfig { outbound_ports: [80, 443].into(), inbound_ports: [22].into(), ..CaptureConfig::default() };
-    let mut took: Vec<Duration> = (0..PODS)
+    let took: Vec<Duration> = (0..PODS)
         .map(|_| {
             let begun = Instant::now();
             world.b.enrol_as(&mut kernel, &capture);
@@ -95,13 +95,10 @@ fn pods_that_come_and_go_cost_the_same_each_and_leave_nothing() {
     assert_eq!(pod_pins(&world), 0);
     let netns = File::open(Path::new("/run/netns").join(&world.b.netns)).unwrap();
     assert_eq!(links::ids(netns.as_fd(), programs::INBOUND.hook).unwrap().len(), 0);
-    let median = |some: &mut [Duration]| {
-        some.sort_unstable();
-        some[some.len() / 2]
-    };
-    let (first, last) = took.split_at_mut(PODS / 2);
-    let (first, last) = (median(first), median(last));
-    assert!(last < first * 3, "{first:?} each at first, {last:?} in the end");
+    // The least of many: what else the machine does adds to some, and a cost that grows to all.
+    let (first, last) = took.split_at(PODS / 2);
+    let (first, last) = (first.iter().min().unwrap(), last.iter().min().unwrap());
+    assert!(*last < *first * 3, "{first:?} each at first, {last:?} in the end");
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(super) const ALONE: &[OnCluster] = &[Case {
 }];
 
 const REPLICAS: usize = 10;
+const LOAD_AT_LEAST: Duration = Duration::from_secs(15);
 /// For each of the three restarts.
 const RESTARTED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -31,6 +32,7 @@ const RESTARTED_WITHIN: Duration = Duration::from_secs(120);
 pub(super) struct Load<'a> {
     namespace: &'a Namespace<'a>,
     lines: Vec<String>,
+    begun: Instant,
 }
 
 impl<'a> Load<'a> {
@@ -44,12 +46,14 @@ impl<'a> Load<'a> {
         let drivers: Vec<_> = lines.iter().enumerate().map(driver).collect();
         namespace.make(&[pod("load", &drivers, json!({ "restartPolicy": "Never", "terminationGracePeriodSeconds": 20 }))])?;
         namespace.wait("Ready", PATIENCE, &["pod/load"])?;
-        Ok(Self { namespace, lines })
+        Ok(Self { namespace, lines, begun: Instant::now() })
     }
 
     /// Ends it; nothing may have been lost.
     pub(super) fn end(self) -> Result<()> {
-        let Self { namespace, lines } = self;
+        let Self { namespace, lines, begun } = self;
+        // What was done meanwhile may have taken hardly any time, and the least of these rates is a few requests a second.
+        std::thread::sleep(LOAD_AT_LEAST.saturating_sub(begun.elapsed()));
         for (number, line) in lines.iter().enumerate() {
             let name = format!("load-{number}");
             let killed = namespace.cluster.exec(namespace.name, "load", &name, &["/bin/busybox", "kill", "-TERM", "1"])?;
