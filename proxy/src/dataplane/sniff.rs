@@ -243,6 +243,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_surely_meant_as_a_request_is_one_whatever_is_wrong_with_it() {
+        for line in [b"GET / HTTP/1.1 \r\n".as_slice(), b"POST /a HTTP/2.0\r\n", b"GET / HTTP/\n", b"DELETE /a b HTTP/1.1\r\n"] {
+            check(line, Some(Sniffed::Http1), Sniffed::Http1);
+        }
+        for line in [b"OPTIONS rtsp://a RTSP/1.0\r\n".as_slice(), b"OPTIONS sip:a SIP/2.0\r\n", b"HELO / HTTP/3\r\n"] {
+            check(line, Some(Sniffed::Opaque), Sniffed::Opaque);
+        }
+    }
+
+    #[test]
     fn requests_are_known_by_their_first_line() {
         for line in ["GET / HTTP/1.1\r\n", "POST /a?b=c HTTP/1.0\r\n", "PROPFIND /x HTTP/1.1\n", "\r\nGET / HTTP/1.1\r\n"] {
             check(line.as_bytes(), Some(Sniffed::Http1), Sniffed::Http1);

@@ -406,6 +406,17 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_chunked_once() {
+        let coded = |lines: &[&'static str]| {
+            decoded(&lines.iter().map(|line| (TRANSFER_ENCODING, HeaderValue::from_static(line))).collect())
+        };
+        assert!(coded(&[]) && coded(&[" Chunked "]));
+        for lines in [["chunked, chunked"].as_slice(), &["chunked", "chunked"], &["gzip", "chunked"], &["identity"]] {
+            assert!(!coded(lines), "{lines:?}");
+        }
+    }
+
+    #[test]
     fn what_grpc_asks_for_goes_on_as_it_is() {
         let mut headers: HeaderMap = [("te", "trailers"), ("accept", "*/*")]
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
