@@ -66,7 +66,7 @@ pub(crate) struct Heads {
     /// A Content-Length was there.
     lengths: bool,
     fragment: bool,
-    /// A chunk of the body that is being read says that it is larger than any body.
+    /// A chunk of the body that is being read says that it is larger than any body, or more heads wait than a codec reads ahead.
     endless: bool,
 }
 
@@ -144,7 +144,8 @@ impl Heads {
         self.done.pop_front().unwrap_or_default()
     }
 
-    /// Does a chunk say that it is larger than any body? Nobody can wait for its end.
+    /// Does a chunk say that it is larger than any body, or do more heads wait than a codec reads ahead? Nobody can wait for
+    /// the end of the one, and the others are no longer known one by one.
     pub(crate) fn endless(&self) -> bool {
         self.endless
     }
@@ -289,6 +290,10 @@ impl Heads {
                 (false, 0) => At::Start,
                 (false, length) => At::Body(length),
             };
+        }
+        self.endless |= self.done.len() >= AHEAD_MAX;
+        if self.endless {
+            return;
         }
         let spelling = if self.spelled && !self.long { self.text() } else { None };
         self.done.push_back((spelling, Odd { framed_twice: self.chunked && self.lengths, fragment: self.fragment }));
@@ -465,6 +470,8 @@ pub(crate) const HEADER_NAMES: HeaderName = HeaderName::from_static("outrigger-h
 pub(crate) const REASON_PHRASE: HeaderName = HeaderName::from_static("outrigger-reason-phrase");
 /// The longest text. A head with more goes in lower case.
 const NAMES_MAX: usize = 4096;
+/// Heads that wait for the codec: the least is 16 bytes, and it reads no megabyte ahead.
+const AHEAD_MAX: usize = 64 * 1024;
 /// Of a name that is being read; the longest that says anything of a body has one less.
 const NAME_LETTERS: usize = 18;
 /// The largest chunk: no system can hold more of a body, or count it (RFC 9112 7.1).
@@ -559,6 +566,10 @@ mod tests {
         (0..70).for_each(|_| assert_eq!(heads.next_odd().1, Odd::default()));
         let (spelling, odd) = heads.next_odd();
         assert_eq!((spelling.unwrap().0, odd.fragment), (HeaderValue::from_static("X-Aa"), true));
+        // Of one that nobody keeps in step with, nothing is guessed: its connection ends.
+        assert!(!heads.endless());
+        heads.read(&plain.repeat(AHEAD_MAX + 10));
+        assert!(heads.endless() && heads.done.len() <= AHEAD_MAX);
     }
 
     #[test]
