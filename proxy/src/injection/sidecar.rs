@@ -79,6 +79,8 @@ impl Sidecar<'_> {
                 { "name": PROBES, "value": self.doors.to_string() },
                 { "name": "OUTRIGGER_LOG", "value": "json" },
                 { "name": "OUTRIGGER_LOG_LEVEL", "value": log_level },
+                // Beside its own log, as all that containers tell; how many requests get a line, Mesh says.
+                { "name": "OUTRIGGER_ACCESS_LOG", "value": "-" },
             ],
             // What comes after is started when this ends.
             "lifecycle": { "postStart": { "exec": { "command": ["/outrigger", "wait"] } } },

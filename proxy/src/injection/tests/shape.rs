@@ -26,6 +26,7 @@ fn a_pod_of_a_labelled_namespace_gets_a_native_sidecar_before_its_other_init_con
                 { "name": "OUTRIGGER_PROBES", "value": "{}" },
                 { "name": "OUTRIGGER_LOG", "value": "json" },
                 { "name": "OUTRIGGER_LOG_LEVEL", "value": "info" },
+                { "name": "OUTRIGGER_ACCESS_LOG", "value": "-" },
             ],
             "lifecycle": { "postStart": { "exec": { "command": ["/outrigger", "wait"] } } },
             "resources": { "requests": { "cpu": "10m", "memory": "32Mi" } },
