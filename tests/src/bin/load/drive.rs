@@ -132,8 +132,8 @@ impl Lane {
             });
         }
         match self.open.as_mut().context("no connection")? {
-            Open::One(connection) => connection.exchange().await,
-            Open::Two(connection) => connection.exchange().await,
+            Open::One(connection) => connection.exchange(&self.plan).await,
+            Open::Two(connection) => connection.exchange(&self.plan).await,
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) async fn run(plan: Plan, count: usize) -> Result<()> {
             while left.get() > 0 {
                 left.set(left.get() - 1);
                 let mut connection = Connection::open(&plan).await?;
-                let status = connection.exchange().await?;
+                let status = connection.exchange(&plan).await?;
                 ensure!(status == 200, "a connection was answered with {status}");
                 open.push(connection);
             }

@@ -1,5 +1,6 @@
 //! What to drive, and how.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -21,6 +22,10 @@ pub(crate) struct Plan {
     pub(crate) reconnect: bool,
     /// Requests a second, whatever comes back; none is a closed loop.
     pub(crate) rate: Option<f64>,
+    /// What each request's order begins with; none is a request without one.
+    pub(crate) orders: Option<String>,
+    /// The number of the next order.
+    pub(crate) next_order: Cell<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,6 +49,8 @@ impl Plan {
             pause: Duration::ZERO,
             reconnect: false,
             rate: None,
+            orders: None,
+            next_order: Cell::new(0),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -60,6 +67,7 @@ impl Plan {
                         "--warm" => plan.warm = Duration::from_secs_f64(value.parse()?),
                         "--pause" => plan.pause = Duration::from_millis(value.parse()?),
                         "--rate" => plan.rate = Some(value.parse()?),
+                        "--orders" => plan.orders = Some((*value).to_owned()),
                         "--path" => plan.path = (*value).to_owned(),
                         _ => bail!("{USAGE}"),
                     }
@@ -71,5 +79,12 @@ impl Plan {
         ensure!(!(multiplexed && plan.reconnect), "--reconnect is for HTTP/1.1\n{USAGE}");
         ensure!(plan.rate.is_none_or(|rate| (1.0..=100_000.0).contains(&rate)), "a rate from 1 to 100,000\n{USAGE}");
         Ok(plan)
+    }
+    /// The name of the next order.
+    pub(crate) fn order(&self) -> Option<String> {
+        let name = self.orders.as_ref()?;
+        let number = self.next_order.get();
+        self.next_order.set(number + 1);
+        Some(format!("{name}-{number}"))
     }
 }
