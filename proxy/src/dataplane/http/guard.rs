@@ -183,6 +183,10 @@ impl Turn {
                 Limit::HeaderCount(header_count)
             };
             return Some(Reject::TooLarge(limit));
+        // The codec says of a length that no body can have what it says of a head that is too large.
+        if error.is_parse_too_large() && self.heads.lock().is_longer_than_any() {
+            return Some(Reject::BadRequest("the Content-Length is larger than any body"));
+        }
         }
         error.is_parse().then(|| Reject::BadRequest(fault(&error.to_string())))
     }

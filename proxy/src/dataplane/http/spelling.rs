@@ -168,6 +168,11 @@ impl Heads {
                 At::Body(left) => self.skip(bytes, left, At::Start, At::Body),
                 At::ChunkSize(size) => self.chunk_size(bytes, size),
                 At::ChunkLine(0) => self.until_line_end(bytes, At::Trailer(true)),
+    /// Does the last head say that its body is longer than any that the codec reads?
+    pub(crate) fn is_longer_than_any(&self) -> bool {
+        self.length > LENGTH_MAX
+    }
+
                 At::ChunkLine(size) => self.until_line_end(bytes, At::Chunk(size)),
                 At::Chunk(left) => self.skip(bytes, left, At::ChunkEnd, At::Chunk),
                 At::ChunkEnd => self.until_line_end(bytes, At::ChunkSize(0)),
@@ -545,6 +550,8 @@ mod tests {
             let body = b"GET /#x HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
             let mut bytes = b"POST / HTTP/1.1\r\n".to_vec();
             bytes.extend_from_slice(&names);
+/// The longest body that the codec reads.
+const LENGTH_MAX: u64 = u64::MAX - 2;
             bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
             bytes.extend_from_slice(body);
             bytes.extend_from_slice(plain);

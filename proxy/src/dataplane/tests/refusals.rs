@@ -64,6 +64,18 @@ async fn every_refusal_of_a_head_says_which_limit_decided() {
             "Content-Length",
         ),
         ("GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n".into(), "400", "bad_request", "Transfer-Encoding"),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551615\r\n\r\nab".into(),
+            "400",
+            "bad_request",
+            "the Content-Length is larger than any body",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551616\r\n\r\nab".into(),
+            "400",
+            "bad_request",
+            "the Content-Length is not valid",
+        ),
         ("GET / HTTP/1.1\r\nhost : a\r\n\r\n".into(), "400", "bad_request", "header"),
         ("GET / HTTP/7.1\r\n\r\n".into(), "400", "bad_request", "version"),
         ("\u{0}\u{1}garbage\r\n\r\n".into(), "400", "bad_request", "method"),
