@@ -45,7 +45,8 @@ pub(crate) struct LimitsConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error_resets: Option<u32>,
     /// Frames of HTTP/2 within ten seconds that carry nothing of a request (PING, SETTINGS, PRIORITY, empty DATA, unknown
-    /// ones), 100 to 1000000; beyond it the connection is closed. Default: 50000.
+    /// ones, and WINDOW_UPDATE far beyond what was sent to the client), 100 to 1000000; beyond it the connection is closed.
+    /// Default: 50000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) control_frames: Option<u32>,
     /// From the first byte of a head to its last, 1s to 5m; beyond it the answer is 408. Default: 10s.

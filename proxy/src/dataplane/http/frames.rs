@@ -37,6 +37,8 @@ pub(crate) struct Traffic {
     heads: AtomicU32,
     empties: AtomicU32,
     taken_back: AtomicU32,
+    /// What a client may grant anew by frames that are not counted: as often as it was sent something to read.
+    grants: AtomicU32,
     breach: Mutex<Option<Breach>>,
     breached: Notify,
     /// The preface or a head began and did not end yet.
@@ -48,7 +50,7 @@ pub(crate) struct Traffic {
     /// All that was written went out: whatever comes next begins a frame.
     between_frames: AtomicBool,
     late: Mutex<Option<Stands>>,
-    unseen: Unseen,
+    pub(super) unseen: Unseen,
 }
 
 /// Why a client of HTTP/2 is not waited for any longer.
@@ -122,6 +124,7 @@ impl Traffic {
             heads: AtomicU32::new(0),
             empties: AtomicU32::new(0),
             taken_back: AtomicU32::new(0),
+            grants: AtomicU32::new(GRANTS_FIRST),
             breach: Mutex::new(None),
             breached: Notify::new(),
             head: AtomicBool::new(true),
@@ -216,6 +219,24 @@ impl Traffic {
     fn is_head_over(&self, times: u32) -> bool {
         let limit = self.limits.header_bytes.saturating_mul(times);
         u32::try_from(self.head_bytes.load(Ordering::Relaxed)).map_or(true, |bytes| bytes > limit)
+    }
+
+    /// So much of an answer went to the client, which will grant it anew.
+    pub(super) fn sent(&self, bytes: usize) {
+        let grants = u32::try_from(bytes / GRANT_LEAST).unwrap_or(GRANTS_MAX).saturating_add(GRANTS_EACH);
+        self.may_grant(grants);
+    }
+
+    fn may_grant(&self, grants: u32) {
+        // One task changes it, so nothing is lost between load and store.
+        self.grants.store(self.grants.load(Ordering::Relaxed).saturating_add(grants).min(GRANTS_MAX), Ordering::Relaxed);
+    }
+
+    /// Is this grant one that the client had something for?
+    fn is_granted_for_something(&self) -> bool {
+        let grants = self.grants.load(Ordering::Relaxed);
+        self.grants.store(grants.saturating_sub(1), Ordering::Relaxed);
+        grants > 0
     }
 
     /// How many frames behind the first the codec reads of one head: a quarter more than its limit on heads fills.
@@ -347,6 +368,7 @@ impl Framed {
                     }
                 } else {
                     one_more(&traffic.heads);
+                    traffic.may_grant(GRANTS_EACH);
                     traffic.continuations.store(0, Ordering::Relaxed);
                     traffic.head_bytes.store(length, Ordering::Relaxed);
                     self.stream = stream;
@@ -358,9 +380,9 @@ impl Framed {
                 }
             }
             DATA if length > 0 || flags & END_STREAM != 0 => {}
-            // These are answers to what was sent, or say something about a stream.
+            // It says something about a stream.
             RST_STREAM => one_more(&self.traffic.taken_back),
-            WINDOW_UPDATE => {}
+            WINDOW_UPDATE if self.traffic.is_granted_for_something() => {}
             _nothing_of_a_request => {
                 if kind == DATA {
                     one_more(&self.traffic.empties);
@@ -411,7 +433,7 @@ impl Framed {
             for part in bytes {
                 let part = part.get(..left.min(part.len())).unwrap_or_default();
                 left -= part.len();
-                self.written.take(part, &self.traffic.unseen);
+                self.written.take(part, &self.traffic);
             }
         }
     }
@@ -490,6 +512,13 @@ fn one_more(count: &AtomicU32) {
     count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
+/// How often a client may grant something for each head and each piece of an answer, and how little of a piece at once: clients
+/// that grant what they read in pieces of 512 bytes, to the stream and to the connection, are no flood.
+const GRANTS_EACH: u32 = 4;
+const GRANT_LEAST: usize = 256;
+/// For the connection as it begins, and as many as are kept.
+const GRANTS_FIRST: u32 = 16;
+const GRANTS_MAX: u32 = 1 << 20;
 /// More than an ordinary client has of what the codec counts.
 const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::cut::{Cut, Cutter, END_STREAM, Frame, HEADERS, RST_STREAM};
+use super::cut::{Cut, Cutter, DATA, END_STREAM, Frame, HEADERS, RST_STREAM};
+use super::frames::Traffic;
 use super::reject::{Flood, Limit, Reject};
 use crate::policy::limits::Limits;
 
@@ -119,10 +120,12 @@ impl Written {
     }
 
     /// Takes bytes as they pass.
-    pub(super) fn take(&mut self, mut bytes: &[u8], unseen: &Unseen) {
+    pub(super) fn take(&mut self, mut bytes: &[u8], traffic: &Traffic) {
+        let unseen = &traffic.unseen;
         while let Some(cut) = self.0.next(&mut bytes) {
             let Cut::Frame(frame) = cut else { continue };
             match frame {
+                Frame { kind: DATA, length, .. } => traffic.sent(length),
                 Frame { kind: HEADERS, flags, length: ..=STATUS_BYTES, stream, .. } if flags & END_STREAM != 0 => {
                     unseen.ended(stream, End::Bare);
                 }

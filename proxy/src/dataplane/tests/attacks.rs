@@ -19,9 +19,10 @@ pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 pub(super) const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(super) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub(super) const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
@@ -248,6 +249,41 @@ async fn frames_that_carry_nothing_are_counted() {
     check_flood("too_many_frames", "controlFrames", LARGE, |_| frame(SETTINGS, 0, 0, &[])).await;
     check_flood("too_many_frames", "controlFrames", LARGE, |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])).await;
     check_flood("too_many_frames", "controlFrames", LARGE, |_| frame(0xfa, 0, 1, b"unknown")).await;
+    check_flood("too_many_frames", "controlFrames", LARGE, |_| frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])).await;
+    let request_and_grants = |index| match index {
+        0 => frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x82\x86\x04\x06/never\x01\x08api.shop"),
+        _ => frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]),
+    };
+    check_flood("too_many_frames", "controlFrames", LARGE, request_and_grants).await;
+}
+
+/// As many frames as a client may send that grants anew what it read, and grants it in small pieces.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_grants_in_small_pieces_is_no_flood() {
+    let bench = bench(&json!({ "controlFrames": 100 }));
+    for (_, direction) in bench.sides() {
+        let mut stream = bench.open(direction);
+        let large = b"\x82\x86\x04\x06/large\x01\x08api.shop";
+        stream.write_all(&[preface(&[]), frame(HEADERS, END_HEADERS | END_STREAM, 1, large)].concat()).await.unwrap();
+        let (mut read, mut met) = (0, Vec::new());
+        while read < 1 << 20 {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+            let mut payload = vec![0; length];
+            stream.read_exact(&mut payload).await.unwrap();
+            met.push(head[3]);
+            assert_ne!(head[3], GOAWAY, "{direction} {read} {}", String::from_utf8_lossy(&payload));
+            if head[3] == DATA {
+                read += length;
+                for piece in payload.chunks(512) {
+                    let grant = u32::try_from(piece.len()).unwrap().to_be_bytes();
+                    let both = [frame(WINDOW_UPDATE, 0, 1, &grant), frame(WINDOW_UPDATE, 0, 0, &grant)];
+                    stream.write_all(&both.concat()).await.unwrap();
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
