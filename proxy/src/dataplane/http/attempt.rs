@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
@@ -343,6 +343,10 @@ impl Head {
                 join_cookies(headers);
             }
             let bodyless = matches!(self.method, Method::GET | Method::HEAD);
+            // "A sender of TE MUST also send a `TE` connection option" (RFC 9110 10.1.4).
+            if headers.contains_key(TE) {
+                headers.append(CONNECTION, HeaderValue::from_static("TE"));
+            }
             if streams && bodyless && self.version != Version::HTTP_10 && !headers.contains_key(CONTENT_LENGTH) {
                 // The codec takes it for granted that there is no body then.
                 headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

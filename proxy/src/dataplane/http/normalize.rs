@@ -212,7 +212,7 @@ fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
         return Err(Reject::BadRequest("a Host that is empty"));
     }
     let none = Reject::BadRequest("a Host that is none");
-    if authority.contains('@') {
+    if authority.contains('@') || !names_a_port_or_none(authority) {
         return Err(none);
     }
     let parsed = if authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -223,6 +223,16 @@ fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
     let parsed = parsed.map_err(|_not_one| none)?;
     LAST.set(Some(parsed.clone()));
     Ok(Some(parsed))
+}
+
+/// Does nothing but a number stand behind the host, if anything does? To the type for it any text behind the colon is a port. Which
+/// number it is says nothing about where the request goes.
+fn names_a_port_or_none(authority: &str) -> bool {
+    let behind = match authority.rsplit_once(']') {
+        Some((_, behind)) => behind,
+        None => authority.find(':').and_then(|colon| authority.get(colon..)).unwrap_or_default(),
+    };
+    behind.is_empty() || behind.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 thread_local! {
@@ -482,6 +492,11 @@ mod tests {
                 .uri(http::Uri::from_parts(http::uri::Parts::default()).unwrap())
                 .version(Version::HTTP_2)
                 .header("host", "a"),
+            http::Request::get("/").header("host", "a:b"),
+            http::Request::get("/").header("host", "[::1]:8x"),
+            http::Request::get("/").header("host", "[::1]80"),
+            http::Request::get("/").header("host", "::1"),
+            http::Request::get("http://a:b/").version(Version::HTTP_2),
             http::Request::get("/").header("host", ""),
             http::Request::get("/").header("host", ":80"),
             http::Request::get("/").version(Version::HTTP_10).header("host", ""),

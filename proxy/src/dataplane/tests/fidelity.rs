@@ -81,7 +81,8 @@ pub(super) async fn exchange(
     });
     let mut stream = world.connect(&web, vip(1));
     stream.write_all(request.as_bytes()).await.unwrap();
-    let heard = tokio::time::timeout(Duration::from_secs(60), until(&mut stream, heard_end.as_bytes())).await.unwrap();
+    let heard = tokio::time::timeout(Duration::from_secs(60), until(&mut stream, heard_end.as_bytes())).await;
+    let heard = heard.unwrap_or_else(|_elapsed| panic!("no {heard_end:?} is heard for {:.200?}", seen.lock()));
     let seen = std::mem::take(&mut *seen.lock());
     // The only thing that is added to a request of whatever form.
     let seen: Vec<&str> = seen.split_inclusive("\r\n").filter(|line| !line.starts_with("traceparent: ")).collect();
@@ -153,12 +154,61 @@ async fn trailers_of_chunked_messages_pass_both_ways() {
         let (seen, heard) = exchange(&world, request, "x-sum: 1\r\n\r\n", answer, "x-sum: 2\r\n\r\n").await;
         assert_eq!(
             seen,
-            "POST /a HTTP/1.1\r\nHost: api\r\nTE: trailers\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"
+            "POST /a HTTP/1.1\r\nHost: api\r\nTE: trailers\r\nTrailer: X-Sum\r\nconnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"
         );
         assert_eq!(
             heard,
             "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 2\r\n\r\n"
         );
+    }
+}
+
+/// "A sender of TE MUST also send a `TE` connection option" (RFC 9110 10.1.4).
+#[tokio::test(start_paused = true)]
+async fn leave_for_trailers_is_named_as_what_concerns_one_connection() {
+    for (asks, heard_of) in [
+        ("TE: trailers\r\n", "TE: trailers\r\nconnection: TE\r\n"),
+        ("TE: deflate, trailers;q=0.5\r\nConnection: TE\r\n", "TE: trailers\r\nConnection: TE\r\n"),
+        ("TE: deflate\r\n", ""),
+        ("TE: deflate\r\nConnection: TE\r\n", ""),
+    ] {
+        for world in [pair(), hop()] {
+            let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{asks}\r\n");
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            let (seen, _) = exchange(&world, &request, "\r\n\r\n", answer, "\r\n\r\n").await;
+            assert_eq!(seen, format!("GET / HTTP/1.1\r\nHost: a\r\n{heard_of}\r\n"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_may_name_any_port() {
+    // "uri-host [ `:` port ]" (RFC 9110 7.2), and a port is any number of digits (RFC 3986 3.2.3).
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for host in [
+        "api.shop:81",
+        "api:",
+        "api.shop:65535",
+        "api.shop:99999999",
+        "API.Shop:080",
+        "[fd65::1]:81",
+        "[fd65::1]",
+        "10.65.0.1:8080",
+        "a_b~c!$&'()*+,;=:1",
+        "api.shop.:80",
+    ] {
+        for world in [pair(), hop()] {
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let (seen, heard) = exchange(&world, &request, "\r\n\r\n", answer, "\r\n\r\n").await;
+            assert_eq!((&*seen, &*heard), (&*request, answer), "{host}");
+        }
+    }
+    for host in ["api:abc", "api:8x", "a:b:80", "api:-1", "[fd65::1", "[fd65::1]81", "fd65::1", "api:80:"] {
+        for world in [pair(), hop()] {
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let (seen, heard) = exchange(&world, &request, "\r\n\r\n", answer, "\r\n\r\n").await;
+            assert!(seen.is_empty() && heard.starts_with("HTTP/1.1 400 "), "{host} {seen} {heard}");
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) const CORPUS: &[Odd] = &[
     same("cookies in one", b"GET /a HTTP/1.1\r\nHost: app\r\nCookie: a=1; b=2;c=3\r\n\r\n"),
     other("a header of hops", b"GET /a HTTP/1.1\r\nHost: app\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n", "- X-Hop: 1", "RFC 9110 7.6.1: what Connection names MUST be removed."),
     other("Keep-Alive and Proxy-Connection", b"GET /a HTTP/1.1\r\nHost: app\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\n\r\n", "- Proxy-Connection: keep-alive", "RFC 9110 7.6.1: Proxy-Connection concerns one connection and is removed, whether it is named or not."),
-    other("TE with trailers", b"GET /a HTTP/1.1\r\nHost: app\r\nTE: trailers, deflate\r\nConnection: TE\r\n\r\n", "+ TE: trailers", "RFC 9110 10.1.4: it is generated anew, because trailers are forwarded."),
+    other("TE with trailers", b"GET /a HTTP/1.1\r\nHost: app\r\nTE: trailers, deflate\r\nConnection: TE\r\n\r\n", "+ TE: trailers\n+ Connection: TE", "RFC 9110 10.1.4: it is generated anew, with its connection option, because trailers are forwarded."),
     same("forwarding headers of the client's", b"GET /a HTTP/1.1\r\nHost: app\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nVia: 1.0 fred\r\n\r\n"),
     same("an unknown method", b"BREW /pot HTTP/1.1\r\nHost: app\r\n\r\n"),
     other("a method in lower case", b"get /a HTTP/1.1\r\nHost: app\r\n\r\n", "- refused 400\n+ get /a HTTP/1.1\n+ host app\n+ no body", "RFC 9110 9.1: a method is any token, in the letters that it is written in; which there are is the application's to say."),
