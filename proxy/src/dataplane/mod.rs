@@ -52,9 +52,9 @@ mod world;
 
 use self::config::Follower;
 use self::listener::Listeners;
-use self::pool::Pool;
 use self::pool::connect::Dial;
 pub(crate) use self::pool::connect::TcpDial;
+use self::pool::{AnswerLimits, Pool};
 use self::probe::Probes;
 use self::tasks::Tasks;
 use self::thread::Thread;
@@ -218,6 +218,7 @@ impl Proxy {
     }
 
     /// From now on this snapshot holds; who waits for configuration looks again.
+        self.pool.limit(AnswerLimits::of(&snapshot.mesh.limits));
     fn publish(&self, snapshot: Snapshot) {
         let generation = snapshot.generation;
         self.published.publish(snapshot);

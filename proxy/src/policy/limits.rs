@@ -18,11 +18,12 @@ use crate::base::units::Span;
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct LimitsConfig {
-    /// Bytes of a request's head, request line and headers together, 8192 to 1048576; beyond it the answer is 431. Default:
-    /// 65536.
+    /// Bytes of a request's head, request line and headers together, 8192 to 1048576; beyond it the answer is 431. Above 72 KiB
+    /// it holds for the heads of answers too. Default: 65536.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) header_bytes: Option<u32>,
-    /// Headers of a request, 32 to 4096; beyond it the answer is 431. Default: 256.
+    /// Headers of a request, 32 to 4096; beyond it the answer is 431. Above 256 it holds for answers too, which may have 100
+    /// otherwise. Default: 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) header_count: Option<u32>,
     /// Bytes of a request's target, 256 to 65534; beyond it the answer is 414. Default: 65534.

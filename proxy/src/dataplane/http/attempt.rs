@@ -276,6 +276,7 @@ fn classify(error: SendError) -> Failed {
         }
         SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
         SendError::Refused(_) => Failed { reject: Reject::UpstreamRefused, state: WireState::Refused },
+        SendError::TooLarge(limits, _) => Failed { reject: Reject::AnswerTooLarge(limits), state: WireState::Sent },
         SendError::Broken(WireError::Single(error)) if error.is_parse() => {
             Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent }
         }

@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::Body;
 use crate::base::names::Named;
+use crate::dataplane::pool::AnswerLimits;
 use crate::policy::RuleName;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::jwt::{TOKEN_MISSING, TokenRefused};
@@ -80,6 +81,8 @@ pub(crate) enum Reject {
     UpstreamRefused,
     /// The destination's answer cannot be passed on.
     UpstreamProtocol,
+    /// The head of the destination's answer is over one of these.
+    AnswerTooLarge(AnswerLimits),
     /// The application does not speak HTTP/2, as its caller does.
     AppNotHttp2,
     /// One attempt took too long, and there is no other.
@@ -152,6 +155,11 @@ impl Reject {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 let (reason, text) = (flood.reason(), flood.text());
                 return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text };
+            }
+            Self::AnswerTooLarge(limits) => {
+                let status = StatusCode::BAD_GATEWAY;
+                let text = Cow::Owned(limits.text());
+                return Told { status, grpc_status: INTERNAL, reason: Reason::UpstreamProtocol, rule: None, text };
             }
             Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, Reason::BadRequest, None),
             Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),

@@ -306,8 +306,5 @@ fn size(limit: u32) -> usize {
 /// What the codec of HTTP/1 reads ahead of whoever takes it: a head, which may be no longer, or as much of a body. A body of
 /// 64 KiB and its head are there at once, and one that nobody takes holds no more than this.
 pub(crate) const READ_BUFFER: usize = 72 * 1024;
-/// What a head of an answer may hold on a link, in HTTP/2's way of counting (RFC 9113 10.5.1), which adds to each header: more
-/// than [`READ_BUFFER`], so that what an application may answer crosses.
-pub(crate) const HEADER_BYTES_MAX: u32 = 128 * 1024;
 /// What one stream may have waiting to be sent beyond its client's window.
 const SEND_BUFFER: usize = 64 * 1024;

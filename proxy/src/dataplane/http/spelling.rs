@@ -293,6 +293,10 @@ impl Heads {
             self.at = match (self.chunked, self.length) {
                 (true, _) => At::ChunkSize(0),
                 (false, 0) => At::Start,
+        if self.answers && self.names.last().is_some_and(is_blank) {
+            // A blank there is no part of the name, and goes no further (RFC 9112 5.1). In a request the codec refuses it.
+            while self.names.pop_if(|byte| is_blank(byte)).is_some() {}
+        }
                 (false, length) => At::Body(length),
             };
         }
@@ -525,6 +529,10 @@ mod tests {
         }
         answers.asked();
         answers.0.lock().read(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\n\r\n");
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
         assert_eq!(answers.answered().unwrap().0, "Upgrade");
     }
 

@@ -33,8 +33,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::Key;
 use super::idleness::Idleness;
+use super::{AnswerLimits, Key, SendError};
 use crate::base::net::{BoxedIo, poll_write_pieces, socket};
 use crate::base::sockopt::unacknowledged;
 use crate::dataplane::http::body::Body;
@@ -53,6 +53,7 @@ pub(super) struct Single {
     pub(super) sender: SendRequest<Body>,
     pub(super) answers: Answers,
     watch: Watch,
+    limits: AnswerLimits,
 }
 
 /// What happens on a connection, seen beside its codec. Clones are handles on one connection.
@@ -158,8 +159,13 @@ impl Singles {
 }
 
 impl Single {
-    pub(super) fn new(sender: SendRequest<Body>, watch: Watch, answers: Answers) -> Self {
-        Self { sender, answers, watch }
+    pub(super) fn new(sender: SendRequest<Body>, watch: Watch, answers: Answers, limits: AnswerLimits) -> Self {
+        Self { sender, answers, watch, limits }
+    }
+
+    /// What a request came to that may have been processed.
+    pub(super) fn failed(&self, error: hyper::Error) -> SendError {
+        if error.is_parse_too_large() { SendError::TooLarge(self.limits, error) } else { SendError::Broken(error.into()) }
     }
 
     /// Learns from an answer.

@@ -38,7 +38,6 @@ use crate::base::placed;
 use crate::dataplane::http::body::Body;
 use crate::dataplane::http::inflow::Inflow;
 use crate::dataplane::http::outflow::Outflow;
-use crate::dataplane::http::server::HEADER_BYTES_MAX;
 use crate::dataplane::http::tunnel::{Tunnel, Upgrading};
 use crate::dataplane::tls::Alpn;
 use crate::dataplane::wire::Wire;
@@ -190,8 +189,9 @@ impl Open {
 
     /// How far a request came that has no answer (RFC 9113 8.7).
     fn failed(&self, error: h2::Error) -> SendError {
-        let unprocessed = error.reason() == Some(Reason::REFUSED_STREAM)
-            || (error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR));
+        // Of a goodbye of the peer's only those requests hear that it left out, "not ... processed", whatever its error is
+        // (RFC 9113 6.8); the others go on until the connection ends, and hear of that.
+        let unprocessed = error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
         if self.first.is_other() {
             SendError::NotHttp2(error)
         } else if unprocessed {
@@ -352,7 +352,7 @@ impl Pool {
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEADER_BYTES_MAX)
+            .max_header_list_size(self.limits.lock().list_bytes())
             .max_concurrent_reset_streams(RESETS_KEPT)
             .reset_stream_duration(RESET_KEPT)
             // Callers share it: those who leave before their answers came must not end the answers of the others.

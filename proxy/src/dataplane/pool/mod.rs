@@ -21,12 +21,14 @@ use tracing::debug;
 
 pub(crate) mod connect;
 mod first;
+mod heads;
 mod http1;
 mod idleness;
 mod link;
 mod upload;
 
 use self::connect::{ConnectError, Dial};
+pub(crate) use self::heads::AnswerLimits;
 use self::http1::{Single, Singles};
 use self::link::{Answered, Link};
 pub(crate) use self::link::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
@@ -44,6 +46,7 @@ use crate::base::random::Dice;
 use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::breaker::{Breaker, Slot};
+use crate::policy::limits::Limits;
 use crate::snapshot::{Backend, Endpoint, Transport};
 
 /// Where a request or connection goes, and how.
@@ -113,6 +116,8 @@ pub(crate) struct Pool {
     singles: Singles,
     loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
     dice: Mutex<Dice>,
+    /// Those of the connections that are opened from now on.
+    limits: Mutex<AnswerLimits>,
 }
 
 /// What may share a connection.
@@ -142,6 +147,9 @@ pub(crate) enum SendError {
     /// The peer had closed before anything of the request reached it.
     #[error("the connection was closed before the request reached the other side")]
     Unread { source: hyper::Error },
+    /// The head of the answer is over one of these limits, as far as the codec says.
+    #[error("{}", .0.text())]
+    TooLarge(AnswerLimits, #[source] hyper::Error),
     /// The request left and may have been processed.
     #[error("the connection broke before an answer came")]
     Broken(#[source] WireError),
@@ -235,7 +243,13 @@ impl Pool {
             singles: Singles::default(),
             loads: Mutex::default(),
             dice: Mutex::new(Dice::from_seed(seed)),
+            limits: Mutex::new(AnswerLimits::of(&Limits::default())),
         }
+    }
+
+    /// What answers may be on connections that are opened from now on.
+    pub(crate) fn limit(&self, limits: AnswerLimits) {
+        *self.limits.lock() = limits;
     }
 
     /// Requests that are under way to an endpoint.
@@ -333,7 +347,7 @@ impl Pool {
                     Some(message) if single.reused() => request = message,
                     Some(_message) => return Err(SendError::NotSent(failed.into_error().into())),
                     None if single.unread() => return Err(SendError::Unread { source: failed.into_error() }),
-                    None => return Err(SendError::Broken(failed.into_error().into())),
+                    None => return Err(single.failed(failed.into_error())),
                 },
             }
         }
@@ -344,8 +358,14 @@ impl Pool {
         let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
         let (io, watch) = self.singles.watch(to.address, io);
         let (io, answers) = Answers::watch(Box::new(io));
-        let (sender, connection) = codec::Builder::new()
-            .max_buf_size(crate::dataplane::http::server::READ_BUFFER)
+        let limits = *self.limits.lock();
+        let mut codec = codec::Builder::new();
+        // "A proxy MUST remove any such whitespace from a response message" (RFC 9112 5.1).
+        codec.allow_spaces_after_header_name_in_responses(true).max_buf_size(limits.bytes).max_header_size(limits.bytes);
+        if let Some(count) = limits.count {
+            codec.max_headers(count);
+        }
+        let (sender, connection) = codec
             .handshake(TokioIo::new(io))
             .await
             .map_err(|source| ConnectError::Http { to: to.address, source: source.into() })?;
@@ -356,7 +376,7 @@ impl Pool {
                 debug!(%address, error = &error as &dyn std::error::Error, "an upstream connection ended");
             }
         });
-        Ok(Single::new(sender, watch, answers))
+        Ok(Single::new(sender, watch, answers, limits))
     }
 
     fn link_to(&self, to: &Destination) -> Arc<Link> {
