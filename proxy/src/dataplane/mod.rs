@@ -91,7 +91,6 @@ pub(crate) struct Proxy {
     tasks: Tasks,
     shadows: Arc<Semaphore>,
     /// Requests of peers that wait to be told to send their bodies.
-    waiting: http::expect::Waiting,
     demand: Demand,
     learned: learned::Learned,
     probes: Arc<Probes>,
@@ -207,7 +206,6 @@ impl Proxy {
             clock,
             dice: Mutex::new(Dice::from_seed(seed)),
             tasks: Tasks::default(),
-            waiting: http::expect::Waiting::default(),
             shadows: Arc::new(Semaphore::new(http::pipeline::SHADOWS_MAX)),
             demand,
             learned: learned::Learned::default(),
@@ -218,9 +216,9 @@ impl Proxy {
     }
 
     /// From now on this snapshot holds; who waits for configuration looks again.
-        self.pool.limit(AnswerLimits::of(&snapshot.mesh.limits));
     fn publish(&self, snapshot: Snapshot) {
         let generation = snapshot.generation;
+        self.pool.limit(AnswerLimits::of(&snapshot.mesh.limits));
         self.published.publish(snapshot);
         self.generations.send_replace(generation);
     }

@@ -16,7 +16,8 @@ use http_body::Body as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{Body, BodyFault, Replay};
-use super::expect::{self, EXPECT_TOKEN, Expectation};
+use super::expect::Expectation;
+use super::interims::Interims;
 use super::marks::Mark;
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, Spelling};
@@ -86,15 +87,24 @@ enum Form {
     Http2,
 }
 
-/// Tries once. `tried` are endpoints that failed before; `limit` bounds this attempt and `deadline` the whole request.
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bounds {
+    /// One attempt of it.
+    pub(crate) attempt: Option<Duration>,
+    /// All of them.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// Tries once. `tried` are endpoints that failed before; whoever hears `interims` is told what is said before the answer.
 pub(crate) async fn attempt(
     proxy: &Arc<Proxy>,
     head: &Head,
     body: Body,
     to: Upstream<'_>,
     tried: &[SocketAddr],
-    limit: Option<Duration>,
-    deadline: Option<Instant>,
+    bounds: Bounds,
+    interims: Option<&Interims>,
 ) -> Tried {
     let none = |reject| Tried { endpoint: None, outcome: Err(Failed { reject, state: WireState::NotSent }), slot: None };
     let (endpoint, destination, protocol) = match to {
@@ -131,24 +141,22 @@ pub(crate) async fn attempt(
     let origin = body.origin();
     // Who waits for leave to send a body had not sent it; the wait is not begun a second time.
     let replay = head.expectation.is_none().then(|| body.replay());
-    let mut request = match head.request(form, destination.address, body) {
+    let request = match head.request(form, destination.address, body) {
         Ok(request) => request,
         Err(reject) => return none(reject),
     };
     let speaks = if form == Form::Http1 { Speaks::Http1 } else { Speaks::Http2 };
-    let attempt_ends = limit.map(|limit| Instant::now() + limit);
-    let (ends, overall) = match (attempt_ends, deadline) {
+    let attempt_ends = bounds.attempt.map(|limit| Instant::now() + limit);
+    let (ends, overall) = match (attempt_ends, bounds.deadline) {
         (Some(attempt), Some(deadline)) if attempt < deadline => (Some(attempt), false),
         (Some(attempt), None) => (Some(attempt), false),
         (_, deadline) => (deadline, true),
     };
-    let asked = head.expectation.as_ref().and_then(|expectation| expect(proxy, expectation, form, &mut request));
-    let uri = asked.as_ref().map(|_token| request.uri().clone());
     // Large: from here on it is handed on by its place.
     let sending = pin!(async {
-        match proxy.pool.send(&destination, speaks, request, Reuse::Allowed).await {
+        match proxy.pool.send(&destination, speaks, request, Reuse::Allowed, interims).await {
             Err(SendError::Unread { source }) => match replay {
-                Some(replay) => Box::pin(repeat(proxy, head, form, &destination, replay, source)).await,
+                Some(replay) => Box::pin(repeat(proxy, (head, form), &destination, replay, source, interims)).await,
                 None => Err(SendError::Unread { source }),
             },
             sent => sent,
@@ -156,10 +164,7 @@ pub(crate) async fn attempt(
     });
     let sending = match &head.expectation {
         None => Either::Left(sending),
-        Some(expectation) => {
-            let asking = asked.zip(uri).map(|(token, uri)| expect::ask(proxy, &destination, uri, token));
-            Either::Right(expectation.wait(sending, asking))
-        }
+        Some(expectation) => Either::Right(expectation.wait(sending)),
     };
     let sent = match ends {
         Some(ends) => match timeout_at(ends, sending).await {
@@ -186,36 +191,21 @@ pub(crate) async fn attempt(
     Tried { endpoint, outcome: sent, slot }
 }
 
-/// Sees to it that somebody says when a request's body is wanted; on a link, with the token that is to be asked with.
-fn expect(proxy: &Proxy, expectation: &Expectation, form: Form, request: &mut Request<Body>) -> Option<HeaderValue> {
-    match form {
-        Form::Http1 => expectation.heed(request),
-        // The codec's HTTP/2 has no ear for an interim answer.
-        Form::Http2 => expectation.met(),
-        Form::Link => {
-            let token = HeaderValue::from(proxy.dice.lock().bits());
-            request.headers_mut().insert(EXPECT_TOKEN, token.clone());
-            return Some(token);
-        }
-    }
-    None
-}
-
 /// A connection was closed just then, and it is proven that nobody read the request: it did not happen. That is no failure
 /// of the endpoint's, so it goes to the same one on a fresh connection, is no retry, and takes nothing from the budget. A
 /// server that closes every connection unread is left to the retry policy in the end.
 async fn repeat(
     proxy: &Arc<Proxy>,
-    head: &Head,
-    form: Form,
+    (head, form): (&Head, Form),
     destination: &Destination,
     replay: Replay,
     mut unread: hyper::Error,
+    interims: Option<&Interims>,
 ) -> Result<Box<Sent>, SendError> {
     let speaks = if form == Form::Http1 { Speaks::Http1 } else { Speaks::Http2 };
     for _ in 0..REPEATS_MAX {
         let Some(Ok(request)) = replay.body().map(|body| head.request(form, destination.address, body)) else { break };
-        match proxy.pool.send(destination, speaks, request, Reuse::Fresh).await {
+        match proxy.pool.send(destination, speaks, request, Reuse::Fresh, interims).await {
             Err(SendError::Unread { source }) => unread = source,
             sent => return sent,
         }
@@ -276,6 +266,7 @@ fn classify(error: SendError) -> Failed {
         }
         SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
         SendError::Refused(_) => Failed { reject: Reject::UpstreamRefused, state: WireState::Refused },
+        SendError::TooMuch(_) => Failed { reject: Reject::TooManyInterims, state: WireState::Sent },
         SendError::TooLarge(limits, _) => Failed { reject: Reject::AnswerTooLarge(limits), state: WireState::Sent },
         SendError::Broken(WireError::Single(error)) if error.is_parse() => {
             Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent }
@@ -344,10 +335,6 @@ impl Head {
                 join_cookies(headers);
             }
             let bodyless = matches!(self.method, Method::GET | Method::HEAD);
-            // "A sender of TE MUST also send a `TE` connection option" (RFC 9110 10.1.4).
-            if headers.contains_key(TE) {
-                headers.append(CONNECTION, HeaderValue::from_static("TE"));
-            }
             if streams && bodyless && self.version != Version::HTTP_10 && !headers.contains_key(CONTENT_LENGTH) {
                 // The codec takes it for granted that there is no body then.
                 headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -355,6 +342,10 @@ impl Head {
             if let Some(protocol) = &self.upgrade {
                 headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
                 headers.insert(UPGRADE, protocol.clone());
+            }
+            // "A sender of TE MUST also send a `TE` connection option" (RFC 9110 10.1.4).
+            if headers.contains_key(TE) {
+                headers.append(CONNECTION, HeaderValue::from_static("TE"));
             }
             if let Some(spelling) = &self.spelling {
                 spelling::restore(spelling, request.extensions_mut());

@@ -3,7 +3,8 @@
 //!
 //! Sources: RFC 9112 3 and 9.6 (a lingering close), RFC 9110 15.5.9 (408), 15.5.15 (414), RFC 6585 5 (431).
 //! Invariant: while an answer is on its way, every byte passes. What the codec writes at any other time can only be a
-//! refusal of its own; it is taken away, and the connection is given back to whoever serves it, who says it better.
+//! refusal of its own; it is taken away, and the connection is given back to whoever serves it, who says it better. What is
+//! said before an answer is written here, between what the codec writes ([`Interims`]).
 
 use std::fmt;
 use std::io;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::Response;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
@@ -21,6 +22,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::body::{Body, BodyError};
+use super::expect::CONTINUE;
+use super::interims::{self, Interims};
 use super::reject::{Limit, Reject};
 use super::spelling::{Heads, Odd, Spelling};
 use crate::base::net::{BoxedIo, poll_write_pieces};
@@ -44,6 +47,10 @@ pub(crate) struct Turn {
     reading: AtomicBool,
     /// The codec's own words were taken away.
     silenced: AtomicBool,
+    /// The client waits to be told that its body is wanted. The codec would tell it when the body is read.
+    expects: AtomicBool,
+    /// What is said before the answer that is being made.
+    pub(super) interims: Interims,
     /// How the names in the heads are spelled.
     heads: Mutex<Heads>,
     /// The client does not read: bytes wait to be written.
@@ -96,6 +103,8 @@ pub(crate) struct Guarded {
     io: Option<BoxedIo>,
     /// What was read of it already.
     first: Bytes,
+    /// What is left of an interim answer that is being written.
+    interim: Bytes,
     turn: Arc<Turn>,
 }
 
@@ -131,14 +140,18 @@ impl Turn {
             uploading: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             silenced: AtomicBool::new(false),
+            expects: AtomicBool::new(false),
+            interims: Interims::default(),
             heads: Mutex::new(Heads::of_requests()),
             left: Mutex::new(None),
         })
     }
 
-    /// A whole head was read, of a request with or without a body; says how its names are spelled, and what else of it the
-    /// codec does not show.
-    pub(crate) fn asked(&self, body: bool) -> (Option<Spelling>, Odd) {
+    /// A whole head was read, of a request with or without a body whose sender waits to be told; says how its names are
+    /// spelled, and what else of it the codec does not show.
+    pub(crate) fn asked(&self, body: bool, expects: bool) -> (Option<Spelling>, Odd) {
+        self.interims.begin();
+        self.expects.store(expects, Ordering::Relaxed);
         self.head_bytes.store(0, Ordering::Relaxed);
         self.line_bytes.store(0, Ordering::Relaxed);
         self.line_ended.store(true, Ordering::Relaxed);
@@ -170,6 +183,10 @@ impl Turn {
         if !self.is_codecs() {
             return None;
         }
+        // The codec says of a length that no body can have what it says of a head that is too large.
+        if error.is_parse_too_large() && self.heads.lock().is_longer_than_any() {
+            return Some(Reject::BadRequest("the Content-Length is larger than any body"));
+        }
         if error.is_parse_too_large() {
             let Limits { header_bytes, header_count, uri_bytes, .. } = self.limits;
             let beyond = |count: &AtomicUsize, limit: u32| {
@@ -183,10 +200,6 @@ impl Turn {
                 Limit::HeaderCount(header_count)
             };
             return Some(Reject::TooLarge(limit));
-        // The codec says of a length that no body can have what it says of a head that is too large.
-        if error.is_parse_too_large() && self.heads.lock().is_longer_than_any() {
-            return Some(Reject::BadRequest("the Content-Length is larger than any body"));
-        }
         }
         error.is_parse().then(|| Reject::BadRequest(fault(&error.to_string())))
     }
@@ -281,7 +294,37 @@ impl Turn {
 impl Guarded {
     /// Guards a stream of which `first` was read already.
     pub(crate) fn new(first: Bytes, io: BoxedIo, turn: Arc<Turn>) -> Self {
-        Self { io: Some(io), first, turn }
+        Self { io: Some(io), first, interim: Bytes::new(), turn }
+    }
+}
+
+impl Guarded {
+    /// Writes what is said before an answer. To be called when the codec holds nothing.
+    fn poll_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
+        loop {
+            if self.interim.is_empty() {
+                let Some(next) = self.turn.interims.next() else { break };
+                self.interim = interims::to_http1(&next);
+            }
+            let written = Pin::new(&mut *io).poll_write(cx, &self.interim);
+            self.turn.wrote(written.is_pending());
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.interim.advance(count),
+            }
+        }
+        self.turn.interims.written();
+        // The answer waits for this, in the same task.
+        cx.waker().wake_by_ref();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Is that, which the codec writes, its own word that a body is wanted? It is the application that says so.
+    fn is_leave(&self, words: &[u8]) -> bool {
+        self.turn.expects.load(Ordering::Relaxed)
+            && words.starts_with(CONTINUE)
+            && self.turn.expects.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -438,6 +481,9 @@ impl AsyncWrite for Guarded {
         if self.turn.silence() {
             return Poll::Ready(Ok(buf.len()));
         }
+        if self.is_leave(buf) {
+            return Poll::Ready(Ok(CONTINUE.len()));
+        }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
         let written = Pin::new(io).poll_write(cx, buf);
         self.turn.wrote(written.is_pending());
@@ -447,6 +493,9 @@ impl AsyncWrite for Guarded {
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if self.turn.silence() {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        if bufs.first().is_some_and(|first| self.is_leave(first)) {
+            return Poll::Ready(Ok(CONTINUE.len()));
         }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
         let written = poll_write_pieces(Pin::new(io), cx, bufs);
@@ -459,9 +508,12 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The codec flushes the stream when it has nothing left to write into it.
+        if self.turn.interims.are_waiting() {
+            ready!(self.poll_interims(cx))?;
+        }
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
         ready!(Pin::new(io).poll_flush(cx))?;
-        // The codec flushes the stream when it has nothing left to write into it.
         self.turn.flushed();
         Poll::Ready(Ok(()))
     }

@@ -30,8 +30,7 @@ impl Mark {
     /// Headers of the sidecars' own, and some of them: a call of gRPC has one of those always, and the others never.
     pub(crate) const RESERVED: Self = Self(1 << 10);
     pub(crate) const CONTINUE: Self = Self(1 << 11);
-    pub(crate) const EXPECT_TOKEN: Self = Self(1 << 12);
-    pub(crate) const HEADER_NAMES: Self = Self(1 << 13);
+    pub(crate) const HEADER_NAMES: Self = Self(1 << 12);
 }
 
 impl Marks {
@@ -67,7 +66,6 @@ fn mark(name: &str) -> u16 {
     } else if let Some(own) = name.strip_prefix(RESERVED) {
         let which = match own {
             "continue" => Mark::CONTINUE,
-            "expect" => Mark::EXPECT_TOKEN,
             "header-names" => Mark::HEADER_NAMES,
             _another => Mark(0),
         };
@@ -81,7 +79,7 @@ fn mark(name: &str) -> u16 {
 mod tests {
     use http::{HeaderName, HeaderValue};
 
-    use super::super::expect::{CONTINUE, EXPECT_TOKEN};
+    use super::super::expect::ASKED;
     use super::super::spelling::HEADER_NAMES;
     use super::*;
 
@@ -115,7 +113,7 @@ mod tests {
             ["accept", "date", "server", "referer", "user-agent", "grpc-encodin", "kept-alive", "outrigger", "x-traceparent"];
         assert_eq!(marks(&others), Marks(0));
         assert!(marks(&["host", "expect"]).has(Mark::EXPECT));
-        for (name, mark) in [(CONTINUE, Mark::CONTINUE), (EXPECT_TOKEN, Mark::EXPECT_TOKEN), (HEADER_NAMES, Mark::HEADER_NAMES)] {
+        for (name, mark) in [(ASKED, Mark::CONTINUE), (HEADER_NAMES, Mark::HEADER_NAMES)] {
             let marks = Marks::of(&[(name, HeaderValue::from_static("1"))].into_iter().collect());
             assert_eq!(marks, Marks(mark.0 | Mark::RESERVED.0));
         }

@@ -7,6 +7,7 @@ pub(crate) mod expect;
 pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod inflow;
+pub(crate) mod interims;
 pub(crate) mod marks;
 pub(crate) mod normalize;
 pub(crate) mod outflow;

@@ -12,7 +12,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
 use super::attempt::{HTTP_VERSION, STATUS, UPGRADE_TOKEN};
-use super::expect::{CONTINUE, EXPECT_TOKEN};
+use super::expect;
 use super::reject::{Limit, Reject};
 use super::spelling::{HEADER_NAMES, Odd, REASON_PHRASE};
 use crate::dataplane::sniff::is_token;
@@ -326,6 +326,11 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Takes headers away and leaves the others in their order; what a map's own removal does is to put its last header into
+/// Takes the length from a request that is to become a tunnel: there it would be that of what is tunnelled.
+pub(crate) fn without_length(headers: &mut HeaderMap) {
+    remove_in_order(headers, |name| *name == CONTENT_LENGTH);
+}
+
 /// the hole.
 fn remove_in_order(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
     let Some(first) = headers.keys().position(&gone) else { return };
@@ -384,7 +389,7 @@ pub(crate) fn cleaned_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
 }
 
 /// What crosses a link.
-const CROSSING: [HeaderName; 7] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, EXPECT_TOKEN, CONTINUE];
+const CROSSING: [HeaderName; 6] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, expect::ASKED];
 /// Headers of this prefix are for sidecars alone.
 pub(crate) const RESERVED: &str = "outrigger-";
 const TRAILERS: &str = "trailers";
@@ -487,16 +492,16 @@ mod tests {
             http::Request::get("/").header("host", "user@a"),
             http::Request::get("/").header("host", "a b"),
             http::Request::get("/").version(Version::HTTP_2),
-            http::Request::get("http://a/").version(Version::HTTP_2).header(HeaderName::from_lowercase(b"a\"b").unwrap(), "a"),
-            http::Request::builder()
-                .uri(http::Uri::from_parts(http::uri::Parts::default()).unwrap())
-                .version(Version::HTTP_2)
-                .header("host", "a"),
             http::Request::get("/").header("host", "a:b"),
             http::Request::get("/").header("host", "[::1]:8x"),
             http::Request::get("/").header("host", "[::1]80"),
             http::Request::get("/").header("host", "::1"),
             http::Request::get("http://a:b/").version(Version::HTTP_2),
+            http::Request::get("http://a/").version(Version::HTTP_2).header(HeaderName::from_lowercase(b"a\"b").unwrap(), "a"),
+            http::Request::builder()
+                .uri(http::Uri::from_parts(http::uri::Parts::default()).unwrap())
+                .version(Version::HTTP_2)
+                .header("host", "a"),
             http::Request::get("/").header("host", ""),
             http::Request::get("/").header("host", ":80"),
             http::Request::get("/").version(Version::HTTP_10).header("host", ""),

@@ -16,11 +16,12 @@ use hyper::ext::ReasonPhrase;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{
-    CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status, said,
+    Bounds, CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status, said,
 };
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
-use super::expect::{self, CONTINUE, EXPECT_TOKEN, Entry, Expectation};
+use super::expect::{self, Expectation};
 use super::inflow::Inflow;
+use super::interims::Interims;
 use super::marks::{Mark, Marks};
 use super::normalize::{self, Target};
 use super::record::{Record, default_allow};
@@ -116,21 +117,27 @@ enum Chosen<'a> {
     Workload(Upstream<'a>),
 }
 
+/// What goes with a request beside what HTTP says of it.
+#[derive(Debug)]
+pub(crate) struct Beside<'a> {
+    /// How a caller in HTTP/1 spelled its headers.
+    pub(crate) spelling: Option<Spelling>,
+    /// What the caller is told before its answer.
+    pub(crate) interims: &'a Interims,
+}
+
 /// Answers a request. Infallible: what cannot be answered by the destination is answered by us.
-/// `spelling` is how a caller in HTTP/1 spelled its headers, `upgrading` the connection that it asks to have for itself.
+/// `upgrading` is the connection that the caller asks to have for itself.
 pub(crate) async fn handle(
     connection: Arc<Connection>,
     request: Request<Inflow>,
-    spelling: Option<Spelling>,
+    beside: Beside<'_>,
     upgrading: Option<Upgrading>,
 ) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
     let marks = Marks::of(&parts.headers);
-    if connection.link
-        && marks.has(Mark::CONTINUE)
-        && let Some(token) = parts.headers.get(CONTINUE)
-    {
-        return expect::answer(&connection.proxy, connection.peer.identity.as_ref(), token).await;
+    if connection.link && marks.has(Mark::CONTINUE) && parts.headers.contains_key(expect::ASKED) {
+        return expect::answer();
     }
     let grpc = marks.has(Mark::CONTENT_TYPE) && is_grpc(&parts.headers);
     let protocol = match parts.version {
@@ -143,7 +150,7 @@ pub(crate) async fn handle(
     let http1 = protocol == Protocol::Http1;
     let mut readable = None;
     // The line is a large future and most of it waits: one allocation keeps connections small.
-    match placed::pinned(|| line(&connection, &mut record, &mut readable, parts, marks, incoming, spelling)).await {
+    match placed::pinned(|| line(&connection, &mut record, &mut readable, parts, marks, incoming, beside)).await {
         Ok(answered) => respond(&connection, record, answered, readable.as_ref(), upgrading, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
@@ -178,7 +185,7 @@ async fn line(
     mut parts: http::request::Parts,
     marks: Marks,
     incoming: Inflow,
-    spelling: Option<Spelling>,
+    beside: Beside<'_>,
 ) -> Result<Answered, Reject> {
     let proxy = &connection.proxy;
     let peer = &connection.peer;
@@ -198,10 +205,9 @@ async fn line(
     let named = authority.as_ref().map_or("", Authority::as_str);
     normalize::host_of_absolute_form(&mut parts)?;
     normalize::strip_hop_by_hop(&mut parts.headers);
-    let (mut token, mut spelling) = (None, spelling);
+    let Beside { mut spelling, interims } = beside;
     if marks.has(Mark::RESERVED) {
         if connection.link {
-            token = marks.has(Mark::EXPECT_TOKEN).then(|| parts.headers.get(EXPECT_TOKEN).cloned()).flatten();
             spelling = marks.has(Mark::HEADER_NAMES).then(|| Spelling::take(&parts.headers)).flatten();
         }
         normalize::take_reserved(&mut parts.headers, connection.link).map_err(|reject| unread(record, &parts, reject))?;
@@ -390,9 +396,20 @@ async fn line(
         }
     }
 
-    let entry = token.and_then(|token| Entry::new(proxy, peer.identity.as_ref(), &token));
-    head.expectation = if marks.has(Mark::EXPECT) { Expectation::hold(&head, &body, entry.as_ref()) } else { None };
+    if head.upgrade.is_some() {
+        normalize::without_length(&mut head.headers);
+    } else if marks.has(Mark::EXPECT) {
+        head.expectation = Expectation::hold(version, &head.headers, &body);
+    }
+    if let Some(expectation) = &head.expectation {
+        interims.expect(expectation.body());
+    }
     let request = head.expectation.is_some().then(|| Unread(body.clone()));
+    for edit in response_headers.as_deref().into_iter().chain(weighted.and_then(|weighted| weighted.response_headers.as_ref())) {
+        interims.without(&edit.remove);
+    }
+    // "A server MUST NOT send a 1xx response to an HTTP/1.0 client" (RFC 9110 15.2).
+    let interims = (version != Version::HTTP_10).then_some(interims);
 
     // deadline
     let deadline = timeouts.deadline(marks.has(Mark::GRPC_TIMEOUT).then_some(&head.headers), record.started());
@@ -401,12 +418,13 @@ async fn line(
     if let Upstream::Service(backend) = upstream {
         backend.budget.deposit(record.started());
     }
+    let bounds = Bounds { attempt: timeouts.attempt, deadline };
     let mut addresses = Vec::new();
     let mut number = 0;
     let tried = loop {
         number += 1;
         record.attempt();
-        let tried = attempt(proxy, &head, body.attempt(), upstream, &addresses, timeouts.attempt, deadline).await;
+        let tried = attempt(proxy, &head, body.attempt(), upstream, &addresses, bounds, interims).await;
         if let Some(endpoint) = &tried.endpoint {
             record.ends.endpoint = Some(endpoint.workload.clone());
             record.ends.destination = peer_of(endpoint);
@@ -586,7 +604,7 @@ fn cast_shadow(proxy: &Arc<Proxy>, service: &str, backend: Option<&Arc<Backend>>
             // A body that is larger than what is kept, or that broke off, is not copied.
             let Ok(bytes) = copy.await else { return ShadowOutcome::Skipped };
             let body = if bytes.is_empty() { Body::Empty } else { Body::Full(bytes) };
-            let tried = attempt(&owner, &head, body, Upstream::Service(&backend), &[], None, None).await;
+            let tried = attempt(&owner, &head, body, Upstream::Service(&backend), &[], Bounds::default(), None).await;
             match tried.outcome {
                 Ok(sent) => {
                     // The receiver's sidecar said it, and not its application.

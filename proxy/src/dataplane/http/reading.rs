@@ -48,7 +48,7 @@ fn decoded(head: Bytes, limits: &Limits) -> Result<Parts, Reject> {
     let turn = Turn::new(*limits, true);
     let seen = Arc::new(Mutex::new(None));
     let service = service_fn(|request: Request<Incoming>| {
-        let (_, odd) = turn.asked(false);
+        let (_, odd) = turn.asked(false, false);
         let (mut parts, _) = request.into_parts();
         if odd != Odd::default() {
             parts.extensions.insert(odd);

@@ -15,6 +15,7 @@ use http::header::{CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTI
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::Body;
+use super::interims::TooMuch;
 use crate::base::names::Named;
 use crate::dataplane::pool::AnswerLimits;
 use crate::policy::RuleName;
@@ -81,6 +82,8 @@ pub(crate) enum Reject {
     UpstreamRefused,
     /// The destination's answer cannot be passed on.
     UpstreamProtocol,
+    /// The destination said too much before its answer.
+    TooManyInterims,
     /// The head of the destination's answer is over one of these.
     AnswerTooLarge(AnswerLimits),
     /// The application does not speak HTTP/2, as its caller does.
@@ -156,9 +159,12 @@ impl Reject {
                 let (reason, text) = (flood.reason(), flood.text());
                 return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text };
             }
-            Self::AnswerTooLarge(limits) => {
+            Self::AnswerTooLarge(_) | Self::TooManyInterims => {
                 let status = StatusCode::BAD_GATEWAY;
-                let text = Cow::Owned(limits.text());
+                let text = Cow::Owned(match self {
+                    Self::AnswerTooLarge(limits) => limits.text(),
+                    _interims => TooMuch.to_string(),
+                });
                 return Told { status, grpc_status: INTERNAL, reason: Reason::UpstreamProtocol, rule: None, text };
             }
             Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, Reason::BadRequest, None),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, EXPECT};
 use http::{HeaderValue, Request, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::frames::{self, Framed, HEADERS_READ, Rings, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
 use super::inflow::Inflow;
-use super::pipeline::{self, Connection};
+use super::pipeline::{self, Beside, Connection};
 use super::record::{Ends, Record};
 use super::reject::{REASON, Reject};
 use super::rest;
@@ -105,7 +105,8 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
         service_fn(move |mut request: Request<Incoming>| {
             let uploads = !request.body().is_end_stream();
-            let (spelling, odd) = turn.asked(uploads);
+            let expects = uploads && request.headers().contains_key(EXPECT);
+            let (spelling, odd) = turn.asked(uploads, expects);
             let reading = uploads.then(|| turn.body_read());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
             let unreached = connection.is_unreached();
@@ -115,7 +116,9 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 }
                 let upgrading = request.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
                 let request = request.map(|body| Inflow::Codec(body, reading));
-                let mut answer = pipeline::handle(connection, request, spelling, upgrading).await;
+                let beside = Beside { spelling, interims: &turn.interims };
+                let mut answer = pipeline::handle(connection, request, beside, upgrading).await;
+                turn.interims.through().await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
                 // Nobody knows what else comes from a client whose request was not valid. "The server MUST close the connection
                 // after responding to such a request" (RFC 9112 6.1).

@@ -18,9 +18,11 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -29,6 +31,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 
+use super::interims::{Interims, Saying, TooMuch};
 use crate::base::net::BoxedIo;
 use crate::dataplane::tap::{Listens, Tap};
 
@@ -58,6 +61,9 @@ pub(crate) struct Heads {
     /// Of an answer's first line.
     line: usize,
     interim: bool,
+    /// The status of an interim answer, digit by digit, and what becomes of its headers.
+    status: [u8; 3],
+    saying: Saying,
     /// The last text, for the next one is usually the same.
     last: Option<Spelling>,
     /// Heads that passed and that the codec has not given away yet. No more than fit into what the codec reads ahead, and in
@@ -86,6 +92,8 @@ enum At {
     /// To nothing yet: empty lines may come before a head.
     Start,
     FirstLine,
+    /// To the headers of an interim answer.
+    Interim,
     Name,
     Value,
     /// The value of a Content-Length.
@@ -104,7 +112,15 @@ enum At {
 
 /// The heads of the answers on an upstream connection.
 #[derive(Clone, Debug)]
-pub(crate) struct Answers(Arc<Mutex<Heads>>);
+pub(crate) struct Answers(Arc<Heard>);
+
+#[derive(Debug)]
+struct Heard {
+    heads: Mutex<Heads>,
+    /// Something was said before an answer, and who is to be told.
+    interims: AtomicBool,
+    asked: AtomicWaker,
+}
 
 impl Heads {
     /// For requests: every head is read, and what is between them is passed over.
@@ -126,6 +142,8 @@ impl Heads {
             chunked: false,
             line: 0,
             interim: false,
+            status: [0; 3],
+            saying: Saying::default(),
             last: None,
             done: VecDeque::new(),
             lengths: false,
@@ -150,6 +168,11 @@ impl Heads {
         self.endless
     }
 
+    /// Does the last head say that its body is longer than any that the codec reads?
+    pub(crate) fn is_longer_than_any(&self) -> bool {
+        self.length > LENGTH_MAX
+    }
+
     /// Is all of what passed known, and the codec's own by now, up to where the next head begins?
     pub(crate) fn is_between(&self) -> bool {
         self.at == At::Start && self.done.is_empty()
@@ -162,17 +185,13 @@ impl Heads {
                 At::Rest => return,
                 At::Start => self.start(bytes),
                 At::FirstLine => self.first_line(bytes),
+                At::Interim => self.interim(bytes),
                 At::Name => self.name(bytes),
                 At::Value => self.until_line_end(bytes, At::Name),
                 At::Length => self.length(bytes),
                 At::Body(left) => self.skip(bytes, left, At::Start, At::Body),
                 At::ChunkSize(size) => self.chunk_size(bytes, size),
                 At::ChunkLine(0) => self.until_line_end(bytes, At::Trailer(true)),
-    /// Does the last head say that its body is longer than any that the codec reads?
-    pub(crate) fn is_longer_than_any(&self) -> bool {
-        self.length > LENGTH_MAX
-    }
-
                 At::ChunkLine(size) => self.until_line_end(bytes, At::Chunk(size)),
                 At::Chunk(left) => self.skip(bytes, left, At::ChunkEnd, At::Chunk),
                 At::ChunkEnd => self.until_line_end(bytes, At::ChunkSize(0)),
@@ -209,9 +228,16 @@ impl Heads {
             let at = |place: usize| bytes.iter().take(used).nth(place.checked_sub(line)?);
             if let Some(byte) = at(9) {
                 self.interim = *byte == b'1';
+                self.status = [0; 3];
             }
-            if at(11) == Some(&b'1') {
-                self.interim = false;
+            if self.interim {
+                for (place, digit) in self.status.iter_mut().enumerate() {
+                    *digit = at(9 + place).copied().unwrap_or(*digit);
+                }
+                self.interim = self.status != *b"101";
+            }
+            if self.interim && self.at == At::Name {
+                self.at = At::Interim;
             }
             self.line = line.saturating_add(used);
         } else {
@@ -239,6 +265,17 @@ impl Heads {
         end + 1
     }
 
+    fn interim(&mut self, bytes: &[u8]) -> usize {
+        let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+        match self.saying.line(&self.status, bytes.get(..end).unwrap_or_default()) {
+            Ok(true) => self.at = At::Start,
+            Ok(false) => {}
+            // Whoever asked gives the connection up.
+            Err(TooMuch) => self.at = At::Rest,
+        }
+        end
+    }
+
     /// Adds to the text of the names.
     fn keep(&mut self, part: &[u8]) {
         if self.long {
@@ -256,6 +293,10 @@ impl Heads {
     }
 
     fn name_ended(&mut self) {
+        if self.answers && self.names.last().is_some_and(is_blank) {
+            // A blank there is no part of the name, and goes no further (RFC 9112 5.1). In a request the codec refuses it.
+            while self.names.pop_if(|byte| is_blank(byte)).is_some() {}
+        }
         let name = self.name.get(..self.name_length).unwrap_or_default();
         self.at = At::Value;
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -284,19 +325,12 @@ impl Heads {
 
     fn head_ended(&mut self) {
         if self.answers {
-            self.at = if self.interim { At::Start } else { At::Rest };
-            if self.interim {
-                return;
-            }
+            self.at = At::Rest;
         } else {
             // A chunked body goes before a length (RFC 9112 6.3).
             self.at = match (self.chunked, self.length) {
                 (true, _) => At::ChunkSize(0),
                 (false, 0) => At::Start,
-        if self.answers && self.names.last().is_some_and(is_blank) {
-            // A blank there is no part of the name, and goes no further (RFC 9112 5.1). In a request the codec refuses it.
-            while self.names.pop_if(|byte| is_blank(byte)).is_some() {}
-        }
                 (false, length) => At::Body(length),
             };
         }
@@ -369,26 +403,53 @@ impl Heads {
 impl Answers {
     /// Reads the answers of an upstream connection, each after it was [asked](Self::asked) for.
     pub(in crate::dataplane) fn watch(io: BoxedIo) -> (Tap<Self>, Self) {
-        let answers = Self(Arc::new(Mutex::new(Heads::new(true))));
+        let answers = Self::new();
         (Tap::new(io, answers.clone()), answers)
+    }
+
+    fn new() -> Self {
+        let (heads, interims) = (Mutex::new(Heads::new(true)), AtomicBool::new(false));
+        Self(Arc::new(Heard { heads, interims, asked: AtomicWaker::new() }))
     }
 
     /// A request is about to be sent: the next head is of its answer.
     pub(crate) fn asked(&self) {
-        let mut heads = self.0.lock();
+        let mut heads = self.0.heads.lock();
         heads.done.clear();
         heads.at = At::Start;
+        heads.saying.begin();
+    }
+
+    /// Hands on what was said before the answer; whoever asks is woken when there is more.
+    ///
+    /// # Errors
+    /// It is too much.
+    pub(crate) fn hear(&self, waker: &Waker, interims: Option<&Interims>) -> Result<(), TooMuch> {
+        self.0.asked.register(waker);
+        if !self.0.interims.swap(false, Ordering::Acquire) {
+            return Ok(());
+        }
+        let said = self.0.heads.lock().saying.take()?;
+        if let Some(interims) = interims {
+            said.into_iter().for_each(|interim| interims.hear(interim));
+        }
+        Ok(())
     }
 
     /// The spelling of the head that was read last.
     pub(crate) fn answered(&self) -> Option<Spelling> {
-        self.0.lock().next()
+        self.0.heads.lock().next()
     }
 }
 
 impl Listens for Answers {
     fn hear(&mut self, bytes: &[u8]) {
-        self.0.lock().read(bytes);
+        let mut heads = self.0.heads.lock();
+        heads.read(bytes);
+        if heads.saying.is_any() {
+            self.0.interims.store(true, Ordering::Release);
+            self.0.asked.wake();
+        }
     }
 }
 
@@ -468,6 +529,10 @@ fn read_by_codec(spelling: &Spelling) -> Option<Extensions> {
     Some(extensions)
 }
 
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
 thread_local! {
     /// What the codec made, the most used in front. One for each thread, so that nobody waits for anybody.
     static KNOWN: RefCell<Vec<(Spelling, Extensions)>> = const { RefCell::new(Vec::new()) };
@@ -485,6 +550,8 @@ const AHEAD_MAX: usize = 64 * 1024;
 const NAME_LETTERS: usize = 18;
 /// The largest chunk: no system can hold more of a body, or count it (RFC 9112 7.1).
 const CHUNK_MAX: u64 = i64::MAX.unsigned_abs();
+/// The longest body that the codec reads.
+const LENGTH_MAX: u64 = u64::MAX - 2;
 /// Texts that are kept.
 const KNOWN_MAX: usize = 64;
 
@@ -517,22 +584,18 @@ mod tests {
 
     #[test]
     fn of_answers_the_final_one_is_read_and_nothing_of_its_body() {
-        let answers = Answers(Arc::new(Mutex::new(Heads::new(true))));
-        answers.0.lock().read(b"HTTP/1.1 200 OK\r\nNobody: asked\r\n\r\n");
+        let answers = Answers::new();
+        answers.0.heads.lock().read(b"HTTP/1.1 200 OK\r\nNobody: asked\r\n\r\n");
         assert_eq!(answers.answered(), None);
         for interim in ["", "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"] {
             answers.asked();
             let text = format!("{interim}HTTP/1.1 200 OK\r\nServer: A\r\nX-b: c\r\n\r\nHTTP/1.1 200 OK\r\nFake: A\r\n\r\n");
-            answers.0.lock().read(text.as_bytes());
+            answers.0.heads.lock().read(text.as_bytes());
             assert_eq!(answers.answered().unwrap().0, "Server,X-b");
             assert_eq!(answers.answered(), None);
         }
         answers.asked();
-        answers.0.lock().read(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\n\r\n");
-fn is_blank(byte: &u8) -> bool {
-    matches!(byte, b' ' | b'\t')
-}
-
+        answers.0.heads.lock().read(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\n\r\n");
         assert_eq!(answers.answered().unwrap().0, "Upgrade");
     }
 
@@ -558,8 +621,6 @@ fn is_blank(byte: &u8) -> bool {
             let body = b"GET /#x HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
             let mut bytes = b"POST / HTTP/1.1\r\n".to_vec();
             bytes.extend_from_slice(&names);
-/// The longest body that the codec reads.
-const LENGTH_MAX: u64 = u64::MAX - 2;
             bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
             bytes.extend_from_slice(body);
             bytes.extend_from_slice(plain);

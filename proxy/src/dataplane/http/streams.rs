@@ -18,8 +18,9 @@ use tokio::sync::oneshot;
 use super::body::Body;
 use super::frames::{Framed, Traffic, Unanswered};
 use super::inflow::Inflow;
+use super::interims::Interims;
 use super::outflow::Outflow;
-use super::pipeline::{self, Connection};
+use super::pipeline::{self, Beside, Connection};
 use super::tunnel::{Tunnel, Upgrading};
 use crate::base::net::BoxedIo;
 use crate::base::placed;
@@ -96,12 +97,20 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
     } else {
         (Inflow::stream(from), None, None)
     };
+    let interims = Interims::default();
     let answer = {
-        let mut handling = pin!(pipeline::handle(connection, Request::from_parts(parts, incoming), None, upgrading));
-        poll_fn(|cx| match handling.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            // Nobody waits for the answer any more.
-            Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+        let beside = Beside { spelling: None, interims: &interims };
+        let mut handling = pin!(pipeline::handle(connection, Request::from_parts(parts, incoming), beside, upgrading));
+        poll_fn(|cx| {
+            let handled = handling.as_mut().poll(cx);
+            if interims.are_waiting() {
+                say(&interims, &mut respond);
+            }
+            match handled {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                // Nobody waits for the answer any more.
+                Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+            }
         })
         .await
     };
@@ -134,4 +143,14 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
     } else if !end {
         Outflow::patient(body, to, patience).await;
     }
+}
+
+/// Says what comes before the answer.
+fn say(interims: &Interims, respond: &mut SendResponse<Bytes>) {
+    while let Some(interim) = interims.next() {
+        if let Err(error) = respond.send_informational(interim) {
+            tracing::debug!(%error, "an interim answer was not sent");
+        }
+    }
+    interims.written();
 }

@@ -37,6 +37,7 @@ use crate::base::net::BoxedIo;
 use crate::base::placed;
 use crate::dataplane::http::body::Body;
 use crate::dataplane::http::inflow::Inflow;
+use crate::dataplane::http::interims::{self, Ended, Interims, Said};
 use crate::dataplane::http::outflow::Outflow;
 use crate::dataplane::http::tunnel::{Tunnel, Upgrading};
 use crate::dataplane::tls::Alpn;
@@ -187,6 +188,14 @@ impl Open {
         streams < STREAMS_MAX && streams < self.sender.current_max_send_streams()
     }
 
+    /// Why a request has no answer.
+    fn ended(&self, ended: Ended) -> SendError {
+        match ended {
+            Ended::Stream(error) => self.failed(error),
+            Ended::TooMuch(error) => error.into(),
+        }
+    }
+
     /// How far a request came that has no answer (RFC 9113 8.7).
     fn failed(&self, error: h2::Error) -> SendError {
         // Of a goodbye of the peer's only those requests hear that it left out, "not ... processed", whatever its error is
@@ -217,7 +226,12 @@ impl Open {
 
 impl Pool {
     /// Sends a request on a shared connection. One that turns out dead before the request left is replaced.
-    pub(super) async fn send_shared(&self, to: &Destination, request: Request<Body>) -> Result<Answered, SendError> {
+    pub(super) async fn send_shared(
+        &self,
+        to: &Destination,
+        request: Request<Body>,
+        interims: Option<&Interims>,
+    ) -> Result<Answered, SendError> {
         let link = self.link_to(to);
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         let (place, mut sender) = loop {
@@ -258,8 +272,10 @@ impl Pool {
             .send_request(Request::from_parts(head, ()), end)
             .map_err(|error| SendError::NotSent(WireError::Stream(error)))?;
         drop(sender);
+        let mut said = Said::default();
         if extended {
-            let response = answer.await.map_err(|error| place.open.failed(error))?;
+            let answered = poll_fn(|cx| interims::poll_answer(&mut answer, &mut said, interims, cx));
+            let response = answered.await.map_err(|ended| place.open.ended(ended))?;
             let held = Held::new(place, None, &self.tasks);
             return Ok(if response.status() == StatusCode::OK {
                 let (head, from) = response.into_parts();
@@ -275,9 +291,9 @@ impl Pool {
             if outflow.as_mut().is_some_and(|outflow| Pin::new(outflow).poll(cx).is_ready()) {
                 outflow = None;
             }
-            Pin::new(&mut answer).poll(cx)
+            interims::poll_answer(&mut answer, &mut said, interims, cx)
         });
-        let response = answered.await.map_err(|error| place.open.failed(error))?;
+        let response = answered.await.map_err(|ended| place.open.ended(ended))?;
         let held = Held::new(place, outflow, &self.tasks);
         Ok(Answered { response: response.map(Inflow::stream), upgrading: None, held })
     }

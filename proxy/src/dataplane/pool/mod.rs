@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -35,6 +38,7 @@ pub(crate) use self::link::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_W
 use self::upload::Held;
 use super::http::body::Body;
 use super::http::inflow::Inflow;
+use super::http::interims::{Interims, TooMuch};
 use super::http::marks::{Mark, Marks};
 use super::http::spelling::{Answers, Spelling};
 use super::http::tunnel::Upgrading;
@@ -147,6 +151,9 @@ pub(crate) enum SendError {
     /// The peer had closed before anything of the request reached it.
     #[error("the connection was closed before the request reached the other side")]
     Unread { source: hyper::Error },
+    /// Too much was said before the answer.
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
     /// The head of the answer is over one of these limits, as far as the codec says.
     #[error("{}", .0.text())]
     TooLarge(AnswerLimits, #[source] hyper::Error),
@@ -287,15 +294,16 @@ impl Pool {
         speaks: Speaks,
         request: Request<Body>,
         reuse: Reuse,
+        interims: Option<&Interims>,
     ) -> Result<Box<Sent>, SendError> {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
-            let Answered { response, upgrading, held } = self.send_shared(to, request).await?;
+            let Answered { response, upgrading, held } = self.send_shared(to, request, interims).await?;
             let lease = Lease { one: None, held: Some(held), _load: load };
             let marks = Marks::of(response.headers());
             Ok(placed::boxed(|| Sent { response, marks, upgrading, spelling: None, lease }))
         } else {
-            let (mut response, single) = self.send_single(to, request, reuse).await?;
+            let (mut response, single) = self.send_single(to, request, reuse, interims).await?;
             let marks = Marks::of(response.headers());
             if marks.has(Mark::KEEP_ALIVE) {
                 single.answered(response.headers());
@@ -329,6 +337,7 @@ impl Pool {
         to: &Destination,
         mut request: Request<Body>,
         reuse: Reuse,
+        interims: Option<&Interims>,
     ) -> Result<(Response<Incoming>, Single), SendError> {
         loop {
             let kept = if reuse == Reuse::Allowed { self.singles.take(&key_of(to), request.method()) } else { None };
@@ -341,7 +350,19 @@ impl Pool {
                 }
             };
             single.answers.asked();
-            match single.sender.try_send_request(request).await {
+            let sent = {
+                let answers = &single.answers;
+                let mut sending = pin!(single.sender.try_send_request(request));
+                let sent = poll_fn(|cx| {
+                    answers.hear(cx.waker(), interims)?;
+                    let sent = ready!(sending.as_mut().poll(cx));
+                    // Whatever the connection's task read until now was said before.
+                    answers.hear(cx.waker(), interims)?;
+                    Poll::Ready(Ok::<_, TooMuch>(sent))
+                });
+                sent.await?
+            };
+            match sent {
                 Ok(response) => return Ok((response, single)),
                 Err(mut failed) => match failed.take_message() {
                     Some(message) if single.reused() => request = message,

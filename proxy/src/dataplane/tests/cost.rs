@@ -89,7 +89,7 @@ fn what_is_kept_for_an_attempt_is_small() {
     fn of_attempt<A, B, C, D, E, F, G, O: Future>(_function: impl Fn(A, B, C, D, E, F, G) -> O) -> usize {
         size_of::<O>()
     }
-    fn of_sending<A, B, C, D, E, O: Future>(_function: impl Fn(A, B, C, D, E) -> O) -> usize {
+    fn of_sending<A, B, C, D, E, F, O: Future>(_function: impl Fn(A, B, C, D, E, F) -> O) -> usize {
         size_of::<O>()
     }
     let (attempt, sending) = (of_attempt(attempt::attempt), of_sending(Pool::send));

@@ -6,6 +6,7 @@ mod config;
 mod cost;
 mod fidelity;
 mod http;
+mod interims;
 mod link;
 mod opaque;
 mod outbound;
