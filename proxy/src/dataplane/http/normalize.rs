@@ -254,7 +254,8 @@ pub(crate) fn host(authority: &str) -> &str {
 pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // A body would come before the other protocol, and a tunnel has no place for one. "A server MAY ignore a received Upgrade
     // header field if it wishes to continue using the current protocol" (RFC 9110 7.8).
-    if headers.contains_key(TRANSFER_ENCODING) || headers.contains_key(CONTENT_LENGTH) {
+    let has_bytes = || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0");
+    if headers.contains_key(TRANSFER_ENCODING) || has_bytes() {
         return None;
     }
     let asked = headers
@@ -325,12 +326,12 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Takes headers away and leaves the others in their order; what a map's own removal does is to put its last header into
 /// Takes the length from a request that is to become a tunnel: there it would be that of what is tunnelled.
 pub(crate) fn without_length(headers: &mut HeaderMap) {
     remove_in_order(headers, |name| *name == CONTENT_LENGTH);
 }
 
+/// Takes headers away and leaves the others in their order; what a map's own removal does is to put its last header into
 /// the hole.
 fn remove_in_order(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
     let Some(first) = headers.keys().position(&gone) else { return };
@@ -491,12 +492,12 @@ mod tests {
             http::Request::get("/").header("host", "a").header("host", "b"),
             http::Request::get("/").header("host", "user@a"),
             http::Request::get("/").header("host", "a b"),
-            http::Request::get("/").version(Version::HTTP_2),
             http::Request::get("/").header("host", "a:b"),
             http::Request::get("/").header("host", "[::1]:8x"),
             http::Request::get("/").header("host", "[::1]80"),
             http::Request::get("/").header("host", "::1"),
             http::Request::get("http://a:b/").version(Version::HTTP_2),
+            http::Request::get("/").version(Version::HTTP_2),
             http::Request::get("http://a/").version(Version::HTTP_2).header(HeaderName::from_lowercase(b"a\"b").unwrap(), "a"),
             http::Request::builder()
                 .uri(http::Uri::from_parts(http::uri::Parts::default()).unwrap())

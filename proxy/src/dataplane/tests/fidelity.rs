@@ -558,6 +558,18 @@ async fn an_upgrade_that_the_application_does_not_take_is_answered_in_http() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_upgrade_may_say_that_it_has_no_body() {
+    for world in [pair(), hop()] {
+        let request =
+            "GET /ws HTTP/1.1\r\nHost: api.shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n";
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello";
+        let (seen, heard) = exchange(&world, request, "\r\n\r\n", answer, "hello").await;
+        assert!(seen.to_lowercase().contains("upgrade: websocket"), "{seen} {heard}");
+        assert!(heard.starts_with("HTTP/1.1 101 ") && heard.ends_with("\r\n\r\nhello"), "{heard}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_offer_of_tls_or_with_a_body_or_for_another_method_is_left_aside() {
     for (method, head, body) in [
         ("GET", "Upgrade: TLS/1.2\r\n", ""),
