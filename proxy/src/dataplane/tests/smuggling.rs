@@ -314,3 +314,36 @@ async fn what_http_2_can_carry_and_http_1_cannot_is_refused() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The codec drops it, and nobody behind us hears of it.
+#[tokio::test(start_paused = true)]
+async fn a_pseudo_header_in_trailers_goes_no_further() {
+    for hops in [1, 2] {
+        let bench = bench();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        bench.world.raw_app(app_at(3), move |mut stream, _client| {
+            let kept = Arc::clone(&kept);
+            tokio::spawn(async move {
+                let mut bytes = [0; 4_096];
+                while let Ok(read @ 1..) = stream.read(&mut bytes).await {
+                    kept.lock().extend_from_slice(&bytes[..read]);
+                }
+            });
+        });
+        let mut stream = bench.open(hops);
+        let head = [b"\x83\x86\x84\x01\x01a".to_vec(), field(b"trailer", b"x-sum")].concat();
+        let trailers = [field(b":path", b"/hidden"), b"\x83\x01\x01b".to_vec(), field(b"x-sum", b"1")].concat();
+        let sent = [
+            preface(&[]),
+            frame(HEADERS, END_HEADERS, 1, &head),
+            frame(DATA, 0, 1, b"ab"),
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers),
+        ];
+        stream.write_all(&sent.concat()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let seen = String::from_utf8_lossy(&seen.lock()).into_owned();
+        assert!(seen.starts_with("POST / HTTP/1.1\r\n") && seen.contains("\r\nhost: a\r\n"), "{seen}");
+        assert!(seen.ends_with("\r\n\r\n2\r\nab\r\n0\r\nx-sum: 1\r\n\r\n") && !seen.contains("hidden"), "{seen}");
+    }
+}
