@@ -14,11 +14,13 @@ use proxy_common::{PORT_INBOUND, PORT_OUTBOUND};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::connection::{self, Accepted};
 use super::{Proxy, StartError, Way, forward, stopping};
 use crate::base::drain::DrainGuard;
+use crate::telemetry::Direction;
 
 /// The pod's own listeners.
 #[derive(Debug)]
@@ -78,6 +80,7 @@ pub(crate) async fn serve_outbound(proxy: Arc<Proxy>, listener: TcpListener, dra
     accept(
         &proxy,
         &listener,
+        (Direction::Outbound, CONNECTIONS_MAX),
         drain,
         |stream, peer| {
             let original = original_destination(stream);
@@ -96,6 +99,7 @@ pub(crate) async fn serve_inbound(proxy: Arc<Proxy>, listener: TcpListener, drai
     accept(
         &proxy,
         &listener,
+        (Direction::Inbound, CONNECTIONS_MAX),
         drain,
         |stream, peer| (peer, stream.local_addr()),
         |proxy, accepted| Box::pin(connection::inbound(proxy, accepted)),
@@ -108,14 +112,23 @@ type Served = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 async fn accept(
     proxy: &Arc<Proxy>,
     listener: &TcpListener,
+    (direction, places): (Direction, usize),
     mut drain: DrainGuard,
     addresses: impl Fn(&TcpStream, SocketAddr) -> (SocketAddr, io::Result<SocketAddr>),
     serve: impl Fn(Arc<Proxy>, Accepted) -> Served,
 ) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Arc::new(Semaphore::new(places));
+    let mut waits = Waits { proxy, direction, told: None };
     loop {
         // What does not fit waits in the backlog, where it costs the least.
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        let place = match Arc::clone(&room).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_full) => {
+                waits.tell("connections", &format_args!("{places} connections at once"));
+                let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+                place
+            }
+        };
         let accepted = tokio::select! {
             () = drain.stopped() => return,
             accepted = listener.accept() => accepted,
@@ -124,7 +137,7 @@ async fn accept(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: trying again at once would spin.
-                warn!(%error, "cannot accept a connection");
+                waits.tell("system", &error);
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -146,6 +159,25 @@ async fn accept(
             served.await;
             drop(place);
         });
+    }
+}
+
+/// Tells that a listener takes nothing more for a while, so that what comes waits in its backlog, and why.
+struct Waits<'a> {
+    proxy: &'a Proxy,
+    direction: Direction,
+    told: Option<Instant>,
+}
+
+impl Waits<'_> {
+    /// Counts it, and logs it if that was not done a moment ago: a listener that is full is so again with the next connection.
+    fn tell(&mut self, reason: &'static str, why: &dyn std::fmt::Display) {
+        let direction = self.direction.as_str();
+        self.proxy.telemetry.metrics.accepts_delayed.with_label_values(&[direction, reason]).inc();
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told = Some(Instant::now());
+            warn!(direction, %why, "no connection can be accepted, what comes waits in the backlog");
+        }
     }
 }
 
@@ -190,3 +222,54 @@ const BACKLOG: i32 = 4096;
 /// Connections at once per listener and worker.
 const CONNECTIONS_MAX: usize = 32_768;
 const PAUSE: Duration = Duration::from_millis(50);
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::base::drain::Drain;
+    use crate::dataplane::world::{World, pod};
+
+    async fn greeted(client: &mut TcpStream, within: Duration) -> bool {
+        timeout(within, client.read_exact(&mut [0; 5])).await.is_ok_and(|read| read.is_ok())
+    }
+
+    #[tokio::test]
+    async fn what_there_is_no_room_for_waits_and_is_counted_until_somebody_leaves() {
+        let proxy = World::new(&[pod("web", "web-1", 3)]).sidecar("web", "web-1", 3);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (drain, guard) = Drain::new();
+        let accepting = tokio::spawn({
+            let proxy = Arc::clone(&proxy);
+            async move {
+                let serve = |_proxy, mut accepted: Accepted| -> Served {
+                    Box::pin(async move {
+                        accepted.io.write_all(b"hello").await.unwrap();
+                        // Until the client leaves.
+                        drop(accepted.io.read_u8().await);
+                    })
+                };
+                let addresses = |stream: &TcpStream, peer| (peer, stream.local_addr());
+                accept(&proxy, &listener, (Direction::Inbound, 2), guard, addresses, serve).await;
+            }
+        });
+        let delayed = |direction| proxy.telemetry.metrics.accepts_delayed.with_label_values(&[direction, "connections"]).get();
+        let mut first = TcpStream::connect(at).await.unwrap();
+        assert!(greeted(&mut first, Duration::from_secs(5)).await);
+        assert_eq!(delayed("inbound"), 0);
+        let mut second = TcpStream::connect(at).await.unwrap();
+        let mut third = TcpStream::connect(at).await.unwrap();
+        assert!(greeted(&mut second, Duration::from_secs(5)).await);
+        assert!(!greeted(&mut third, Duration::from_millis(200)).await, "there is no room");
+        assert_eq!((delayed("inbound"), delayed("outbound")), (1, 0));
+        drop(first);
+        assert!(greeted(&mut third, Duration::from_secs(5)).await, "there is room");
+        drop((second, third));
+        assert!(drain.drain(Duration::from_secs(5)).await);
+        accepting.await.unwrap();
+    }
+}

@@ -47,6 +47,8 @@ pub(crate) struct Metrics {
     pub(crate) access_log_dropped: IntCounter,
     /// What the own application was asked in the place of the kubelet and of Prometheus, by what and by outcome.
     pub(crate) app_asked: IntCounterVec,
+    /// Times that a listener could take nothing, by direction and why.
+    pub(crate) accepts_delayed: IntCounterVec,
     /// Connections to the own application without their true client.
     pub(crate) clients_undeclared: IntCounter,
     /// Spans that found the queue full, or that the collector did not take.
@@ -211,6 +213,12 @@ impl Metrics {
                 "outrigger_app_asked_total",
                 "Probes and readings of metrics that the sidecar made at its application for others, by outcome.",
                 &["what", "outcome"],
+            )?,
+            accepts_delayed: counters(
+                r,
+                "outrigger_accepts_delayed_total",
+                "Times that a listener took nothing more for a while, so that what came waited in its backlog: as many connections were open as may be, or the system gave none.",
+                &["direction", "reason"],
             )?,
             clients_undeclared: counter(
                 r,
@@ -561,6 +569,7 @@ pub(crate) mod tests {
         });
         drop(traffic(Direction::Outbound, "shop/redis", "").open_opaque());
         drop(metrics.connection(Direction::Inbound, Protocol::Link, true));
+        metrics.accepts_delayed.with_label_values(&["inbound", "connections"]).inc();
         metrics.retry("shop/cart", "sent");
         metrics.ejected("shop/cart", "shop/cart-2", Instant::now() + Duration::from_secs(3_600));
         metrics.shadow("shop/cart-v2", ShadowOutcome::Answered);

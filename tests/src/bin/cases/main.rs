@@ -12,6 +12,7 @@ mod capture;
 mod cluster;
 mod conformance;
 mod corpus;
+mod crowd;
 mod enrolment;
 mod explicit;
 mod faults;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     explicit::run(&mut runner);
     enrolment::run(&mut runner);
     limits::run(&mut runner);
+    crowd::run(&mut runner);
     neighbours::run(&mut runner);
     bad_input::run(&mut runner);
     third_party::run(&mut runner);
