@@ -62,13 +62,14 @@ fn connect(ctx: &SockAddrContext, target: Address) -> (i32, Option<Address>) {
     let protocol = read!(ctx.sock_addr, protocol);
     // SAFETY: a cgroup/connect program's context always has its socket.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
-    // SAFETY: both helpers are free to this kind of program.
-    let (netns, cgroup) = unsafe { (bpf_get_netns_cookie(ctx.as_ptr()), bpf_get_current_cgroup_id()) };
-    let Some(pod) = pod(netns) else { return (ALLOW, None) };
     if protocol != TCP {
         return (ALLOW, None);
     }
-    let caller = Caller::of(pod, cgroup);
+    // SAFETY: the helper is free to this kind of program.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let Some(pod) = pod(netns) else { return (ALLOW, None) };
+    // SAFETY: as above.
+    let caller = Caller::of(pod, unsafe { bpf_get_current_cgroup_id() });
     let excluded = if caller == Caller::App { excluded(netns, pod, &target, port) } else { Excluded::No };
     match decide_connect(pod, caller, &target, excluded) {
         Connect::Pass => {

@@ -27,20 +27,17 @@ const LOOPBACK_INTERFACE: u32 = 1;
 pub fn or_inbound(ctx: SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     let protocol = read!(lookup, protocol);
+    let over_loopback = read!(lookup, ingress_ifindex) == LOOPBACK_INTERFACE;
+    if protocol != TCP || over_loopback {
+        return SK_PASS;
+    }
     let v4 = read!(lookup, family) == V4;
     let (local4, local6) = (read!(lookup, local_ip4), read_words!(lookup, local_ip6));
     let (remote4, remote6) = (read!(lookup, remote_ip4), read_words!(lookup, remote_ip6));
     let port = read!(lookup, local_port) as u16;
     let remote_port = u16::from_be(read!(lookup, remote_port));
-    let over_loopback = read!(lookup, ingress_ifindex) == LOOPBACK_INTERFACE;
-    if protocol != TCP {
-        return SK_PASS;
-    }
     let local = if v4 { Address::v4(local4) } else { Address(local6) };
     let remote = if v4 { Address::v4(remote4) } else { Address(remote6) };
-    if over_loopback {
-        return SK_PASS;
-    }
     // An address of no enrolled pod has no listener either: counted nowhere, dropped.
     // SAFETY: the value is copied at once.
     let netns = unsafe { ADDRESSES.get(&local) }.copied().unwrap_or(0);

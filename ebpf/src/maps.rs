@@ -4,10 +4,11 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuHashMap, RingBuf, SkStorage, SockHash};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, RingBuf, SkStorage, SockHash};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
 use proxy_common::address::Address;
+use proxy_common::arrivals::{ARRIVALS_LEN, Arrived};
 use proxy_common::counters::{Counter, Counters};
 use proxy_common::decide::Excluded;
 use proxy_common::exclusions::{EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS_MAX, FAMILY_V4, FAMILY_V6, Network, PortKey};
@@ -31,6 +32,8 @@ pub(crate) static SOCKETS: SkStorage<Socket> = SkStorage::new();
 pub(crate) static ORIGINALS: LruHashMap<OriginalKey, Original, ORIGINALS_MAX> = LruHashMap::new();
 #[btf_map]
 pub(crate) static OWN_DIALS: HashMap<OwnDialKey, OwnDial, OWN_DIALS_MAX> = HashMap::new();
+#[btf_map]
+pub(crate) static ARRIVALS: Array<Arrived, ARRIVALS_LEN> = Array::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuHashMap<u64, Counters, PODS_MAX> = PerCpuHashMap::new();
 #[btf_map]

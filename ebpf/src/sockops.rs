@@ -6,22 +6,33 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
 };
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use proxy_common::address::Address;
+use proxy_common::arrivals::Arrived;
 use proxy_common::counters::Counter;
 use proxy_common::decide::{Accepted, Closed, decide_accepted, decide_closed, decide_end, decide_redirected};
-use proxy_common::flows::{Direction, Flow};
+use proxy_common::flows::{Direction, End, Flow};
 use proxy_common::originals::{Original, OriginalKey};
 use proxy_common::owndials::{OwnDial, OwnDialKey};
+use proxy_common::pods::Pod;
 use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket, TIMED_OUT, UNSENT};
 
-use crate::maps::{FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
+use crate::maps::{ARRIVALS, FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
 
 /// AF_INET6.
 const V6: u32 = 10;
+/// The events of a connection that ends in a flow record: its changes of state, its close above all, and what it sends again.
+const RECORDED: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
+
+/// What an event tells beside its kind, read as a field is.
+macro_rules! arg {
+    ($context:expr, $number:literal) => {
+        read!($context, __bindgen_anon_1.args[$number])
+    };
+}
 
 /// One event of one socket in an enrolled pod.
 struct Event<'a> {
@@ -37,22 +48,34 @@ struct Event<'a> {
 #[sock_ops]
 pub fn or_sockops(ctx: SockOpsContext) -> u32 {
     let op = read!(ctx.ops, op);
-    let wanted = matches!(
-        op,
-        BPF_SOCK_OPS_TCP_CONNECT_CB
-            | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
-            | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
-            | BPF_SOCK_OPS_STATE_CB
-            | BPF_SOCK_OPS_RTO_CB
-    );
+    let (before, after, given_up) = (arg!(ctx.ops, 0), arg!(ctx.ops, 1), arg!(ctx.ops, 2));
+    // Of a dozen events of every connection of the machine these alone matter, and the others pay for being told.
+    let wanted = match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => true,
+        BPF_SOCK_OPS_STATE_CB => after == BPF_TCP_CLOSE,
+        BPF_SOCK_OPS_RTO_CB => given_up != 0,
+        _ => false,
+    };
+    if !wanted {
+        return 0;
+    }
     // SAFETY: the kernel gives the socket or null, which the storage's users check.
     let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if !wanted || socket.is_null() {
+    if socket.is_null() {
+        return 0;
+    }
+    // Who connects for the mesh has a note by now: to ask for one that there is not costs less than to ask for the pod. Without a
+    // note is what was accepted; only of that is the end told.
+    let accepted = op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
+    let noted = if accepted { None } else { noted(socket) };
+    let connects = matches!(op, BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB);
+    if connects && noted.is_none() {
         return 0;
     }
     // SAFETY: the helper is free to this kind of program.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if pod(netns).is_none() {
+    let pod = if accepted { pod(netns) } else { None };
+    if accepted && pod.is_none() {
         return 0;
     }
     let v6 = read!(ctx.ops, family) == V6;
@@ -68,13 +91,17 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
         // The one field that the kernel keeps in network byte order, as 32 bits.
         remote_port: u32::from_be(read!(ctx.ops, remote_port)) as u16,
     };
-    match op {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => event.connecting(),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => event.connected(),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => event.accepted(),
-        BPF_SOCK_OPS_RTO_CB if ctx.arg(2) != 0 => event.gives_up(),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => event.closed(ctx.arg(0)),
-        _ => {}
+    match (noted, pod) {
+        (None, Some(pod)) => event.accepted(pod),
+        (Some(socket), _) => match op {
+            BPF_SOCK_OPS_TCP_CONNECT_CB => event.connecting(socket),
+            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => event.connected(socket),
+            // The kernel sent again for the last time, and closes the socket next.
+            BPF_SOCK_OPS_RTO_CB => socket.flags |= TIMED_OUT,
+            _ => event.closed(socket, before),
+        },
+        (None, None) if op == BPF_SOCK_OPS_RTO_CB => event.arrived_gives_up(),
+        (None, None) => event.arrived_closed(before),
     }
     0
 }
@@ -82,8 +109,7 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
 impl Event<'_> {
     /// The source port is known, the SYN has not left.
     #[inline(always)]
-    fn connecting(&self) {
-        let Some(socket) = noted(self.socket) else { return };
+    fn connecting(&self, socket: &mut Socket) {
         socket.flags &= !UNSENT;
         if decide_redirected(socket, &self.remote, self.remote_port) {
             let key = OriginalKey { netns: self.netns, source: self.local, port: self.local_port.into(), reserved: 0 };
@@ -107,8 +133,7 @@ impl Event<'_> {
 
     /// The handshake is done at the end that connects.
     #[inline(always)]
-    fn connected(&self) {
-        let Some(socket) = noted(self.socket) else { return };
+    fn connected(&self, socket: &mut Socket) {
         if socket.is(Role::Upstream) && !socket.has(OWN) && !self.remote.is_loopback() {
             self.begin(socket);
         }
@@ -116,15 +141,21 @@ impl Event<'_> {
 
     /// The handshake is done at the end that accepts.
     #[inline(always)]
-    fn accepted(&self) {
-        let excluded = pod(self.netns).is_some_and(|pod| excluded_inbound(self.netns, pod, self.local_port));
+    fn accepted(&self, pod: &Pod) {
+        let excluded = excluded_inbound(self.netns, pod, self.local_port);
         match decide_accepted(&self.local, &self.remote, self.local_port, excluded) {
             Accepted::Outbound => self.take_original(),
             Accepted::Own => self.take_own_dial(),
             Accepted::Inbound => {
-                if let Some(socket) = note(self.socket) {
+                let cookie = self.cookie();
+                if let Some(place) = place(cookie).filter(|place| place.cookie == 0) {
+                    *place = Arrived { cookie, since_ns: now(), timed_out: 0 };
+                    self.watch(RECORDED);
+                } else if let Some(socket) = note(self.socket) {
                     socket.role = Role::Inbound as u8;
                     self.begin(socket);
+                } else {
+                    count(self.netns, Counter::FlowLost);
                 }
             }
             Accepted::Other => {}
@@ -172,39 +203,60 @@ impl Event<'_> {
         let _ = OWN_DIALS.remove(&key);
     }
 
-    /// The kernel sent again for the last time, and closes the socket next.
-    #[inline(always)]
-    fn gives_up(&self) {
-        if let Some(socket) = noted(self.socket) {
-            socket.flags |= TIMED_OUT;
-        }
-    }
-
     /// The socket is closed for good, from the state `before`.
     #[inline(always)]
-    fn closed(&self, before: u32) {
-        let Some(socket) = noted(self.socket) else { return };
+    fn closed(&self, socket: &mut Socket, before: u32) {
         match decide_closed(socket) {
             Closed::ForgetOwnDial => {
                 // Refused, given up or never accepted; an accepted one has taken its note.
                 let _ = OWN_DIALS.remove(self.dialled());
             }
-            Closed::RecordInbound => self.record(socket, Direction::Inbound, before),
-            Closed::RecordOutbound => self.record(socket, Direction::Outbound, before),
+            Closed::RecordInbound => self.record_noted(socket, Direction::Inbound, before),
+            Closed::RecordOutbound => self.record_noted(socket, Direction::Outbound, before),
             Closed::Nothing => {}
         }
     }
 
+    /// As for a socket with a note.
     #[inline(always)]
-    fn record(&self, socket: &mut Socket, direction: Direction, before: u32) {
-        let end = decide_end(socket, before);
+    fn arrived_gives_up(&self) {
+        let cookie = self.cookie();
+        if let Some(place) = place(cookie).filter(|place| place.cookie == cookie) {
+            place.timed_out = 1;
+        }
+    }
+
+    /// What was accepted from outside is closed for good, from the state `before`.
+    #[inline(always)]
+    fn arrived_closed(&self, before: u32) {
+        let cookie = self.cookie();
+        if let Some(place) = place(cookie).filter(|place| place.cookie == cookie) {
+            // SAFETY: the place is the map's. Read before the place is free: another processor may take it at once.
+            let arrived = unsafe { core::ptr::read_volatile(place) };
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(&raw mut place.cookie, 0) };
+            self.record(Direction::Inbound, arrived.since_ns, decide_end(arrived.timed_out != 0, before));
+        } else if read!(self.ctx.ops, bpf_sock_ops_cb_flags) == RECORDED {
+            // Two took one place in one moment, and the other was the later. Of a socket that nobody but another's program asked
+            // about, it is that program's business.
+            count(self.netns, Counter::FlowLost);
+        }
+    }
+
+    #[inline(always)]
+    fn record_noted(&self, socket: &mut Socket, direction: Direction, before: u32) {
         socket.flags &= !ESTABLISHED;
+        self.record(direction, socket.since_ns, decide_end(socket.has(TIMED_OUT), before));
+    }
+
+    #[inline(always)]
+    fn record(&self, direction: Direction, since_ns: u64, end: End) {
         let ops = self.ctx.ops;
         let flow = Flow {
             netns: self.netns,
             sent_bytes: read!(ops, bytes_acked),
             received_bytes: read!(ops, bytes_received),
-            duration_ns: now().saturating_sub(socket.since_ns),
+            duration_ns: now().saturating_sub(since_ns),
             local: self.local,
             remote: self.remote,
             // The kernel keeps eight times the value.
@@ -225,19 +277,33 @@ impl Event<'_> {
     fn begin(&self, socket: &mut Socket) {
         socket.since_ns = now();
         socket.flags |= ESTABLISHED;
-        self.watch(BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG);
+        self.watch(RECORDED);
     }
 
-    /// Asks for events of the socket: its changes of state, its close above all, and what it sends again.
+    /// Asks for events of the socket.
     #[inline(always)]
     fn watch(&self, events: u32) {
         let _ = self.ctx.set_cb_flags(events as i32);
+    }
+
+    /// The socket's own, for as long as it lives.
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the helper is free to this kind of program.
+        unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
     }
 
     #[inline(always)]
     fn dialled(&self) -> OwnDialKey {
         OwnDialKey { address: self.local, source_port: self.local_port.into(), port: self.remote_port.into() }
     }
+}
+
+/// The place of the accepted socket with this cookie, free, its own or another's.
+#[inline(always)]
+fn place<'a>(cookie: u64) -> Option<&'a mut Arrived> {
+    // SAFETY: the map stands for as long as the programs. Who finds a place that is neither free nor its own leaves it alone.
+    ARRIVALS.get_ptr_mut(Arrived::place(cookie)).map(|place| unsafe { &mut *place })
 }
 
 #[inline(always)]

@@ -2,12 +2,13 @@
 //! decision that the programs take, as pure functions that the host tests.
 //!
 //! Sources: the kernel's `include/uapi/linux/bpf.h`. Invariant: a type that stands in a map has no padding, because the
-//! kernel compares keys and copies values byte by byte; a changed type, map or pin name changes [`LAYOUT`]. What holds the notes of
-//! connections on their way (`SOCKETS`, `ORIGINALS`, `OWN_DIALS`) and the sidecars' sockets (`LISTENERS`) never changes: nobody could
-//! copy it while connections go on. What a later layout has to note besides gets a map of its own.
+//! kernel compares keys and copies values byte by byte; a changed type, map or pin name, and a map more, changes [`LAYOUT`].
+//! What holds the notes of connections on their way (`SOCKETS`, `ORIGINALS`, `OWN_DIALS`) and the sidecars' sockets (`LISTENERS`)
+//! never changes: nobody could copy it while connections go on. What a later layout has to note besides gets a map of its own.
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod address;
+pub mod arrivals;
 pub mod decide;
 pub mod packets;
 
@@ -20,7 +21,7 @@ pub mod pods;
 pub mod sockets;
 
 /// Number of the arrangement of maps and pins. A node agent takes over pins of earlier layouts, from [`LAYOUT_OLDEST`] on.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 /// The oldest layout whose pins are taken over.
 pub const LAYOUT_OLDEST: u32 = 3;
 

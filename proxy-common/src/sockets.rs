@@ -19,7 +19,7 @@ pub enum Role {
     Upstream = 3,
     /// What an app accepted from its sidecar; `address` is the true client.
     Served = 4,
-    /// What a sidecar accepted from elsewhere.
+    /// What a sidecar accepted from elsewhere and [`crate::arrivals`] has no place for.
     Inbound = 5,
     /// An app's connection to an excluded port or network.
     Excluded = 6,

@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuVal
 use aya::pin::PinError;
 use ipnet::IpNet;
 use proxy_common::address::Address;
+use proxy_common::arrivals::ARRIVALS;
 use proxy_common::counters::{COUNTERS, COUNTERS_LEN, Counters};
 use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_PORTS, FAMILY_V4, FAMILY_V6, Network, PortKey};
 use proxy_common::flows::{Direction, FLOWS};
@@ -23,8 +24,8 @@ use super::kernel::KernelError;
 use crate::model::capture::CaptureConfig;
 
 /// Every map that is pinned, by name.
-pub(super) const PINNED: [&str; 11] =
-    [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, COUNTERS, FLOWS, EXCLUDED_PORTS, EXCLUDED_CIDRS, LINKS];
+pub(super) const PINNED: [&str; 12] =
+    [PODS, ADDRESSES, LISTENERS, SOCKETS, ORIGINALS, OWN_DIALS, ARRIVALS, COUNTERS, FLOWS, EXCLUDED_PORTS, EXCLUDED_CIDRS, LINKS];
 
 /// Maps that changed since the first layout that is taken over, each with the layout of its last change.
 const CHANGED: [(&str, u32); 1] = [(COUNTERS, 4)];

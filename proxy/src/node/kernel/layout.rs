@@ -44,6 +44,9 @@ pub(super) fn take_over(pins: &Path, found: u64) -> Result<(), KernelError> {
         links::unpin(&maps::pin(pins, COUNTERS))?;
         maps::make(pins)?;
         lengthen_counters(pins)?;
+    }
+    if found < u64::from(LAYOUT) {
+        // What layout 5 has besides is made as the programs are loaded: nothing of it was known before.
         tracing::info!(from = found, to = LAYOUT, "pins of an earlier layout are taken over");
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use aya::maps::{Array, Map, MapData};
+use proxy_common::arrivals::{ARRIVALS, Arrived};
 use proxy_common::flows::{End, Flow};
 
 use super::*;
@@ -37,11 +39,113 @@ async fn flow_record_tells_of_both_ends_when_a_connection_closes() {
     assert_eq!((inbound.end, outbound.end), (End::Finished as u16, End::Finished as u16));
 }
 
+/// The places for connections that came in.
+fn arrivals(world: &World) -> Array<MapData, [u64; 3]> {
+    Map::Array(MapData::from_pin(world.pins.join(ARRIVALS)).unwrap()).try_into().unwrap()
+}
+
+/// How many of them are taken.
+fn taken(arrivals: &Array<MapData, [u64; 3]>) -> usize {
+    arrivals.iter().map(Result::unwrap).filter(|place| place[0] != 0).count()
+}
+
+#[test]
+fn nothing_is_kept_of_a_connection_that_is_closed() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let arrivals = arrivals(&world);
+    let call = |port| (world.a.connect(Who::App, (world.b.v4, port)).unwrap(), accept(&listener).0);
+    let open: Vec<_> = (7000..7020).map(call).collect();
+    assert_eq!(taken(&arrivals), 20);
+    // Half of them by the one side first, half by the other.
+    for (number, (caller, called)) in open.into_iter().enumerate() {
+        if number % 2 == 0 {
+            drop((caller, called));
+        } else {
+            drop((called, caller));
+        }
+    }
+    for _ in 0..100 {
+        if taken(&arrivals) == 0 {
+            return;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{} are kept", taken(&arrivals));
+}
+
+/// Of nobody's socket.
+const ANOTHER: [u64; 3] = [u64::MAX, 0, 0];
+
+/// A connection into `b`: who calls, who is called, and the place that is the latter's by its cookie.
+fn call(world: &World, listener: &TcpListener) -> (TcpStream, TcpStream, u32) {
+    let caller = world.a.connect(Who::App, world.b.both(7777)[0]).unwrap();
+    let (called, _) = accept(listener);
+    let place = Arrived::place(rustix::net::sockopt::socket_cookie(&called).unwrap());
+    (caller, called, place)
+}
+
+#[tokio::test]
+async fn a_connection_whose_place_is_taken_ends_in_a_record_as_well() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let mut flows = kernel.flows().unwrap();
+    let mut arrivals = arrivals(&world);
+    // The next cookie is the last one and one more, unless the next connection is met by another processor.
+    for _ in 0..20 {
+        let (caller, called, last) = call(&world, &listener);
+        drop((caller, called));
+        assert_eq!(record(&mut flows).await.netns, world.b.cookie);
+        let next = (1..=128).map(|ahead| Arrived::place(u64::from(last) + ahead));
+        next.clone().for_each(|place| arrivals.set(place, ANOTHER, 0).unwrap());
+        let (caller, called, place) = call(&world, &listener);
+        let is_taken = arrivals.get(&place, 0).unwrap() == ANOTHER;
+        let port = caller.local_addr().unwrap().port();
+        drop((caller, called));
+        let flow = record(&mut flows).await;
+        assert_eq!((flow.netns, flow.remote_port, flow.end), (world.b.cookie, port, End::Finished as u16));
+        assert!(flow.duration_ns > 0 && flow.duration_ns < 10_000_000_000, "{}", flow.duration_ns);
+        assert_eq!(arrivals.get(&place, 0).unwrap()[0], if is_taken { u64::MAX } else { 0 });
+        next.for_each(|place| arrivals.set(place, [0; 3], 0).unwrap());
+        if is_taken {
+            assert_eq!(kernel.counters(world.b.cookie).unwrap().unwrap().of(Counter::FlowLost), 0);
+            return;
+        }
+    }
+    panic!("no connection met a place that is taken");
+}
+
+#[test]
+fn a_connection_that_lost_its_place_to_another_one_is_counted_and_leaves_that_one_alone() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let mut arrivals = arrivals(&world);
+    let (caller, called, place) = call(&world, &listener);
+    arrivals.set(place, ANOTHER, 0).unwrap();
+    drop((caller, called));
+    let lost = || kernel.counters(world.b.cookie).unwrap().unwrap().of(Counter::FlowLost);
+    for _ in 0..100 {
+        if lost() == 1 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!((lost(), arrivals.get(&place, 0).unwrap()), (1, ANOTHER));
+}
+
+/// The next record.
+async fn record(flows: &mut Flows) -> Flow {
+    tokio::time::timeout(Duration::from_secs(10), flows.next()).await.unwrap().unwrap()
+}
+
 /// The next records, the one of who was called first.
 async fn two_records(flows: &mut Flows) -> [Flow; 2] {
     let mut records = Vec::new();
     for _ in 0..2 {
-        records.push(tokio::time::timeout(Duration::from_secs(10), flows.next()).await.unwrap().unwrap());
+        records.push(record(flows).await);
     }
     records.sort_unstable_by_key(|flow| flow.direction);
     records.try_into().unwrap()
@@ -70,7 +174,7 @@ async fn a_flow_record_tells_whether_a_connection_was_cut_short_or_given_up() {
     SockRef::from(&caller).set_tcp_user_timeout(Some(Duration::from_millis(500))).unwrap();
     ip(&["-n", &world.b.netns, "addr", "del", &format!("{}/24", world.b.v4), "dev", "eth0"]);
     caller.write_all(&[7; 1000]).unwrap();
-    let flow = tokio::time::timeout(Duration::from_secs(10), flows.next()).await.unwrap().unwrap();
+    let flow = record(&mut flows).await;
     assert_eq!((flow.netns, flow.end), (world.a.cookie, End::TimedOut as u16));
     assert!(flow.retransmits > 0);
     drop(called);
