@@ -149,6 +149,18 @@ impl Maps {
 
     /// Writes what is excluded for a pod. Returns the flags that say so to the programs.
     pub(super) fn exclude(&mut self, cookie: u64, capture: &CaptureConfig) -> Result<u64, KernelError> {
+        let result = self.try_exclude(cookie, capture);
+        if result.is_err() {
+            // What found room is of a pod that does not say so: nobody would look for it again.
+            let said = self.pod(cookie)?.map_or(0, |pod| pod.flags);
+            let ports = EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS;
+            let unsaid = (if said & ports == 0 { ports } else { 0 }) | EXCLUDES_OUTBOUND_CIDRS & !said;
+            self.include(cookie, unsaid, &CaptureConfig::default())?;
+        }
+        result
+    }
+
+    fn try_exclude(&mut self, cookie: u64, capture: &CaptureConfig) -> Result<u64, KernelError> {
         let mut flags = if capture.enforce { ENFORCES } else { 0 };
         for (key, flag) in ports(cookie, capture) {
             self.ports.insert(key, 1, 0).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
@@ -161,9 +173,9 @@ impl Maps {
         Ok(flags)
     }
 
-    /// Removes what was excluded for a pod and is not in `capture`. Looks only where `former` says that there is something.
-    pub(super) fn include(&mut self, cookie: u64, former: Pod, capture: &CaptureConfig) -> Result<(), KernelError> {
-        if former.has(EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS) {
+    /// Removes what was excluded for a pod and is not in `capture`. Looks only where the former `flags` say that there is something.
+    pub(super) fn include(&mut self, cookie: u64, flags: u64, capture: &CaptureConfig) -> Result<(), KernelError> {
+        if flags & (EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS) != 0 {
             let failed = |error| KernelError::map(EXCLUDED_PORTS, error);
             let stay: Vec<PortKey> = ports(cookie, capture).map(|(key, _flag)| key).collect();
             let found: Vec<PortKey> = self.ports.keys().collect::<Result<_, _>>().map_err(failed)?;
@@ -171,7 +183,7 @@ impl Maps {
                 some(self.ports.remove(&key)).map_err(failed)?;
             }
         }
-        if former.has(EXCLUDES_OUTBOUND_CIDRS) {
+        if flags & EXCLUDES_OUTBOUND_CIDRS != 0 {
             let failed = |error| KernelError::map(EXCLUDED_CIDRS, error);
             let same =
                 |one: &Key<Network>, other: &Key<Network>| (one.prefix_len(), one.data()) == (other.prefix_len(), other.data());
@@ -198,7 +210,7 @@ impl Maps {
         if let Some(pod) = self.pod(cookie)? {
             self.remove_addresses(cookie, pod)?;
             self.remove_links(cookie, pod)?;
-            self.include(cookie, pod, &CaptureConfig::default())?;
+            self.include(cookie, pod.flags, &CaptureConfig::default())?;
         }
         some(self.pods.remove(&cookie)).map_err(|error| KernelError::map(PODS, error))?;
         some(self.counters.remove(&cookie)).map_err(|error| KernelError::map(COUNTERS, error))?;

@@ -289,7 +289,7 @@ impl Kernel {
         let former = self.maps.pod(pod.cookie)?;
         self.maps.put_pod(pod.cookie, entry)?;
         if let Some(former) = former {
-            self.maps.include(pod.cookie, former, pod.capture)?;
+            self.maps.include(pod.cookie, former.flags, pod.capture)?;
         }
         Ok(watch)
     }
