@@ -15,6 +15,7 @@ mod latency;
 mod layout;
 mod limits;
 mod neighbours;
+mod nested;
 mod rights;
 mod sweep;
 
