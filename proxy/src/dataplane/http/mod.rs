@@ -1,5 +1,6 @@
 //! HTTP, from codec to codec. Read `pipeline.rs` first: it holds the order, the files beside it hold the steps.
 
+pub(crate) mod answers;
 pub(crate) mod attempt;
 pub(crate) mod body;
 mod cut;

@@ -18,11 +18,9 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -31,9 +29,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 
-use super::interims::{Interims, Saying, TooMuch};
-use crate::base::net::BoxedIo;
-use crate::dataplane::tap::{Listens, Tap};
+use super::interims::{Saying, TooMuch};
 
 /// A head's names as they were spelled, in order, with commas between.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -110,22 +106,27 @@ enum At {
     Rest,
 }
 
-/// The heads of the answers on an upstream connection.
-#[derive(Clone, Debug)]
-pub(crate) struct Answers(Arc<Heard>);
-
-#[derive(Debug)]
-struct Heard {
-    heads: Mutex<Heads>,
-    /// Something was said before an answer, and who is to be told.
-    interims: AtomicBool,
-    asked: AtomicWaker,
-}
-
 impl Heads {
     /// For requests: every head is read, and what is between them is passed over.
     pub(crate) fn of_requests() -> Self {
         Self::new(false)
+    }
+
+    /// For answers: the next head is read once it was [asked](Self::asked) for, and what comes before it.
+    pub(super) fn of_answers() -> Self {
+        Self::new(true)
+    }
+
+    /// The next head is of an answer.
+    pub(super) fn asked(&mut self) {
+        self.done.clear();
+        self.at = At::Start;
+        self.saying.begin();
+    }
+
+    /// What was said before it.
+    pub(super) fn saying(&mut self) -> &mut Saying {
+        &mut self.saying
     }
 
     fn new(answers: bool) -> Self {
@@ -400,59 +401,6 @@ impl Heads {
     }
 }
 
-impl Answers {
-    /// Reads the answers of an upstream connection, each after it was [asked](Self::asked) for.
-    pub(in crate::dataplane) fn watch(io: BoxedIo) -> (Tap<Self>, Self) {
-        let answers = Self::new();
-        (Tap::new(io, answers.clone()), answers)
-    }
-
-    fn new() -> Self {
-        let (heads, interims) = (Mutex::new(Heads::new(true)), AtomicBool::new(false));
-        Self(Arc::new(Heard { heads, interims, asked: AtomicWaker::new() }))
-    }
-
-    /// A request is about to be sent: the next head is of its answer.
-    pub(crate) fn asked(&self) {
-        let mut heads = self.0.heads.lock();
-        heads.done.clear();
-        heads.at = At::Start;
-        heads.saying.begin();
-    }
-
-    /// Hands on what was said before the answer; whoever asks is woken when there is more.
-    ///
-    /// # Errors
-    /// It is too much.
-    pub(crate) fn hear(&self, waker: &Waker, interims: Option<&Interims>) -> Result<(), TooMuch> {
-        self.0.asked.register(waker);
-        if !self.0.interims.swap(false, Ordering::Acquire) {
-            return Ok(());
-        }
-        let said = self.0.heads.lock().saying.take()?;
-        if let Some(interims) = interims {
-            said.into_iter().for_each(|interim| interims.hear(interim));
-        }
-        Ok(())
-    }
-
-    /// The spelling of the head that was read last.
-    pub(crate) fn answered(&self) -> Option<Spelling> {
-        self.0.heads.lock().next()
-    }
-}
-
-impl Listens for Answers {
-    fn hear(&mut self, bytes: &[u8]) {
-        let mut heads = self.0.heads.lock();
-        heads.read(bytes);
-        if heads.saying.is_any() {
-            self.0.interims.store(true, Ordering::Release);
-            self.0.asked.wake();
-        }
-    }
-}
-
 impl Spelling {
     /// As it crosses a link.
     pub(crate) fn to_header(&self) -> HeaderValue {
@@ -580,23 +528,6 @@ mod tests {
         let mut heads = Heads::of_requests();
         REQUESTS.iter().for_each(|byte| heads.read(&[*byte]));
         assert_eq!(texts(&mut heads), wanted);
-    }
-
-    #[test]
-    fn of_answers_the_final_one_is_read_and_nothing_of_its_body() {
-        let answers = Answers::new();
-        answers.0.heads.lock().read(b"HTTP/1.1 200 OK\r\nNobody: asked\r\n\r\n");
-        assert_eq!(answers.answered(), None);
-        for interim in ["", "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"] {
-            answers.asked();
-            let text = format!("{interim}HTTP/1.1 200 OK\r\nServer: A\r\nX-b: c\r\n\r\nHTTP/1.1 200 OK\r\nFake: A\r\n\r\n");
-            answers.0.heads.lock().read(text.as_bytes());
-            assert_eq!(answers.answered().unwrap().0, "Server,X-b");
-            assert_eq!(answers.answered(), None);
-        }
-        answers.asked();
-        answers.0.heads.lock().read(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\n\r\n");
-        assert_eq!(answers.answered().unwrap().0, "Upgrade");
     }
 
     #[test]

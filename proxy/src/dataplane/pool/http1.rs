@@ -37,8 +37,8 @@ use super::idleness::Idleness;
 use super::{AnswerLimits, Key, SendError};
 use crate::base::net::{BoxedIo, poll_write_pieces, socket};
 use crate::base::sockopt::unacknowledged;
+use crate::dataplane::http::answers::Answers;
 use crate::dataplane::http::body::Body;
-use crate::dataplane::http::spelling::Answers;
 
 /// All kept connections, and what is known of the servers at their other ends.
 #[derive(Debug, Default)]
