@@ -77,13 +77,26 @@ pub(crate) fn processor_time(processes: &[u32]) -> Result<Duration> {
     let mut ticks = 0;
     for process in processes {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).context("a proxy is gone")?;
-        // The name may hold spaces; what follows its closing parenthesis does not.
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         for field in [11, 12] {
-            ticks += fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()).context("a short stat line")?;
+            ticks += field_of(&stat, field)?;
         }
     }
     Ok(Duration::from_millis(ticks * 10))
+}
+
+/// How long a process has been there, as the kernel counts it in hundredths of a second.
+pub(crate) fn age(process: u32) -> Result<Duration> {
+    let up = std::fs::read_to_string("/proc/uptime")?;
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).context("a proxy is gone")?;
+    let up = up.split(' ').next().and_then(|seconds| seconds.parse().ok()).context("no uptime")?;
+    Ok(Duration::from_secs_f64(up).saturating_sub(Duration::from_millis(field_of(&stat, 19)? * 10)))
+}
+
+/// A number of `/proc/PID/stat`, counted from the state on.
+fn field_of(stat: &str, field: usize) -> Result<u64> {
+    // The name may hold spaces; what follows its closing parenthesis does not.
+    let numbers = stat.rsplit(") ").next().unwrap_or_default();
+    numbers.split(' ').nth(field).and_then(|number| number.parse().ok()).context("a short stat line")
 }
 
 /// Resident memory of processes, in MiB.

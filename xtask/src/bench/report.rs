@@ -15,6 +15,7 @@ struct Column {
     width: usize,
 }
 
+// What has no column stands in the data alone.
 const COLUMNS: [Column; 10] = [
     Column { metric: "cpu_us_per_request", heading: "CPU us/req", width: 10 },
     Column { metric: "rps", heading: "req/s", width: 7 },
@@ -129,8 +130,8 @@ mod tests {
         for work in WORKS {
             for (metric, _) in METRICS {
                 let traffic = ["cpu_us_per_request", "rps", "p50_us", "p99_us", "rss_mib"].contains(&metric);
-                let scale =
-                    ["ready_ms", "rss_mib", "stream_kib", "stream_bytes_per_change", "cpu_ms_per_change"].contains(&metric);
+                let scale = ["ready_ms", "run_ms", "rss_mib", "stream_kib", "stream_bytes_per_change", "cpu_ms_per_change"]
+                    .contains(&metric);
                 let idle = ["rss_mib", "kib_per_idle_connection"].contains(&metric);
                 if match work.name {
                     name if name.starts_with("idle") => idle,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::bed::{Turn, good, hold, stop};
 use super::peer::{Description, Places, Side};
-use super::process::{Running, processor_time, resident};
+use super::process::{Running, age, processor_time, resident};
 use crate::setup::step;
 
 /// How many of the services are called.
@@ -76,15 +76,17 @@ impl Scale {
     pub(crate) fn outrigger(&self) -> Result<Turn> {
         let begun = Instant::now();
         let pod = self.mesh.pod("bench/scale").account("client").detach(["sleep", "1000000"])?;
-        let ready = begun.elapsed();
-        let turn = self.sidecar(&pod, ready);
+        let run = begun.elapsed();
+        let turn = self.sidecar(&pod, run);
         stop(&pod);
         turn
     }
 
-    fn sidecar(&self, pod: &Pod, ready: Duration) -> Result<Turn> {
+    fn sidecar(&self, pod: &Pod, run: Duration) -> Result<Turn> {
+        let sidecar = pod.sidecar()?;
+        let ready = age(sidecar)?;
         hold(pod)?;
-        let proxies = vec![pod.sidecar()?];
+        let proxies = vec![sidecar];
         for service in 0..USED.min(self.services) {
             self.call(pod, &format!("s-{service}:80"))?;
         }
@@ -114,6 +116,7 @@ impl Scale {
         Ok(vec![
             ("rss_mib", memory),
             ("ready_ms", ready.as_secs_f64() * 1e3),
+            ("run_ms", run.as_secs_f64() * 1e3),
             ("stream_kib", stream / 1024.0),
             ("stream_bytes_per_change", each(changes.bytes, idle.bytes).round()),
             ("cpu_ms_per_change", each(changes.processor.as_secs_f64(), idle.processor.as_secs_f64()) * 1e3),

@@ -63,7 +63,7 @@ pub(crate) const WORKS: &[Work] = &[
 ];
 
 /// The metrics with their units, in the order of the table.
-pub(crate) const METRICS: [(&str, &str); 10] = [
+pub(crate) const METRICS: [(&str, &str); 11] = [
     ("cpu_us_per_request", "us"),
     ("rps", "1/s"),
     ("p50_us", "us"),
@@ -71,6 +71,7 @@ pub(crate) const METRICS: [(&str, &str); 10] = [
     ("rss_mib", "MiB"),
     ("kib_per_idle_connection", "KiB"),
     ("ready_ms", "ms"),
+    ("run_ms", "ms"),
     ("stream_kib", "KiB"),
     ("stream_bytes_per_change", "B"),
     ("cpu_ms_per_change", "ms"),
