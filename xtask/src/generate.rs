@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::{Stop, shell};
+use crate::{Stop, setup, shell};
 
 /// One protocol: where its source stands, what the generator calls its code, and where that code is committed.
 struct Protocol {
@@ -74,10 +74,8 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
 /// Writes what is made from the documents' structs: the reference of fields and the resource definitions. The structs are
 /// the library's own, so it is a test of the library that writes them; as a test it compares them.
 fn references(root: &Path) -> Result<()> {
-    let mut test = shell::cargo(
-        root,
-        &["test", "--quiet", "--package", "outrigger", "--lib", "--", "model::reference", "model::definition"],
-    );
+    let mut test = shell::cargo(root, &["test", "--quiet", "--lib"]);
+    test.args(setup::SELECTION).args(["--", "model::reference", "model::definition"]);
     test.env("UPDATE_EXPECT", "1");
     shell::run(test)
 }

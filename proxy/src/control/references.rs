@@ -88,6 +88,10 @@ pub(super) fn places(resource: &Resource) -> Vec<Place> {
         | Resource::TrafficPolicy(_) => {
             let namespace = resource.metadata().namespace.as_str();
             let targets = resource.targets();
+            if targets.is_empty() && !resource.key().kind.is_security() {
+                // It is found by its name, in the routes that refer to it.
+                return Vec::new();
+            }
             if targets.is_empty() {
                 return vec![Place::Namespace(namespace.to_owned())];
             }

@@ -89,6 +89,9 @@ fn service(world: &World, client: &Named, name: &Named, keys: &mut BTreeSet<Reso
         }
         keys.insert(key.clone());
         if let Some(route) = world.resources().get(key).and_then(|resource| resource.route()) {
+            let named = |name: &str| ResourceKey { kind: Kind::TrafficPolicy, name: Named::new(&*key.name.namespace, name) };
+            let lent = route.extensions().into_iter().map(|(_, extension)| named(&extension.name));
+            keys.extend(lent.filter(|policy| world.resources().get(policy).is_some()));
             for target in route.leads().into_iter().filter(Lead::is_service).map(|lead| lead.named(&route)) {
                 // What was not granted is nobody's to see by way of this route.
                 if world.resources().permits(&route, &target) {
@@ -307,6 +310,32 @@ mod tests {
             absent
             Mesh/outrigger-system/mesh
         "#]],
+        );
+    }
+
+    #[test]
+    fn a_policy_without_a_target_comes_with_the_routes_that_refer_to_it_and_with_nothing_else() {
+        let world = world(&[include_str!("../../testdata/compile/extension.yaml")]);
+        check(
+            &world,
+            "shop/client-1",
+            "service/shop/web",
+            expect![[r#"
+                Service/shop/web
+                HTTPRoute/shop/foreign
+                HTTPRoute/shop/web
+                GRPCRoute/shop/calls
+                TrafficPolicy/shop/slow
+                TrafficPolicy/shop/usual
+            "#]],
+        );
+        check(
+            &world,
+            "shop/client-1",
+            "workload/shop/client-1",
+            expect![[r#"
+                absent
+            "#]],
         );
     }
 

@@ -77,6 +77,19 @@ pub(crate) struct HttpRouteFilter {
     pub(crate) request_redirect: Option<RedirectConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cors: Option<CorsConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) extension_ref: Option<ExtensionRef>,
+}
+
+/// A policy of the route's namespace that a rule takes something from (Gateway API LocalObjectReference).
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ExtensionRef {
+    /// `outrigger.dev`.
+    pub(crate) group: String,
+    /// `TrafficPolicy`, of which the rule's requests meet the `fault`.
+    pub(crate) kind: String,
+    pub(crate) name: String,
 }
 
 /// What a filter does.
@@ -90,6 +103,7 @@ pub(crate) enum FilterType {
     RequestRedirect,
     #[serde(rename = "CORS")]
     Cors,
+    ExtensionRef,
 }
 
 /// Where requests go (Gateway API HTTPBackendRef).

@@ -9,7 +9,7 @@ use super::object::Metadata;
 use super::{Kind, Resource};
 use crate::base::names::Named;
 use crate::base::problems::FieldPath;
-use crate::model::http_route::{HttpBackendRef, HttpRouteFilter};
+use crate::model::http_route::{ExtensionRef, HttpBackendRef, HttpRouteFilter};
 
 /// What a route is attached to (Gateway API ParentReference).
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
@@ -142,6 +142,20 @@ impl<'a> Route<'a> {
             Resource::TcpRoute(route) => streams_lead(&route.spec.rules),
             _no_route => Vec::new(),
         }
+    }
+
+    /// The policies that its rules refer to, with where that is written.
+    pub(crate) fn extensions(&self) -> Vec<(FieldPath, &'a ExtensionRef)> {
+        let filters: Vec<&[HttpRouteFilter]> = match self.resource {
+            Resource::HttpRoute(route) => route.spec.rules.iter().map(|rule| rule.filters.as_slice()).collect(),
+            Resource::GrpcRoute(route) => route.spec.rules.iter().map(|rule| rule.filters.as_slice()).collect(),
+            _no_filters => Vec::new(),
+        };
+        let of_rule = |(rule, filters): (usize, &'a [HttpRouteFilter])| {
+            let at = move |index| rule_at(rule).field("filters").index(index).field("extensionRef");
+            filters.iter().enumerate().filter_map(move |(index, filter)| Some((at(index), filter.extension_ref.as_ref()?)))
+        };
+        filters.into_iter().enumerate().flat_map(of_rule).collect()
     }
 }
 

@@ -13,11 +13,13 @@ use crate::policy::outlier::OutlierConfig;
 use crate::policy::rate_limit::RateLimitConfig;
 use crate::policy::retry::RetryBudgetConfig;
 
-/// The body of a TrafficPolicy. Where several name one service, each field is taken from the first by name that has it.
+/// The body of a TrafficPolicy. Where several name one service, each field is taken from the first by name that has it. One that
+/// names none and has a `fault` alone is for the rules of routes that refer to it (`extensionRef`).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TrafficPolicySpec {
     /// Services of the policy's namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) target_refs: Vec<TargetRef>,
     /// How many of a caller's requests to the service may be retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]

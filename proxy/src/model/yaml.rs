@@ -370,8 +370,7 @@ const BAD_ADDRESS: &str = "invalid IP address syntax";
 const SHOWN_MAX: usize = 60;
 
 /// Words of Gateway API that are spelt well, and mean something that is not done here.
-const NOT_CARRIED_OUT: [&str; 6] =
-    ["ExtensionRef", "ExternalAuth", "extensionRef", "externalAuth", "sessionPersistence", "useDefaultGateways"];
+const NOT_CARRIED_OUT: [&str; 4] = ["ExternalAuth", "externalAuth", "sessionPersistence", "useDefaultGateways"];
 
 /// Fields of a Service that mean nothing here and something in a cluster.
 const KUBERNETES_READS: [&str; 19] = [
@@ -669,11 +668,11 @@ mod tests {
                 "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web}}\nspec:\n  rules:\n  - {rule}\n"
             )
         };
-        let routes = ["filters: [{type: ExtensionRef, extensionRef: {}}]", "sessionPersistence: {}"].map(route);
+        let routes = ["filters: [{type: ExternalAuth, externalAuth: {}}]", "sessionPersistence: {}"].map(route);
         check_all(
             &routes.each_ref().map(String::as_str),
             expect![[r#"
-                6:22 Refuses: Gateway API's ExtensionRef is not carried out here; leave it out [HTTPRoute/default/web] +body
+                6:22 Refuses: Gateway API's ExternalAuth is not carried out here; leave it out [HTTPRoute/default/web] +body
                 6:5 Refuses: Gateway API's sessionPersistence is not carried out here; leave it out [HTTPRoute/default/web] +body
             "#]],
         );

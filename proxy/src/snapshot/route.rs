@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{BackendPolicies, RoutePolicies};
 use crate::base::names::Named;
 use crate::base::problems::{Condition, FieldPath, Problems};
-use crate::model::http_route::{FilterType, HttpBackendRef, HttpRouteFilter, HttpRouteRule};
+use crate::model::http_route::{ExtensionRef, FilterType, HttpBackendRef, HttpRouteFilter, HttpRouteRule};
 use crate::model::route::{self, ParentRef, StreamRule};
 use crate::model::{Kind, Resource};
 use crate::policy::RuleName;
@@ -34,6 +34,8 @@ pub(super) struct Rule {
     /// Never empty where the route is for requests: a rule that names no match has the one that matches everything.
     pub(super) matches: Vec<RequestMatch>,
     pub(super) policies: RoutePolicies,
+    /// The policy of which its requests meet the fault, in place of the service's.
+    pub(super) extension: Option<Named>,
     pub(super) backends: Vec<Wanted>,
 }
 
@@ -90,7 +92,7 @@ pub(super) fn compile(resource: &Resource, problems: &mut Problems) -> Option<Ro
                 let policies = RoutePolicies { retry: Some(Arc::new(Retry::default())), ..policies };
                 let backends =
                     backends(&document, &rule.backend_refs, &Around { matches: &matches, policies: &policies }, &at, problems)?;
-                Some(Rule { name, matches, policies, backends })
+                Some(Rule { name, matches, policies, extension: extension(&document, &rule.filters), backends })
             });
             (&route.spec.hostnames, rules.collect())
         }
@@ -191,7 +193,8 @@ fn request_rule(
         problems.refuse_as(Condition::IncompatibleFilters, &at.field("backendRefs"), text, "keep the filter or the backends");
     }
     let backends = backends(route, &rule.backend_refs, &Around { matches: &matches, policies: &policies }, at, problems)?;
-    (!problems.refused()).then_some(Rule { name, matches, policies, backends })
+    let extension = extension(route, &rule.filters);
+    (!problems.refused()).then_some(Rule { name, matches, policies, extension, backends })
 }
 
 /// What the filters of a rule do.
@@ -228,6 +231,7 @@ fn filters(
             request_mirror,
             request_redirect,
             cors,
+            extension_ref,
         } = filter;
         if let Some(edit) = request_header_modifier {
             policies.request_headers = edit.compile(&at.field("requestHeaderModifier"), problems).map(Arc::new);
@@ -248,6 +252,12 @@ fn filters(
         if let Some(cors) = cors {
             policies.cors = cors.compile(rule.clone(), &at.field("cors"), problems).map(Arc::new);
         }
+        if let Some(extension) = extension_ref
+            && !is_ours(extension)
+        {
+            let text = format!("a {} of {:?} means nothing here", extension.kind, extension.group);
+            problems.refuse(&at.field("extensionRef"), text, "name a TrafficPolicy of outrigger.dev, or leave the filter out");
+        }
     }
     if policies.redirect.is_some() && (policies.rewrite.is_some() || !policies.shadow.is_empty()) {
         let text = "what is redirected is sent nowhere: it can neither be rewritten nor copied";
@@ -255,6 +265,19 @@ fn filters(
         problems.refuse_as(Condition::IncompatibleFilters, &at.field("filters"), text, remedy);
     }
     (!problems.refused()).then_some(policies)
+}
+
+/// Is that a policy of which a rule can take something?
+fn is_ours(extension: &ExtensionRef) -> bool {
+    let ours = Kind::TrafficPolicy;
+    let group = ours.api_version().split('/').next();
+    group == Some(extension.group.as_str()) && extension.kind == ours.as_str()
+}
+
+/// The policy that a rule's filters refer to.
+fn extension(route: &route::Route<'_>, filters: &[HttpRouteFilter]) -> Option<Named> {
+    let extension = filters.iter().find_map(|filter| filter.extension_ref.as_ref())?;
+    Some(Named::new(&*route.metadata.namespace, extension.name.as_str()))
 }
 
 fn backends(
@@ -299,7 +322,7 @@ fn stream_rules(route: &route::Route<'_>, rules: &[StreamRule], at: &FieldPath, 
         });
         let backends = backends.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()?;
         let name = rule_name(route, index, rule.name.as_deref());
-        Some(Rule { name, matches: Vec::new(), policies: RoutePolicies::default(), backends })
+        Some(Rule { name, matches: Vec::new(), policies: RoutePolicies::default(), extension: None, backends })
     });
     rules.collect()
 }
@@ -410,7 +433,7 @@ fn backend_filters(
                     rewrite.and_then(|rewrite| rewrite.compile(rule.matches, &at.field("urlRewrite"), problems)).map(Arc::new);
                 good &= policies.rewrite.is_some();
             }
-            FilterType::RequestRedirect | FilterType::Cors => {
+            FilterType::RequestRedirect | FilterType::Cors | FilterType::ExtensionRef => {
                 problems.refuse(&at, "this filter cannot stand at a backend", "move it to the rule's filters");
                 good = false;
             }
@@ -429,6 +452,7 @@ fn is_well_formed(filter: &HttpRouteFilter, at: &FieldPath, problems: &mut Probl
         request_mirror,
         request_redirect,
         cors,
+        extension_ref,
     } = filter;
     let fields = [
         (FilterType::RequestHeaderModifier, "requestHeaderModifier", request_header_modifier.is_some()),
@@ -437,6 +461,7 @@ fn is_well_formed(filter: &HttpRouteFilter, at: &FieldPath, problems: &mut Probl
         (FilterType::RequestMirror, "requestMirror", request_mirror.is_some()),
         (FilterType::RequestRedirect, "requestRedirect", request_redirect.is_some()),
         (FilterType::Cors, "cors", cors.is_some()),
+        (FilterType::ExtensionRef, "extensionRef", extension_ref.is_some()),
     ];
     let mut good = true;
     for (of, field, is_there) in fields {

@@ -7,7 +7,7 @@ use super::AppProtocol;
 use super::attached::{KINDS, is_attached, rank};
 use super::references::nearest;
 use super::route;
-use super::service::protocol;
+use super::service::{self, NotLent, protocol};
 use crate::base::names::Named;
 use crate::base::problems::{Condition, FieldPath, Problems};
 use crate::model::object::Object;
@@ -37,6 +37,24 @@ pub(super) fn check(resources: &Resources, resource: &Resource, problems: &mut P
             && let Some(port) = lead.port
         {
             check_port(service, port, &lead.at.field("port"), outcome, problems);
+        }
+    }
+    for (at, extension) in object.extensions() {
+        let name = Named::new(&*object.metadata.namespace, extension.name.as_str());
+        let outcome = format!("the rule's {} are {}", route::carried(object.kind), route::refused(object.kind));
+        match service::lent_by(resources, &name) {
+            Ok(_fault) => {}
+            Err(NotLent::Missing) => {
+                let names = resources.of_kind(Kind::TrafficPolicy).filter(|(key, _)| key.name.namespace == name.namespace);
+                let remedy = nearest(&name.name, names.map(|(key, _)| &*key.name.name));
+                let text = format!("TrafficPolicy/{name} does not exist; {outcome}");
+                problems.warn_as(Condition::BackendNotFound, &at.field("name"), text, remedy);
+            }
+            Err(NotLent::SaysMore) => {
+                let text = format!("TrafficPolicy/{name} is not a fault and nothing else; {outcome}");
+                let remedy = "write a TrafficPolicy of its own with the fault alone";
+                problems.warn_as(Condition::InvalidKind, &at.field("name"), text, remedy);
+            }
         }
     }
     check_weights(resource, problems);

@@ -154,8 +154,16 @@ struct Common {
 
 impl Common {
     fn new(route: &model::Route<'_>, rule: &Rule, fault: Option<&Arc<Fault>>, all: &mut Backends<'_>) -> Self {
+        let fault = match &rule.extension {
+            None => fault.map(Arc::clone),
+            Some(policy) => match all.fault_of(policy) {
+                Some(fault) => Some(fault),
+                // A filter is never left out: what it would have been for goes nowhere.
+                None => return Self { backends: Vec::new(), policies: RoutePolicies::default() },
+            },
+        };
         let backends = backends(route, &rule.backends, all);
-        let mut policies = RoutePolicies { fault: fault.map(Arc::clone), ..rule.policies.clone() };
+        let mut policies = RoutePolicies { fault, ..rule.policies.clone() };
         keep_granted(&mut policies.shadow, route, all);
         Self { backends, policies }
     }

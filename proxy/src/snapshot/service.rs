@@ -16,10 +16,10 @@ use crate::model::service::{InternalTrafficPolicy, ServicePortSpec, ServiceSpec}
 use crate::model::target::TargetKind;
 use crate::model::traffic_policy::TrafficPolicySpec;
 use crate::model::workload::{WorkloadSpec, WorkloadTransport};
-use crate::model::{Kind, Resource, Resources};
+use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::policy::RuleName;
 use crate::policy::breaker::Breaker;
-use crate::policy::fault::Fault;
+use crate::policy::fault::{Fault, FaultConfig};
 use crate::policy::outlier::Ejections;
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::RetryBudget;
@@ -43,8 +43,9 @@ pub(super) fn compile_traffic(policy: &Object<TrafficPolicySpec>, problems: &mut
     let at = FieldPath::root().field("spec");
     let rule = |field: &str| RuleName::new(format!("TrafficPolicy/{} {field}", policy.named()));
     let spec = &policy.spec;
-    if spec.target_refs.is_empty() {
-        problems.refuse(&at.field("targetRefs"), "the policy names no Service", "name the Services that it is for");
+    if spec.target_refs.is_empty() && lent(policy).is_none() {
+        let remedy = "name the Services that it is for, or say nothing but a fault, which rules of routes may refer to";
+        problems.refuse(&at.field("targetRefs"), "the policy names no Service", remedy);
     }
     for (index, target) in spec.target_refs.iter().enumerate() {
         if target.kind != TargetKind::Service {
@@ -81,6 +82,27 @@ pub(super) fn compile_traffic(policy: &Object<TrafficPolicySpec>, problems: &mut
         traffic.connect_timeout = Some(timeout.0);
     }
     (!problems.refused()).then_some(traffic)
+}
+
+/// What a policy lends a rule of a route that refers to it: its fault, if it says nothing else.
+fn lent(policy: &Object<TrafficPolicySpec>) -> Option<&FaultConfig> {
+    let TrafficPolicySpec { target_refs: _, retry_budget, circuit_breaking, rate_limit, fault, connect_timeout } = &policy.spec;
+    let says_more = retry_budget.is_some() || circuit_breaking.is_some() || rate_limit.is_some() || connect_timeout.is_some();
+    fault.as_ref().filter(|_| !says_more)
+}
+
+/// Why a rule takes nothing from a policy.
+pub(super) enum NotLent {
+    Missing,
+    SaysMore,
+}
+
+/// What the policy lends a rule of a route.
+pub(super) fn lent_by(resources: &Resources, policy: &Named) -> Result<Arc<Fault>, NotLent> {
+    let key = ResourceKey { kind: Kind::TrafficPolicy, name: policy.clone() };
+    let Some(Resource::TrafficPolicy(object)) = resources.get(&key).map(AsRef::as_ref) else { return Err(NotLent::Missing) };
+    lent(object).ok_or(NotLent::SaysMore)?;
+    compile_traffic(object, &mut Problems::of(&key)).and_then(|traffic| traffic.fault).ok_or(NotLent::Missing)
 }
 
 /// What the policies of a service say together: each field from the first by name that has it.
@@ -177,6 +199,11 @@ impl<'a> Backends<'a> {
         let backend = live::share(backend, previous);
         self.built.insert(key, Arc::clone(&backend));
         Some(backend)
+    }
+
+    /// What a policy lends a rule that refers to it.
+    pub(super) fn fault_of(&self, policy: &Named) -> Option<Arc<Fault>> {
+        lent_by(self.resources, policy).ok()
     }
 
     /// May the route lead to this service?

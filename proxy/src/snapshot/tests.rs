@@ -78,6 +78,11 @@ fn one_kind_of_route_counts_at_a_port() {
 }
 
 #[test]
+fn a_rule_takes_the_fault_of_the_policy_that_it_refers_to_and_leads_nowhere_without_it() {
+    golden("extension");
+}
+
+#[test]
 fn a_backend_of_another_namespace_takes_a_grant() {
     golden("grants");
 }

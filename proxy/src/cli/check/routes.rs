@@ -91,6 +91,51 @@ fn what_a_route_leads_to_and_cannot_is_told_as_its_references() {
 }
 
 #[test]
+fn a_policy_that_a_rule_refers_to_and_cannot_take_from_is_told_as_its_references() {
+    let policies = "---\napiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: slow, namespace: shop}\n\
+                    spec: {fault: {abort: {percent: 1, status: 503}}}\n---\napiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\n\
+                    metadata: {name: more, namespace: shop}\nspec: {targetRefs: [{kind: Service, name: web}], connectTimeout: 1s}\n";
+    let rules = ["slow", "slo", "more"].map(|name| {
+        format!(
+            "{{filters: [{{type: ExtensionRef, extensionRef: {{group: outrigger.dev, kind: TrafficPolicy, name: {name}}}}}], \
+             backendRefs: [{{name: web, port: 80}}]}}"
+        )
+    });
+    let [slow, slo, more] = &rules;
+    let http = document(
+        "HTTPRoute",
+        "http",
+        &format!("{{parentRefs: [{{kind: Service, name: web, port: 80}}], rules: [{}]}}", rules.join(", ")),
+    );
+    let calls = document(
+        "GRPCRoute",
+        "calls",
+        &format!("{{parentRefs: [{{kind: Service, name: far, namespace: lab}}], rules: [{slow}, {slo}, {more}]}}"),
+    );
+    check(
+        &format!("{SERVICES}{policies}{http}{calls}"),
+        expect![[r#"
+        HTTPRoute/shop/http: spec.rules[1]: spec.rules[0] matches the same requests to Service/shop/web and is asked first
+            keep one of the two
+        HTTPRoute/shop/http: spec.rules[1].filters[0].extensionRef.name: TrafficPolicy/shop/slo does not exist; the rule's requests are answered with 500 [ResolvedRefs BackendNotFound]
+            did you mean "slow"? else create it
+        HTTPRoute/shop/http: spec.rules[2]: spec.rules[0] matches the same requests to Service/shop/web and is asked first
+            keep one of the two
+        HTTPRoute/shop/http: spec.rules[2].filters[0].extensionRef.name: TrafficPolicy/shop/more is not a fault and nothing else; the rule's requests are answered with 500 [ResolvedRefs InvalidKind]
+            write a TrafficPolicy of its own with the fault alone
+        GRPCRoute/shop/calls: spec.rules[1]: spec.rules[0] matches the same calls to Service/lab/far and is asked first
+            keep one of the two
+        GRPCRoute/shop/calls: spec.rules[1].filters[0].extensionRef.name: TrafficPolicy/shop/slo does not exist; the rule's calls are ended with UNAVAILABLE [ResolvedRefs BackendNotFound]
+            did you mean "slow"? else create it
+        GRPCRoute/shop/calls: spec.rules[2]: spec.rules[0] matches the same calls to Service/lab/far and is asked first
+            keep one of the two
+        GRPCRoute/shop/calls: spec.rules[2].filters[0].extensionRef.name: TrafficPolicy/shop/more is not a fault and nothing else; the rule's calls are ended with UNAVAILABLE [ResolvedRefs InvalidKind]
+            write a TrafficPolicy of its own with the fault alone
+    "#]],
+    );
+}
+
+#[test]
 fn of_several_kinds_at_one_port_the_others_are_told_that_they_do_not_count() {
     let rules = "rules: [{backendRefs: [{name: web, port: 80}]}]";
     let calls = document("GRPCRoute", "calls", &format!("{{parentRefs: [{{kind: Service, name: web, port: 80}}], {rules}}}"));
