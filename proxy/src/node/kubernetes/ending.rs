@@ -1,6 +1,7 @@
 //! Keeps the records of pods as the API server describes them, and removes those of pods that are gone.
 //!
-//! A pod's record outlives its volume until no process of it is left: one that still runs stays captured.
+//! A pod's record outlives its volume until no process of it is left: one that still runs stays captured. An agent that is
+//! killed in between leaves a record without a volume, by which the next one knows that the pod was about to end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,22 @@ impl Ending {
         self.owners.lock().push(owner);
         self.added.notify_one();
     }
+}
+
+/// The pods with a record and without a volume: their volumes went when a former agent was there, which did not live to see
+/// the end of their processes.
+pub(super) fn left_behind(records: &[PodRecord], volumes: &[Owner]) -> Vec<Owner> {
+    let has_volume = |uid: &str| volumes.iter().any(|owner| owner.uid == uid);
+    let owner = |record: &PodRecord| {
+        let uid = record.uid.clone().filter(|uid| !has_volume(uid))?;
+        Some(Owner {
+            namespace: record.namespace.to_string(),
+            name: record.name.to_string(),
+            uid,
+            service_account: record.service_account.to_string(),
+        })
+    };
+    records.iter().filter_map(owner).collect()
 }
 
 /// Looks after both until the agent ends.
@@ -96,3 +113,22 @@ fn forget(agent: &Agent, owner: &Owner) -> bool {
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::pods::tests::record;
+
+    #[test]
+    fn a_pod_whose_volume_went_before_its_record_is_about_to_end() {
+        let of = |name: &str, uid: &str| PodRecord { uid: Some(uid.to_owned()), ..record(name, 1) };
+        let records = [of("web", "0a-1"), of("api", "0b-2")];
+        let [web, api] =
+            ["web", "api"].map(|name| left_behind(&records, &[]).into_iter().find(|owner| owner.name == name).unwrap());
+        assert_eq!((web.uid.as_str(), web.namespace.as_str(), web.service_account.as_str()), ("0a-1", "shop", "web"));
+        assert_eq!(left_behind(&records, std::slice::from_ref(&web)), [api]);
+        // A pod of that name that was made anew has a volume of its own, and says nothing of the one before.
+        let again = Owner { uid: "0c-3".to_owned(), ..web.clone() };
+        assert!(left_behind(&records, &[again]).contains(&web));
+    }
+}

@@ -100,6 +100,11 @@ pub(crate) fn start(
     let written = state.join("volumes");
     let behind = Sidecars { agent: Arc::clone(agent), cluster: Arc::clone(cluster) };
     let volumes = Volumes::restore(config.kubelet.join("pods"), written.clone(), behind).map_err(place(&written))?;
+    // What cannot be read is told by whoever reconciles.
+    let records = super::pods::read(&agent.records).map(|found| found.records).unwrap_or_default();
+    for owner in ending::left_behind(&records, &volumes.owners()) {
+        agent.ending.add(owner);
+    }
     let driver = Driver { volumes: Arc::new(volumes), node };
     let endpoint = config.kubelet.join("plugins").join(DRIVER).join("csi.sock");
     let socket = bind(&endpoint).map_err(place(&endpoint))?;

@@ -160,6 +160,11 @@ impl Volumes {
         Ok(())
     }
 
+    /// The pods of all that are there.
+    pub(super) fn owners(&self) -> Vec<Owner> {
+        self.open.lock().values().map(|volume| volume.record.owner.clone()).collect()
+    }
+
     /// Serves what a former agent made.
     fn resume(&self, id: &str, record: Record) -> Result<(), VolumeError> {
         match Folder::open(&self.pods, &record.place) {
