@@ -14,6 +14,10 @@ use crate::mesh::{Said, finish, kill, root, target, wait_for};
 
 /// Where the cluster keeps its disks, certificates and logs.
 pub const STATE: &str = "/var/lib/outrigger-kube";
+/// Where its kubelet keeps pods and plugins.
+pub const KUBELET: &str = "/var/lib/outrigger-kube/kubelet";
+/// Where its node's agent keeps what must outlive it.
+pub const AGENTS_STATE: &str = "/var/lib/outrigger-kube/agent";
 /// How long anything of the cluster may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// What the images of the tests are called.

@@ -17,7 +17,7 @@ use crate::{release, setup, shell};
 /// What to build.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Wish {
-    /// The binary of development instead of a static release, and beside it the image of the programs that tests run in pods
+    /// The binary of development (or `OUTRIGGER_BIN`) instead of a static release, and beside it the image of the programs that tests run in pods
     #[arg(long)]
     dev: bool,
     /// Where the archive is written
@@ -76,8 +76,9 @@ pub(crate) fn dev(root: &Path) -> Result<Vec<PathBuf>> {
         shell::output(strip)?;
         Ok(to)
     };
-    let binary = root.join("target/debug/outrigger");
-    let product = product(with_libraries(root, vec![(stripped(&binary)?, "outrigger".to_owned())])?);
+    // The one that is under test, as for the cases on local pods.
+    let binary = stripped(&e2e::mesh::binary())?;
+    let product = product(with_libraries(root, vec![(binary, "outrigger".to_owned())])?);
     // A shell, and what `kubectl cp` runs.
     let mut programs = ["bin/busybox", "bin/sh", "bin/tar"].map(|to| (PathBuf::from("/bin/busybox"), to.to_owned())).to_vec();
     for (from, to) in PROGRAMS {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Subcommand;
-use e2e::cluster::{STATE, kubeconfig};
+use e2e::cluster::{AGENTS_STATE, KUBELET, STATE, kubeconfig};
 
 use crate::{Stop, setup, shell};
 
@@ -121,6 +121,13 @@ fn ctr(root: &Path, words: &[&str]) -> std::process::Command {
     command
 }
 
+/// What a shell has to know of it.
+fn print_variables() {
+    println!("export KUBECONFIG={}", kubeconfig().display());
+    println!("export OUTRIGGER_KUBELET_DIR={KUBELET}");
+    println!("export OUTRIGGER_NODE_STATE_DIR={AGENTS_STATE}");
+}
+
 fn gateway_api(root: &Path) -> Result<()> {
     let mut apply = kubectl(root, &["apply", "--server-side", "--filename"]);
     apply.arg(build::sources(root, "gateway", "sigs.k8s.io/gateway-api")?.join("config/crd/standard"));
@@ -146,6 +153,7 @@ fn status(root: &Path) -> Result<()> {
     }
     println!();
     print!("{}", shell::output(kubectl(root, &["get", "nodes,pods", "--all-namespaces"]))?);
-    println!("\nexport KUBECONFIG={}", kubeconfig().display());
+    println!();
+    print_variables();
     if dead > 0 { Err(Stop::No(format!("{dead} parts have ended; their logs stand in {STATE}/log")).into()) } else { Ok(()) }
 }

@@ -5,14 +5,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use e2e::cluster::KUBELET;
 use e2e::mesh::{finish, wait_for};
 use e2e::programs::{libraries, third};
 
 use super::configuration::{self, SANDBOX_IMAGE};
 use super::process::Process;
-use super::{
-    NODE, NODE_ADDRESS, NODE_LINK, PODS, RUN, SERVICES, STATE, build, certificates, ctr, kubeconfig, kubectl, process, programs,
-};
+use super::{NODE, NODE_ADDRESS, NODE_LINK, PODS, RUN, SERVICES, STATE, build, certificates, ctr, kubectl, process, programs};
 use crate::image::Image;
 use crate::{Stop, setup, shell};
 
@@ -39,7 +38,7 @@ pub(super) fn run(root: &Path) -> Result<()> {
         start(root)?;
         shell::say(&format!("the node is ready after {:.1} s", begun.elapsed().as_secs_f64()));
     }
-    println!("export KUBECONFIG={}", kubeconfig().display());
+    super::print_variables();
     Ok(())
 }
 
@@ -117,6 +116,8 @@ fn controllers(root: &Path) -> Result<()> {
         &file("cluster-signing-key-file", "ca.key"),
         &format!("--service-cluster-ip-range={SERVICES}"),
         &format!("--cluster-cidr={PODS}"),
+        // Each node says which part of it is its pods', as nodes of most clusters do.
+        "--allocate-node-cidrs=true",
     ]);
     manager.args(["--use-service-account-credentials", "--leader-elect=false", "--bind-address=127.0.0.1"]);
     Process::start("kube-controller-manager", manager)?;
@@ -170,7 +171,7 @@ fn node(root: &Path) -> Result<()> {
         &format!("--kubeconfig={}", certificates::client("node").display()),
         &format!("--hostname-override={NODE}"),
         &format!("--node-ip={NODE_ADDRESS}"),
-        &format!("--root-dir={STATE}/kubelet"),
+        &format!("--root-dir={KUBELET}"),
     ]);
     let kubelet = Process::start("kubelet", kubelet)?;
     let mut proxy = program(root, "kube-proxy");

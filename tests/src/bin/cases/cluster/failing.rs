@@ -8,8 +8,8 @@ use e2e::mesh::{kill, wait_for};
 use e2e::runner::{Case, Wish};
 use rustix::process::Signal;
 
+use super::load::{Load, Streams, rate, serving};
 use super::pods::Namespace;
-use super::rollout::{Load, lines, serving};
 use super::{OnCluster, SYSTEM};
 
 pub(super) const ALONE: &[OnCluster] = &[Case {
@@ -23,7 +23,7 @@ const PARTS: [(&str, u64); 4] = [("kubelet", 10), ("containerd", 10), ("kube-api
 fn killed(cluster: &Cluster, wish: &Wish) -> Result<()> {
     let shop = Namespace::injected(cluster, "killed")?;
     serving(&shop, if wish.long { 10 } else { 2 })?;
-    let load = Load::start(&shop, lines(if wish.long { 400 } else { 80 }))?;
+    let load = Load::of_all_kinds(&shop, rate(wish))?;
     for role in ["node", "control"] {
         for process in of_mesh(role)? {
             kill(process, Signal::KILL);
@@ -45,7 +45,7 @@ fn killed(cluster: &Cluster, wish: &Wish) -> Result<()> {
     for what in ["daemonset/node", "deployment/control"] {
         cluster.rolled_out(SYSTEM, what, PATIENCE)?;
     }
-    load.end().with_context(|| cluster.story("killed"))?;
+    load.end_of_all_kinds(Streams::Stayed).with_context(|| cluster.story("killed"))?;
     // And what comes after is served as before.
     shop.run(&["scale", "deployment/client", "--replicas=2"])?;
     shop.ready("client")?;

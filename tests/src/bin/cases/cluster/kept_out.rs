@@ -31,40 +31,40 @@ fn quarantine(cluster: &Cluster) -> Result<()> {
     outside.wait("Ready", PATIENCE, &["pod/open"])?;
     let (late, open) = (shop.address_of("late")?, outside.address_of("open")?);
     let to = |address: &str| format!("http://{address}:8080/");
-    let call =
-        |words: &[&str]| cluster.exec("late", "late", "app", &[&["/bin/curl", "--silent", "--max-time", "2"], words].concat());
-    ensure!(from_node(&to(&late))?.code == 0 && call(&[&to(&open)])?.code == 0, "it is closed before anybody asked");
+    let call = |url: &str| cluster.exec("late", "late", "app", &["/bin/curl", "--silent", "--max-time", "2", url]);
+    ensure!(from_node(&to(&late))?.code == 0 && call(&to(&open))?.code == 0, "it is closed before anybody asked");
     shop.run(&["label", "namespace", "late", "outrigger.dev/inject=enabled"])?;
-    wait_for("the pod is closed", PATIENCE, || {
-        ensure!(from_node(&to(&late))?.code != 0, "it still answers");
-        Ok(())
-    })
-    .with_context(|| cluster.story("late"))?;
-    let sent = || -> Result<u64> {
-        Ok(cluster.exec("late", "late", "app", &["/bin/busybox", "cat", TRANSMITTED])?.ok()?.trim().parse()?)
-    };
-    let before = sent()?;
-    for words in [vec![to(&open)], vec!["--insecure".to_owned(), "https://10.96.0.1/".to_owned()]] {
-        let said = call(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
-        ensure!(said.code != 0 && said.stdout.is_empty(), "{words:?} is answered: {}", said.all());
-    }
-    // Names are asked for by UDP.
-    let name = cluster.exec(
-        "late",
-        "late",
-        "app",
-        &["/bin/busybox", "timeout", "3", "/bin/busybox", "nslookup", "kubernetes.default"],
-    )?;
-    ensure!(name.code != 0, "a name resolves: {}", name.all());
-    let frames = sent()? - before;
-    ensure!(frames < 600, "{frames} bytes left the pod");
+    closed(&shop, "late", &to(&open))?;
     let quarantined = metric_of_agent(cluster)?;
     ensure!(quarantined >= 1.0, "the agent counts {quarantined} in quarantine");
     shop.run(&["label", "--overwrite", "namespace", "late", "outrigger.dev/inject=disabled"])?;
     wait_for("the pod is let out", PATIENCE, || {
-        ensure!(from_node(&to(&late))?.code == 0 && call(&[&to(&open)])?.code == 0, "it is closed");
+        ensure!(from_node(&to(&late))?.code == 0 && call(&to(&open))?.code == 0, "it is closed");
         Ok(())
     })
+}
+
+/// Nothing of IP gets into a pod's container `app`, which listens at 8080, or out of it; not to `outside` either.
+pub(super) fn closed(namespace: &Namespace<'_>, pod: &str, outside: &str) -> Result<()> {
+    let own = format!("http://{}:8080/", namespace.address_of(pod)?);
+    wait_for("the pod is closed", PATIENCE, || {
+        ensure!(from_node(&own)?.code != 0, "it still answers");
+        Ok(())
+    })
+    .with_context(|| namespace.cluster.story(namespace.name))?;
+    let run = |words: &[&str]| namespace.cluster.exec(namespace.name, pod, "app", words);
+    let sent = || -> Result<u64> { Ok(run(&["/bin/busybox", "cat", TRANSMITTED])?.ok()?.trim().parse()?) };
+    let before = sent()?;
+    for url in [outside, "https://10.96.0.1/"] {
+        let said = run(&["/bin/curl", "--silent", "--insecure", "--max-time", "2", url])?;
+        ensure!(said.code != 0 && said.stdout.is_empty(), "{url} is answered: {}", said.all());
+    }
+    // Names are asked for by UDP.
+    let name = run(&["/bin/busybox", "timeout", "3", "/bin/busybox", "nslookup", "kubernetes.default"])?;
+    ensure!(name.code != 0, "a name resolves: {}", name.all());
+    let frames = sent()? - before;
+    ensure!(frames < 600, "{frames} bytes left the pod");
+    Ok(())
 }
 
 fn metric_of_agent(cluster: &Cluster) -> Result<f64> {

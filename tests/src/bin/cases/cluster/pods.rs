@@ -76,6 +76,11 @@ impl<'a> Namespace<'a> {
         Self::labelled(cluster, name, "outrigger.dev/inject: enabled, pod-security.kubernetes.io/enforce: restricted")
     }
 
+    /// One that says nothing of a mesh.
+    pub(super) fn plain(cluster: &'a Cluster, name: &'static str) -> Result<Self> {
+        Self::labelled(cluster, name, "")
+    }
+
     /// One with these labels, in flow style.
     pub(super) fn labelled(cluster: &'a Cluster, name: &'static str, labels: &str) -> Result<Self> {
         cluster.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name}, labels: {{ {labels} }} }}\n"))?;
@@ -191,6 +196,11 @@ spec:
         let pods = self.pods(app)?;
         let pod = pods.first().with_context(|| format!("{app} has no pod"))?;
         pod["status"]["podIP"].as_str().map(str::to_owned).with_context(|| format!("no address in {pod}"))
+    }
+
+    /// Runs a command in the first pod of a Deployment.
+    pub(super) fn exec(&self, app: &str, words: &[&str]) -> Result<Said> {
+        self.cluster.exec(self.name, &format!("deployment/{app}"), app, words)
     }
 
     /// `curl` in the first pod of a Deployment: status and body.

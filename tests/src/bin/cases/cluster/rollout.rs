@@ -8,9 +8,9 @@ use e2e::mesh::wait_for;
 use e2e::runner::{Case, Wish};
 use serde_json::json;
 
+use super::load::{Load, Streams, rate, serving};
 use super::pods::{Namespace, container, idle, pod, service};
 use super::{OnCluster, SYSTEM};
-use crate::faults::no_loss;
 
 pub(super) const CASES: &[OnCluster] = &[Case {
     name: "a_pod_that_ends_gets_no_new_calls_answers_the_old_ones_and_can_call_to_its_last_moment",
@@ -23,89 +23,20 @@ pub(super) const ALONE: &[OnCluster] = &[Case {
     run: |cluster, wish| restarts(cluster, wish),
 }];
 
+/// More load than runs beside other cases.
+pub(super) const LONG: &[OnCluster] = &[Case {
+    name: "a_deployment_that_grows_and_shrinks_under_load_loses_no_request",
+    run: |cluster, wish| scaled(cluster, wish),
+}];
+
 const REPLICAS: usize = 10;
-const LOAD_AT_LEAST: Duration = Duration::from_secs(15);
 /// For each of the three restarts.
 const RESTARTED_WITHIN: Duration = Duration::from_secs(120);
-
-/// Load from a pod of its own, until it is told to end: what goes between this machine and the pod may break meanwhile.
-pub(super) struct Load<'a> {
-    namespace: &'a Namespace<'a>,
-    lines: Vec<String>,
-    begun: Instant,
-}
-
-impl<'a> Load<'a> {
-    /// One driver for each of these lines: `web:80 --connections 4 --rate 20`.
-    pub(super) fn start(namespace: &'a Namespace<'a>, lines: Vec<String>) -> Result<Self> {
-        let driver = |(number, line): (usize, &String)| {
-            // An end for whoever is forgotten.
-            let words = ["/bin/load", "drive"].into_iter().chain(line.split(' ')).chain(["--seconds", "900"]);
-            container(&format!("load-{number}"), json!({ "command": words.collect::<Vec<_>>() }))
-        };
-        let drivers: Vec<_> = lines.iter().enumerate().map(driver).collect();
-        namespace.make(&[pod("load", &drivers, json!({ "restartPolicy": "Never", "terminationGracePeriodSeconds": 20 }))])?;
-        namespace.wait("Ready", PATIENCE, &["pod/load"])?;
-        Ok(Self { namespace, lines, begun: Instant::now() })
-    }
-
-    /// Ends it; nothing may have been lost.
-    pub(super) fn end(self) -> Result<()> {
-        let Self { namespace, lines, begun } = self;
-        // What was done meanwhile may have taken hardly any time, and the least of these rates is a few requests a second.
-        std::thread::sleep(LOAD_AT_LEAST.saturating_sub(begun.elapsed()));
-        for (number, line) in lines.iter().enumerate() {
-            let name = format!("load-{number}");
-            let killed = namespace.cluster.exec(namespace.name, "load", &name, &["/bin/busybox", "kill", "-TERM", "1"])?;
-            killed.ok().with_context(|| format!("load drive {line} has ended before"))?;
-        }
-        wait_for("the end of the load", PATIENCE, || {
-            let phase = namespace.get("pod/load")?["status"]["phase"].clone();
-            ensure!(phase == "Succeeded", "the pod is {phase}");
-            Ok(())
-        })?;
-        for (number, line) in lines.iter().enumerate() {
-            let said = namespace.run(&["logs", "load", &format!("--container=load-{number}")])?;
-            let seen = serde_json::from_str(said.trim()).with_context(|| format!("load drive {line} said {said:?}"))?;
-            println!("    {line}: {seen}");
-            no_loss(&seen).with_context(|| format!("load drive {line}"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Pods that answer at 80 in HTTP/1.1 and at 81 in HTTP/2 and gRPC, and a client.
-pub(super) fn serving(namespace: &Namespace<'_>, replicas: usize) -> Result<()> {
-    let serves = "command: [/bin/load, serve, '8080', '64']
-ports: [{ name: http, containerPort: 8080 }, { name: http2, containerPort: 8081 }]
-readinessProbe: { tcpSocket: { port: http }, periodSeconds: 1 }
-lifecycle: { preStop: { sleep: { seconds: 3 } } }";
-    namespace.deployment("web", replicas, serves)?;
-    let ports = json!([
-        { "name": "http", "port": 80, "targetPort": "http" },
-        { "name": "http2", "port": 81, "targetPort": "http2", "appProtocol": "kubernetes.io/h2c" },
-    ]);
-    namespace.make(&[service("web", "web", 80, &json!("http"), json!({ "ports": ports }))])?;
-    namespace.client("client")?;
-    namespace.ready("web")?;
-    namespace.ready("client")?;
-    namespace.until("client", &["http://web/"], 200).map(drop)
-}
-
-/// What is driven at them, at this rate altogether.
-pub(super) fn lines(rate: u32) -> Vec<String> {
-    let (half, quarter) = (rate / 2, rate / 4);
-    vec![
-        format!("web:80 --connections 16 --rate {half}"),
-        format!("web:81 --h2 --connections 4 --streams 4 --rate {quarter}"),
-        format!("web:81 --grpc --connections 4 --streams 4 --rate {quarter}"),
-    ]
-}
 
 fn restarts(cluster: &Cluster, wish: &Wish) -> Result<()> {
     let shop = Namespace::injected(cluster, "restarts")?;
     serving(&shop, REPLICAS)?;
-    let load = Load::start(&shop, lines(if wish.long { 1_000 } else { 80 }))?;
+    let load = Load::of_all_kinds(&shop, rate(wish))?;
     std::thread::sleep(Duration::from_secs(2));
     for (namespace, what) in [("restarts", "deployment/web"), (SYSTEM, "daemonset/node"), (SYSTEM, "deployment/control")] {
         let start = Instant::now();
@@ -115,11 +46,34 @@ fn restarts(cluster: &Cluster, wish: &Wish) -> Result<()> {
         // What comes late comes now.
         std::thread::sleep(Duration::from_secs(2));
     }
-    load.end().with_context(|| cluster.story("restarts"))?;
+    load.end_of_all_kinds(Streams::WereClosed).with_context(|| cluster.story("restarts"))?;
     // And what comes after is served as before.
     shop.run(&["scale", "deployment/client", "--replicas=2"])?;
     shop.ready("client")?;
     shop.until("client", &["http://web/"], 200).map(drop)
+}
+
+/// As an autoscaler does it: by the Deployment's scale alone.
+fn scaled(cluster: &Cluster, wish: &Wish) -> Result<()> {
+    let shop = Namespace::injected(cluster, "breathing")?;
+    serving(&shop, 2)?;
+    let load = Load::of_all_kinds(&shop, rate(wish))?;
+    for _ in 0..2 {
+        for replicas in [6, 2] {
+            let start = Instant::now();
+            shop.run(&["scale", "deployment/web", &format!("--replicas={replicas}")])?;
+            shop.ready("web")?;
+            wait_for("the end of those that are too many", PATIENCE, || {
+                let list = cluster.get(&["--namespace", shop.name, "pods", "--selector=app=web"])?;
+                let there = list["items"].as_array().map_or(0, Vec::len);
+                ensure!(there == replicas, "there are {there}");
+                Ok(())
+            })?;
+            println!("    {replicas} replicas after {:.1?}", start.elapsed());
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    }
+    load.end_of_all_kinds(Streams::MayBeClosed).with_context(|| cluster.story("breathing"))
 }
 
 fn ending(cluster: &Cluster) -> Result<()> {
