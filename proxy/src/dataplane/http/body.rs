@@ -2,8 +2,8 @@
 //! counts an answer and completes its record when it ends or is dropped.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -70,6 +70,10 @@ pub(crate) struct RequestBody {
     shared: Option<Arc<Mutex<Shared>>>,
 }
 
+/// A body that is held, for whoever may let it pass and does not keep it.
+#[derive(Clone, Debug)]
+pub(crate) struct Held(Weak<Mutex<Shared>>);
+
 #[derive(Debug)]
 struct Shared {
     source: Inflow,
@@ -126,6 +130,16 @@ impl Drop for Unread {
     }
 }
 
+impl Held {
+    /// It is read again. `false`: it is gone, and so is who sent it.
+    pub(crate) fn release(&self) -> bool {
+        let shared = self.0.upgrade();
+        let is_there = shared.is_some();
+        RequestBody { shared }.release();
+        is_there
+    }
+}
+
 impl RequestBody {
     /// Takes the caller's body; up to `keep_max` bytes of it are kept so that they can be sent again.
     /// Its sender is waited for no longer than `patience` at a time.
@@ -165,12 +179,11 @@ impl RequestBody {
         Body::Request(Cursor { shared: Arc::clone(shared), reader, next: 0, trailers_sent: false })
     }
 
-    /// From now on nothing is read of it. `false`: there is no body.
-    pub(crate) fn hold(&self) -> bool {
-        if let Some(shared) = &self.shared {
-            shared.lock().held = true;
-        }
-        self.shared.is_some()
+    /// From now on nothing is read of it. `None`: there is no body.
+    pub(crate) fn hold(&self) -> Option<Held> {
+        let shared = self.shared.as_ref()?;
+        shared.lock().held = true;
+        Some(Held(Arc::downgrade(shared)))
     }
 
     /// It is read again.

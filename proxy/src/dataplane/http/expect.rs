@@ -10,11 +10,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, Response, StatusCode, Version};
 use tokio::time::sleep;
 
-use super::body::{Body, RequestBody};
+use super::body::{Body, Held, RequestBody};
 
 /// The body of a request whose caller waits to be told to send it.
 #[derive(Clone, Debug)]
-pub(crate) struct Expectation(RequestBody);
+pub(crate) struct Expectation(Held);
 
 impl Expectation {
     /// Holds the body of a request that expects to be told. `None`: this one does not.
@@ -22,11 +22,11 @@ impl Expectation {
         // "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that expectation."
         let expects = version != Version::HTTP_10
             && headers.get(http::header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        (expects && body.hold()).then(|| Self(body.clone()))
+        if expects { body.hold().map(Self) } else { None }
     }
 
     /// The body that is held.
-    pub(crate) fn body(&self) -> RequestBody {
+    pub(crate) fn body(&self) -> Held {
         self.0.clone()
     }
 
@@ -42,7 +42,7 @@ impl Expectation {
             tokio::select! {
                 biased;
                 sent = &mut sending => return sent,
-                () = sleep(PATIENCE) => self.0.release(),
+                () = sleep(PATIENCE) => { self.0.release(); }
             }
             sending.await
         })

@@ -19,7 +19,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use parking_lot::Mutex;
 
-use super::body::RequestBody;
+use super::body::Held;
 use super::normalize;
 
 /// What is said before the answer to one request and was not written yet. A connection of HTTP/1 has one for all of its
@@ -36,8 +36,9 @@ pub(crate) struct Interims {
 #[derive(Debug, Default)]
 struct Kept {
     queue: VecDeque<Response<()>>,
-    /// The body whose sender waits to be told that it is wanted.
-    expecting: Option<RequestBody>,
+    /// The body whose sender waits to be told that it is wanted. Not kept: it knows the connection that this is a part of, and
+    /// an answer may come without a word.
+    expecting: Option<Held>,
     /// Headers that the policies of the route take from answers.
     gone: Vec<HeaderName>,
 }
@@ -74,7 +75,7 @@ impl Interims {
     }
 
     /// The sender of this body waits to be told.
-    pub(crate) fn expect(&self, body: RequestBody) {
+    pub(crate) fn expect(&self, body: Held) {
         self.kept().expecting = Some(body);
     }
 
@@ -91,10 +92,7 @@ impl Interims {
         match interim.status() {
             StatusCode::SWITCHING_PROTOCOLS => return,
             // "If the request did not contain an Expect header field ..., the client can simply discard this" (RFC 9110 15.2.1).
-            StatusCode::CONTINUE => match kept.expecting.take() {
-                Some(body) => body.release(),
-                None => return,
-            },
+            StatusCode::CONTINUE if !kept.expecting.take().is_some_and(|body| body.release()) => return,
             _others => {}
         }
         let headers = interim.headers_mut();

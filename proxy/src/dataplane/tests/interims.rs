@@ -250,6 +250,28 @@ async fn what_is_said_to_a_slow_reader_keeps_its_place() {
     }
 }
 
+/// An application that answers without a word leaves nobody waiting, and half of another request keeps nothing open.
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_whatever_its_last_request_expected() {
+    for world in [pair(), hop()] {
+        let web = sidecars(&world);
+        world.raw_app(app_at(3), |mut stream, _| {
+            tokio::spawn(async move {
+                until(&mut stream, b"body").await;
+                stream.write_all(ANSWER.as_bytes()).await.unwrap();
+                until(&mut stream, b"\0").await;
+            });
+        });
+        let mut stream = world.connect(&web, vip(1));
+        let asked = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\nbodyG";
+        stream.write_all(asked).await.unwrap();
+        assert_eq!(until(&mut stream, b"ok").await, ANSWER);
+        stream.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await.expect("it stays open").unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_in_http_2_is_told_that_its_body_is_wanted() {
     for world in [pair(), hop()] {
