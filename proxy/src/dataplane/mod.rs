@@ -90,7 +90,6 @@ pub(crate) struct Proxy {
     /// What runs beside the connections: streams of HTTP/2, tunnels, shadows.
     tasks: Tasks,
     shadows: Arc<Semaphore>,
-    /// Requests of peers that wait to be told to send their bodies.
     demand: Demand,
     learned: learned::Learned,
     probes: Arc<Probes>,

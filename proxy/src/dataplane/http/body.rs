@@ -72,7 +72,7 @@ pub(crate) struct RequestBody {
 
 /// A body that is held, for whoever may let it pass and does not keep it.
 #[derive(Clone, Debug)]
-pub(crate) struct Held(Weak<Mutex<Shared>>);
+pub(crate) struct HeldBody(Weak<Mutex<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
@@ -130,7 +130,7 @@ impl Drop for Unread {
     }
 }
 
-impl Held {
+impl HeldBody {
     /// It is read again. `false`: it is gone, and so is who sent it.
     pub(crate) fn release(&self) -> bool {
         let shared = self.0.upgrade();
@@ -180,10 +180,10 @@ impl RequestBody {
     }
 
     /// From now on nothing is read of it. `None`: there is no body.
-    pub(crate) fn hold(&self) -> Option<Held> {
+    pub(crate) fn hold(&self) -> Option<HeldBody> {
         let shared = self.shared.as_ref()?;
         shared.lock().held = true;
-        Some(Held(Arc::downgrade(shared)))
+        Some(HeldBody(Arc::downgrade(shared)))
     }
 
     /// It is read again.

@@ -10,11 +10,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, Response, StatusCode, Version};
 use tokio::time::sleep;
 
-use super::body::{Body, Held, RequestBody};
+use super::body::{Body, HeldBody, RequestBody};
 
 /// The body of a request whose caller waits to be told to send it.
 #[derive(Clone, Debug)]
-pub(crate) struct Expectation(Held);
+pub(crate) struct Expectation(HeldBody);
 
 impl Expectation {
     /// Holds the body of a request that expects to be told. `None`: this one does not.
@@ -26,7 +26,7 @@ impl Expectation {
     }
 
     /// The body that is held.
-    pub(crate) fn body(&self) -> Held {
+    pub(crate) fn body(&self) -> HeldBody {
         self.0.clone()
     }
 

@@ -19,7 +19,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use parking_lot::Mutex;
 
-use super::body::Held;
+use super::body::HeldBody;
 use super::normalize;
 
 /// What is said before the answer to one request and was not written yet. A connection of HTTP/1 has one for all of its
@@ -38,7 +38,7 @@ struct Kept {
     queue: VecDeque<Response<()>>,
     /// The body whose sender waits to be told that it is wanted. Not kept: it knows the connection that this is a part of, and
     /// an answer may come without a word.
-    expecting: Option<Held>,
+    expecting: Option<HeldBody>,
     /// Headers that the policies of the route take from answers.
     gone: Vec<HeaderName>,
 }
@@ -75,7 +75,7 @@ impl Interims {
     }
 
     /// The sender of this body waits to be told.
-    pub(crate) fn expect(&self, body: Held) {
+    pub(crate) fn expect(&self, body: HeldBody) {
         self.kept().expecting = Some(body);
     }
 
