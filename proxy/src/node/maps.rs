@@ -16,7 +16,7 @@ use proxy_common::flows::{Direction, FLOWS};
 use proxy_common::originals::ORIGINALS;
 use proxy_common::owndials::OWN_DIALS;
 use proxy_common::pods::{
-    ADDRESSES, ENFORCES, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, LINKS, LISTENERS, PODS, Pod,
+    ADDRESSES, EXCLUDES_INBOUND_PORTS, EXCLUDES_OUTBOUND_CIDRS, EXCLUDES_OUTBOUND_PORTS, LINKS, LISTENERS, PODS, Pod,
 };
 use proxy_common::sockets::SOCKETS;
 
@@ -147,54 +147,59 @@ impl Maps {
         patiently(|| self.pods.insert(cookie, pod, 0)).map_err(|error| KernelError::map(PODS, error))
     }
 
-    /// Writes what is excluded for a pod. Returns the flags that say so to the programs.
-    pub(super) fn exclude(&mut self, cookie: u64, capture: &CaptureConfig) -> Result<u64, KernelError> {
-        let result = self.try_exclude(cookie, capture);
-        if result.is_err() {
-            // What found room is of a pod that does not say so: nobody would look for it again.
-            let said = self.pod(cookie)?.map_or(0, |pod| pod.flags);
-            let ports = EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS;
-            let unsaid = (if said & ports == 0 { ports } else { 0 }) | EXCLUDES_OUTBOUND_CIDRS & !said;
-            self.include(cookie, unsaid, &CaptureConfig::default())?;
-        }
-        result
-    }
-
-    fn try_exclude(&mut self, cookie: u64, capture: &CaptureConfig) -> Result<u64, KernelError> {
-        let mut flags = if capture.enforce { ENFORCES } else { 0 };
-        for (key, flag) in ports(cookie, capture) {
-            self.ports.insert(key, 1, 0).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
-            flags |= flag;
-        }
-        for (key, family) in networks(cookie, capture) {
-            self.cidrs.insert(&key, family, 0).map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
-            flags |= EXCLUDES_OUTBOUND_CIDRS;
-        }
-        Ok(flags)
-    }
-
-    /// Removes what was excluded for a pod and is not in `capture`. Looks only where the former `flags` say that there is something.
-    pub(super) fn include(&mut self, cookie: u64, flags: u64, capture: &CaptureConfig) -> Result<(), KernelError> {
+    /// What is excluded for a pod. Looks only where its `flags` say that there is something.
+    pub(super) fn excluded(&self, cookie: u64, flags: u64) -> Result<Exclusions, KernelError> {
+        let mut found = Exclusions::default();
         if flags & (EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS) != 0 {
-            let failed = |error| KernelError::map(EXCLUDED_PORTS, error);
-            let stay: Vec<PortKey> = ports(cookie, capture).map(|(key, _flag)| key).collect();
-            let found: Vec<PortKey> = self.ports.keys().collect::<Result<_, _>>().map_err(failed)?;
-            for key in found.into_iter().filter(|key| key.netns == cookie && !stay.contains(key)) {
-                some(self.ports.remove(&key)).map_err(failed)?;
-            }
+            let ports = self.ports.keys().filter(|key| key.as_ref().map_or(true, |key| key.netns == cookie));
+            found.ports = ports.collect::<Result<_, _>>().map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
         }
         if flags & EXCLUDES_OUTBOUND_CIDRS != 0 {
-            let failed = |error| KernelError::map(EXCLUDED_CIDRS, error);
-            let same =
-                |one: &Key<Network>, other: &Key<Network>| (one.prefix_len(), one.data()) == (other.prefix_len(), other.data());
-            let stay: Vec<Key<Network>> = networks(cookie, capture).map(|(key, _family)| key).collect();
-            let found: Vec<Key<Network>> = self.cidrs.keys().collect::<Result<_, _>>().map_err(failed)?;
-            let of_pod = found.into_iter().filter(|key| key.data().pod() == cookie);
-            for key in of_pod.filter(|key| !stay.iter().any(|other| same(key, other))) {
-                some(self.cidrs.remove(&key)).map_err(failed)?;
+            for entry in self.cidrs.iter() {
+                let (key, family) = entry.map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
+                if key.data().pod() == cookie {
+                    found.networks.push((key.prefix_len(), key.data(), family));
+                }
             }
         }
+        Ok(found)
+    }
+
+    /// Writes what is excluded for a pod and is not so already, `before`. After an error a part of it is written.
+    pub(super) fn exclude(&mut self, asked: &Exclusions, before: &Exclusions) -> Result<(), KernelError> {
+        for key in asked.ports.iter().filter(|key| !before.ports.contains(key)) {
+            self.ports.insert(key, 1, 0).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
+        }
+        for network in asked.networks.iter().filter(|network| !before.networks.contains(network)) {
+            let (bits, address, family) = *network;
+            let key = Key::new(bits, address);
+            self.cidrs.insert(&key, family, 0).map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
+        }
         Ok(())
+    }
+
+    /// Removes what is excluded for a pod and is not among those that `stay`. Looks only where `flags` say that there is something.
+    pub(super) fn keep_excluded(&mut self, cookie: u64, flags: u64, stay: &Exclusions) -> Result<(), KernelError> {
+        let found = self.excluded(cookie, flags)?;
+        for key in found.ports.iter().filter(|key| !stay.ports.contains(key)) {
+            some(self.ports.remove(key)).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
+        }
+        let stays = |network: &(u32, Network, u32)| {
+            stay.networks.iter().any(|(bits, address, _)| (*bits, *address) == (network.0, network.1))
+        };
+        for (bits, address, _family) in found.networks.into_iter().filter(|network| !stays(network)) {
+            some(self.cidrs.remove(&Key::new(bits, address))).map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
+        }
+        Ok(())
+    }
+
+    /// What is excluded for a pod is what was excluded `before`, and nothing more.
+    pub(super) fn restore_excluded(&mut self, cookie: u64, before: &Exclusions) -> Result<(), KernelError> {
+        let all = EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS | EXCLUDES_OUTBOUND_CIDRS;
+        self.keep_excluded(cookie, all, before)?;
+        // A network of the other family may stand in the place of one.
+        let now = self.excluded(cookie, all)?;
+        self.exclude(before, &now)
     }
 
     /// Gives the pod's addresses to `listener`.
@@ -210,7 +215,7 @@ impl Maps {
         if let Some(pod) = self.pod(cookie)? {
             self.remove_addresses(cookie, pod)?;
             self.remove_links(cookie, pod)?;
-            self.include(cookie, pod.flags, &CaptureConfig::default())?;
+            self.keep_excluded(cookie, pod.flags, &Exclusions::default())?;
         }
         some(self.pods.remove(&cookie)).map_err(|error| KernelError::map(PODS, error))?;
         some(self.counters.remove(&cookie)).map_err(|error| KernelError::map(COUNTERS, error))?;
@@ -366,25 +371,39 @@ fn addresses(pod: Pod) -> impl Iterator<Item = Address> {
     [pod.v4, pod.v6].into_iter().filter(|address| *address != Address::NONE)
 }
 
-/// What the programs look for of excluded ports, each with the flag that tells them to look.
-fn ports(netns: u64, capture: &CaptureConfig) -> impl Iterator<Item = (PortKey, u64)> {
-    let key = move |port: &u16, direction: Direction| PortKey { netns, port: u32::from(*port), direction: direction as u32 };
-    let outbound = capture.outbound_ports.iter().map(move |port| (key(port, Direction::Outbound), EXCLUDES_OUTBOUND_PORTS));
-    let inbound = capture.inbound_ports.iter().map(move |port| (key(port, Direction::Inbound), EXCLUDES_INBOUND_PORTS));
-    outbound.chain(inbound)
+/// What is excluded for one pod, as the programs look for it.
+#[derive(Debug, Default)]
+pub(super) struct Exclusions {
+    ports: Vec<PortKey>,
+    /// Each with the bits that are fixed, and its family.
+    networks: Vec<(u32, Network, u32)>,
 }
 
-/// What the programs look for of excluded networks, each with the family that it is of.
-fn networks(netns: u64, capture: &CaptureConfig) -> impl Iterator<Item = (Key<Network>, u32)> {
-    capture.outbound_cidrs.iter().map(move |network| {
-        let (before, family) = match network {
-            // Behind the prefix of mapped addresses.
-            IpNet::V4(_) => (Network::NETNS_BITS + 96, FAMILY_V4),
-            IpNet::V6(_) => (Network::NETNS_BITS, FAMILY_V6),
-        };
-        let address = Address::from(network.network());
-        (Key::new(before + u32::from(network.prefix_len()), Network::new(netns, address)), family)
-    })
+impl Exclusions {
+    pub(super) fn new(netns: u64, capture: &CaptureConfig) -> Self {
+        let key = |port: &u16, direction: Direction| PortKey { netns, port: u32::from(*port), direction: direction as u32 };
+        let outbound = capture.outbound_ports.iter().map(|port| key(port, Direction::Outbound));
+        let inbound = capture.inbound_ports.iter().map(|port| key(port, Direction::Inbound));
+        let networks = capture.outbound_cidrs.iter().map(|network| {
+            let (before, family) = match network {
+                // Behind the prefix of mapped addresses.
+                IpNet::V4(_) => (Network::NETNS_BITS + 96, FAMILY_V4),
+                IpNet::V6(_) => (Network::NETNS_BITS, FAMILY_V6),
+            };
+            let address = Address::from(network.network());
+            (before + u32::from(network.prefix_len()), Network::new(netns, address), family)
+        });
+        Self { ports: outbound.chain(inbound).collect(), networks: networks.collect() }
+    }
+
+    /// What tells the programs to look.
+    pub(super) fn flags(&self) -> u64 {
+        let port = |direction: Direction| self.ports.iter().any(|key| key.direction == direction as u32);
+        let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
+        flag(port(Direction::Outbound), EXCLUDES_OUTBOUND_PORTS)
+            | flag(port(Direction::Inbound), EXCLUDES_INBOUND_PORTS)
+            | flag(!self.networks.is_empty(), EXCLUDES_OUTBOUND_CIDRS)
+    }
 }
 
 /// `None` where there is no such key.

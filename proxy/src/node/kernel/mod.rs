@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramInfo;
 use proxy_common::address::Address;
 use proxy_common::counters::Counters;
-use proxy_common::pods::{POD_LINKS_MAX, Pod, WATCHED};
+use proxy_common::pods::{ENFORCES, POD_LINKS_MAX, Pod, WATCHED};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 pub(crate) use attest::Fault;
@@ -42,7 +42,7 @@ use programs::Program;
 pub(crate) use records::Flows;
 pub(crate) use survey::{Others, others_at_root, others_in_pod, try_programs};
 
-use super::maps::{self, Maps};
+use super::maps::{self, Exclusions, Maps};
 use crate::model::capture::CaptureConfig;
 
 /// The loaded programs and their maps, pinned. Dropping it detaches nothing.
@@ -281,16 +281,21 @@ impl Kernel {
         }
         let watch = self.watch(pod)?;
         let address = |ip: Option<IpAddr>| ip.map_or(Address::NONE, Address::from);
-        // What is excluded from now on stands before the pod says that there is some; what no longer is goes afterwards.
-        let excluded = self.maps.exclude(pod.cookie, pod.capture)?;
-        let flags = if watch == Watch::Watched { excluded | WATCHED } else { excluded };
+        let former = self.maps.pod(pod.cookie)?.map_or(0, |former| former.flags);
+        let before = self.maps.excluded(pod.cookie, former)?;
+        let asked = Exclusions::new(pod.cookie, pod.capture);
+        let watched = if watch == Watch::Watched { WATCHED } else { 0 };
+        let flags = asked.flags() | watched | if pod.capture.enforce { ENFORCES } else { 0 };
         let (v4, v6) = (address(pod.v4.map(IpAddr::V4)), address(pod.v6.map(IpAddr::V6)));
         let entry = Pod { sidecar_cgroup: cgroup_id, v4, v6, flags, links: ends(pod.links) };
-        let former = self.maps.pod(pod.cookie)?;
-        self.maps.put_pod(pod.cookie, entry)?;
-        if let Some(former) = former {
-            self.maps.include(pod.cookie, former.flags, pod.capture)?;
+        // What is excluded from now on stands before the pod says that there is some; what no longer is goes afterwards.
+        let put = self.maps.exclude(&asked, &before).and_then(|()| self.maps.put_pod(pod.cookie, entry));
+        if let Err(error) = put {
+            // What found room would be in force by what the pod says already.
+            self.maps.restore_excluded(pod.cookie, &before)?;
+            return Err(error);
         }
+        self.maps.keep_excluded(pod.cookie, former, &asked)?;
         Ok(watch)
     }
 

@@ -3,9 +3,12 @@
 
 use std::process::Stdio;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData};
 use proxy_common::counters::COUNTERS;
-use proxy_common::exclusions::{EXCLUDED_PORTS, EXCLUDED_PORTS_MAX, PortKey};
+use proxy_common::exclusions::{
+    EXCLUDED_CIDRS, EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS, EXCLUDED_PORTS_MAX, FAMILY_V4, Network, PortKey,
+};
 use proxy_common::owndials::{OWN_DIALS, OWN_DIALS_MAX};
 use proxy_common::pods::{ADDRESSES, LINKS, LISTENERS, PODS};
 use tokio::time::Instant;
@@ -75,6 +78,47 @@ fn a_pod_with_an_exclusion_too_many_is_refused_by_name_and_one_without_is_not() 
     let one = CaptureConfig { outbound_ports: [22].into(), ..CaptureConfig::default() };
     world.b.enrol_as(&mut kernel, &one);
     try_enrol(&world.a, &mut kernel).unwrap();
+}
+
+#[test]
+fn after_a_re_enrolment_that_found_no_room_the_former_exclusions_are_in_force_and_no_others() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    greet(world.b.listen(Who::App, "::", 7777));
+    greet(world.b.listen(Who::App, "::", 7778));
+    let capture = |ports: &[u16], networks: &[&str]| CaptureConfig {
+        outbound_ports: ports.iter().copied().collect(),
+        outbound_cidrs: networks.iter().map(|network| network.parse().unwrap()).collect(),
+        ..CaptureConfig::default()
+    };
+    let to = |port| SocketAddr::from((world.b.v4, port));
+    let passing = |port| world.a.greets(Who::App, to(port));
+    world.a.enrol_as(&mut kernel, &capture(&[7777], &["192.0.2.0/24"]));
+    // Of ports there is room for one more, of networks for none.
+    let last = u32::try_from(EXCLUDED_PORTS_MAX).unwrap() - 2;
+    let others = (0..last).map(|port| (PortKey { netns: u64::MAX, port, direction: 0 }, 1_u32));
+    let ports = filled(&world, EXCLUDED_PORTS, others);
+    let networks = MapData::from_pin(world.pins.join(EXCLUDED_CIDRS)).unwrap();
+    let mut networks: LpmTrie<_, Network, u32> = Map::LpmTrie(networks).try_into().unwrap();
+    for number in 1..u32::try_from(EXCLUDED_CIDRS_MAX).unwrap() {
+        let other = Network::new(u64::MAX, Address([0, 0, 0, number]));
+        networks.insert(&Key::new(Network::BITS, other), FAMILY_V4, 0).unwrap();
+    }
+    for asked in [capture(&[7778, 7779], &[]), capture(&[7778], &["10.77.0.0/24"]), capture(&[], &["10.77.0.0/24"])] {
+        let error = world.a.try_enrol(&mut kernel, &asked, &[]).unwrap_err();
+        assert_eq!(error.reason(), "full", "{error}");
+        assert_eq!((passing(7777), passing(7778)), (true, false), "{asked:?}");
+        let left = [
+            ports.keys().filter(|key| key.as_ref().unwrap().netns == world.a.cookie).count(),
+            networks.keys().filter(|key| key.as_ref().unwrap().data().pod() == world.a.cookie).count(),
+        ];
+        assert_eq!(left, [1, 1], "{asked:?}");
+    }
+    // What stays finds room.
+    world.a.enrol_as(&mut kernel, &capture(&[7777], &["192.0.2.0/24"]));
+    // Where another one goes, too.
+    world.a.enrol_as(&mut kernel, &capture(&[7778], &[]));
+    assert_eq!((passing(7777), passing(7778)), (false, true));
 }
 
 #[test]
