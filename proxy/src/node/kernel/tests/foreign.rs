@@ -8,8 +8,10 @@ use super::*;
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 /// Types of programs and maps.
 const SOCK_OPS: u32 = 13;
+const RAW_TRACEPOINT: u32 = 17;
 const CGROUP_SOCK_ADDR: u32 = 18;
 const SK_LOOKUP: u32 = 30;
 const SOCKMAP: u32 = 15;
@@ -36,6 +38,10 @@ const fn step(operation: u8, to: u8, from: u8, offset: i16, constant: u32) -> u6
 }
 
 fn load(kind: u32, hook: Hook, name: &str, steps: &[u64]) -> OwnedFd {
+    load_for(kind, hook as u32, name, steps)
+}
+
+fn load_for(kind: u32, hook: u32, name: &str, steps: &[u64]) -> OwnedFd {
     let mut attributes = [0; 16];
     attributes[0] = words(kind, steps.len().try_into().unwrap());
     attributes[1] = steps.as_ptr().expose_provenance() as u64;
@@ -44,7 +50,7 @@ fn load(kind: u32, hook: Hook, name: &str, steps: &[u64]) -> OwnedFd {
     letters[..name.len()].copy_from_slice(name.as_bytes());
     attributes[6] = u64::from_ne_bytes(letters[..8].try_into().unwrap());
     attributes[7] = u64::from_ne_bytes(letters[8..].try_into().unwrap());
-    attributes[8] = words(0, hook as u32);
+    attributes[8] = words(0, hook);
     made(bpf(PROG_LOAD, &mut attributes))
 }
 
@@ -80,6 +86,15 @@ pub(super) fn passer_by() -> OwnedFd {
 /// Is told of every event of a TCP socket's life, and does nothing about it.
 pub(super) fn listener_in() -> OwnedFd {
     load(SOCK_OPS, Hook::SockOps, "listener_in", &PASSING)
+}
+
+/// Is told of each change of a TCP socket's state, wherever on the machine, and does nothing about it. Attached until it is dropped.
+pub(super) fn tracer() -> OwnedFd {
+    let program = load_for(RAW_TRACEPOINT, 0, "tracer", &PASSING);
+    let mut attributes = [0; 16];
+    attributes[0] = c"inet_sock_set_state".as_ptr().expose_provenance() as u64;
+    attributes[1] = words(program.as_raw_fd().cast_unsigned(), 0);
+    made(bpf(RAW_TRACEPOINT_OPEN, &mut attributes))
 }
 
 /// Gives everything that arrives to `listener`.

@@ -10,7 +10,7 @@ use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use tokio::time::Instant;
 
-use super::foreign::{attach, balancer, listener_in, passer_by, thief};
+use super::foreign::{attach, balancer, listener_in, passer_by, thief, tracer};
 use super::*;
 
 /// How often each has its turn.
@@ -28,10 +28,14 @@ enum By {
     /// Foreign programs at the same hooks: one sends the connection where ours do, the others do nothing. They look up nothing,
     /// note nothing, count nothing: what they add, the kernel takes for calling a program at these hooks.
     Least,
+    /// The same without the hook of TCP's events.
+    LeastUnheard,
+    /// The same with a tracepoint in the place of the hook of TCP's events.
+    LeastTraced,
     Nftables,
 }
 
-const ALL: [By; 4] = [By::Nobody, By::Programs, By::Least, By::Nftables];
+const ALL: [By; 6] = [By::Nobody, By::Programs, By::Least, By::LeastUnheard, By::LeastTraced, By::Nftables];
 
 /// Which way a connection goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,14 +59,14 @@ struct Turn {
 fn a_captured_connection_costs_less_to_set_up_than_one_that_nftables_redirects() {
     let Some(world) = World::new() else { return };
     for (way, reach) in [(Way::Outbound, 0.5), (Way::Inbound, 0.25), (Way::InboundFromAfar, 0.25)] {
-        let mut turns = [const { Vec::new() }; 4];
+        let mut turns = [const { Vec::new() }; ALL.len()];
         for number in 0..TURNS {
             for turn in 0..ALL.len() {
                 let who = (number + turn) % ALL.len();
                 turns[who].push(world.turn(way, ALL[who]));
             }
         }
-        let [direct, programs, least, nftables] = turns;
+        let [direct, programs, least, unheard, traced, nftables] = turns;
         let setup = |turns: &[Turn]| Spread::of(turns.iter().map(|turn| turn.setup));
         let added = |turns: &[Turn]| Spread::of(turns.iter().zip(&direct).map(|(turn, direct)| turn.setup - direct.setup));
         let kept =
@@ -71,7 +75,7 @@ fn a_captured_connection_costs_less_to_set_up_than_one_that_nftables_redirects()
         let ratio = of_nftables(&programs);
         let told = format!(
             "{way:?}, us: set-up direct {}, captured {}, by nftables {}; added {} and {}: {ratio:.2} of it, to reach {reach}\n\
-             the least that programs can add: {}, {:.2} of it\n\
+             the least that programs can add: {}, {:.2} of it; not told of TCP's events {:.2}, told by a tracepoint {:.2}\n\
              a round trip over a connection, over that of a direct one: captured {}, by nftables {}\n{}",
             setup(&direct),
             setup(&programs),
@@ -80,6 +84,8 @@ fn a_captured_connection_costs_less_to_set_up_than_one_that_nftables_redirects()
             added(&nftables),
             added(&least),
             of_nftables(&least),
+            of_nftables(&unheard),
+            of_nftables(&traced),
             kept(&programs),
             kept(&nftables),
             world.run_times(way),
@@ -101,7 +107,7 @@ impl World {
         if let Some(kernel) = kernel.as_mut().filter(|_| way != Way::Outbound) {
             kernel.register_listener(called.cookie, listener.as_fd()).unwrap();
         }
-        let least = if by == By::Least { self.least(way, &listener) } else { Vec::new() };
+        let least = self.least(way, by, &listener);
         if by == By::Nftables {
             let hook = if way == Way::Outbound { "output" } else { "prerouting" };
             called.nft(&format!(
@@ -142,11 +148,17 @@ impl World {
         Kernel::open(&self.pins, self.told_of(way), Options::default()).unwrap()
     }
 
-    /// Links that go when they are dropped.
-    fn least(&self, way: Way, listener: &TcpListener) -> Vec<OwnedFd> {
+    /// Links that go when they are dropped; none for whoever else has its turn.
+    fn least(&self, way: Way, by: By, listener: &TcpListener) -> Vec<OwnedFd> {
         let cgroup = File::open(self.told_of(way)).unwrap();
+        let told = match by {
+            By::Nobody | By::Programs | By::Nftables => return Vec::new(),
+            By::Least => Some(attach(&listener_in(), &cgroup, Hook::SockOps)),
+            By::LeastUnheard => None,
+            By::LeastTraced => Some(tracer()),
+        };
         let connect = if way == Way::Outbound { balancer(self.b.v4, Ipv4Addr::LOCALHOST, PORT_OUTBOUND) } else { passer_by() };
-        let mut links = vec![attach(&connect, &cgroup, Hook::Connect4), attach(&listener_in(), &cgroup, Hook::SockOps)];
+        let mut links = Vec::from_iter(told.into_iter().chain([attach(&connect, &cgroup, Hook::Connect4)]));
         if way != Way::Outbound {
             let netns = File::open(Path::new("/run/netns").join(&self.b.netns)).unwrap();
             links.push(attach(&thief(listener), &netns, Hook::SkLookup));
