@@ -34,7 +34,8 @@ pub(crate) struct LimitsConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) concurrent_streams: Option<u32>,
     /// Streams that a client of HTTP/2 may take back within ten seconds before they were answered and within a second of
-    /// their beginning, 10 to 100000; beyond it the connection is closed (ENHANCE_YOUR_CALM). Default: 500.
+    /// their beginning, 10 to 100000; beyond it the connection is closed (ENHANCE_YOUR_CALM). Resets of streams that are over
+    /// count too, but for one reset of each request. Default: 500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resets: Option<u32>,
     /// Streams that a client of HTTP/2 may take back before the sidecar looked at them even once, 1 to 10000; beyond it the

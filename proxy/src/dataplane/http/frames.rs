@@ -37,6 +37,8 @@ pub(crate) struct Traffic {
     heads: AtomicU32,
     empties: AtomicU32,
     taken_back: AtomicU32,
+    /// Requests that the client may still take back: each of them once, and no more than can be under way.
+    resettable: AtomicU32,
     /// What a client may grant anew by frames that are not counted: as often as it was sent something to read.
     grants: AtomicU32,
     breach: Mutex<Option<Breach>>,
@@ -124,6 +126,7 @@ impl Traffic {
             heads: AtomicU32::new(0),
             empties: AtomicU32::new(0),
             taken_back: AtomicU32::new(0),
+            resettable: AtomicU32::new(0),
             grants: AtomicU32::new(GRANTS_FIRST),
             breach: Mutex::new(None),
             breached: Notify::new(),
@@ -230,6 +233,21 @@ impl Traffic {
     fn may_grant(&self, grants: u32) {
         // One task changes it, so nothing is lost between load and store.
         self.grants.store(self.grants.load(Ordering::Relaxed).saturating_add(grants).min(GRANTS_MAX), Ordering::Relaxed);
+    }
+
+    fn may_reset(&self) {
+        let resettable = self.resettable.load(Ordering::Relaxed);
+        self.resettable.store(resettable.saturating_add(1).min(self.limits.concurrent_streams), Ordering::Relaxed);
+    }
+
+    /// A stream was reset. To take back what is over costs the client nothing and may be due to a race, so of these there is room
+    /// for as many as requests that were made; what is beyond them is counted.
+    fn reset(&self) {
+        let resettable = self.resettable.load(Ordering::Relaxed);
+        self.resettable.store(resettable.saturating_sub(1), Ordering::Relaxed);
+        if resettable == 0 && self.resets.over(self.limits.resets) {
+            self.refuse(Reject::Flood(Flood::LateResets(self.limits.resets)), None);
+        }
     }
 
     /// Is this grant one that the client had something for?
@@ -368,6 +386,9 @@ impl Framed {
                     }
                 } else {
                     one_more(&traffic.heads);
+                    if traffic.unseen.is_new(stream) {
+                        traffic.may_reset();
+                    }
                     traffic.may_grant(GRANTS_EACH);
                     traffic.continuations.store(0, Ordering::Relaxed);
                     traffic.head_bytes.store(length, Ordering::Relaxed);
@@ -381,7 +402,10 @@ impl Framed {
             }
             DATA if length > 0 || flags & END_STREAM != 0 => {}
             // It says something about a stream.
-            RST_STREAM => one_more(&self.traffic.taken_back),
+            RST_STREAM => {
+                one_more(&self.traffic.taken_back);
+                self.traffic.reset();
+            }
             WINDOW_UPDATE if self.traffic.is_granted_for_something() => {}
             _nothing_of_a_request => {
                 if kind == DATA {

@@ -107,6 +107,8 @@ pub(crate) enum Limit {
 pub(crate) enum Flood {
     /// It took streams back: more than this within ten seconds.
     Resets(u32),
+    /// It took back what was over already: more than this within ten seconds.
+    LateResets(u32),
     /// It took streams back before they were looked at.
     PendingResets(u32),
     /// It had streams reset for breaking the rules.
@@ -285,7 +287,7 @@ impl Limit {
 impl Flood {
     fn reason(self) -> Reason {
         match self {
-            Self::Resets(_) | Self::PendingResets(_) | Self::ErrorResets(_) => Reason::TooManyResets,
+            Self::Resets(_) | Self::LateResets(_) | Self::PendingResets(_) | Self::ErrorResets(_) => Reason::TooManyResets,
             Self::ControlFrames(_) | Self::EmptyData | Self::Continuations => Reason::TooManyFrames,
             Self::Streams(_) => Reason::TooManyStreams,
         }
@@ -295,6 +297,9 @@ impl Flood {
     fn text(self) -> Cow<'static, str> {
         Cow::Owned(match self {
             Self::Resets(limit) => format!("the client took back more than {limit} requests within ten seconds (resets)"),
+            Self::LateResets(limit) => {
+                format!("the client took back more than {limit} times within ten seconds what was over already (resets)")
+            }
             Self::PendingResets(limit) => format!("the client took back more than {limit} requests at once (pendingResets)"),
             Self::ErrorResets(limit) => format!("more than {limit} streams of the client broke the rules (errorResets)"),
             Self::ControlFrames(limit) => {

@@ -175,6 +175,41 @@ async fn a_rapid_reset_is_ended_before_it_costs_anything() {
     check_flood("too_many_resets", "too_many_resets", 1_000, rapid_reset).await;
 }
 
+/// Nothing is taken back by these: the request that they name is over.
+#[tokio::test(start_paused = true)]
+async fn resets_of_what_is_over_are_counted_too() {
+    let late = |index| match index {
+        0 => frame(HEADERS, END_HEADERS | END_STREAM, 1, HEAD),
+        _ => frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]),
+    };
+    check_flood("too_many_resets", "(resets)", LARGE, late).await;
+    check_flood_on_link(&json!({ "resets": 50 }), "too_many_resets", "more than 500", late).await;
+}
+
+/// A client that takes back each of its requests when it has read enough of the answer is no flood.
+#[tokio::test(start_paused = true)]
+async fn a_reset_behind_each_answer_is_no_flood() {
+    let bench = bench(&json!({ "resets": 10 }));
+    for (proxy, direction) in bench.sides() {
+        let mut stream = bench.open(direction);
+        stream.write_all(&preface(&[])).await.unwrap();
+        let mut buffer = vec![0; 16_384];
+        for index in 0..500 {
+            let stream_id = index * 2 + 1;
+            stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream_id, HEAD)).await.unwrap();
+            loop {
+                let read = timeout(Duration::from_secs(1), stream.read(&mut buffer)).await.expect("an answer").unwrap();
+                assert!(read > 0, "{direction}: it was closed after {index}");
+                if frames(&buffer[..read]).iter().any(|(kind, _)| *kind == DATA) {
+                    break;
+                }
+            }
+            stream.write_all(&frame(RST_STREAM, 0, stream_id, &[0, 0, 0, 8])).await.unwrap();
+        }
+        assert!(!proxy.telemetry.metrics.render().contains("too_many_resets"), "{direction}");
+    }
+}
+
 /// A pod that was taken over speaks as its sidecar, and is none.
 async fn check_flood_on_link(limits: &serde_json::Value, reason: &str, words: &str, attack: impl Fn(u32) -> Vec<u8>) {
     let bench = bench(limits);
