@@ -65,8 +65,10 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
     if request.version == Version::HTTP_2 && request.headers.keys().any(|name| name.as_str().contains('"')) {
         return Err(Reject::BadRequest("the name of a header is none"));
     }
-    if !decoded(&request.headers) {
-        return Err(Reject::TransferCoding);
+    match coding(&request.headers) {
+        Coding::Undone => {}
+        Coding::Left => return Err(Reject::TransferCoding),
+        Coding::Faulty => return Err(Reject::BadRequest("a Transfer-Encoding that says chunked more than once, or not last")),
     }
     if request.method == Method::CONNECT && request.extensions.get::<h2::ext::Protocol>().is_none() {
         return Err(Reject::BadRequest("a sidecar is no forward proxy"));
@@ -114,16 +116,34 @@ pub(crate) fn host_of_absolute_form(request: &mut Parts) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Is the body as it was before it was coded for the connection? The codec undoes the chunked coding and no other, and what
-/// says that there was another goes no further.
-pub(crate) fn decoded(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        // "A sender MUST NOT apply the chunked transfer coding more than once" (RFC 9112 6.1).
-        (Some(_), Some(_)) => false,
+/// How a body was coded for the connection on which it came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Coding {
+    /// Not at all, or in chunks, which the codec undoes.
+    Undone,
+    /// In another way beside, which the codec does not undo; and what says that there was one goes no further.
+    Left,
+    /// In chunks of chunks, or in something else behind the chunks: "A sender MUST NOT apply the chunked transfer coding more than
+    /// once", and what comes behind it is no end (RFC 9112 6.1 and 6.3).
+    Faulty,
+}
+
+/// How it was by the head of its message.
+pub(crate) fn coding(headers: &HeaderMap) -> Coding {
+    let lines = headers.get_all(TRANSFER_ENCODING);
+    let mut codings = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let Some(first) = codings.next() else { return Coding::Undone };
+    let mut chunked = is_chunked(first);
+    let mut coded = !chunked;
+    for coding in codings {
+        if chunked {
+            return Coding::Faulty;
+        }
+        chunked = is_chunked(coding);
+        coded = true;
     }
+    if coded { Coding::Left } else { Coding::Undone }
 }
 
 /// Has an answer say its length once, and only where it has one: "the Transfer-Encoding overrides the Content-Length", which
@@ -422,13 +442,22 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_chunked_once() {
-        let coded = |lines: &[&'static str]| {
-            decoded(&lines.iter().map(|line| (TRANSFER_ENCODING, HeaderValue::from_static(line))).collect())
-        };
-        assert!(coded(&[]) && coded(&[" Chunked "]));
-        for lines in [["chunked, chunked"].as_slice(), &["chunked", "chunked"], &["gzip", "chunked"], &["identity"]] {
-            assert!(!coded(lines), "{lines:?}");
+    fn a_body_is_chunked_once_and_last() {
+        for (lines, expected) in [
+            ([].as_slice(), Coding::Undone),
+            (&[" Chunked "], Coding::Undone),
+            (&["gzip", "chunked"], Coding::Left),
+            (&["gzip, chunked"], Coding::Left),
+            (&["identity"], Coding::Left),
+            (&[", chunked"], Coding::Left),
+            (&["chunked, chunked"], Coding::Faulty),
+            (&["chunked", "Chunked"], Coding::Faulty),
+            (&["chunked, gzip, chunked"], Coding::Faulty),
+            (&["chunked,gzip"], Coding::Faulty),
+            (&["chunked,"], Coding::Faulty),
+        ] {
+            let headers = lines.iter().map(|line| (TRANSFER_ENCODING, HeaderValue::from_static(line))).collect();
+            assert_eq!(coding(&headers), expected, "{lines:?}");
         }
     }
 

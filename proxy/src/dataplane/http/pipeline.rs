@@ -23,7 +23,7 @@ use super::expect::{self, Expectation};
 use super::inflow::Inflow;
 use super::interims::Interims;
 use super::marks::{Mark, Marks};
-use super::normalize::{self, Target};
+use super::normalize::{self, Coding, Target};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
@@ -643,7 +643,7 @@ fn respond(
     let sent = *sent;
     let marks = sent.marks;
     let (mut parts, incoming) = sent.response.into_parts();
-    let coded = marks.has(Mark::TRANSFER_ENCODING) && !normalize::decoded(&parts.headers);
+    let coded = marks.has(Mark::TRANSFER_ENCODING) && normalize::coding(&parts.headers) != Coding::Undone;
     let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let length = normalize::one_length(parts.status, &mut parts.headers);
     if coded || (switches && upgrade.is_none()) || length.is_err() {

@@ -111,6 +111,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b", "400 bad_request"),
             ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip", "400 bad_request"),
             ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked", "501 bad_request"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked", "400 bad_request"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "400 bad_request"),
             ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked", "400 bad_request"),
             ("GET /a#b HTTP/1.1\r\nHost: a", "400 bad_request"),
             ("GET * HTTP/1.1\r\nHost: a", "400 bad_request"),

@@ -66,6 +66,15 @@ const SHAPES: &[Shape] = &[
         "TE.TE: chunked and another one",
         "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: x\r\n\r\n0\r\n\r\n",
     ),
+    refused("TE.TE: chunked twice", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+    refused(
+        "TE.TE: chunked on two lines",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
+    ),
+    refused(
+        "TE.TE: chunked before and behind another one",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip, chunked\r\n\r\n0\r\n\r\n",
+    ),
     refused("TE.TE: a blank before the colon", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n"),
     refused("TE.TE: a vertical tab", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\x0bchunked\r\n\r\n0\r\n\r\n"),
     refused("TE.TE: in quotes", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n0\r\n\r\n"),
