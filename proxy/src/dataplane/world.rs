@@ -279,14 +279,15 @@ impl World {
     /// A connection that the application of `proxy` opens to `to`.
     pub(super) fn connect(&self, proxy: &Arc<Proxy>, to: SocketAddr) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let accepted = Accepted {
-            io: Box::new(far),
-            peer: SocketAddr::from(([10, 64, 0, 2], 50_000)),
-            original: to,
-            drain: self.guard.clone(),
-        };
-        tokio::spawn(connection::outbound(Arc::clone(proxy), accepted));
+        self.serve(proxy, to, Box::new(far));
         near
+    }
+
+    /// Has `proxy` serve a connection that its application opened to `to`.
+    pub(super) fn serve(&self, proxy: &Arc<Proxy>, to: SocketAddr, io: BoxedIo) {
+        let peer = SocketAddr::from(([10, 64, 0, 2], 50_000));
+        let accepted = Accepted { io, peer, original: to, drain: self.guard.clone() };
+        tokio::spawn(connection::outbound(Arc::clone(proxy), accepted));
     }
 
     /// A link to a pod, opened by whoever has the identity of `account` and need not be a sidecar otherwise.

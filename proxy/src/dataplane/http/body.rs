@@ -21,6 +21,7 @@ use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp::Counts;
 use crate::policy::breaker::Slot;
 use crate::policy::limits::Limits;
+use crate::telemetry::reason::Reason;
 
 /// Any body that leaves us.
 #[derive(Debug, Default)]
@@ -50,6 +51,17 @@ pub(crate) enum BodyError {
     /// A later attempt reads the body now.
     #[error("the attempt was given up")]
     GivenUp,
+}
+
+impl BodyError {
+    /// Did its sender break the rules? Otherwise it left, or took it back.
+    fn is_malformed(&self) -> bool {
+        match self {
+            Self::Sender(error) => malformed(error),
+            Self::Stream(error) => error.is_library(),
+            Self::Stalled | Self::GivenUp => false,
+        }
+    }
 }
 
 /// What a caller did wrong while it sent a body.
@@ -96,7 +108,9 @@ struct Shared {
     fault: Option<BodyFault>,
     /// It is not to be asked for yet.
     held: bool,
-    /// Who asked all the same.
+    /// Its sender waits to be told that it is wanted, and was not.
+    untold: bool,
+    /// Who asked all the same, or waits for what may never come.
     waker: Option<Waker>,
 }
 
@@ -131,12 +145,17 @@ impl Drop for Unread {
 }
 
 impl HeldBody {
-    /// It is read again. `false`: it is gone, and so is who sent it.
+    /// It is read again, for its sender is told that it is wanted. `false`: it is gone, and so is who sent it.
     pub(crate) fn release(&self) -> bool {
         let shared = self.0.upgrade();
         let is_there = shared.is_some();
-        RequestBody { shared }.release();
+        RequestBody { shared }.wake(|shared| (shared.held, shared.untold) = (false, false));
         is_there
+    }
+
+    /// It is read again, and its sender is not told anything.
+    pub(crate) fn let_pass(&self) {
+        RequestBody { shared: self.0.upgrade() }.wake(|shared| shared.held = false);
     }
 }
 
@@ -163,6 +182,7 @@ impl RequestBody {
             timer: None,
             fault: None,
             held: false,
+            untold: false,
             waker: None,
         };
         Self { shared: Some(Arc::new(Mutex::new(shared))) }
@@ -182,19 +202,17 @@ impl RequestBody {
     /// From now on nothing is read of it. `None`: there is no body.
     pub(crate) fn hold(&self) -> Option<HeldBody> {
         let shared = self.shared.as_ref()?;
-        shared.lock().held = true;
+        {
+            let mut shared = shared.lock();
+            (shared.held, shared.untold) = (true, true);
+        }
         Some(HeldBody(Arc::downgrade(shared)))
     }
 
-    /// It is read again.
-    pub(crate) fn release(&self) {
-        self.wake(|shared| shared.held = false);
-    }
-
-    /// If it is still held, whoever waits to read it waits for nothing any more.
+    /// If it is still held, or its sender was not told and did not begin, whoever waits to read it waits for nothing any more.
     pub(crate) fn give_up(&self) {
         self.wake(|shared| {
-            if shared.held {
+            if shared.held || (shared.untold && shared.kept_bytes == 0) {
                 shared.reader = shared.reader.wrapping_add(1);
             }
         });
@@ -333,6 +351,9 @@ impl http_body::Body for Cursor {
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
         if !shared.ended {
+            if shared.untold {
+                shared.waker = Some(cx.waker().clone());
+            }
             match std::task::ready!(shared.poll_source(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
@@ -356,13 +377,8 @@ impl http_body::Body for Cursor {
                     }
                 },
                 Some(Err(error)) => {
-                    let malformed = match &error {
-                        BodyError::Sender(error) => Some(malformed(error)),
-                        BodyError::Stream(error) => Some(error.is_library()),
-                        BodyError::Stalled | BodyError::GivenUp => None,
-                    };
-                    if let Some(malformed) = malformed {
-                        shared.fault = Some(if malformed { BodyFault::Malformed } else { BodyFault::Left });
+                    if !matches!(error, BodyError::Stalled | BodyError::GivenUp) {
+                        shared.fault = Some(if error.is_malformed() { BodyFault::Malformed } else { BodyFault::Left });
                     }
                     shared.lost = true;
                     shared.copies.clear();
@@ -423,7 +439,7 @@ impl Answer {
     }
 }
 
-/// Did the body break the rules? Otherwise its sender left, or took it back.
+/// The same of what the codec of HTTP/1 says.
 fn malformed(error: &hyper::Error) -> bool {
     if error.is_incomplete_message() || error.is_canceled() || error.is_closed() || error.is_timeout() {
         return false;
@@ -491,7 +507,7 @@ impl http_body::Body for Answer {
             }
             Some(Err(error)) => {
                 if let Some(mut record) = self.record.take() {
-                    record.body_broke();
+                    record.body_broke(if error.is_malformed() { Reason::UpstreamProtocol } else { Reason::UpstreamReset });
                 }
                 self.lease = None;
                 Poll::Ready(Some(Err(error)))

@@ -2,11 +2,14 @@
 //! never by itself. Until then the caller's body is not asked for, or until one second passed, after which clients send anyway.
 //!
 //! Sources: RFC 9110 10.1.1 and 15.2.1. The codec says `100 Continue` to a client when its body is polled for the first time;
-//! whoever stands beneath it takes that away ([`CONTINUE`]). Invariant: the timer lets a body pass, and tells nobody anything.
+//! whoever stands beneath it takes that away ([`CONTINUE`]). Invariants: the timer lets a body pass, and tells nobody anything;
+//! whoever is answered without having been told, and did not begin by itself, is not listened to any more, for nobody knows what
+//! it would say next.
 
 use std::pin::Pin;
 use std::time::Duration;
 
+use http::header::EXPECT;
 use http::{HeaderMap, HeaderName, Response, StatusCode, Version};
 use tokio::time::sleep;
 
@@ -19,10 +22,7 @@ pub(crate) struct Expectation(HeldBody);
 impl Expectation {
     /// Holds the body of a request that expects to be told. `None`: this one does not.
     pub(crate) fn hold(version: Version, headers: &HeaderMap, body: &RequestBody) -> Option<Self> {
-        // "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that expectation."
-        let expects = version != Version::HTTP_10
-            && headers.get(http::header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        if expects { body.hold().map(Self) } else { None }
+        if is_expected(version, headers) { body.hold().map(Self) } else { None }
     }
 
     /// The body that is held.
@@ -42,11 +42,19 @@ impl Expectation {
             tokio::select! {
                 biased;
                 sent = &mut sending => return sent,
-                () = sleep(PATIENCE) => { self.0.release(); }
+                () = sleep(PATIENCE) => self.0.let_pass(),
             }
             sending.await
         })
     }
+}
+
+/// Does a caller wait to be told that its body is wanted? What else it expects, in the same line or in another, is for the
+/// application to meet or to refuse: whoever does not know an expectation "MAY respond with a 417", and need not (RFC 9110 10.1.1).
+pub(super) fn is_expected(version: Version, headers: &HeaderMap) -> bool {
+    let mut expected = headers.get_all(EXPECT).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    // "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that expectation."
+    version != Version::HTTP_10 && expected.any(|one| one.trim_ascii().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Answers a sidecar of an earlier version, which asks on a link whether a body is wanted: it hears that nobody knows, and

@@ -4,7 +4,8 @@
 //! Sources: RFC 9112 3 and 9.6 (a lingering close), RFC 9110 15.5.9 (408), 15.5.15 (414), RFC 6585 5 (431).
 //! Invariant: while an answer is on its way, every byte passes. What the codec writes at any other time can only be a
 //! refusal of its own; it is taken away, and the connection is given back to whoever serves it, who says it better. What is
-//! said before an answer is written here, between what the codec writes ([`Interims`]).
+//! said before an answer is written here, between what the codec writes ([`Interims`]). An answer that breaks off is heard as far
+//! as it came, and by nobody for the whole of it.
 
 use std::fmt;
 use std::io;
@@ -15,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use futures_util::task::AtomicWaker;
 use http::Response;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
@@ -26,7 +28,8 @@ use super::expect::CONTINUE;
 use super::interims::{self, Interims};
 use super::reject::{Limit, Reject};
 use super::spelling::{Heads, Odd, Spelling};
-use crate::base::net::{BoxedIo, poll_write_pieces};
+use crate::base::net::{BoxedIo, poll_write_pieces, socket};
+use crate::base::sockopt::unacknowledged;
 use crate::dataplane::sniff::Prefixed;
 use crate::policy::limits::Limits;
 
@@ -49,6 +52,12 @@ pub(crate) struct Turn {
     silenced: AtomicBool,
     /// The client waits to be told that its body is wanted. The codec would tell it when the body is read.
     expects: AtomicBool,
+    /// Nothing is to be done before the codec holds no bytes, and who waits for that.
+    clears: AtomicBool,
+    cleared: AtomicWaker,
+    /// The answer ends where the connection does; it broke off there.
+    until_close: AtomicBool,
+    broke: AtomicBool,
     /// What is said before the answer that is being made.
     pub(super) interims: Interims,
     /// How the names in the heads are spelled.
@@ -111,6 +120,8 @@ pub(crate) struct Guarded {
 /// An answer's body, whose end is the end of a turn.
 pub(crate) struct Watched {
     body: Body,
+    /// It broke off. The codec, once told, drops what it was handed before.
+    broken: Option<Box<BodyError>>,
     turn: Arc<Turn>,
 }
 
@@ -141,6 +152,10 @@ impl Turn {
             reading: AtomicBool::new(false),
             silenced: AtomicBool::new(false),
             expects: AtomicBool::new(false),
+            clears: AtomicBool::new(false),
+            cleared: AtomicWaker::new(),
+            until_close: AtomicBool::new(false),
+            broke: AtomicBool::new(false),
             interims: Interims::default(),
             heads: Mutex::new(Heads::of_requests()),
             left: Mutex::new(None),
@@ -152,6 +167,8 @@ impl Turn {
     pub(crate) fn asked(&self, body: bool, expects: bool) -> (Option<Spelling>, Odd) {
         self.interims.begin();
         self.expects.store(expects, Ordering::Relaxed);
+        // The codec says its own word where it stands, be it within the answer before this one.
+        self.clears.store(expects, Ordering::Relaxed);
         self.head_bytes.store(0, Ordering::Relaxed);
         self.line_bytes.store(0, Ordering::Relaxed);
         self.line_ended.store(true, Ordering::Relaxed);
@@ -166,6 +183,30 @@ impl Turn {
     pub(crate) fn body_read(self: &Arc<Self>) -> Reading {
         self.reading.store(true, Ordering::Relaxed);
         Reading(Arc::clone(self))
+    }
+
+    /// May bytes still come of the body of a request that was answered?
+    pub(crate) fn is_uploading(&self) -> bool {
+        self.uploading.load(Ordering::Relaxed) && self.heads.lock().is_in_body()
+    }
+
+    /// The answer that is made has no other end than that of the connection.
+    pub(crate) fn until_close(&self) {
+        self.until_close.store(true, Ordering::Relaxed);
+    }
+
+    /// Would an end of the connection pass for that of an answer which broke off?
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.until_close.load(Ordering::Relaxed) && self.broke.load(Ordering::Relaxed)
+    }
+
+    /// Is ready when the codec holds no bytes, where somebody is to wait for that.
+    fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.clears.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        self.cleared.register(cx.waker());
+        if self.clears.load(Ordering::Acquire) { Poll::Pending } else { Poll::Ready(()) }
     }
 
     /// The connection is a tunnel from now on.
@@ -270,6 +311,10 @@ impl Turn {
 
     /// The codec holds nothing back.
     fn flushed(&self) {
+        if self.clears.load(Ordering::Relaxed) {
+            self.clears.store(false, Ordering::Release);
+            self.cleared.wake();
+        }
         if self.phase() == Phase::Ending {
             self.set(if self.uploading.load(Ordering::Relaxed) { Phase::Open } else { Phase::Idle });
         }
@@ -320,7 +365,8 @@ impl Guarded {
         Poll::Ready(Ok(()))
     }
 
-    /// Is that, which the codec writes, its own word that a body is wanted? It is the application that says so.
+    /// Is that, which the codec writes, its own word that a body is wanted? It is the application that says so. The codec held
+    /// nothing when the body was asked for, so nothing stands before it.
     fn is_leave(&self, words: &[u8]) -> bool {
         self.turn.expects.load(Ordering::Relaxed)
             && words.starts_with(CONTINUE)
@@ -331,7 +377,14 @@ impl Guarded {
 impl Watched {
     /// Watches an answer's body.
     pub(crate) fn new(body: Body, turn: Arc<Turn>) -> Self {
-        Self { body, turn }
+        Self { body, broken: None, turn }
+    }
+}
+
+impl Reading {
+    /// Is ready when the body may be read.
+    pub(crate) fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
+        self.0.poll_clear(cx)
     }
 }
 
@@ -396,6 +449,23 @@ impl Clock {
 /// while, for a close with bytes unread would be a reset that takes the answer away.
 pub(crate) async fn refuse(io: BoxedIo, reject: &Reject) {
     farewell(io, &written(reject.render(false))).await;
+}
+
+/// Hears out a client that was answered and may still be sending, so that it has a chance to read the answer.
+pub(crate) async fn linger(io: BoxedIo) {
+    farewell(io, &[]).await;
+}
+
+/// Cuts a connection whose end would pass for that of an answer: what was written arrives, and then an error.
+pub(crate) async fn cut(io: BoxedIo) {
+    let Some(socket) = socket(&io) else { return };
+    let until = Instant::now() + LINGER_MAX;
+    while unacknowledged(socket).is_ok_and(|left| left > 0) && Instant::now() < until {
+        sleep(CUT_STEP).await;
+    }
+    if let Err(error) = socket.set_zero_linger() {
+        tracing::debug!(%error, "a connection ends as if its answer were whole");
+    }
 }
 
 /// Writes last words.
@@ -543,7 +613,17 @@ impl http_body::Body for Watched {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let this = &mut *self;
+        if this.broken.is_none() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Err(error)) => this.broken = Some(Box::new(error)),
+                frame => return Poll::Ready(frame),
+            }
+            this.turn.broke.store(true, Ordering::Relaxed);
+            this.turn.clears.store(true, Ordering::Relaxed);
+        }
+        ready!(this.turn.poll_clear(cx));
+        Poll::Ready(this.broken.take().map(|error| Err(*error)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -585,6 +665,8 @@ fn gone() -> io::Error {
 pub(crate) const REST_AFTER: Duration = Duration::from_millis(500);
 /// How long a client that was refused may take to read why.
 const LINGER_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked whether a client has what was written.
+const CUT_STEP: Duration = Duration::from_millis(5);
 /// What is read from it meanwhile.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_READ: usize = 16 * 1024;

@@ -75,7 +75,12 @@ impl http_body::Body for Inflow {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Codec(body, _reading) => Pin::new(body).poll_frame(cx).map_err(BodyError::Sender),
+            Self::Codec(body, reading) => {
+                if let Some(reading) = reading {
+                    ready!(reading.poll_clear(cx));
+                }
+                Pin::new(body).poll_frame(cx).map_err(BodyError::Sender)
+            }
             Self::Stream(stream) => stream.poll_frame(cx).map_err(BodyError::Stream),
         }
     }

@@ -39,6 +39,8 @@ struct Kept {
     /// The body whose sender waits to be told that it is wanted. Not kept: it knows the connection that this is a part of, and
     /// an answer may come without a word.
     expecting: Option<HeldBody>,
+    /// It was told.
+    told: bool,
     /// Headers that the policies of the route take from answers.
     gone: Vec<HeaderName>,
 }
@@ -93,6 +95,7 @@ impl Interims {
             StatusCode::SWITCHING_PROTOCOLS => return,
             // "If the request did not contain an Expect header field ..., the client can simply discard this" (RFC 9110 15.2.1).
             StatusCode::CONTINUE if !kept.expecting.take().is_some_and(|body| body.release()) => return,
+            StatusCode::CONTINUE => kept.told = true,
             _others => {}
         }
         let headers = interim.headers_mut();
@@ -105,6 +108,11 @@ impl Interims {
         }
         kept.queue.push_back(interim);
         self.waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// Was the sender of the body told that it is wanted?
+    pub(crate) fn is_told(&self) -> bool {
+        self.used.load(Ordering::Relaxed) && self.kept.lock().told
     }
 
     /// Is something to be written?

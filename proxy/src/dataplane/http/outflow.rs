@@ -25,6 +25,8 @@ pub(crate) struct Outflow {
     kept: Bytes,
     /// Nothing comes behind what is kept.
     last: bool,
+    /// The body broke off: what the stream is to be taken back for.
+    broken: Option<Reason>,
     /// How long the reader may grant nothing; none: it is waited for elsewhere.
     patience: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -34,7 +36,7 @@ pub(crate) struct Outflow {
 impl Outflow {
     /// A request's body.
     pub(crate) fn new(body: Body, to: SendStream<Bytes>) -> Self {
-        Self { body, to, first: true, kept: Bytes::new(), last: false, patience: None, timer: None, waits: None }
+        Self { body, to, first: true, kept: Bytes::new(), last: false, broken: None, patience: None, timer: None, waits: None }
     }
 
     /// An answer's body, whose client is given up when it reads nothing for that long.
@@ -50,6 +52,10 @@ impl Outflow {
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             ready!(self.poll_kept(cx))?;
+            if let Some(reason) = self.broken {
+                self.to.send_reset(reason);
+                return Poll::Ready(Ok(()));
+            }
             if self.last {
                 return Poll::Ready(Ok(()));
             }
@@ -84,8 +90,10 @@ impl Outflow {
                     }
                 },
                 Some(Err(error)) => {
-                    self.to.send_reset(reason_of(&error));
-                    return Poll::Ready(Ok(()));
+                    // The codec drops what it was handed before and has not written yet. Its turn comes before the next one here.
+                    self.broken = Some(reason_of(&error));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 None => {
                     self.to.reserve_capacity(0);
@@ -164,8 +172,11 @@ impl Future for Outflow {
 /// What a stream is taken back for when its body broke off.
 fn reason_of(error: &BodyError) -> Reason {
     match error {
-        // Without an error it would pass for a whole one.
-        BodyError::Stream(error) => error.reason().filter(|reason| *reason != Reason::NO_ERROR).unwrap_or(Reason::INTERNAL_ERROR),
+        // Without an error it would pass for a whole one. What its sender did wrong is not the reader's doing.
+        BodyError::Stream(error) if !error.is_library() => {
+            error.reason().filter(|reason| *reason != Reason::NO_ERROR).unwrap_or(Reason::INTERNAL_ERROR)
+        }
+        BodyError::Stream(_) => Reason::INTERNAL_ERROR,
         BodyError::Sender(_) | BodyError::Stalled | BodyError::GivenUp => Reason::INTERNAL_ERROR,
     }
 }

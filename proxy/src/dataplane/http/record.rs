@@ -156,9 +156,9 @@ impl Record {
         self.logged = true;
     }
 
-    /// The answer broke off.
-    pub(crate) fn body_broke(&mut self) {
-        self.reason = Reason::UpstreamReset;
+    /// The answer broke off, for this reason.
+    pub(crate) fn body_broke(&mut self, reason: Reason) {
+        self.reason = reason;
     }
 
     /// `grpc-status`, from an answer's head or from its trailers.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT};
-use http::{HeaderValue, Request, StatusCode};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,6 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use super::expect;
 use super::frames::{self, Framed, HEADERS_READ, Rings, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
 use super::inflow::Inflow;
@@ -105,7 +106,8 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
         let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
         service_fn(move |mut request: Request<Incoming>| {
             let uploads = !request.body().is_end_stream();
-            let expects = uploads && request.headers().contains_key(EXPECT);
+            let expects = uploads && expect::is_expected(request.version(), request.headers());
+            let version = request.version();
             let (spelling, odd) = turn.asked(uploads, expects);
             let reading = uploads.then(|| turn.body_read());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
@@ -120,10 +122,16 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 let mut answer = pipeline::handle(connection, request, beside, upgrading).await;
                 turn.interims.through().await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);
-                // Nobody knows what else comes from a client whose request was not valid. "The server MUST close the connection
-                // after responding to such a request" (RFC 9112 6.1).
-                if odd.framed_twice || invalid || unreached {
+                // Nobody knows what comes next from a client that was not told to send its body. Whoever answers "instead of
+                // reading the entire message content SHOULD indicate whether it intends to close" (RFC 9110 10.1.1).
+                let untold = expects && !turn.interims.is_told() && turn.is_uploading();
+                // Nor from one whose request was not valid. "The server MUST close the connection after responding to such a
+                // request" (RFC 9112 6.1).
+                if odd.framed_twice || invalid || unreached || untold {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
+                    turn.until_close();
                 }
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     turn.tunnel();
@@ -164,13 +172,25 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             let first = if empty { Bytes::new() } else { unread };
             return Some(Talk { first, io, since: Some(clock.since()), rests: empty });
         }
+        // A close with bytes unread would be a reset, which takes the answer away.
+        Ended::Served(Ok(())) if turn.is_uploading() => {
+            if let Some(io) = turn.take_back() {
+                guard::linger(io).await;
+            }
+            return None;
+        }
         // Whatever broke with a request under way is in the request's record.
         Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader | Late::Rest) | Ended::Revoked => return None,
         Ended::Served(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
             match turn.refusal(&error) {
                 Some(reject) => reject,
-                None => return None,
+                None => {
+                    if let Some(io) = turn.take_back().filter(|_| turn.is_cut_short()) {
+                        guard::cut(io).await;
+                    }
+                    return None;
+                }
             }
         }
         Ended::Late(Late::Head) => Reject::RequestTimeout,

@@ -179,6 +179,16 @@ impl Heads {
         self.at == At::Start && self.done.is_empty()
     }
 
+    /// Is the body of the last head that the codec has still on its way?
+    pub(crate) fn is_in_body(&self) -> bool {
+        let in_body = match self.at {
+            At::Start | At::FirstLine | At::Interim | At::Name | At::Value | At::Length | At::Rest => false,
+            At::Body(_) | At::ChunkSize(_) | At::ChunkLine(_) | At::Chunk(_) | At::ChunkEnd | At::Trailer(_) => true,
+        };
+        // Of a head that the codec has not, it is another one.
+        in_body && self.done.is_empty()
+    }
+
     /// Takes bytes as they pass.
     pub(crate) fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -528,6 +538,25 @@ mod tests {
         let mut heads = Heads::of_requests();
         REQUESTS.iter().for_each(|byte| heads.read(&[*byte]));
         assert_eq!(texts(&mut heads), wanted);
+    }
+
+    #[test]
+    fn a_body_is_on_its_way_until_its_last_byte() {
+        for body in ["Content-Length: 4\r\n\r\nbody", "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nA: b\r\n\r\n"] {
+            let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{body}");
+            let head_bytes = request.find("\r\n\r\n").unwrap() + 4;
+            let mut heads = Heads::of_requests();
+            for (index, byte) in request.bytes().enumerate() {
+                heads.read(&[byte]);
+                heads.next();
+                let expected = (head_bytes..request.len()).contains(&(index + 1));
+                assert_eq!(heads.is_in_body(), expected, "{body:?} {index}");
+            }
+            heads.read(b"P");
+            assert!(!heads.is_in_body(), "another one begins");
+            heads.read(request.get(1..head_bytes).unwrap().as_bytes());
+            assert!(!heads.is_in_body(), "it is that of a head which the codec has not");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::tunnel::Upgrading;
 use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp;
 use crate::policy::breaker::Slot;
+use crate::telemetry::reason::Reason;
 
 /// Answers that the upgrade is accepted and joins both sides when the answer is through. `held` is what the request holds
 /// upstream: a tunnel takes its place there until it ends.
@@ -54,7 +55,7 @@ pub(crate) fn establish(
         match ended {
             tcp::Ended::Both | tcp::Ended::Idle => record.body_ended(),
             tcp::Ended::Downstream(_) => {}
-            tcp::Ended::Upstream(_) => record.body_broke(),
+            tcp::Ended::Upstream(_) => record.body_broke(Reason::UpstreamReset),
         }
         tracing::trace!(sent = counts.sent.load(Ordering::Relaxed), "a tunnel ended");
     });

@@ -4,6 +4,7 @@ mod answers;
 mod attacks;
 mod config;
 mod cost;
+mod expect;
 mod fidelity;
 mod http;
 mod interims;
