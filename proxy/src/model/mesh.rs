@@ -35,7 +35,7 @@ pub(crate) struct MeshSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tracing: Option<Sampling>,
     /// What one client may ask of a sidecar: of those in the mesh, of those outside of it, and of the sidecar's own application.
-    /// A connection keeps the limits with which it began.
+    /// A connection keeps the limits with which it began, but for those on answers, which hold for the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<LimitsConfig>,
 }

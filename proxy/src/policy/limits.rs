@@ -124,7 +124,7 @@ impl LimitsConfig {
             }
             written => written.unwrap_or(usual),
         };
-        let header_bytes = count("headerBytes", self.header_bytes, 8_192..=1 << 20, usual.header_bytes);
+        let header_bytes = count("headerBytes", self.header_bytes, 8_192..=HEADER_BYTES_MAX, usual.header_bytes);
         let header_count = count("headerCount", self.header_count, 32..=4_096, usual.header_count);
         let uri_bytes = count("uriBytes", self.uri_bytes, 256..=65_534, usual.uri_bytes);
         let concurrent_streams = count("concurrentStreams", self.concurrent_streams, 1..=10_000, usual.concurrent_streams);
@@ -179,6 +179,8 @@ impl Limits {
     }
 }
 
+/// The largest head of a request that a mesh may allow.
+pub(crate) const HEADER_BYTES_MAX: u32 = 1 << 20;
 /// How many clients a link between sidecars counts as.
 const LINK_SHARED_BY: u32 = 10;
 const LINK_LATER: Duration = Duration::from_secs(10);

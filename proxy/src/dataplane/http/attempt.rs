@@ -24,7 +24,7 @@ use super::spelling::{self, HEADER_NAMES, Spelling};
 use crate::dataplane::Proxy;
 use crate::dataplane::balance;
 use crate::dataplane::pool::connect::ConnectError;
-use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks, WireError};
+use crate::dataplane::pool::{Destination, Reuse, SendError, Sent, Speaks};
 use crate::policy::breaker::Slot;
 use crate::policy::grpc::is_grpc;
 use crate::policy::outlier::Outcome;
@@ -267,10 +267,8 @@ fn classify(error: SendError) -> Failed {
         SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
         SendError::Refused(_) => Failed { reject: Reject::UpstreamRefused, state: WireState::Refused },
         SendError::TooMuch(_) => Failed { reject: Reject::TooManyInterims, state: WireState::Sent },
-        SendError::TooLarge(limits, _) => Failed { reject: Reject::AnswerTooLarge(limits), state: WireState::Sent },
-        SendError::Broken(WireError::Single(error)) if error.is_parse() => {
-            Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent }
-        }
+        SendError::TooLarge(limit) => Failed { reject: Reject::AnswerTooLarge(limit), state: WireState::Sent },
+        SendError::Malformed(_) => Failed { reject: Reject::UpstreamProtocol, state: WireState::Sent },
         SendError::Broken(_) => Failed { reject: Reject::UpstreamReset, state: WireState::Sent },
     }
 }

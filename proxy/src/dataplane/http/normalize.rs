@@ -188,12 +188,15 @@ pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reje
     if over(request.headers.len(), limits.header_count) {
         return Err(Reject::TooLarge(Limit::HeaderCount(limits.header_count)));
     }
-    // A header counts with 32 bytes beside its text (RFC 9113 10.5.1).
-    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>();
-    if over(fields + target, limits.header_bytes) {
+    if over(list_bytes(&request.headers) + target, limits.header_bytes) {
         return Err(Reject::TooLarge(Limit::HeadBytes(limits.header_bytes)));
     }
     Ok(())
+}
+
+/// How large headers are as HTTP/2 counts them: each with 32 bytes beside its text (RFC 9113 10.5.1).
+pub(crate) fn list_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES).sum()
 }
 
 fn authority(request: &Parts) -> Result<Option<Authority>, Reject> {
@@ -409,6 +412,7 @@ pub(crate) fn cleaned_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
     (!trailers.is_empty()).then_some(trailers)
 }
 
+const FIELD_BYTES: usize = 32;
 /// What crosses a link.
 const CROSSING: [HeaderName; 6] = [HTTP_VERSION, UPGRADE_TOKEN, STATUS, HEADER_NAMES, REASON_PHRASE, expect::ASKED];
 /// Headers of this prefix are for sidecars alone.

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use super::body::Body;
 use super::interims::TooMuch;
 use crate::base::names::Named;
-use crate::dataplane::pool::AnswerLimits;
+use crate::dataplane::pool::HeadTooLarge;
 use crate::policy::RuleName;
 use crate::policy::headers::HeaderEdit;
 use crate::policy::jwt::{TOKEN_MISSING, TokenRefused};
@@ -84,8 +84,8 @@ pub(crate) enum Reject {
     UpstreamProtocol,
     /// The destination said too much before its answer.
     TooManyInterims,
-    /// The head of the destination's answer is over one of these.
-    AnswerTooLarge(AnswerLimits),
+    /// The head of the destination's answer is over a limit.
+    AnswerTooLarge(HeadTooLarge),
     /// The application does not speak HTTP/2, as its caller does.
     AppNotHttp2,
     /// One attempt took too long, and there is no other.
@@ -164,7 +164,7 @@ impl Reject {
             Self::AnswerTooLarge(_) | Self::TooManyInterims => {
                 let status = StatusCode::BAD_GATEWAY;
                 let text = Cow::Owned(match self {
-                    Self::AnswerTooLarge(limits) => limits.text(),
+                    Self::AnswerTooLarge(limit) => limit.to_string(),
                     _interims => TooMuch.to_string(),
                 });
                 return Told { status, grpc_status: INTERNAL, reason: Reason::UpstreamProtocol, rule: None, text };

@@ -34,7 +34,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::idleness::Idleness;
-use super::{AnswerLimits, Key, SendError};
+use super::{AnswerLimits, HeadTooLarge, Key, SendError};
 use crate::base::net::{BoxedIo, poll_write_pieces, socket};
 use crate::base::sockopt::unacknowledged;
 use crate::dataplane::http::answers::Answers;
@@ -43,8 +43,16 @@ use crate::dataplane::http::body::Body;
 /// All kept connections, and what is known of the servers at their other ends.
 #[derive(Debug, Default)]
 pub(super) struct Singles {
-    idle: Mutex<BTreeMap<Key, Vec<Single>>>,
+    idle: Mutex<Idle>,
     endpoints: Mutex<BTreeMap<SocketAddr, Arc<Mutex<Idleness>>>>,
+}
+
+/// Those that carry no request just now.
+#[derive(Debug, Default)]
+struct Idle {
+    kept: BTreeMap<Key, Vec<Single>>,
+    /// What answers may be. A connection is told when it is opened, and kept no longer than that holds.
+    limits: AnswerLimits,
 }
 
 /// One connection, for one request at a time.
@@ -109,7 +117,7 @@ impl Singles {
     /// A connection that can carry a request of this method now.
     pub(super) fn take(&self, key: &Key, method: &Method) -> Option<Single> {
         let mut idle = self.idle.lock();
-        let list = idle.get_mut(key)?;
+        let list = idle.kept.get_mut(key)?;
         // The one that was used last is on top; what lies below it is older.
         while let Some(ready) = list.iter().rposition(|single| single.sender.is_ready()) {
             let single = list.remove(ready);
@@ -126,7 +134,10 @@ impl Singles {
             return;
         }
         let mut idle = self.idle.lock();
-        let list = idle.entry(key).or_default();
+        if single.limits != idle.limits {
+            return;
+        }
+        let list = idle.kept.entry(key).or_default();
         if list.len() >= PER_KEY_MAX {
             list.retain(Single::usable);
         }
@@ -145,15 +156,28 @@ impl Singles {
 
     /// Closes what was idle for too long.
     pub(super) fn sweep(&self) {
-        self.idle.lock().retain(|_, list| {
+        self.idle.lock().kept.retain(|_, list| {
             list.retain(Single::usable);
             !list.is_empty()
         });
     }
 
+    /// What answers may be from now on. Connections that were told something else are let go of.
+    pub(super) fn limit(&self, limits: AnswerLimits) {
+        let mut idle = self.idle.lock();
+        if idle.limits != limits {
+            *idle = Idle { kept: BTreeMap::new(), limits };
+        }
+    }
+
+    /// What answers may be.
+    pub(super) fn limits(&self) -> AnswerLimits {
+        self.idle.lock().limits
+    }
+
     /// Forgets connections that are not `kept`, and what was learned of endpoints that are not in `known`.
     pub(super) fn retain(&self, known: &BTreeSet<SocketAddr>, mut kept: impl FnMut(&Key) -> bool) {
-        self.idle.lock().retain(|key, _| kept(key));
+        self.idle.lock().kept.retain(|key, _| kept(key));
         self.endpoints.lock().retain(|address, endpoint| known.contains(address) || Arc::strong_count(endpoint) > 1);
     }
 }
@@ -165,7 +189,13 @@ impl Single {
 
     /// What a request came to that may have been processed.
     pub(super) fn failed(&self, error: hyper::Error) -> SendError {
-        if error.is_parse_too_large() { SendError::TooLarge(self.limits, error) } else { SendError::Broken(error.into()) }
+        if error.is_parse_too_large() {
+            HeadTooLarge::Http1(self.limits).into()
+        } else if error.is_parse() {
+            SendError::Malformed(error.into())
+        } else {
+            SendError::Broken(error.into())
+        }
     }
 
     /// Learns from an answer.

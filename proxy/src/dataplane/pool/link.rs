@@ -31,6 +31,7 @@ use tracing::{debug, info};
 
 use super::connect::{self, ConnectError};
 use super::first::First;
+use super::heads::LIST_BYTES_READ;
 use super::upload::Held;
 use super::{Destination, Pool, SendError, WireError, admit, distrusted, wait};
 use crate::base::net::BoxedIo;
@@ -205,6 +206,8 @@ impl Open {
             SendError::NotHttp2(error)
         } else if unprocessed {
             SendError::Refused(WireError::Stream(error))
+        } else if error.is_library() {
+            SendError::Malformed(WireError::Stream(error))
         } else {
             SendError::Broken(WireError::Stream(error))
         }
@@ -368,7 +371,7 @@ impl Pool {
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(self.limits.lock().list_bytes())
+            .max_header_list_size(LIST_BYTES_READ)
             .max_concurrent_reset_streams(RESETS_KEPT)
             .reset_stream_duration(RESET_KEPT)
             // Callers share it: those who leave before their answers came must not end the answers of the others.

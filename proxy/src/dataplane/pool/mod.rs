@@ -31,7 +31,7 @@ mod link;
 mod upload;
 
 use self::connect::{ConnectError, Dial};
-pub(crate) use self::heads::AnswerLimits;
+pub(crate) use self::heads::{AnswerLimits, HeadTooLarge};
 use self::http1::{Single, Singles};
 use self::link::{Answered, Link};
 pub(crate) use self::link::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
@@ -51,7 +51,6 @@ use crate::base::random::Dice;
 use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::breaker::{Breaker, Slot};
-use crate::policy::limits::Limits;
 use crate::snapshot::{Backend, Endpoint, Transport};
 
 /// Where a request or connection goes, and how.
@@ -121,8 +120,6 @@ pub(crate) struct Pool {
     singles: Singles,
     loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
     dice: Mutex<Dice>,
-    /// Those of the connections that are opened from now on.
-    limits: Mutex<AnswerLimits>,
 }
 
 /// What may share a connection.
@@ -155,9 +152,12 @@ pub(crate) enum SendError {
     /// Too much was said before the answer.
     #[error(transparent)]
     TooMuch(#[from] TooMuch),
-    /// The head of the answer is over one of these limits, as far as the codec says.
-    #[error("{}", .0.text())]
-    TooLarge(AnswerLimits, #[source] hyper::Error),
+    /// The head of the answer is over a limit.
+    #[error(transparent)]
+    TooLarge(#[from] HeadTooLarge),
+    /// The peer broke the rules of HTTP: in its answer, or so that the whole connection ends.
+    #[error("the answer breaks the rules of HTTP")]
+    Malformed(#[source] WireError),
     /// The request left and may have been processed.
     #[error("the connection broke before an answer came")]
     Broken(#[source] WireError),
@@ -251,13 +251,12 @@ impl Pool {
             singles: Singles::default(),
             loads: Mutex::default(),
             dice: Mutex::new(Dice::from_seed(seed)),
-            limits: Mutex::new(AnswerLimits::of(&Limits::default())),
         }
     }
 
-    /// What answers may be on connections that are opened from now on.
+    /// What answers may be from now on.
     pub(crate) fn limit(&self, limits: AnswerLimits) {
-        *self.limits.lock() = limits;
+        self.singles.limit(limits);
     }
 
     /// Requests that are under way to an endpoint.
@@ -300,6 +299,7 @@ impl Pool {
         let load = self.count(to.address);
         if to.peer.is_some() || speaks == Speaks::Http2 {
             let Answered { response, upgrading, held } = self.send_shared(to, request, interims).await?;
+            heads::within(|| self.singles.limits(), response.headers())?;
             let lease = Lease { one: None, held: Some(held), _load: load };
             let marks = Marks::of(response.headers());
             Ok(placed::boxed(|| Sent { response, marks, upgrading, spelling: None, lease }))
@@ -380,7 +380,7 @@ impl Pool {
         let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
         let (io, watch) = self.singles.watch(to.address, io);
         let (io, answers) = Answers::watch(Box::new(io));
-        let limits = *self.limits.lock();
+        let limits = self.singles.limits();
         let mut codec = codec::Builder::new();
         // "A proxy MUST remove any such whitespace from a response message" (RFC 9112 5.1).
         codec.allow_spaces_after_header_name_in_responses(true).max_buf_size(limits.bytes).max_header_size(limits.bytes);
