@@ -142,7 +142,7 @@ impl Interims {
 }
 
 impl Said {
-    /// One more, of so many bytes.
+    /// One more, of so many bytes as HTTP/2 counts them, whatever it came in: what passes one hop passes the next.
     ///
     /// # Errors
     /// It is one too many.
@@ -166,18 +166,23 @@ impl Saying {
     /// # Errors
     /// It is too much.
     pub(super) fn line(&mut self, status: &[u8], line: &[u8]) -> Result<bool, TooMuch> {
-        let more = self.lines.len().saturating_add(line.len()) <= BYTES_MAX;
-        if more {
-            self.lines.extend_from_slice(line);
-        }
-        let last = self.lines.ends_with(b"\n") && matches!(self.last_line(), b"\n" | b"\r\n");
-        if !more || (last && self.said.more(self.lines.len()).is_err()) {
-            self.too_much = true;
+        let heard = self.more(status, line);
+        self.too_much |= heard.is_err();
+        heard
+    }
+
+    fn more(&mut self, status: &[u8], line: &[u8]) -> Result<bool, TooMuch> {
+        if self.lines.len().saturating_add(line.len()) > BYTES_MAX {
             return Err(TooMuch);
         }
+        self.lines.extend_from_slice(line);
+        let last = self.lines.ends_with(b"\n") && matches!(self.last_line(), b"\n" | b"\r\n");
         if last {
             let lines = std::mem::take(&mut self.lines);
-            self.heard.extend(StatusCode::from_bytes(status).ok().and_then(|status| of_http1(status, &lines)));
+            let interim = StatusCode::from_bytes(status).ok().and_then(|status| of_http1(status, &lines));
+            // What is none is not said, and counts as it came.
+            self.said.more(interim.as_ref().map_or(lines.len(), |interim| normalize::list_bytes(interim.headers())))?;
+            self.heard.extend(interim);
         }
         Ok(last)
     }
@@ -211,8 +216,7 @@ pub(crate) fn poll_answer(
 ) -> Poll<Result<Response<h2::RecvStream>, Ended>> {
     // The codec drops what was not asked for when the answer is asked for, so the answer is asked for when it is next.
     while let Some(Ok(interim)) = std::task::ready!(answer.poll_informational(cx)) {
-        let fields = interim.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
-        said.more(fields.sum())?;
+        said.more(normalize::list_bytes(interim.headers()))?;
         if let Some(interims) = interims {
             interims.hear(interim);
         }
@@ -268,8 +272,6 @@ fn of_http1(status: StatusCode, lines: &[u8]) -> Option<Response<()>> {
 /// What may be said before one answer: `102 Processing` every few seconds of a long one, and early hints as large as a head.
 const COUNT_MAX: usize = 100;
 const BYTES_MAX: usize = 64 * 1024;
-/// What a header counts beside its text (RFC 9113 10.5.1).
-const FIELD_BYTES: usize = 32;
 
 #[cfg(test)]
 mod tests {

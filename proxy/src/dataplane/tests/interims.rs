@@ -12,8 +12,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::answers::of_http2;
+use super::attacks::open_pair;
 use super::fidelity::{hop, pair, sidecars, until};
-use super::world::{World, app_at, document, service, vip};
+use super::world::{World, app_at, document, service, told, vip};
 
 const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n";
 const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -299,5 +300,38 @@ async fn a_caller_in_http_2_is_told_that_its_body_is_wanted() {
         let heard = heard_in_http2(world.connect(&web, vip(1)), request, Some("body")).await;
         assert_eq!(heard, [(100, String::new(), 3), (200, String::new(), 3)]);
         assert_eq!(*seen.lock(), "body");
+    }
+}
+
+/// Each is small on the wire of HTTP/1, and its fields are many: HTTP/2 counts 32 bytes more of each (RFC 9113 10.5.1).
+fn of_many_fields(count: usize) -> String {
+    format!("HTTP/1.1 103 Early Hints\r\n{}\r\n", "a: b\r\n".repeat(20)).repeat(count)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_before_an_answer_counts_the_same_at_every_hop() {
+    // 20 fields of 34 bytes.
+    let most = (64 << 10) / (20 * 34);
+    for (words, passes) in
+        [(HINTS.repeat(100), 100), (HINTS.repeat(101), 0), (of_many_fields(most), most), (of_many_fields(100), 0)]
+    {
+        let all: &'static str = format!("{words}{ANSWER}").leak();
+        let all: &'static [&'static str] = vec![all].leak();
+        for inbound in [false, true] {
+            let (world, web, api) = open_pair("http", &json!({}));
+            says(&world, all);
+            let mut stream = if inbound { world.connect_inbound(&api, app_at(3)) } else { world.connect(&web, vip(1)) };
+            stream.write_all(GET.as_bytes()).await.unwrap();
+            let end = if passes > 0 { "\r\n\r\nok" } else { "bytes of them\n" };
+            let heard = timeout(Duration::from_secs(5), until(&mut stream, end.as_bytes())).await.unwrap();
+            let (said, answer) = (heard.matches("HTTP/1.1 103 ").count(), heard.contains("HTTP/1.1 200 "));
+            if passes > 0 {
+                assert_eq!((said, answer), (passes, true), "inbound: {inbound}");
+            } else {
+                assert!(said <= 100 && !answer, "inbound: {inbound}: {said}");
+                // The hop that the application answers is the one that decides.
+                told(&api, &["outrigger_refusals_total", "inbound", "upstream_protocol", "shop/api"]);
+            }
+        }
     }
 }
