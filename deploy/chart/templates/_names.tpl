@@ -24,3 +24,16 @@ app.kubernetes.io/part-of: outrigger
 {{- end -}}
 outrigger-system
 {{- end }}
+
+{{/* Driver and socket by which pods reach another Workload API; empty where there is none. */}}
+{{- define "outrigger.workloadApi" -}}
+{{- with .Values.workloadApi -}}
+{{- if or (hasPrefix "/" .) (hasPrefix "unix:" .) -}}
+{{- fail (printf "workloadApi: %s is a path on the node: a pod reaches it by a hostPath volume alone, which Pod Security restricted forbids; name the driver that brings the socket into pods, as csi.spiffe.io" .) -}}
+{{- end -}}
+{{- if eq (splitList "/" . | first) "csi.outrigger.dev" -}}
+{{- fail "workloadApi: csi.outrigger.dev is the node agent's own driver, whose Workload API is asked where nothing is set" -}}
+{{- end -}}
+{{- contains "/" . | ternary . (printf "%s/spire-agent.sock" .) -}}
+{{- end -}}
+{{- end }}

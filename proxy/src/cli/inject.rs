@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::given::{Given, texts};
 use super::{Failure, print, warn};
 use crate::injection::document::inject_document;
-use crate::injection::{Namespace, Settings};
+use crate::injection::{Namespace, Settings, WorkloadApi};
 use crate::model::marks::{ENABLED, INJECT, Mode};
 use crate::model::yaml::{self, Written};
 
@@ -42,6 +42,10 @@ pub(crate) struct SidecarsArgs {
     /// Where sidecars find the control plane's stream
     #[arg(long, env = "OUTRIGGER_SIDECAR_CONTROL", value_name = "HOST:PORT")]
     sidecar_control: Option<String>,
+    /// Where sidecars have their identities from, in the place of their node's agent: a CSI driver and the socket in its
+    /// volumes, as csi.spiffe.io/spire-agent.sock
+    #[arg(long, env = "OUTRIGGER_SIDECAR_WORKLOAD_API", value_name = "DRIVER[/SOCKET]")]
+    sidecar_workload_api: Option<WorkloadApi>,
     /// Where sidecars stand in their pods: native (Kubernetes 1.29) or classic
     #[arg(long, env = "OUTRIGGER_SIDECAR_MODE", value_name = "MODE", value_parser = mode)]
     sidecar_mode: Option<Mode>,
@@ -63,12 +67,21 @@ fn mode(text: &str) -> Result<Mode, String> {
 impl SidecarsArgs {
     /// What is said here, and else what holds where nobody says anything.
     pub(crate) fn settings(&self, trust_domain: &str) -> Settings {
-        let Self { sidecar_image, sidecar_control, sidecar_mode, sidecar_log_level, sidecar_cpu, sidecar_memory } = self.clone();
+        let Self {
+            sidecar_image,
+            sidecar_control,
+            sidecar_workload_api,
+            sidecar_mode,
+            sidecar_log_level,
+            sidecar_cpu,
+            sidecar_memory,
+        } = self.clone();
         let usual = Settings::default();
         Settings {
             image: sidecar_image.unwrap_or(usual.image),
             control: sidecar_control.unwrap_or(usual.control),
             trust_domain: trust_domain.to_owned(),
+            workload_api: sidecar_workload_api,
             mode: sidecar_mode.unwrap_or(usual.mode),
             log_level: sidecar_log_level.unwrap_or(usual.log_level),
             cpu: sidecar_cpu.unwrap_or(usual.cpu),

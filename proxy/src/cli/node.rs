@@ -15,6 +15,7 @@ use super::Failure;
 use crate::base::clock::WallClock;
 use crate::base::drain::Drain;
 use crate::base::units::Span;
+use crate::node::identities::Issuer;
 use crate::node::ladder::{Ladder, Rung};
 use crate::node::{Config, Doors, authority, chain, kubernetes, netns};
 use crate::telemetry::log::{self, LogFormat};
@@ -51,6 +52,9 @@ pub(crate) struct NodeArgs {
     /// Where the SPIFFE Workload API is served
     #[arg(long, env = "OUTRIGGER_WORKLOAD_API", value_name = "PATH", default_value = "/run/outrigger/workload.sock")]
     pub(crate) workload_api: PathBuf,
+    /// Ask for no identity of a pod and serve none: pods have theirs from another Workload API, SPIRE's (docs/security.md)
+    #[arg(long, env = "OUTRIGGER_FOREIGN_IDENTITIES")]
+    pub(crate) foreign_identities: bool,
     /// The trust domain of all identities
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "TD", default_value = "cluster.local")]
     pub(crate) trust_domain: String,
@@ -102,6 +106,7 @@ pub(crate) fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
             Doors::Node { enrolment: args.node_socket, workload_api: args.workload_api }
         },
         metrics: args.metrics,
+        issuer: if args.foreign_identities { Issuer::Elsewhere } else { Issuer::Authority },
         ladder: ladder(args.capture, args.kubernetes)?,
         kernel_log: args.kernel_log,
         attest_every: args.attest_every.0.max(ATTEST_EVERY_LEAST),

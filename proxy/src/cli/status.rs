@@ -91,6 +91,10 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
         Some(Err(error)) => say("capture", format!("the node agent does not tell: {error}")),
         None => {}
     }
+    if let Some(identity) = answer.pointer("/workloadApi/identity").and_then(Value::as_str) {
+        let expires = moment(number(&answer, "/workloadApi/certificateExpires"), now);
+        say("workload API", format!("{identity}, certificate ends {expires}"));
+    }
     say("authority", format!("root good until {}", day(number(&answer, "/control/rootExpires"))));
     let kinds = answer.pointer("/resources").and_then(Value::as_object);
     let kinds = kinds.into_iter().flatten().map(|(kind, count)| format!("{kind} {count}"));
@@ -300,6 +304,12 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
     for node in nodes.iter().filter(|node| ended(node)) {
         lines.push(format!("the certificate of the node agent {} has ended", string(node, "/name")));
     }
+    let of_workload_api = |field: &str| answer.pointer("/workloadApi").and_then(|api| api.get(field)?.as_str());
+    if let Some(missing) = of_workload_api("missing") {
+        lines.push(format!("no sidecar can come to the control plane: {missing}"));
+    } else if let Some(trouble) = of_workload_api("trouble") {
+        lines.push(format!("the control plane's identity is not renewed: {trouble}"));
+    }
     let root = number(answer, "/control/rootExpires");
     if root < now + ROOT_NEAR_S {
         lines.push(format!("the authority's root is good until {} only", day(root)));
@@ -456,6 +466,14 @@ mod tests {
         one(&|all| all["pods"][0]["refused"] = 2.into(), "shop/web-1 refuses 2 documents; `outrigger proxies` tells why");
         one(&|all| all["pods"][0]["certificateExpires"] = 999_999.into(), "the certificate of shop/web-1 has ended");
         one(&|all| all["nodes"] = json!([]), "no node agent is connected: no certificate is renewed, and no pod can enrol");
+        one(
+            &|all| all["workloadApi"] = json!({ "missing": "no identity yet: nobody answers", "trouble": "nobody answers" }),
+            "no sidecar can come to the control plane: no identity yet: nobody answers",
+        );
+        one(
+            &|all| all["workloadApi"] = json!({ "missing": null, "trouble": "nobody answers" }),
+            "the control plane's identity is not renewed: nobody answers",
+        );
         one(&|all| all["control"]["rootExpires"] = 1_000_100.into(), "the authority's root is good until 1970-01-12 only");
     }
 }

@@ -1,7 +1,8 @@
 //! The authority as node agents reach it: joining by the operator's token, certificates for the workloads of a node.
 //!
 //! A token proves a node (`join`); the node's certificate proves every later call; the world says which identities there are to
-//! sign for, and on Kubernetes on which node. What a caller says about itself is only compared with that.
+//! sign for, and on Kubernetes on which node. What a caller says about itself is only compared with that. Where workloads have
+//! their identities from another Workload API, none of them is signed for, and node agents alone are listened to.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,8 +24,10 @@ use super::store::Store;
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
 use crate::delta::authority::authority_server::Authority;
-use crate::delta::authority::{Bundle, Certificate, JoinNodeRequest, SignWorkloadRequest, WatchBundleRequest};
-use crate::delta::transport::PeerInfo;
+use crate::delta::authority::{
+    Bundle, Certificate, JoinNodeRequest, PlacePodRequest, PlacePodResponse, Pod, SignWorkloadRequest, WatchBundleRequest,
+};
+use crate::delta::transport::{PeerInfo, Voucher};
 use crate::identity::spiffe::SpiffeId;
 use crate::model::{Kind, Resource};
 
@@ -36,7 +39,8 @@ pub(crate) struct Signer {
     pub(crate) join: Join,
     /// Where pods are by their nodes' word.
     pub(crate) placed: Arc<Placed>,
-    pub(crate) svid_lifetime: Duration,
+    /// How long a workload's certificate is good; none is signed where workloads have theirs from elsewhere.
+    pub(crate) svid_lifetime: Option<Duration>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) clock: WallClock,
@@ -95,6 +99,13 @@ impl Signer {
 
     fn bundle(&self) -> Bundle {
         Bundle { trust_domain: self.ca.trust_domain().to_string(), authorities: vec![self.ca.root().to_vec()] }
+    }
+
+    /// `node` says where a pod of its own is.
+    fn place(&self, pod: &Pod, node: &str) {
+        let addresses: Vec<IpAddr> =
+            pod.addresses.iter().take(ADDRESSES_MAX).filter_map(|address| address.parse().ok()).collect();
+        self.placed.put(&pod.uid, node, addresses);
     }
 
     /// Does a workload with a sidecar have this identity, on that node if each is bound to one?
@@ -164,20 +175,32 @@ impl Authority for Signer {
                 self.ca.trust_domain()
             )));
         }
+        let Some(lifetime) = self.svid_lifetime else {
+            self.metrics.signed("workload", false);
+            return Err(Status::permission_denied(
+                "workloads have their identities from another Workload API; start the node agent with --foreign-identities",
+            ));
+        };
         if let Some(pod) = pod {
-            let addresses: Vec<IpAddr> =
-                pod.addresses.iter().take(ADDRESSES_MAX).filter_map(|address| address.parse().ok()).collect();
-            self.placed.put(&pod.uid, &node, addresses);
+            self.place(&pod, &node);
         }
         if !self.wait_until_known(&identity, &node).await {
             self.metrics.signed("workload", false);
             let place = if self.join.binds_to_nodes() { format!(" on the node {node}") } else { String::new() };
             return Err(Status::not_found(format!("no workload with a sidecar has the identity {identity}{place}")));
         }
-        let signed = self.ca.sign(&csr, &identity, self.svid_lifetime).map_err(refused)?;
+        let signed = self.ca.sign(&csr, &identity, lifetime).map_err(refused)?;
         info!(%identity, %node, expires_unix = signed.expires.as_secs(), "signed a workload's certificate");
         self.metrics.signed("workload", true);
         Ok(Response::new(self.certificate(signed)))
+    }
+
+    async fn place_pod(&self, request: Request<PlacePodRequest>) -> Result<Response<PlacePodResponse>, Status> {
+        let node = node_of(peer(&request)?, &self.ca)?;
+        if let Some(pod) = request.into_inner().pod {
+            self.place(&pod, &node);
+        }
+        Ok(Response::new(PlacePodResponse {}))
     }
 
     async fn watch_bundle(&self, request: Request<WatchBundleRequest>) -> Result<Response<Self::WatchBundleStream>, Status> {
@@ -205,8 +228,13 @@ impl Authority for Signer {
     }
 }
 
+/// Who is calling. Whom another Workload API vouches for is a workload, whatever it is called.
 fn peer<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
-    request.extensions().get::<PeerInfo>().cloned().ok_or_else(|| Status::internal("the connection has no peer"))
+    let peer = request.extensions().get::<PeerInfo>().cloned().ok_or_else(|| Status::internal("the connection has no peer"))?;
+    match peer.voucher {
+        Voucher::Authority => Ok(peer),
+        Voucher::WorkloadApi => Err(Status::permission_denied("the authority serves node agents, by its own certificates alone")),
+    }
 }
 
 /// The name of the node that is calling.

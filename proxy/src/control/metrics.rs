@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
@@ -13,6 +13,7 @@ use super::sessions::Sessions;
 use super::source::kubernetes::health::Health;
 use super::store::Store;
 use crate::base::problems::Severity;
+use crate::identity::source::Identity;
 use crate::model::Kind;
 
 /// Every metric of the control plane.
@@ -138,8 +139,15 @@ impl Metrics {
     }
 }
 
-/// `/metrics` and `/ready`. Gauges are read at the moment of the scrape.
-pub(crate) fn routes(metrics: Arc<Metrics>, store: Arc<Store>, sessions: Arc<Sessions>, cluster: Option<Arc<Health>>) -> Router {
+/// `/metrics` and `/ready`. Gauges are read at the moment of the scrape. Where sidecars are shown a `foreign` identity, there
+/// is no use in them before there is a good one.
+pub(crate) fn routes(
+    metrics: Arc<Metrics>,
+    store: Arc<Store>,
+    sessions: Arc<Sessions>,
+    foreign: Option<Identity>,
+    cluster: Option<Arc<Health>>,
+) -> Router {
     let page = move || {
         metrics.read(&store, &sessions);
         if let Some(health) = &cluster {
@@ -148,7 +156,16 @@ pub(crate) fn routes(metrics: Arc<Metrics>, store: Arc<Store>, sessions: Arc<Ses
         let text = metrics.text();
         async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
     };
-    Router::new().route("/metrics", get(page)).route("/ready", get(|| async { "ready\n" }))
+    let ready = move || {
+        let missing = foreign.as_ref().and_then(Identity::missing);
+        async move {
+            match missing {
+                None => (StatusCode::OK, "ready\n".to_owned()),
+                Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")),
+            }
+        }
+    };
+    Router::new().route("/metrics", get(page)).route("/ready", get(ready))
 }
 
 impl Metrics {

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,7 +23,7 @@ use crate::base::clock::WallClock;
 use crate::base::drain::{Drain, DrainGuard};
 use crate::delta::authority::authority_server::AuthorityServer;
 use crate::delta::grpc::{KEEP_ALIVE, KEEP_ALIVE_MAX, service};
-use crate::delta::transport::{ALPN, accept, control_identity};
+use crate::delta::transport::{ALPN, ALPN_AUTHORITY, Terms, Voucher, accept, control_identity};
 use crate::identity::source::{Identity, IdentityError};
 use crate::identity::spiffe::{SpiffeError, TrustDomain};
 use crate::identity::verify::ClientDemand;
@@ -90,6 +89,9 @@ pub(crate) struct Config {
     pub(crate) metrics: SocketAddr,
     /// How long a workload's certificate is good.
     pub(crate) svid_lifetime: Duration,
+    /// The Workload API that workloads have their identities from, and this process the one that it shows to their sidecars.
+    /// None: all of them are the own authority's.
+    pub(crate) workload_api: Option<PathBuf>,
     /// What the API server of a cluster asks.
     pub(crate) webhook: WebhookConfig,
 }
@@ -148,7 +150,9 @@ pub(crate) struct Control {
     token: Token,
     api_token: Token,
     identity: Identity,
-    tls: Arc<ServerConfig>,
+    /// As sidecars see it, where another Workload API vouches for both.
+    foreign: Option<Identity>,
+    terms: Terms,
     metrics: Arc<Metrics>,
     clock: WallClock,
     streams: Vec<TcpListener>,
@@ -195,7 +199,16 @@ impl Control {
 
         let identity = Identity::new(config.trust_domain.clone(), clock.clone());
         take_identity(&ca, &identity, OWN_LIFETIME)?;
-        let tls = identity.server_config(ClientDemand::CertificateIfAny, &[ALPN])?;
+        let mut terms =
+            Terms { authority: identity.server_config(ClientDemand::CertificateIfAny, &[ALPN_AUTHORITY, ALPN])?, sidecars: None };
+        let mut foreign = None;
+        if config.workload_api.is_some() {
+            let own = control_identity(&config.trust_domain)?;
+            let seen = Identity::new(config.trust_domain.clone(), clock.clone()).only(own);
+            terms.sidecars = Some(seen.server_config(ClientDemand::Certificate, &[ALPN])?);
+            foreign = Some(seen);
+        }
+        let voucher = if foreign.is_some() { Voucher::WorkloadApi } else { Voucher::Authority };
 
         let metrics = Arc::new(Metrics::new()?);
         metrics.root_expiry.set(i64::try_from(ca.root_expires().as_secs()).unwrap_or(i64::MAX));
@@ -204,8 +217,13 @@ impl Control {
             Some(_) => Store::of_cluster(&config.state),
         };
         let store = Arc::new(store.of_trust_domain(config.trust_domain.clone()));
-        let sessions =
-            Arc::new(Sessions::new(Arc::clone(&store), config.trust_domain.clone(), clock.clone(), Arc::clone(&metrics)));
+        let sessions = Arc::new(Sessions::new(
+            Arc::clone(&store),
+            config.trust_domain.clone(),
+            voucher,
+            clock.clone(),
+            Arc::clone(&metrics),
+        ));
 
         let streams = config.listen.iter().map(|address| listen(*address)).collect::<Result<_, _>>()?;
         let api = tokio_listener(admin::listen(config.api)?, config.api)?;
@@ -214,7 +232,23 @@ impl Control {
         // earlier life by a command, which is worth nothing any more.
         let token_path = config.state.join(API_TOKEN);
         let api_token = Token::issue(&token_path).map_err(state_failed(token_path))?;
-        Ok(Self { config, cluster, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape })
+        Ok(Self {
+            config,
+            cluster,
+            store,
+            sessions,
+            ca,
+            token,
+            api_token,
+            identity,
+            foreign,
+            terms,
+            metrics,
+            clock,
+            streams,
+            api,
+            scrape,
+        })
     }
 
     /// Serves until `stopped` says so, then lets sidecars know and ends.
@@ -222,9 +256,27 @@ impl Control {
         let (drain, stop) = Drain::new();
         let mut tasks = JoinSet::new();
 
-        let Self { config, cluster, store, sessions, ca, token, api_token, identity, tls, metrics, clock, streams, api, scrape } =
-            self;
+        let Self {
+            config,
+            cluster,
+            store,
+            sessions,
+            ca,
+            token,
+            api_token,
+            identity,
+            foreign,
+            terms,
+            metrics,
+            clock,
+            streams,
+            api,
+            scrape,
+        } = self;
         tasks.spawn(renew(Arc::clone(&ca), identity));
+        if let (Some(foreign), Some(socket)) = (foreign.clone(), config.workload_api.clone()) {
+            tasks.spawn(async move { foreign.follow(socket).await });
+        }
         let (batches, mut arrived) = mpsc::channel(BATCHES);
         let statuses = Arc::new(Statuses::default());
         let placed: Arc<Placed> = Arc::default();
@@ -262,7 +314,7 @@ impl Control {
         tasks.spawn(aim(Arc::clone(&store), targets));
         let dashboard = Dashboard::start(aimed, clock.clone());
 
-        let accepted = accept(streams, &tls, &stop, &mut tasks);
+        let accepted = accept(streams, &terms, &stop, &mut tasks);
         let nodes = Arc::new(Nodes::default());
         let join = match &cluster {
             None => Join::Token(token),
@@ -273,7 +325,7 @@ impl Control {
             store: Arc::clone(&store),
             join,
             placed,
-            svid_lifetime: config.svid_lifetime,
+            svid_lifetime: foreign.is_none().then_some(config.svid_lifetime),
             metrics: Arc::clone(&metrics),
             nodes: Arc::clone(&nodes),
             clock: clock.clone(),
@@ -309,10 +361,11 @@ impl Control {
             tasks.spawn(webhook::run(config.webhook.clone(), client.clone(), ca, store, metrics, stop.clone()));
         }
         let health = cluster.as_ref().map(|cluster| Arc::clone(&cluster.health));
-        let api_state = Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, clock, health.clone());
+        let api_state =
+            Api::new(&config, Arc::clone(&store), Arc::clone(&sessions), nodes, ca, foreign.clone(), clock, health.clone());
         let pages = api::routes(api_state).merge(dashboard::router(dashboard));
         tasks.spawn(admin::serve(api, api::guarded(pages, api_token)));
-        tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions, health)));
+        tasks.spawn(admin::serve(scrape, metrics::routes(metrics, Arc::clone(&store), sessions, foreign, health)));
         info!(api = %config.api, listen = ?config.listen, trust_domain = %config.trust_domain, "the control plane is ready");
 
         stopped.stopped().await;

@@ -22,7 +22,7 @@ use crate::base::names::Named;
 use crate::delta::Scope;
 use crate::delta::grpc::Desired;
 use crate::delta::server::{Item, Session, View};
-use crate::delta::transport::PeerInfo;
+use crate::delta::transport::{PeerInfo, Voucher};
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::model::{Kind, Resource, ResourceKey};
 
@@ -30,6 +30,8 @@ use crate::model::{Kind, Resource, ResourceKey};
 pub(crate) struct Sessions {
     store: Arc<Store>,
     trust_domain: TrustDomain,
+    /// Who vouches for sidecars: nobody else is believed about one.
+    voucher: Voucher,
     clock: WallClock,
     metrics: Arc<Metrics>,
     open: Arc<Mutex<BTreeMap<u64, SidecarReport>>>,
@@ -90,10 +92,17 @@ impl Drop for Seat {
 
 impl Sessions {
     /// Nobody is connected yet.
-    pub(crate) fn new(store: Arc<Store>, trust_domain: TrustDomain, clock: WallClock, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        trust_domain: TrustDomain,
+        voucher: Voucher,
+        clock: WallClock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             store,
             trust_domain,
+            voucher,
             clock,
             metrics,
             open: Arc::default(),
@@ -141,6 +150,11 @@ impl Sessions {
     /// A seat for the sidecar of the pod that the session names, if the peer is it.
     async fn seat(&self, peer: &PeerInfo, session: &Session) -> Result<Seat, Status> {
         let pod = session.node().clone();
+        if peer.voucher != self.voucher {
+            let (identity, address) = (peer.identity.as_ref(), peer.address);
+            warn!(%pod, identity = identity.map(display), address = address.map(display), "a sidecar of another voucher came");
+            return Err(Status::permission_denied(NOT_THE_VOUCHER));
+        }
         let Some(identity) = &peer.identity else {
             warn!(%pod, address = peer.address.map(display), "a sidecar came without a certificate");
             return Err(Status::unauthenticated(NO_CERTIFICATE));
@@ -243,6 +257,10 @@ impl Desired for Sessions {
         self.changed.send_modify(|count| *count += 1);
     }
 }
+
+/// What a sidecar is told that has its identity from elsewhere than the mesh says.
+const NOT_THE_VOUCHER: &str =
+    "sidecars of this mesh have their identities from another Workload API; make the pod anew, so that its sidecar asks there";
 
 /// How long a stream waits for its pod's workload to be known.
 const KNOWN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);

@@ -59,6 +59,13 @@ fn workload(name: &str, account: &str) -> String {
     )
 }
 
+impl Control {
+    /// Where streams and metrics are served.
+    pub(crate) fn addresses(&self) -> [SocketAddr; 2] {
+        [&self.streams[0], &self.scrape].map(|listener| listener.local_addr().unwrap())
+    }
+}
+
 impl Mesh {
     async fn start() -> Self {
         let root = tempfile::tempdir().unwrap();
@@ -75,6 +82,7 @@ impl Mesh {
             api: local,
             metrics: local,
             svid_lifetime: Duration::from_secs(3600),
+            workload_api: None,
             webhook: WebhookConfig::example(),
         };
         let control = Control::build(config.clone(), WallClock::system()).await.unwrap();

@@ -85,9 +85,7 @@ impl Inspect for Window {
 
     fn ready(&self) -> Result<(), String> {
         let mut missing: Vec<String> = Vec::new();
-        if self.identity.own().is_none() {
-            missing.push("no identity yet: the workload API has not answered".into());
-        }
+        missing.extend(self.identity.missing());
         if !self.enrolled.load(Ordering::Relaxed) {
             missing.push("not enrolled yet: the node agent has not taken the inbound listener".into());
         }

@@ -45,6 +45,13 @@ pub struct Pod {
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlacePodRequest {
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<Pod>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlacePodResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Certificate {
     /// Leaf first, DER.
     #[prost(bytes = "vec", repeated, tag = "1")]
@@ -165,6 +172,19 @@ pub mod authority_client {
             req.extensions_mut().insert(GrpcMethod::new("outrigger.authority.v1.Authority", "SignWorkload"));
             self.inner.unary(req, path, codec).await
         }
+        /// Tells where a pod of the calling node is reached, of which no certificate is asked for: its identity comes from
+        /// elsewhere. Needs the node's certificate.
+        pub async fn place_pod(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlacePodRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlacePodResponse>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/outrigger.authority.v1.Authority/PlacePod");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("outrigger.authority.v1.Authority", "PlacePod"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The trust bundle now, and again whenever it changes.
         pub async fn watch_bundle(
             &mut self,
@@ -196,6 +216,12 @@ pub mod authority_server {
             &self,
             request: tonic::Request<super::SignWorkloadRequest>,
         ) -> std::result::Result<tonic::Response<super::Certificate>, tonic::Status>;
+        /// Tells where a pod of the calling node is reached, of which no certificate is asked for: its identity comes from
+        /// elsewhere. Needs the node's certificate.
+        async fn place_pod(
+            &self,
+            request: tonic::Request<super::PlacePodRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlacePodResponse>, tonic::Status>;
         /// Server streaming response type for the WatchBundle method.
         type WatchBundleStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::Bundle, tonic::Status>>
             + std::marker::Send
@@ -323,6 +349,34 @@ pub mod authority_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SignWorkloadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outrigger.authority.v1.Authority/PlacePod" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlacePodSvc<T: Authority>(pub Arc<T>);
+                    impl<T: Authority> tonic::server::UnaryService<super::PlacePodRequest> for PlacePodSvc<T> {
+                        type Response = super::PlacePodResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::PlacePodRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Authority>::place_pod(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlacePodSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::ServerConfig;
+use rustls::server::{Acceptor, ClientHello};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
@@ -39,6 +41,38 @@ pub(crate) struct PeerInfo {
     /// When the certificate expires, as time since 1970-01-01T00:00:00Z.
     pub(crate) expires: Option<Duration>,
     pub(crate) address: Option<SocketAddr>,
+    /// Who vouches for it.
+    pub(crate) voucher: Voucher,
+}
+
+/// Whose authorities a peer's certificate was verified by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Voucher {
+    /// The mesh's own.
+    Authority,
+    /// Those that another Workload API names.
+    WorkloadApi,
+}
+
+/// What peers are shown, and verified by.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    /// By the mesh's own authority: node agents always, and sidecars where nothing else is said of them.
+    pub(crate) authority: Arc<ServerConfig>,
+    /// By another Workload API: sidecars whose identities come from there.
+    pub(crate) sidecars: Option<Arc<ServerConfig>>,
+}
+
+impl Terms {
+    /// For a peer that says what it will speak. It chooses by that for whom it is taken and proves itself accordingly; what
+    /// it may ask depends on who then vouches for it.
+    fn of(&self, hello: &ClientHello<'_>) -> (Arc<ServerConfig>, Voucher) {
+        let is_agent = hello.alpn().is_some_and(|mut names| names.any(|name| name == ALPN_AUTHORITY));
+        match &self.sidecars {
+            Some(sidecars) if !is_agent => (Arc::clone(sidecars), Voucher::WorkloadApi),
+            _agent_or_all_alike => (Arc::clone(&self.authority), Voucher::Authority),
+        }
+    }
 }
 
 /// An accepted stream with its peer.
@@ -75,23 +109,18 @@ pub(crate) fn control_identity(domain: &TrustDomain) -> Result<SpiffeId, SpiffeE
 /// deadline, so that a peer that says nothing holds up nobody.
 pub(crate) fn accept(
     listeners: Vec<TcpListener>,
-    config: &Arc<rustls::ServerConfig>,
+    terms: &Terms,
     stop: &DrainGuard,
     owner: &mut JoinSet<()>,
 ) -> mpsc::Receiver<io::Result<ServerIo>> {
     let (accepted, stream) = mpsc::channel(64);
     for listener in listeners {
-        owner.spawn(accept_from(listener, Arc::clone(config), stop.clone(), accepted.clone()));
+        owner.spawn(accept_from(listener, terms.clone(), stop.clone(), accepted.clone()));
     }
     stream
 }
 
-async fn accept_from(
-    listener: TcpListener,
-    config: Arc<rustls::ServerConfig>,
-    mut stop: DrainGuard,
-    accepted: mpsc::Sender<io::Result<ServerIo>>,
-) {
+async fn accept_from(listener: TcpListener, terms: Terms, mut stop: DrainGuard, accepted: mpsc::Sender<io::Result<ServerIo>>) {
     let mut handshakes = JoinSet::new();
     loop {
         // Every arm is cancel-safe: an accepted socket is handed out in the same poll.
@@ -100,10 +129,10 @@ async fn accept_from(
             Some(_done) = handshakes.join_next() => {}
             connection = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => match connection {
                 Ok((tcp, address)) => {
-                    let acceptor = TlsAcceptor::from(Arc::clone(&config));
+                    let terms = terms.clone();
                     let accepted = accepted.clone();
                     handshakes.spawn(async move {
-                        match timeout(HANDSHAKE_MAX, handshake(acceptor, tcp, address)).await {
+                        match timeout(HANDSHAKE_MAX, handshake(terms, tcp, address)).await {
                             // An error means that the server is stopping: the connection is dropped.
                             Ok(Ok(io)) => drop(accepted.send(Ok(io)).await),
                             Ok(Err(error)) => debug!(%error, %address, "handshake failed"),
@@ -121,15 +150,17 @@ async fn accept_from(
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, address: SocketAddr) -> io::Result<ServerIo> {
+async fn handshake(terms: Terms, tcp: TcpStream, address: SocketAddr) -> io::Result<ServerIo> {
     tcp.set_nodelay(true)?;
-    let tls = acceptor.accept(tcp).await?;
+    let begun = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+    let (config, voucher) = terms.of(&begun.client_hello());
+    let tls = begun.into_stream(config).await?;
     let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let (identity, expires) = match leaf {
         Some(leaf) => (Some(identity_of(leaf).map_err(io::Error::other)?), Some(expiry(leaf)?)),
         None => (None, None),
     };
-    Ok(ServerIo::new(Box::new(tls), PeerInfo { identity, expires, address: Some(address) }))
+    Ok(ServerIo::new(Box::new(tls), PeerInfo { identity, expires, address: Some(address), voucher }))
 }
 
 /// When a certificate ends, as time since 1970-01-01T00:00:00Z.
@@ -175,6 +206,9 @@ impl AsyncWrite for ServerIo {
 
 /// What is spoken inside TLS.
 pub(crate) const ALPN: &[u8] = b"h2";
+
+/// What a node agent says that it will speak: the same, with the authority.
+pub(crate) const ALPN_AUTHORITY: &[u8] = b"outrigger-authority";
 
 /// What a client's handshake names as its server.
 const SERVER_NAME: &str = "control.outrigger-system";

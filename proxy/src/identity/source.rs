@@ -38,6 +38,10 @@ pub(crate) struct Identity {
     changed: watch::Sender<u64>,
     /// How often the own name or the authorities changed.
     trust: Arc<AtomicU64>,
+    /// The only one that is taken from the Workload API, where it is known.
+    only: Option<SpiffeId>,
+    /// Why the Workload API gives nothing just now.
+    trouble: Arc<ArcSwapOption<String>>,
     clock: WallClock,
     provider: Arc<CryptoProvider>,
 }
@@ -64,7 +68,7 @@ pub(crate) struct Vouched {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IdentityError {
     /// The Workload API does not answer. The environment is at fault: the node agent, or SPIRE.
-    #[error("the workload API at {path} does not answer; is the node agent running?")]
+    #[error("the workload API at {path} does not answer; is the node agent, or SPIRE's agent, running?")]
     WorkloadApi {
         path: String,
         #[source]
@@ -88,6 +92,12 @@ pub(crate) enum IdentityError {
     /// The Workload API vouches for another trust domain.
     #[error("the own identity {0} is not of trust domain {1}")]
     ForeignTrustDomain(SpiffeId, TrustDomain),
+    /// The Workload API names its workloads otherwise than the mesh does: nobody would expect this one anywhere.
+    #[error("the own identity {0} is not of the form spiffe://{domain}/ns/NAMESPACE/sa/SERVICE-ACCOUNT", domain = .0.trust_domain())]
+    Form(SpiffeId),
+    /// The Workload API gives this process other identities than its own.
+    #[error("the workload API gives this process {given}, and not {expected}")]
+    AnotherIdentity { given: SpiffeId, expected: SpiffeId },
 }
 
 impl IdentityError {
@@ -95,9 +105,10 @@ impl IdentityError {
         let path = path.display().to_string();
         match source {
             // The client keeps nothing of the answer but this.
-            spiffe::WorkloadApiError::NoIdentityIssued => {
-                Self::Refused { path, said: "no identity issued; it knows of no pod that this process is in".to_owned() }
-            }
+            spiffe::WorkloadApiError::NoIdentityIssued => Self::Refused {
+                path,
+                said: "no identity issued; it knows of no pod, or of no entry, that this process is of".to_owned(),
+            },
             spiffe::WorkloadApiError::PermissionDenied(said) => Self::Refused { path, said },
             source if source.is_invalid_argument() => Self::Refused { path, said: source.to_string() },
             source => Self::WorkloadApi { path, source: Box::new(source) },
@@ -114,9 +125,33 @@ impl Identity {
             bundles: Arc::default(),
             changed: watch::Sender::new(0),
             trust: Arc::default(),
+            only: None,
+            trouble: Arc::default(),
             clock,
             provider: Arc::new(provider()),
         }
+    }
+
+    /// Takes no other identity than `id` from the Workload API, whatever else that has for this process.
+    pub(crate) fn only(self, id: SpiffeId) -> Self {
+        Self { only: Some(id), ..self }
+    }
+
+    /// Why no peer would believe this process now; none where all is well.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let why = |usual: &str| self.trouble.load_full().map_or_else(|| usual.to_owned(), |trouble| trouble.to_string());
+        match self.own() {
+            None => Some(format!("no identity yet: {}", why("the workload API has not answered"))),
+            Some(own) if own.expires <= self.clock.since_epoch() => {
+                Some(format!("the identity has ended: {}", why("the workload API has sent no other")))
+            }
+            Some(_good) => None,
+        }
+    }
+
+    /// Why the Workload API gives nothing just now, whether what it gave is still good or not.
+    pub(crate) fn trouble(&self) -> Option<Arc<String>> {
+        self.trouble.load_full()
     }
 
     /// The own certificate, where there is one.
@@ -258,7 +293,7 @@ impl Identity {
             match self.follow_once(&path).await {
                 Ok(updates) if updates > 0 => pause = FIRST_PAUSE,
                 Ok(_nothing) => {}
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "no identity from the workload API"),
+                Err(error) => self.troubled(&error, "no identity from the workload API"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -276,28 +311,52 @@ impl Identity {
             match self.take(&context) {
                 Ok(()) => {
                     updates += 1;
+                    self.trouble.store(None);
                     if let Some(own) = self.own() {
                         info!(identity = %own.id, expires_unix = own.expires.as_secs(), "identity taken");
                     }
                 }
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "an identity was refused, the last one stays"),
+                Err(error) => self.troubled(&error, "an identity was refused, the last one stays"),
             }
         }
         Ok(updates)
     }
 
+    fn troubled(&self, error: &IdentityError, what: &str) {
+        warn!(error = error as &dyn std::error::Error, "{what}");
+        self.trouble.store(Some(Arc::new(error.to_string())));
+    }
+
     fn take(&self, context: &spiffe::X509Context) -> Result<(), IdentityError> {
-        let svid = context.default_svid().ok_or(IdentityError::NoCertificate)?;
+        let svid = self.choose(context.svids())?;
         let mut bundles = Bundles::default();
-        for (domain, bundle) in context.bundle_set().iter() {
-            let Ok(domain) = domain.as_str().parse() else { continue };
-            for authority in bundle.authorities() {
-                bundles.add(&domain, authority.as_bytes()).map_err(IdentityError::Bundle)?;
-            }
+        // Others' bundles say nothing here: a peer of another trust domain is refused whatever vouches for it.
+        let own = context.bundle_set().iter().filter(|(domain, _bundle)| domain.as_str() == self.trust_domain.as_str());
+        for authority in own.flat_map(|(_domain, bundle)| bundle.authorities()) {
+            bundles.add(&self.trust_domain, authority.as_bytes()).map_err(IdentityError::Bundle)?;
         }
         let chain = svid.cert_chain().iter().map(|certificate| CertificateDer::from(certificate.as_bytes().to_vec()));
         let key = PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec());
         self.publish(chain.collect(), key, bundles)
+    }
+
+    /// Of what the Workload API has for this process, the one that it is in the mesh.
+    fn choose<'a>(&self, given: &'a [Arc<spiffe::X509Svid>]) -> Result<&'a spiffe::X509Svid, IdentityError> {
+        let mut fault = None;
+        for svid in given {
+            let Ok(id) = svid.spiffe_id().to_string().parse::<SpiffeId>() else { continue };
+            let refused = if id.trust_domain() != self.trust_domain {
+                IdentityError::ForeignTrustDomain(id, self.trust_domain.clone())
+            } else if let Some(expected) = self.only.as_ref().filter(|only| **only != id) {
+                IdentityError::AnotherIdentity { given: id, expected: expected.clone() }
+            } else if id.account().is_none() {
+                IdentityError::Form(id)
+            } else {
+                return Ok(svid);
+            };
+            fault.get_or_insert(refused);
+        }
+        Err(fault.unwrap_or(IdentityError::NoCertificate))
     }
 }
 
@@ -428,7 +487,7 @@ mod tests {
         let told = |source| IdentityError::of_workload_api(std::path::Path::new("/run/w.sock"), source).to_string();
         assert!(told(spiffe::WorkloadApiError::NoIdentityIssued).contains("refuses this process: no identity issued"));
         assert!(told(spiffe::WorkloadApiError::PermissionDenied("not you".into())).ends_with("refuses this process: not you"));
-        assert!(told(spiffe::WorkloadApiError::EmptyResponse).contains("is the node agent running?"));
+        assert!(told(spiffe::WorkloadApiError::EmptyResponse).contains("is the node agent, or SPIRE's agent, running?"));
     }
 
     #[tokio::test]

@@ -86,7 +86,7 @@ fn read_earlier(spec: &PodSpec, mode: Mode, container: &Container, status: &str)
 /// Volumes that pass for the sidecar's, and containers that reach for them or for its ports.
 fn refuse_others(spec: &PodSpec, injected: bool) -> Result<(), Refusal> {
     for volume in spec.volumes.iter().flatten() {
-        let ours = [marks::SOCKETS, marks::STATE].into_iter().find(|ours| *ours == volume.name);
+        let ours = SIDECARS.into_iter().find(|ours| *ours == volume.name);
         if let Some(ours) = ours.filter(|_| !injected) {
             return Err(Refusal::VolumeName(ours));
         }
@@ -94,13 +94,12 @@ fn refuse_others(spec: &PodSpec, injected: bool) -> Result<(), Refusal> {
             return Err(Refusal::Driver(volume.name.clone()));
         }
     }
-    let sidecars = [marks::SOCKETS, marks::STATE];
     for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
         if container.name == marks::CONTAINER {
             continue;
         }
         let mounted = container.volume_mounts.iter().flatten().map(|mount| &mount.name);
-        refuse_mounts(&container.name, mounted, &sidecars)?;
+        refuse_mounts(&container.name, mounted, &SIDECARS)?;
         for port in container.ports.iter().flatten() {
             if SIDECARS_PORTS.iter().any(|own| i32::from(*own) == port.container_port) {
                 return Err(Refusal::Port { container: container.name.clone(), port: port.container_port });
@@ -108,10 +107,13 @@ fn refuse_others(spec: &PodSpec, injected: bool) -> Result<(), Refusal> {
         }
     }
     for EphemeralContainer { name, volume_mounts, .. } in spec.ephemeral_containers.iter().flatten() {
-        refuse_mounts(name, volume_mounts.iter().flatten().map(|mount| &mount.name), &sidecars)?;
+        refuse_mounts(name, volume_mounts.iter().flatten().map(|mount| &mount.name), &SIDECARS)?;
     }
     Ok(())
 }
+
+/// The volumes that are the sidecar's alone.
+const SIDECARS: [&str; 3] = [marks::SOCKETS, marks::STATE, marks::WORKLOAD_API];
 
 fn refuse_mounts<'a>(container: &str, mut mounted: impl Iterator<Item = &'a String>, sidecars: &[&str]) -> Result<(), Refusal> {
     match mounted.find(|name| sidecars.contains(&name.as_str())) {

@@ -25,11 +25,13 @@ mod sidecar;
 #[cfg(test)]
 mod tests;
 mod wish;
+mod workload_api;
 
 pub(crate) use self::forged::refuse_forged;
 pub(crate) use self::refusal::Refusal;
 pub(crate) use self::wish::MIRROR;
 use self::wish::Wishes;
+pub(crate) use self::workload_api::WorkloadApi;
 use crate::model::marks::{self, Mode};
 
 /// What whoever installed the mesh says of every sidecar; annotations say otherwise for one pod.
@@ -40,6 +42,8 @@ pub(crate) struct Settings {
     /// Where sidecars find the control plane's stream.
     pub(crate) control: String,
     pub(crate) trust_domain: String,
+    /// Where sidecars have their identities from; none: from their node's agent.
+    pub(crate) workload_api: Option<WorkloadApi>,
     pub(crate) mode: Mode,
     pub(crate) log_level: String,
     /// What a sidecar asks of its node.
@@ -53,6 +57,7 @@ impl Default for Settings {
             image: format!("outrigger:{VERSION}"),
             control: format!("control.{}.svc:14010", marks::SYSTEM),
             trust_domain: "cluster.local".to_owned(),
+            workload_api: None,
             mode: Mode::Native,
             log_level: "info".to_owned(),
             cpu: "10m".to_owned(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::forged::Earlier;
 use super::wish::Wishes;
-use super::{Settings, VERSION, name_of, put_list, take_list};
+use super::{Settings, VERSION, WorkloadApi, name_of, put_list, take_list};
 use crate::model::app_doors::AppDoors;
 use crate::model::marks::{self, Mode};
 
@@ -21,6 +21,8 @@ pub(super) struct Sidecar<'a> {
 
 /// The variable with [`AppDoors`].
 pub(super) const PROBES: &str = "OUTRIGGER_PROBES";
+/// The variable with the socket of a Workload API that is not the node agent's.
+const WORKLOAD_API: &str = "OUTRIGGER_WORKLOAD_API";
 
 impl Sidecar<'_> {
     /// What is written down at the pod: which injection it was, and what it asked for, so that the next one can tell what
@@ -50,10 +52,15 @@ impl Sidecar<'_> {
             put_list(body, field, list);
         }
         let mut volumes = take_list(body, "volumes");
-        for ours in [
+        let workload_api = self.settings.workload_api.as_ref();
+        if workload_api.is_none() {
+            volumes.retain(|volume| name_of(volume) != Some(marks::WORKLOAD_API));
+        }
+        let ours = [
             json!({ "name": marks::SOCKETS, "csi": { "driver": marks::DRIVER, "readOnly": true } }),
             json!({ "name": marks::STATE, "emptyDir": { "medium": "Memory", "sizeLimit": STATE_SIZE } }),
-        ] {
+        ];
+        for ours in ours.into_iter().chain(workload_api.map(WorkloadApi::volume)) {
             match volumes.iter_mut().find(|volume| name_of(volume) == name_of(&ours)) {
                 Some(there) => *there = ours,
                 None => volumes.push(ours),
@@ -106,6 +113,13 @@ impl Sidecar<'_> {
         {
             container.insert("restartPolicy".to_owned(), "Always".into());
         }
+        if let Some(workload_api) = &self.settings.workload_api {
+            let of_it =
+                [("env", json!({ "name": WORKLOAD_API, "value": workload_api.path() })), ("volumeMounts", WorkloadApi::mount())];
+            for (list, item) in of_it {
+                container.get_mut(list).and_then(Value::as_array_mut).into_iter().for_each(|list| list.push(item.clone()));
+            }
+        }
         container
     }
 
@@ -148,6 +162,8 @@ impl Sidecar<'_> {
             let of = |item: &Value| item.get(key).and_then(Value::as_str).map(str::to_owned);
             let known: Vec<_> = list.iter().map(of).collect();
             let there = found.get(field).and_then(Value::as_array).into_iter().flatten();
+            // Ours is there as it is asked for now, or not at all.
+            let there = there.filter(|item| !matches!(name_of(item), Some(WORKLOAD_API | marks::WORKLOAD_API)));
             list.extend(there.filter(|item| !known.contains(&of(item))).cloned());
             put_list(fresh, field, list);
         }

@@ -38,6 +38,8 @@ pub(crate) const CONTAINER: &str = "outrigger";
 pub(crate) const SOCKETS: &str = "outrigger";
 /// The volume in which the sidecar keeps its last good configuration.
 pub(crate) const STATE: &str = "outrigger-state";
+/// The volume with the socket of a Workload API that is not the node agent's.
+pub(crate) const WORKLOAD_API: &str = "outrigger-workload-api";
 /// Whose ephemeral volume [`SOCKETS`] is.
 pub(crate) const DRIVER: &str = "csi.outrigger.dev";
 /// Where the mesh's own parts run, and where nothing is injected.

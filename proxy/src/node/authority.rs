@@ -22,6 +22,7 @@ use super::identities::{self, IssueError, Request, Svid};
 use crate::base::clock::WallClock;
 use crate::base::random::Dice;
 use crate::delta::authority as proto;
+use crate::delta::transport::{ALPN, ALPN_AUTHORITY};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::identity::verify::Bundles;
@@ -171,6 +172,18 @@ impl Authority {
         }
     }
 
+    /// Tells where a pod of Kubernetes is reached. Waits for the node to join, and tries until it succeeds. Cancel-safe.
+    pub(crate) async fn place(&self, record: &PodRecord) {
+        let Some(pod) = told(record) else { return };
+        let mut pause = Pause::new();
+        loop {
+            let asked = self.client().await.place_pod(proto::PlacePodRequest { pod: Some(pod.clone()) }).await;
+            let Err(status) = asked else { return };
+            warn!(pod = %record.named(), error = %refused(&status), "the control plane is not told where a pod is");
+            pause.wait(&self.0.dice).await;
+        }
+    }
+
     /// When a certificate is to be replaced, from now.
     pub(crate) fn renew_in(&self, svid: &Svid) -> Duration {
         svid.renew_in(self.0.clock.since_epoch(), self.0.dice.lock().fraction())
@@ -257,7 +270,8 @@ impl Authority {
         let connector = tower::service_fn(move |_uri: http::Uri| {
             let shared = Arc::clone(&shared);
             async move {
-                let config = shared.identity.client_config(&shared.control_id, &[b"h2"]).map_err(std::io::Error::other)?;
+                let config =
+                    shared.identity.client_config(&shared.control_id, &[ALPN_AUTHORITY, ALPN]).map_err(std::io::Error::other)?;
                 let tcp = TcpStream::connect(&shared.config.control).await?;
                 tcp.set_nodelay(true)?;
                 let name = ServerName::try_from("control.outrigger-system").map_err(std::io::Error::other)?;

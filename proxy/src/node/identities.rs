@@ -15,6 +15,15 @@ use super::pods::Pod;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::identity::verify::{Bundles, PeerError, identity_of};
 
+/// Who gives the pods of this node their identities.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Issuer {
+    /// The control plane's authority, through this agent.
+    Authority,
+    /// Another Workload API, at which their sidecars ask by themselves.
+    Elsewhere,
+}
+
 /// A certificate with its key.
 pub(crate) struct Svid {
     pub(crate) id: SpiffeId,
@@ -131,6 +140,19 @@ pub(crate) async fn keep_fresh(pod: Arc<Pod>, authority: Authority) {
     }
 }
 
+/// Tells the control plane where a pod is reached, of which no certificate is asked for, for ever: soon again at first, for the
+/// one that was told may have ended before the pod's sidecar came to it, and ever more seldom. Cancel-safe.
+pub(crate) async fn keep_placed(pod: Arc<Pod>, authority: Authority) {
+    let mut pause = PLACED_AGAIN;
+    loop {
+        authority.place(&pod.record).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PLACED_AGAIN_MAX);
+    }
+}
+
+const PLACED_AGAIN: Duration = Duration::from_secs(5);
+const PLACED_AGAIN_MAX: Duration = Duration::from_secs(30 * 60);
 /// A certificate that is already past its renewal is not asked for in a tight circle.
 const SOONEST: Duration = Duration::from_secs(1);
 

@@ -54,6 +54,7 @@ use self::attest::{Faults, Mends};
 use self::authority::Authority;
 use self::capture::{Capture, Ground};
 use self::enrolment::Door;
+use self::identities::Issuer;
 use self::keeper::Keeper;
 use self::kernel::{Conflict, KernelError};
 use self::kubernetes::{Cluster, Ending};
@@ -83,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) doors: Doors,
     /// Where metrics and readiness are served.
     pub(crate) metrics: SocketAddr,
+    /// Who gives pods their identities.
+    pub(crate) issuer: Issuer,
     /// How the pods' connections are captured.
     pub(crate) ladder: Ladder,
     /// The kernel programs write rare events into the log.
@@ -176,6 +179,7 @@ pub(crate) struct Agent {
     pub(crate) held: Notify,
     pub(crate) cgroup_root: PathBuf,
     pub(crate) authority: Authority,
+    pub(crate) issuer: Issuer,
     pub(crate) metrics: Metrics,
     /// What of the programs is not as it was attached.
     pub(crate) faults: watch::Sender<Faults>,
@@ -286,6 +290,7 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         held: Notify::new(),
         cgroup_root,
         authority: Authority::new(config.authority, clock.clone(), Dice::from_seed(config.seed))?,
+        issuer: config.issuer,
         metrics: Metrics::new()?,
         faults: watch::Sender::default(),
         conflicts: watch::Sender::default(),
@@ -448,7 +453,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
                 info!(pod = %name, id = %pod.id, "pod enrolled");
                 faults.remove(&PodRecord::file_stem(&name));
                 agent.unenrolled.lock().remove(&name);
-                fresh.start(pod, &agent.authority);
+                fresh.start(pod, agent);
             }
             Err(error) => {
                 let text = chain(&error);
@@ -476,7 +481,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     agent.metrics.pods.set(i64::try_from(agent.pods.borrow().len()).unwrap_or(i64::MAX));
 }
 
-/// The tasks that keep the pods' certificates fresh.
+/// The tasks that keep the pods' certificates fresh, or only where the pods are known.
 #[derive(Default)]
 struct Renewals {
     tasks: JoinSet<()>,
@@ -484,10 +489,14 @@ struct Renewals {
 }
 
 impl Renewals {
-    fn start(&mut self, pod: Arc<Pod>, authority: &Authority) {
+    fn start(&mut self, pod: Arc<Pod>, agent: &Agent) {
         let cookie = pod.record.netns_cookie;
         self.stop(cookie);
-        let task = self.tasks.spawn(identities::keep_fresh(pod, authority.clone()));
+        let authority = agent.authority.clone();
+        let task = match agent.issuer {
+            Issuer::Authority => self.tasks.spawn(identities::keep_fresh(pod, authority)),
+            Issuer::Elsewhere => self.tasks.spawn(identities::keep_placed(pod, authority)),
+        };
         self.by_cookie.insert(cookie, task);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Source: the SPIFFE Workload API standard, sections 4 (security header), 5 (X.509 profile) and 6 (errors). The caller
 //! is known by the network namespace in which its socket was made (`SO_NETNS_COOKIE` of the accepted socket), never by
-//! what it says; a caller outside every pod gets nothing.
+//! what it says; a caller outside every pod gets nothing. Where pods have their identities from elsewhere, nobody gets any.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use super::Agent;
 use super::authority::Bundle;
 use super::callers::{Callers, Place};
-use super::identities::Svid;
+use super::identities::{Issuer, Svid};
 use super::kubernetes::Owner;
 use super::netns;
 use super::pods::Pod;
@@ -146,6 +146,11 @@ impl Api {
         // browser or a confused proxy cannot send it.
         if request.metadata().get(SECURITY_HEADER).is_none_or(|value| value != "true") {
             return Err(Status::invalid_argument("security header missing; send the metadata workload.spiffe.io: true"));
+        }
+        if self.agent.issuer == Issuer::Elsewhere {
+            return Err(Status::permission_denied(
+                "the mesh has its identities from another Workload API; make the pod anew, so that its sidecar asks there",
+            ));
         }
         let Caller(cookie) = request.extensions().get().copied().ok_or_else(|| Status::internal("no caller"))?;
         let pod = self.agent.pods.borrow().get(&cookie).map(Arc::clone).ok_or_else(no_identity)?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::identity::spiffe::TrustDomain;
+use crate::injection::WorkloadApi;
 
 /// Where the system lives.
 pub(in crate::cli) const NAMESPACE: &str = "outrigger-system";
@@ -27,6 +28,11 @@ pub(super) struct Settings {
     #[arg(long, value_name = "TD")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) trust_domain: Option<String>,
+    /// Where pods have their identities from, in the place of the mesh's own authority: SPIRE's CSI driver and the socket in
+    /// its volumes, as csi.spiffe.io/spire-agent.sock
+    #[arg(long, value_name = "DRIVER[/SOCKET]")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) workload_api: Option<String>,
     /// How many replicas of the control plane run
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,6 +57,7 @@ impl Settings {
         Self {
             image: self.image.or(former.image),
             trust_domain: self.trust_domain.or(former.trust_domain),
+            workload_api: self.workload_api.or(former.workload_api),
             replicas: self.replicas.or(former.replicas),
             kubelet_dir: self.kubelet_dir.or(former.kubelet_dir),
             node_state_dir: self.node_state_dir.or(former.node_state_dir),
@@ -62,6 +69,9 @@ impl Settings {
     pub(super) fn problem(&self) -> Option<String> {
         if let Some(Err(error)) = self.trust_domain.as_ref().map(|text| text.parse::<TrustDomain>()) {
             return Some(format!("--trust-domain: {error}"));
+        }
+        if let Some(Err(error)) = self.workload_api.as_ref().map(|text| text.parse::<WorkloadApi>()) {
+            return Some(format!("--workload-api: {error}"));
         }
         let folders = [("--kubelet-dir", &self.kubelet_dir), ("--node-state-dir", &self.node_state_dir)];
         folders.into_iter().find_map(|(flag, folder)| {
@@ -140,6 +150,9 @@ fn set(mut object: Value, settings: &Settings) -> Value {
             }
         }
     }
+    if let Some(Ok(api)) = settings.workload_api.as_ref().map(|text| text.parse::<WorkloadApi>()) {
+        take_identities_from(&mut object, &api);
+    }
     if let Some(folder) = settings.kubelet_dir.as_ref().and_then(|folder| folder.to_str()) {
         move_folder(&mut object, KUBELET, folder);
     }
@@ -150,6 +163,23 @@ fn set(mut object: Value, settings: &Settings) -> Value {
         }
     }
     object
+}
+
+/// The control plane has the driver's volume, and tells the injection; the agents of nodes are told that they give nobody an
+/// identity.
+fn take_identities_from(object: &mut Value, api: &WorkloadApi) {
+    let (variable, volumes, mounts) = match kind(object) {
+        "Deployment" => (("OUTRIGGER_SIDECAR_WORKLOAD_API", api.to_string()), vec![api.volume()], vec![WorkloadApi::mount()]),
+        "DaemonSet" => (("OUTRIGGER_FOREIGN_IDENTITIES", "true".to_owned()), Vec::new(), Vec::new()),
+        _others => return,
+    };
+    let mut add = |list: &str, items: Vec<Value>| {
+        let list = object.pointer_mut("/spec/template/spec").and_then(|spec| spec.pointer_mut(list));
+        list.and_then(Value::as_array_mut).into_iter().for_each(|list| list.extend(items.iter().cloned()));
+    };
+    add("/containers/0/env", vec![json!({ "name": variable.0, "value": variable.1 })]);
+    add("/containers/0/volumeMounts", mounts);
+    add("/volumes", volumes);
 }
 
 /// Writes every path at or below `from` as one at or below `to`.
@@ -209,6 +239,7 @@ mod tests {
         let settings = Settings {
             image: Some("registry.example/outrigger:2".to_owned()),
             trust_domain: Some("shop.example".to_owned()),
+            workload_api: None,
             replicas: Some(3),
             kubelet_dir: Some("/data/kubelet".into()),
             node_state_dir: Some("/data/mesh".into()),
@@ -234,6 +265,31 @@ mod tests {
     }
 
     #[test]
+    fn with_spire_the_control_plane_has_the_drivers_volume_and_the_agents_give_nobody_an_identity() {
+        let settings = Settings { workload_api: Some("csi.spiffe.io".to_owned()), ..Settings::default() };
+        let (usual, objects) = (of(&Settings::default()), of(&settings));
+        let differs = |name_of: &str| find(&usual, name_of) != find(&objects, name_of);
+        let names: Vec<String> = objects.iter().map(name).filter(|name| differs(name)).collect();
+        assert_eq!(names, ["namespace/outrigger-system", "daemonset/node", "deployment/control"]);
+        let last = |object: &Value, list: &str| object.pointer(list).unwrap().as_array().unwrap().last().unwrap().clone();
+        let control = find(&objects, "deployment/control")["spec"]["template"]["spec"].clone();
+        assert_eq!(
+            last(&control, "/volumes"),
+            json!({ "name": "outrigger-workload-api", "csi": { "driver": "csi.spiffe.io", "readOnly": true } })
+        );
+        assert_eq!(
+            last(&control, "/containers/0/volumeMounts"),
+            json!({ "name": "outrigger-workload-api", "mountPath": "/spiffe-workload-api", "readOnly": true })
+        );
+        assert_eq!(
+            last(&control, "/containers/0/env"),
+            json!({ "name": "OUTRIGGER_SIDECAR_WORKLOAD_API", "value": "csi.spiffe.io/spire-agent.sock" })
+        );
+        let node = find(&objects, "daemonset/node")["spec"]["template"]["spec"].clone();
+        assert_eq!(last(&node, "/containers/0/env"), json!({ "name": "OUTRIGGER_FOREIGN_IDENTITIES", "value": "true" }));
+    }
+
+    #[test]
     fn what_is_not_said_stays_as_it_was_installed() {
         let former = Settings { replicas: Some(3), image: Some("a:1".to_owned()), ..Settings::default() };
         let said = Settings { image: Some("a:2".to_owned()), ..Settings::default() };
@@ -245,6 +301,9 @@ mod tests {
         let folder = |text: &str| Settings { kubelet_dir: Some(text.into()), ..Settings::default() }.problem();
         assert_eq!(folder("/var/lib/k0s/kubelet"), None);
         assert!(folder("var/lib").is_some() && folder("/var/lib/").is_some() && folder("/a:b").is_some());
+        let api = |text: &str| Settings { workload_api: Some(text.to_owned()), ..Settings::default() }.problem();
+        assert_eq!(api("csi.spiffe.io/agent.sock"), None);
+        assert!(api("/run/spire/agent.sock").unwrap().starts_with("--workload-api: /run/spire/agent.sock is a path on the node"));
         let domain = Settings { trust_domain: Some("Not A Domain".to_owned()), ..Settings::default() };
         assert!(domain.problem().unwrap().starts_with("--trust-domain: "));
     }

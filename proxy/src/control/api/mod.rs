@@ -29,6 +29,7 @@ use super::store::{self, Store};
 use crate::base::clock::WallClock;
 use crate::base::names::Named;
 use crate::base::problems::{Problem, Problems, Severity};
+use crate::identity::source::Identity;
 use crate::model::{Kind, Resource, ResourceKey};
 use crate::snapshot::{compile, excluded};
 
@@ -38,6 +39,8 @@ pub(crate) struct Api {
     sessions: Arc<Sessions>,
     nodes: Arc<Nodes>,
     ca: Arc<Authority>,
+    /// As sidecars see this process, where another Workload API vouches for both.
+    foreign: Option<Identity>,
     clock: WallClock,
     config: Config,
     /// How the cluster's source stands, where there is one.
@@ -49,17 +52,20 @@ pub(crate) struct Api {
 
 impl Api {
     /// Answers from these parts of the control plane.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the control plane, named once where it is built")]
     pub(crate) fn new(
         config: &Config,
         store: Arc<Store>,
         sessions: Arc<Sessions>,
         nodes: Arc<Nodes>,
         ca: Arc<Authority>,
+        foreign: Option<Identity>,
         clock: WallClock,
         cluster: Option<Arc<Health>>,
     ) -> Arc<Self> {
         let started = clock.since_epoch().as_secs();
-        Arc::new(Self { store, sessions, nodes, ca, clock, config: config.clone(), cluster, started, changing: Mutex::new(()) })
+        let (config, changing) = (config.clone(), Mutex::new(()));
+        Arc::new(Self { store, sessions, nodes, ca, foreign, clock, config, cluster, started, changing })
     }
 }
 
@@ -331,6 +337,13 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "rootExpires": api.ca.root_expires().as_secs(),
             "listen": api.config.listen,
         },
+        "workloadApi": api.foreign.as_ref().map(|foreign| json!({
+            "socket": api.config.workload_api,
+            "identity": foreign.own().map(|own| own.id.to_string()),
+            "certificateExpires": foreign.own().map(|own| own.expires.as_secs()),
+            "missing": foreign.missing(),
+            "trouble": foreign.trouble(),
+        })),
         "nodes": api.nodes.reports(),
         "kubernetes": api.cluster.as_ref().map(|health| health.standings()),
         "resources": kinds,

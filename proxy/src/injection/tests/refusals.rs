@@ -126,7 +126,7 @@ fn a_container_that_calls_itself_the_sidecar_is_refused() {
 
 #[test]
 fn nobody_but_the_sidecar_gets_its_volumes() {
-    for name in ["outrigger", "outrigger-state"] {
+    for name in ["outrigger", "outrigger-state", "outrigger-workload-api"] {
         check(
             &pod(&json!({ "spec": { "volumes": [{ "name": name, "emptyDir": {} }] } })),
             "forged_volume",

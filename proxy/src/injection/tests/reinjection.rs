@@ -96,3 +96,17 @@ fn what_is_asked_for_now_counts_before_what_an_earlier_injection_asked_for() {
     assert_eq!(moved.pod["spec"]["volumes"].as_array().unwrap().len(), 3);
     assert_eq!(doors(&moved.pod), doors(&again));
 }
+
+#[test]
+fn a_pod_that_comes_again_asks_at_the_workload_api_that_is_set_now() {
+    let settings = |text: &str| Settings { workload_api: text.parse().ok(), ..Settings::default() };
+    let again = |pod: &Value, settings: &Settings| match inject(pod, &shop(), settings).unwrap() {
+        Outcome::Injected(injected) => injected.pod,
+        left => panic!("{left:?}"),
+    };
+    let original = busy();
+    let (usual, spire, other) = (settings(""), settings("csi.spiffe.io"), settings("csi.other.example/agent.sock"));
+    for (before, now) in [(&usual, &spire), (&spire, &spire), (&spire, &other), (&spire, &usual)] {
+        assert_eq!(again(&again(&original, before), now), again(&original, now), "{before:?} {now:?}");
+    }
+}

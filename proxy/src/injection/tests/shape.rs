@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{annotated, injected, pod, shop, sidecar, variable};
 use crate::injection::document::inject_document;
-use crate::injection::{Namespace, Outcome, Reason, Settings, inject};
+use crate::injection::{Namespace, Outcome, Reason, Settings, inject, refuse_forged};
 use crate::model::marks::{INJECT, Mode, SYSTEM};
 
 #[test]
@@ -163,6 +163,27 @@ fn settings_are_those_of_the_mesh() {
     assert_eq!(injected.pod["spec"]["containers"][0]["image"], "mirror.example/outrigger:9");
     assert_eq!(variable(&injected.pod, "OUTRIGGER_CONTROL"), Some("control.mesh.example:14010"));
     assert_eq!(variable(&injected.pod, "OUTRIGGER_TRUST_DOMAIN"), Some("shop.example"));
+}
+
+#[test]
+fn with_another_workload_api_the_sidecar_has_its_volume_beside_the_agents_and_asks_there() {
+    let settings = Settings { workload_api: Some("csi.spiffe.io".parse().unwrap()), ..Settings::default() };
+    let original = pod(&json!({}));
+    let Outcome::Injected(injected) = inject(&original, &shop(), &settings).unwrap() else { panic!() };
+    let mut usual = super::injected(&original).pod;
+    let add = |list: &mut Value, item: Value| list.as_array_mut().unwrap().push(item);
+    let container = &mut usual["spec"]["initContainers"][0];
+    add(&mut container["env"], json!({ "name": "OUTRIGGER_WORKLOAD_API", "value": "/spiffe-workload-api/spire-agent.sock" }));
+    add(
+        &mut container["volumeMounts"],
+        json!({ "name": "outrigger-workload-api", "mountPath": "/spiffe-workload-api", "readOnly": true }),
+    );
+    add(
+        &mut usual["spec"]["volumes"],
+        json!({ "name": "outrigger-workload-api", "csi": { "driver": "csi.spiffe.io", "readOnly": true } }),
+    );
+    assert_eq!(injected.pod, usual);
+    assert_eq!(refuse_forged(&injected.pod), Ok(()));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::control::sessions::Sessions;
 use crate::control::store::Store;
 use crate::control::webhook::WebhookConfig;
 use crate::control::{Config, SourceConfig};
+use crate::delta::transport::Voucher;
 use crate::model::Resource;
 
 const SERVICE: &str =
@@ -33,13 +34,14 @@ fn api(state: &Path) -> Arc<Api> {
         api: local,
         metrics: local,
         svid_lifetime: Duration::from_secs(3600),
+        workload_api: None,
         webhook: WebhookConfig::example(),
     };
     let store = Arc::new(Store::new(state));
     let metrics = Arc::new(crate::control::metrics::Metrics::new().unwrap());
-    let sessions = Arc::new(Sessions::new(Arc::clone(&store), trust_domain.clone(), clock.clone(), metrics));
+    let sessions = Arc::new(Sessions::new(Arc::clone(&store), trust_domain.clone(), Voucher::Authority, clock.clone(), metrics));
     let ca = Arc::new(Authority::open(&state.join("ca"), trust_domain, clock.clone()).unwrap());
-    Api::new(&config, store, sessions, Arc::default(), ca, clock, None)
+    Api::new(&config, store, sessions, Arc::default(), ca, None, clock, None)
 }
 
 fn texts(text: &str) -> Vec<Text> {

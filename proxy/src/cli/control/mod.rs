@@ -8,6 +8,9 @@ use std::time::Duration;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+#[cfg(test)]
+mod tests;
+
 use super::Failure;
 use super::holder::holder;
 use super::inject::SidecarsArgs;
@@ -48,6 +51,10 @@ pub(crate) struct ControlArgs {
     /// How long a workload's certificate is valid
     #[arg(long, env = "OUTRIGGER_SVID_TTL", value_name = "DURATION", default_value = "1h")]
     pub(crate) svid_ttl: Span,
+    /// Where sidecars, and as they see it this process, have their identities from, in the place of the own authority: the socket
+    /// of a SPIFFE Workload API, SPIRE's [default: with --sidecar-workload-api, where sidecars have it]
+    #[arg(long, env = "OUTRIGGER_CONTROL_WORKLOAD_API", value_name = "PATH")]
+    pub(crate) workload_api: Option<PathBuf>,
     /// Where the API server of a cluster finds the webhooks
     #[arg(long, env = "OUTRIGGER_WEBHOOK", value_name = "ADDR", default_value = "[::]:14443")]
     pub(crate) webhook: SocketAddr,
@@ -68,6 +75,7 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
     let format = args.log.parse().map_err(|error: String| Failure::invalid([error]))?;
     log::start(format, &args.log_level).map_err(|error| Failure::invalid([error]))?;
     let trust_domain = args.trust_domain.parse().map_err(|error: SpiffeError| Failure::invalid([error]))?;
+    let settings = args.sidecars.settings(&args.trust_domain);
     let config = Config {
         source: if args.kubernetes { SourceConfig::Kubernetes } else { SourceConfig::Folders(args.resources) },
         state: args.state,
@@ -76,7 +84,9 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
         api: args.api,
         metrics: args.metrics,
         svid_lifetime: args.svid_ttl.0,
-        webhook: WebhookConfig { listen: args.webhook, settings: args.sidecars.settings(&args.trust_domain) },
+        // Sidecars that are given one do not believe a control plane that is not.
+        workload_api: args.workload_api.or_else(|| settings.workload_api.as_ref().map(|api| api.path().into())),
+        webhook: WebhookConfig { listen: args.webhook, settings },
     };
     if config.svid_lifetime < SVID_MIN {
         return Err(Failure::invalid([format!("--svid-ttl must be at least {} seconds", SVID_MIN.as_secs())]));
