@@ -23,7 +23,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// What the images of the tests are called.
 pub const TESTS_IMAGE: &str = concat!("outrigger-tests:", env!("CARGO_PKG_VERSION"));
 /// Builds of Go's that nobody made before take minutes.
-const UP: Duration = Duration::from_secs(30 * 60);
+pub(crate) const UP: Duration = Duration::from_secs(30 * 60);
 
 /// Where its programs stand.
 pub fn programs() -> PathBuf {
@@ -220,7 +220,7 @@ impl Drop for Forwarded {
 }
 
 /// The project's automation, which was built together with this.
-fn xtask(words: &[&str], limit: Duration) -> Result<String> {
+pub(crate) fn xtask(words: &[&str], limit: Duration) -> Result<String> {
     let program = target().join("debug/xtask");
     ensure!(program.exists(), "{} is not there; run `cargo xtask e2e cluster`", program.display());
     finish(Command::new(program).args(words).current_dir(root()), limit)?

@@ -14,4 +14,5 @@ pub mod quota;
 pub mod role;
 pub mod rung;
 pub mod runner;
+pub mod spire;
 pub mod wire;

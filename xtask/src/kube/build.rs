@@ -59,6 +59,12 @@ const MODULES: [Module; 4] = [
 const SUITE: [Module; 2] =
     [Module::plain("gateway", Built::Tests("gateway-api.test")), Module::plain("echo", Built::Tools("echo"))];
 
+/// SPIRE's server and agent, and what brings the agent's socket into pods. The server's store is a library in C.
+const SPIRE: [Module; 2] = [
+    Module { with_c: true, ..Module::plain("spire", Built::Tools("spire")) },
+    Module::plain("spiffe-csi", Built::Tools("spire")),
+];
+
 /// Builds what the cluster runs on and is not there in the version that its module names.
 pub(crate) fn run(root: &Path) -> Result<()> {
     setup::cluster(root)?;
@@ -68,6 +74,11 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 /// The same for the published suite of Gateway API.
 pub(crate) fn suite(root: &Path) -> Result<()> {
     all(root, &SUITE)
+}
+
+/// The same for SPIRE.
+pub(crate) fn spire(root: &Path) -> Result<()> {
+    all(root, &SPIRE)
 }
 
 fn all(root: &Path, modules: &[Module]) -> Result<()> {

@@ -58,6 +58,8 @@ pub(crate) enum Wish {
     GatewayApi,
     /// Build the published suite of Gateway API, and give its node the image that the mesh tests run
     Suite,
+    /// Build SPIRE, of which cases of `cargo xtask e2e spire --long` take identities
+    Spire,
     /// Render the plain manifests, deploy/manifests, from the Helm chart
     Manifests,
     /// End it and remove all that it made: processes, mounts, namespaces, links, rules, files
@@ -79,7 +81,7 @@ pub(crate) enum Wish {
 
 /// Does what is asked.
 pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
-    if !matches!(wish, Wish::Build | Wish::Manifests) && !shell::is_root() {
+    if !matches!(wish, Wish::Build | Wish::Spire | Wish::Manifests) && !shell::is_root() {
         return Err(Stop::Missing("a cluster makes namespaces, mounts and cgroups: run as root".to_owned()).into());
     }
     match wish {
@@ -91,6 +93,7 @@ pub(crate) fn run(root: &Path, wish: Wish) -> Result<()> {
         Wish::Load { images } => images.iter().try_for_each(|archive| up::import(root, archive)),
         Wish::GatewayApi => gateway_api(root),
         Wish::Suite => suite::run(root),
+        Wish::Spire => build::spire(root),
         Wish::Manifests => manifests(root),
         Wish::Down => down::run(root),
         Wish::Fail { part, away } => {

@@ -27,6 +27,7 @@ mod neighbours;
 mod observability;
 mod policies;
 mod proof;
+mod spire;
 mod strangers;
 mod third_party;
 mod tools;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
     hold::run(&mut runner);
     hangups::run(&mut runner);
     upgrade::run(&mut runner);
+    spire::run(&mut runner);
     cluster::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

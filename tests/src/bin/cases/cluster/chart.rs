@@ -34,6 +34,9 @@ fn values(cluster: &Cluster) -> Result<()> {
         ("control.replicas=0", "/control/replicas"),
         ("node.metricsPort=80", "/node/metricsPort"),
         ("webhook.failurePolicy=Maybe", "/webhook/failurePolicy"),
+        ("workloadApi=CSI spiffe", "/workloadApi"),
+        ("workloadApi=/run/spire/agent-sockets/spire-agent.sock", "hostPath"),
+        ("workloadApi=csi.outrigger.dev", "the node agent's own driver"),
     ] {
         let said = finish(&mut template(cluster, SYSTEM, &[value]), PATIENCE)?;
         ensure!(said.code != 0 && said.stderr.contains(named), "{value}: {}", said.all());
@@ -88,6 +91,16 @@ fn optional(cluster: &Cluster) -> Result<()> {
     for kind in ["kind: PodDisruptionBudget", "kind: NetworkPolicy"] {
         ensure!(without.contains(kind) && !none.contains(kind), "{kind} does not follow its value");
     }
+    // What `outrigger install` makes of the same setting is held against these by its own test.
+    let spire = render(&["workloadApi=csi.spiffe.io"], &[])?;
+    for line in [
+        r#"- { name: OUTRIGGER_SIDECAR_WORKLOAD_API, value: "csi.spiffe.io/spire-agent.sock" }"#,
+        r#"- { name: OUTRIGGER_FOREIGN_IDENTITIES, value: "true" }"#,
+        "- { name: outrigger-workload-api, mountPath: /spiffe-workload-api, readOnly: true }",
+        "- name: outrigger-workload-api\n          csi: { driver: csi.spiffe.io, readOnly: true }",
+    ] {
+        ensure!(spire.matches(line).count() == 1 && !without.contains(line), "{line} does not follow its value:\n{spire}");
+    }
     // Every other value in a form that is not its own: what it becomes is an object all the same.
     let all = render(
         &[
@@ -100,6 +113,7 @@ fn optional(cluster: &Cluster) -> Result<()> {
             "sidecar.mode=classic",
             "sidecar.cpu=50m",
             "webhook.failurePolicy=Ignore",
+            "workloadApi=csi.spiffe.io/agent.sock",
             "crds=false",
         ],
         &[],

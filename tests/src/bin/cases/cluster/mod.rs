@@ -18,6 +18,7 @@ mod rollout;
 mod route_status;
 mod services;
 mod source;
+mod spire;
 mod tools;
 mod tutorial;
 mod without_helm;
@@ -60,7 +61,7 @@ pub(crate) fn run(runner: &mut Runner) {
     // They change the mesh itself, or look at all that was done before them.
     let mut alone: Vec<OnCluster> = [rollout::ALONE, failing::ALONE, away::ALONE, rights::CASES, without_helm::CASES].concat();
     if runner.is_long() {
-        alone.splice(0..0, [measured::ALONE, gateway_api::CASES, rollout::LONG, many::LONG].concat());
+        alone.splice(0..0, [measured::ALONE, gateway_api::CASES, rollout::LONG, many::LONG, spire::LONG].concat());
     }
     if let Some(what) = lacks() {
         return together.iter().chain(&alone).for_each(|case| runner.left_out("cluster", case.name, &what));
