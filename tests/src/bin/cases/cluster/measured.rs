@@ -24,7 +24,7 @@ const ROUNDS: usize = 20;
 /// The same pod in four forms, of which one follows the other, so that none has the machine at a better moment.
 ///
 /// The kubelet looks at its containers once a second, and starts what follows a native sidecar only after a look, whatever
-/// that sidecar is. So a native one is compared with one that does nothing.
+/// that sidecar is. One that does nothing shows how much of the delay is that.
 fn measured(cluster: &Cluster) -> Result<()> {
     let (plain, meshed) = (Namespace::labelled(cluster, "plain", "team: none")?, Namespace::injected(cluster, "measured")?);
     let stays = container("stays", json!({ "command": ["/bin/busybox", "sleep", "infinity"], "restartPolicy": "Always" }));
@@ -64,10 +64,10 @@ fn measured(cluster: &Cluster) -> Result<()> {
         );
         p50.insert(form, middle);
     }
-    for (with, without) in [("classic", "none"), ("native", "stays")] {
-        let later = p50[with].saturating_sub(p50[without]);
-        println!("    {with} is ready {later:.2?} after {without}");
-        ensure!(later <= LATER_AT_MOST, "a pod with a {with} sidecar is ready {later:?} later than {without}");
+    for (form, held) in [("classic", true), ("native", true), ("stays", false)] {
+        let later = p50[form].saturating_sub(p50["none"]);
+        println!("    {form} is ready {later:.2?} after none");
+        ensure!(!held || later <= LATER_AT_MOST, "a pod with a {form} sidecar is ready {later:?} later than one without");
     }
     // What only the start needed was given back by then.
     std::thread::sleep(Duration::from_secs(5));

@@ -22,9 +22,6 @@ pub(super) const CASES: &[OnCluster] = &[
 /// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF, by their numbers.
 const OF_THE_AGENT: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 
-/// Rights that nothing here needs, each with the moment that does.
-const RARE: [(&str, &str); 0] = [];
-
 /// The accounts, and the roles that are theirs.
 const ROLES: [(&str, &[&str]); 3] = [
     ("control", &["clusterrole", "outrigger-control"]),
@@ -77,16 +74,12 @@ fn rights(cluster: &Cluster) -> Result<()> {
     let granted = granted(cluster)?;
     let (used, refused) = asked()?;
     let list = |rights: Vec<&Right>| rights.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let unknown = list(used.iter().filter(|right| !granted.contains(right)).collect());
-    let refused = list(refused.iter().filter(|right| !used.contains(right)).collect());
-    let is_rare = |right: &&Right| RARE.iter().any(|(rare, _moment)| *rare == right.to_string());
-    let unused = list(granted.iter().filter(|right| !used.contains(right) && !is_rare(right)).collect());
+    let unknown = list(used.difference(&granted).collect());
+    let refused = list(refused.difference(&used).collect());
+    let unused = list(granted.difference(&used).collect());
     ensure!(refused.is_empty(), "the API server refuses {refused}");
     ensure!(unknown.is_empty(), "somebody else's role grants {unknown}");
     ensure!(unused.is_empty(), "granted and never used: {unused}");
-    let stale: Vec<&str> =
-        RARE.iter().map(|(rare, _moment)| *rare).filter(|rare| used.iter().any(|right| right.to_string() == *rare)).collect();
-    ensure!(stale.is_empty(), "used, so not rare: {}", stale.join(", "));
     Ok(())
 }
 
