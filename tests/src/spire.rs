@@ -99,11 +99,22 @@ plugins {{
         self.server(&words).map(drop)
     }
 
-    /// Makes another authority, and signs by it from now on; the former one stays believed.
-    pub fn rotate(&self) -> Result<()> {
+    /// Makes another authority, and signs by it as soon as the agent at `socket` believes it; the former one stays believed.
+    pub fn rotate(&self, socket: &Path) -> Result<()> {
         let prepared = self.server(&["localauthority", "x509", "prepare"])?;
         let id = prepared.lines().find_map(|line| line.trim().strip_prefix("Authority ID:")).map(str::trim);
         let id = id.with_context(|| format!("no authority in {prepared}"))?;
+        // An agent that did not hear of it in time would not know its own server again.
+        let authorities = self.authorities()?.len();
+        let mut fetch = Command::new(program("agent"));
+        fetch.args(["api", "fetch", "x509", "-socketPath"]).arg(socket).arg("-write").arg(self.folder.path());
+        wait_for("the agent's trust in the new authority", PATIENCE, || {
+            finish(&mut fetch, PATIENCE)?.ok()?;
+            let bundle = std::fs::read_to_string(self.folder.path().join("bundle.0.pem"))?;
+            let known = bundle.matches("BEGIN CERTIFICATE").count();
+            ensure!(known == authorities, "it knows {known} of {authorities}");
+            Ok(())
+        })?;
         self.server(&["localauthority", "x509", "activate", "-authorityID", id]).map(drop)
     }
 

@@ -153,7 +153,7 @@ fn renewed(world: &World) -> Result<()> {
 fn rotated(world: &World) -> Result<()> {
     let authorities = || -> Result<BTreeSet<String>> { world.spire.borrow().authorities() };
     let before = authorities()?;
-    world.spire.borrow().rotate()?;
+    world.spire.borrow().rotate(Path::new(SOCKET))?;
     ensure!(authorities()?.len() > before.len(), "SPIRE has no further authority");
     // Each takes a certificate of the new one in its time; meanwhile some have the old one.
     renewed(world)?;
