@@ -130,8 +130,8 @@ pub(crate) struct Answer {
     counts: Arc<Counts>,
     record: Option<Record>,
     lease: Option<Lease>,
-    _slot: Option<Slot>,
-    _request: Option<Unread>,
+    slot: Option<Slot>,
+    request: Option<Unread>,
 }
 
 /// A request's body that may still be held when its answer ended.
@@ -420,7 +420,7 @@ impl Answer {
     /// Passes `inner` on and completes `record` when it ends or is dropped; until then it holds its place upstream.
     pub(crate) fn new(inner: Inflow, record: Record, lease: Lease, slot: Option<Slot>, request: Option<Unread>) -> Self {
         let counts = record.counts();
-        let mut answer = Self { inner, counts, record: Some(record), lease: Some(lease), _slot: slot, _request: request };
+        let mut answer = Self { inner, counts, record: Some(record), lease: Some(lease), slot, request };
         if answer.inner.is_end_stream() {
             answer.ended();
         }
@@ -509,7 +509,8 @@ impl http_body::Body for Answer {
                 if let Some(mut record) = self.record.take() {
                     record.body_broke(if error.is_malformed() { Reason::UpstreamProtocol } else { Reason::UpstreamReset });
                 }
-                self.lease = None;
+                // Whoever is told of the end may be slow to pass it on.
+                (self.lease, self.slot, self.request) = (None, None, None);
                 Poll::Ready(Some(Err(error)))
             }
             None => {

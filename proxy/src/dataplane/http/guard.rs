@@ -55,9 +55,9 @@ pub(crate) struct Turn {
     /// Nothing is to be done before the codec holds no bytes, and who waits for that.
     clears: AtomicBool,
     cleared: AtomicWaker,
-    /// The answer ends where the connection does; it broke off there.
+    /// The answer ends where the connection does; all of it was handed to the codec.
     until_close: AtomicBool,
-    broke: AtomicBool,
+    whole: AtomicBool,
     /// What is said before the answer that is being made.
     pub(super) interims: Interims,
     /// How the names in the heads are spelled.
@@ -155,7 +155,7 @@ impl Turn {
             clears: AtomicBool::new(false),
             cleared: AtomicWaker::new(),
             until_close: AtomicBool::new(false),
-            broke: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
             interims: Interims::default(),
             heads: Mutex::new(Heads::of_requests()),
             left: Mutex::new(None),
@@ -192,12 +192,13 @@ impl Turn {
 
     /// The answer that is made has no other end than that of the connection.
     pub(crate) fn until_close(&self) {
+        self.whole.store(false, Ordering::Relaxed);
         self.until_close.store(true, Ordering::Relaxed);
     }
 
     /// Would an end of the connection pass for that of an answer which broke off?
     pub(crate) fn is_cut_short(&self) -> bool {
-        self.until_close.load(Ordering::Relaxed) && self.broke.load(Ordering::Relaxed)
+        self.until_close.load(Ordering::Relaxed) && !self.whole.load(Ordering::Relaxed)
     }
 
     /// Is ready when the codec holds no bytes, where somebody is to wait for that.
@@ -617,9 +618,13 @@ impl http_body::Body for Watched {
         if this.broken.is_none() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Err(error)) => this.broken = Some(Box::new(error)),
-                frame => return Poll::Ready(frame),
+                frame => {
+                    if frame.is_none() || this.body.is_end_stream() {
+                        this.turn.whole.store(true, Ordering::Relaxed);
+                    }
+                    return Poll::Ready(frame);
+                }
             }
-            this.turn.broke.store(true, Ordering::Relaxed);
             this.turn.clears.store(true, Ordering::Relaxed);
         }
         ready!(this.turn.poll_clear(cx));

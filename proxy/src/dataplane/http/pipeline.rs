@@ -156,7 +156,7 @@ pub(crate) async fn handle(
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
             let told = reject.told();
             record.refused(&reject, &told);
-            let mut response = reject.render(grpc);
+            let mut response = reject.render(protocol == Protocol::Grpc);
             // A page may read why it got no answer, too.
             if let Some(readable) = readable {
                 readable.write(response.headers_mut());

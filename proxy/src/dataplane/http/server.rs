@@ -22,6 +22,7 @@ use super::expect;
 use super::frames::{self, Framed, HEADERS_READ, Rings, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
 use super::inflow::Inflow;
+use super::normalize::{self, Coding};
 use super::pipeline::{self, Beside, Connection};
 use super::record::{Ends, Record};
 use super::reject::{REASON, Reject};
@@ -108,6 +109,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             let uploads = !request.body().is_end_stream();
             let expects = uploads && expect::is_expected(request.version(), request.headers());
             let version = request.version();
+            let miscoded = uploads && normalize::coding(request.headers()) == Coding::Faulty;
             let (spelling, odd) = turn.asked(uploads, expects);
             let reading = uploads.then(|| turn.body_read());
             let (turn, connection) = (Arc::clone(&turn), Arc::clone(&connection));
@@ -127,7 +129,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 let untold = expects && !turn.interims.is_told() && turn.is_uploading();
                 // Nor from one whose request was not valid. "The server MUST close the connection after responding to such a
                 // request" (RFC 9112 6.1).
-                if odd.framed_twice || invalid || unreached || untold {
+                if odd.framed_twice || miscoded || invalid || unreached || untold {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
@@ -176,6 +178,12 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
         Ended::Served(Ok(())) if turn.is_uploading() => {
             if let Some(io) = turn.take_back() {
                 guard::linger(io).await;
+            }
+            return None;
+        }
+        Ended::Late(Late::Reader) | Ended::Revoked if turn.is_cut_short() => {
+            if let Some(io) = turn.take_back() {
+                guard::cut(io).await;
             }
             return None;
         }

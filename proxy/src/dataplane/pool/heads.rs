@@ -4,14 +4,14 @@
 //! more: it is told to where the limit of requests is raised, which is how an operator says that heads are large here. It is told
 //! when a connection is opened, so connections that were opened under other limits carry no further request.
 //!
-//! That of HTTP/2 reads what the largest limit would allow, on every connection, for it has no word of its own for a head that
-//! is too large. Each answer is then held to the limit of that moment, and refused in our words.
+//! That of HTTP/2 has no word of its own for a head that is too large, so it reads twice what may pass. Each answer is then held to
+//! the limit of that moment, and refused in our words. Where the limit is raised, connections that read less carry no further request.
 
 use http::HeaderMap;
 
 use crate::dataplane::http::normalize::list_bytes;
 use crate::dataplane::http::server::READ_BUFFER;
-use crate::policy::limits::{HEADER_BYTES_MAX, Limits};
+use crate::policy::limits::Limits;
 
 /// The limits on the heads of answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -33,6 +33,11 @@ impl AnswerLimits {
     /// HTTP/1, so that what an application may answer crosses a link.
     fn list_bytes(self) -> usize {
         self.bytes.saturating_mul(2)
+    }
+
+    /// What the codec of HTTP/2 reads.
+    pub(super) fn list_bytes_read(self) -> u32 {
+        u32::try_from(self.list_bytes().saturating_mul(2)).unwrap_or(u32::MAX)
     }
 }
 
@@ -77,12 +82,11 @@ pub(super) fn within(limits: impl FnOnce() -> AnswerLimits, headers: &HeaderMap)
 /// What the codec of HTTP/1 reads.
 const COUNT_USUAL: usize = 100;
 const LIST_BYTES_LEAST: usize = 2 * READ_BUFFER;
-/// What the codec of HTTP/2 reads: twice as much as the largest limit lets pass, so that what is over that is refused by its name.
-pub(super) const LIST_BYTES_READ: u32 = 4 * HEADER_BYTES_MAX;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::limits::HEADER_BYTES_MAX;
 
     #[test]
     fn larger_heads_of_requests_mean_larger_heads_of_answers() {

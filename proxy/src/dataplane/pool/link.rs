@@ -31,7 +31,6 @@ use tracing::{debug, info};
 
 use super::connect::{self, ConnectError};
 use super::first::First;
-use super::heads::LIST_BYTES_READ;
 use super::upload::Held;
 use super::{Destination, Pool, SendError, WireError, admit, distrusted, wait};
 use crate::base::net::BoxedIo;
@@ -70,8 +69,16 @@ struct Open {
     age_max: Duration,
     /// What was left when it was last looked whether it is used, and when that was something else, or it was in use.
     looked: Mutex<(usize, Instant)>,
-    /// The own name and the authorities under which it was opened.
+    terms: Terms,
+}
+
+/// Under what a connection is opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// The own name and the authorities.
     trust: u64,
+    /// What its codec reads of an answer's head, in its way of counting.
+    list_bytes: u32,
 }
 
 /// What those who use a connection and the one that drives it tell each other.
@@ -126,16 +133,16 @@ impl Link {
 
     /// Lets go of connections that take no requests any more, and of those that nobody used for `unused_max`. What is under
     /// way on them goes on. To be called now and then.
-    pub(super) fn sweep(&self, trust: u64, unused_max: Option<Duration>) {
+    pub(super) fn sweep(&self, terms: Terms, unused_max: Option<Duration>) {
         let wanted = |open: &Open| unused_max.is_none_or(|max| open.unused() < max);
-        self.open.lock().retain(|open| open.takes_requests(trust) && wanted(open));
+        self.open.lock().retain(|open| open.takes_requests(terms) && wanted(open));
     }
 
     /// A place on a connection that is open, if there is one.
-    fn place(self: &Arc<Self>, trust: u64) -> Option<Place> {
+    fn place(self: &Arc<Self>, terms: Terms) -> Option<Place> {
         let mut all = self.open.lock();
         // What is under way on an old one goes on; it closes when its last request ended.
-        all.retain(|open| open.takes_requests(trust));
+        all.retain(|open| open.takes_requests(terms));
         let open = all.iter().find(|open| open.has_room())?;
         Some(self.taken(open, true))
     }
@@ -166,8 +173,9 @@ impl Drop for Waiting<'_> {
 }
 
 impl Open {
-    fn takes_requests(&self, trust: u64) -> bool {
-        !self.is_closed() && self.trust == trust && self.left.load(Ordering::Relaxed) > 0 && self.born.elapsed() < self.age_max
+    fn takes_requests(&self, terms: Terms) -> bool {
+        let holds = self.terms.trust == terms.trust && self.terms.list_bytes >= terms.list_bytes;
+        !self.is_closed() && holds && self.left.load(Ordering::Relaxed) > 0 && self.born.elapsed() < self.age_max
     }
 
     /// How long nobody used it, as far as those who look now and then can know.
@@ -238,7 +246,7 @@ impl Pool {
         let link = self.link_to(to);
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         let (place, mut sender) = loop {
-            let place = match link.place(self.identity.trust_epoch()) {
+            let place = match link.place(self.terms()) {
                 Some(place) => place,
                 None => {
                     let _waiting = wait(to)?;
@@ -309,15 +317,15 @@ impl Pool {
             let mut freed = pin!(link.freed.notified());
             freed.as_mut().enable();
             // Whoever heard one looks before it waits for anything else: if it is given up then, no bell is lost with it.
-            if let Some(place) = link.place(self.identity.trust_epoch()) {
+            if let Some(place) = link.place(self.terms()) {
                 return Ok(place);
             }
             let begun = Instant::now();
             {
                 let mut turn = link.dialling.lock().await;
-                let trust = self.identity.trust_epoch();
+                let terms = self.terms();
                 // Somebody else had the turn before.
-                if let Some(place) = link.place(trust) {
+                if let Some(place) = link.place(terms) {
                     return Ok(place);
                 }
                 // It waited for a dial that failed: another one would tell the same, and that much later.
@@ -326,7 +334,7 @@ impl Pool {
                 }
                 let others = link.open.lock().len();
                 if others < CONNECTIONS_MAX {
-                    match self.open(link, to, trust).await {
+                    match self.open(link, to, terms).await {
                         Ok(open) => {
                             let open = Arc::new(open);
                             let place = link.taken(&open, false);
@@ -348,7 +356,12 @@ impl Pool {
         }
     }
 
-    async fn open(&self, link: &Arc<Link>, to: &Destination, trust: u64) -> Result<Open, ConnectError> {
+    /// Under what connections are opened, and used, from now on.
+    pub(super) fn terms(&self) -> Terms {
+        Terms { trust: self.identity.trust_epoch(), list_bytes: self.list_bytes.load(Ordering::Relaxed) }
+    }
+
+    async fn open(&self, link: &Arc<Link>, to: &Destination, terms: Terms) -> Result<Open, ConnectError> {
         let slot = admit(to)?;
         let mut vouched = None;
         let first = First::default();
@@ -358,7 +371,7 @@ impl Pool {
                     connect::link(&*self.dial, &self.identity, &self.configs, to.address, peer, Alpn::H2, to.connect_timeout)
                         .await?;
                 let (io, session) = link.into_inner();
-                vouched = Some(self.identity.vouch(session.peer_certificates(), trust));
+                vouched = Some(self.identity.vouch(session.peer_certificates(), terms.trust));
                 Wire::secured(io, session)
             }
             None => {
@@ -371,7 +384,7 @@ impl Pool {
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(LIST_BYTES_READ)
+            .max_header_list_size(terms.list_bytes)
             .max_concurrent_reset_streams(RESETS_KEPT)
             .reset_stream_duration(RESET_KEPT)
             // Callers share it: those who leave before their answers came must not end the answers of the others.
@@ -405,7 +418,7 @@ impl Pool {
         let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
         let born = Instant::now();
         let (left, looked) = (AtomicUsize::new(REQUESTS_MAX), Mutex::new((REQUESTS_MAX, born)));
-        Ok(Open { sender, used, first, left, born, age_max, looked, trust })
+        Ok(Open { sender, used, first, left, born, age_max, looked, terms })
     }
 }
 

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -117,6 +117,8 @@ pub(crate) struct Pool {
     configs: connect::Configs,
     tasks: Tasks,
     links: Mutex<BTreeMap<Key, Arc<Link>>>,
+    /// What a connection in HTTP/2 that carries further requests reads of an answer's head, at least.
+    list_bytes: AtomicU32,
     singles: Singles,
     loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
     dice: Mutex<Dice>,
@@ -248,6 +250,7 @@ impl Pool {
             configs: connect::Configs::default(),
             tasks,
             links: Mutex::default(),
+            list_bytes: AtomicU32::new(AnswerLimits::default().list_bytes_read()),
             singles: Singles::default(),
             loads: Mutex::default(),
             dice: Mutex::new(Dice::from_seed(seed)),
@@ -256,6 +259,7 @@ impl Pool {
 
     /// What answers may be from now on.
     pub(crate) fn limit(&self, limits: AnswerLimits) {
+        self.list_bytes.store(limits.list_bytes_read(), Ordering::Relaxed);
         self.singles.limit(limits);
     }
 
@@ -276,10 +280,10 @@ impl Pool {
     /// Closes what is idle for too long. To be called now and then.
     pub(crate) fn sweep(&self) {
         self.singles.sweep();
-        let trust = self.identity.trust_epoch();
+        let terms = self.terms();
         self.links.lock().retain(|key, link| {
             // What was opened with handshakes is worth more, and its other end closes it in time.
-            link.sweep(trust, key.peer.is_none().then_some(UNUSED_MAX));
+            link.sweep(terms, key.peer.is_none().then_some(UNUSED_MAX));
             !link.is_idle()
         });
     }

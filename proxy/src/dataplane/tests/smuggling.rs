@@ -66,6 +66,10 @@ const SHAPES: &[Shape] = &[
         "TE.TE: chunked and another one",
         "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: x\r\n\r\n0\r\n\r\n",
     ),
+    refused(
+        "TE.TE: chunked twice, in what looks like gRPC",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    ),
     refused("TE.TE: chunked twice", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
     refused(
         "TE.TE: chunked on two lines",
