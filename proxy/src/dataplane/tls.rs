@@ -165,6 +165,10 @@ pub(crate) async fn accept(
     let alpn = session.alpn_protocol().and_then(Alpn::from_bytes).ok_or(AcceptError::Protocol)?;
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or(PeerError::Unreadable)?;
     let id = identity_of(leaf)?;
+    // The mesh's authority signs for node agents as well, and SPIRE for whomever its entries name.
+    if id.account().is_none() {
+        return Err(PeerError::NoAccount(id).into());
+    }
     Ok((stream, id, alpn))
 }
 
@@ -205,7 +209,7 @@ fn fault_of_certificate(error: &CertificateError) -> HandshakeFault {
 fn fault_of_peer(error: &PeerError) -> HandshakeFault {
     match error {
         PeerError::Unreadable => HandshakeFault::CertificateUnreadable,
-        PeerError::UriNames(_) | PeerError::NotSpiffe(_) => HandshakeFault::NoSpiffeId,
+        PeerError::UriNames(_) | PeerError::NotSpiffe(_) | PeerError::NoAccount(_) => HandshakeFault::NoSpiffeId,
         PeerError::ForeignTrustDomain(_) => HandshakeFault::TrustDomain,
         // Of a server alone: a client is whoever it is.
         PeerError::WrongIdentity { .. } => HandshakeFault::CertificateInvalid,

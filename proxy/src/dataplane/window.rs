@@ -85,7 +85,11 @@ impl Inspect for Window {
 
     fn ready(&self) -> Result<(), String> {
         let mut missing: Vec<String> = Vec::new();
-        missing.extend(self.identity.missing());
+        // One that has ended is told by status and metrics. What stands goes on without it, and a pod that is taken out for that
+        // would be one more that is missing.
+        if self.identity.own().is_none() {
+            missing.extend(self.identity.missing());
+        }
         if !self.enrolled.load(Ordering::Relaxed) {
             missing.push("not enrolled yet: the node agent has not taken the inbound listener".into());
         }

@@ -41,6 +41,9 @@ pub(crate) enum PeerError {
     /// Nobody gave us authorities of the peer's trust domain.
     #[error("trust domain {0} is not trusted here")]
     ForeignTrustDomain(TrustDomain),
+    /// The peer is somebody, but no workload of the mesh: policies have no word for it.
+    #[error("{0} is not of the form spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")]
+    NoAccount(SpiffeId),
     /// The peer proved another identity.
     #[error("the peer is {actual}, not {expected}")]
     WrongIdentity { expected: String, actual: SpiffeId },

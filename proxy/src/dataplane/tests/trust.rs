@@ -133,6 +133,17 @@ async fn a_peer_with_a_bad_certificate_is_told_by_what_is_wrong_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_of_the_own_trust_domain_that_is_no_workload_opens_no_link() {
+    let ours = Authority::new();
+    for name in ["spiffe://cluster.local/node/n1", "spiffe://cluster.local/vm/x", "spiffe://cluster.local/spire/agent/a"] {
+        let identity = Identity::new("cluster.local".parse().unwrap(), clock());
+        ours.issue_to(&identity, &Leaf { names: vec![name.to_owned()], until: NOW + 10 }, &[&ours]);
+        let fault = refused(&ours, |stream| links(with_identity(&identity), stream)).await;
+        assert_eq!(fault, HandshakeFault::NoSpiffeId, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_without_a_certificate_or_with_another_tls_is_told_by_that() {
     let ours = Authority::new();
     let nobody = Identity::new("cluster.local".parse().unwrap(), clock());
