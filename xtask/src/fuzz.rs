@@ -150,7 +150,9 @@ fn end(root: &Path, name: &str, mut child: Child) -> Result<bool> {
         return Ok(true);
     }
     println!("test fuzz::{name} ... FAILED");
-    for line in text.lines().filter(|line| !line.starts_with('#')).take(LOG_LINES) {
+    // What was broken and the input that broke it stand at the end, behind as many words about what was reached.
+    let told: Vec<&str> = text.lines().filter(|line| !REACHED.iter().any(|start| line.starts_with(start))).collect();
+    for line in &told[told.len().saturating_sub(LOG_LINES)..] {
         println!("    {line}");
     }
     if let Some(input) = text.lines().find_map(|line| line.split("Test unit written to ").nth(1)) {
@@ -162,6 +164,8 @@ fn end(root: &Path, name: &str, mut child: Child) -> Result<bool> {
 
 /// As much of a failed run's log as one wants to read.
 const LOG_LINES: usize = 60;
+/// How libFuzzer's lines about what it has reached begin.
+const REACHED: [&str; 2] = ["#", "\tNEW_FUNC"];
 
 /// Takes what reaches something new into the committed corpus.
 fn keep(root: &Path, name: &str) -> Result<()> {

@@ -4,6 +4,7 @@
 //! Sources: YAML 1.2.2 (9.1.2 document markers; 3.2.1.3 keys are unique), Kubernetes API conventions. Pure, and total: no
 //! text makes it panic, and a document that refers to itself over and over is refused before it grows.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -168,6 +169,7 @@ struct HeaderMetadata {
 /// Cuts a text into documents. A line that begins with `---` or `...` is a marker wherever it stands: YAML allows it
 /// neither in a block scalar nor in a quoted one.
 fn split(text: &str) -> Vec<Source> {
+    let text = &*line_feeds(text);
     let mut sources = Vec::new();
     let mut begin = 0;
     let mut lines_before = 0;
@@ -192,6 +194,13 @@ fn split(text: &str) -> Vec<Source> {
     }
     add(begin, text.len(), lines_before);
     sources
+}
+
+/// The text with a line feed for each carriage return that stands alone: that is a line break too (YAML 1.2.2, 5.4), and
+/// what follows it may be a marker.
+fn line_feeds(text: &str) -> Cow<'_, str> {
+    let lone = text.split('\r').skip(1).any(|rest| !rest.starts_with('\n'));
+    if lone { text.replace("\r\n", "\n").replace('\r', "\n").into() } else { text.into() }
 }
 
 fn is_blank(line: &str) -> bool {
@@ -734,6 +743,27 @@ mod tests {
         let second = documents[1].as_ref().unwrap();
         let ports = FieldPath::root().field("spec").field("ports").index(0).field("port");
         assert_eq!(second.position(&ports).to_string(), "10:39");
+    }
+
+    #[test]
+    fn a_carriage_return_ends_a_line() {
+        let broken = SERVICE.replace("spec:", "nothing: {}\nspec:");
+        for ending in ["\n", "\r\n", "\r"] {
+            let both = format!("{SERVICE}---\n{broken}").replace('\n', ending);
+            let read = read(&both);
+            let [Ok(first), Err(fault)] = &read[..] else { panic!("{ending:?}: {read:?}") };
+            let spec = first.position(&FieldPath::root().field("spec")).line;
+            let lines = SERVICE.lines().count();
+            assert_eq!(
+                (spec, fault.at.line),
+                (line_of(SERVICE, "spec:"), lines + 1 + line_of(&broken, "nothing:")),
+                "{ending:?}"
+            );
+        }
+    }
+
+    fn line_of(text: &str, beginning: &str) -> usize {
+        text.lines().position(|line| line.starts_with(beginning)).unwrap() + 1
     }
 
     #[test]
