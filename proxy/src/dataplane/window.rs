@@ -113,3 +113,23 @@ impl Inspect for Window {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::testing::{Authority, Leaf, NOW, clock};
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn a_certificate_that_ended_makes_nobody_unready_and_one_that_never_came_does() {
+        let identity = Identity::new("cluster.local".parse().unwrap(), clock());
+        let telemetry = Telemetry { metrics: Arc::new(Metrics::new().unwrap()), access_log: None, spans: None };
+        let window = Window::new(identity.clone(), telemetry);
+        let unready = || window.ready().unwrap_err();
+        assert!(unready().contains("no identity yet"), "{}", unready());
+        let authority = Authority::new();
+        authority.issue_to(&identity, &Leaf { until: NOW - 10, ..Leaf::workload("web") }, &[&authority]);
+        assert!(identity.missing().is_some_and(|why| why.contains("has ended")));
+        assert!(!unready().contains("identity"), "{}", unready());
+    }
+}

@@ -303,10 +303,15 @@ impl World {
     /// A connection from outside of the mesh to a pod.
     pub(super) fn connect_inbound(&self, proxy: &Arc<Proxy>, to: SocketAddr) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let peer = SocketAddr::from(([192, 0, 2, 9], 51_000));
-        let accepted = Accepted { io: Box::new(far), peer, original: to, drain: self.guard.clone() };
-        tokio::spawn(connection::inbound(Arc::clone(proxy), accepted));
+        self.serve_inbound(proxy, to, Box::new(far));
         near
+    }
+
+    /// Has `proxy` serve a connection from outside of the mesh to its pod.
+    pub(super) fn serve_inbound(&self, proxy: &Arc<Proxy>, to: SocketAddr, io: BoxedIo) {
+        let peer = SocketAddr::from(([192, 0, 2, 9], 51_000));
+        let accepted = Accepted { io, peer, original: to, drain: self.guard.clone() };
+        tokio::spawn(connection::inbound(Arc::clone(proxy), accepted));
     }
 }
 

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::attacks::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, SETTINGS, frame, frames, open_pair};
@@ -465,17 +466,85 @@ async fn a_caller_in_http_1_0_is_cut_off_from_an_answer_that_breaks_off() {
                 }
             });
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (client, served) = tokio::join!(tokio::net::TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        world.serve(&web, vip(1), Box::new(served.unwrap().0));
-        let mut client = client.unwrap();
-        client.write_all(b"GET / HTTP/1.0\r\nhost: api.shop\r\n\r\n").await.unwrap();
+        let (mut client, served) = over_tcp().await;
+        world.serve(&web, vip(1), Box::new(served));
+        client.write_all(GET_1_0).await.unwrap();
         let mut heard = Vec::new();
         let ended = timeout(Duration::from_secs(10), client.read_to_end(&mut heard)).await.expect("an end");
         let heard = String::from_utf8(heard).unwrap();
         assert!(heard.starts_with("HTTP/1.0 200 OK\r\n") && heard.ends_with("\r\n\r\nhello"), "{heard}");
         assert_eq!(ended.map_err(|error| error.kind()).err(), broken.then_some(std::io::ErrorKind::ConnectionReset));
     }
+}
+
+#[tokio::test]
+async fn a_caller_in_http_1_0_that_is_given_up_is_cut_off() {
+    // Because it reads nothing, or because nobody may ask in plaintext any more.
+    for revoked in [false, true] {
+        let (mut world, _web, api) = open_pair("http", &json!({ "streamTimeout": "1s" }));
+        world.raw_app(app_at(3), move |mut stream, _| {
+            tokio::spawn(async move {
+                until(&mut stream, b"\r\n\r\n").await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").await.unwrap();
+                let step = Duration::from_millis(if revoked { 100 } else { 0 });
+                while stream.write_all(&[b'a'; 60_000]).await.is_ok() {
+                    sleep(step).await;
+                }
+            });
+        });
+        let (mut client, served) = over_tcp().await;
+        world.serve_inbound(&api, app_at(3), Box::new(served));
+        client.write_all(GET_1_0).await.unwrap();
+        if revoked {
+            assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 8);
+            world.change(&document("PeerAuthentication", "open", json!({ "mode": "Strict" })), &api, "api-1");
+        } else {
+            sleep(Duration::from_secs(2)).await;
+        }
+        let mut heard = Vec::new();
+        let ended = timeout(Duration::from_secs(10), client.read_to_end(&mut heard)).await.expect("an end");
+        assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "revoked: {revoked}");
+        let why = if revoked { "plaintext_refused" } else { "slow_reader" };
+        told(&api, &["outrigger_requests_total", "inbound", &format!("reason=\"{why}\"")]);
+    }
+}
+
+const GET_1_0: &[u8] = b"GET / HTTP/1.0\r\nhost: api.shop\r\n\r\n";
+
+/// Both ends of a connection of which it shows how it ended.
+async fn over_tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, served) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (client.unwrap(), served.unwrap().0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_broke_off_holds_no_place_while_its_reader_is_slow() {
+    // More than the connection takes, and less than what the codec holds with it.
+    const LENGTH: usize = 100_000;
+    let (mut world, web, _api) = open_pair("http", &json!({}));
+    let only_one = json!({
+        "targetRefs": [{ "kind": "Service", "name": "api" }],
+        "circuitBreaking": { "limits": { "maxRequests": 1 } },
+    });
+    world.change(&document("TrafficPolicy", "limit", only_one), &web, "web-1");
+    world.raw_app(app_at(3), move |mut stream, _| {
+        tokio::spawn(async move {
+            until(&mut stream, b"\r\n\r\n").await;
+            let chunk = format!("{LENGTH:x}\r\n{}\r\n", "b".repeat(LENGTH));
+            let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+    });
+    let mut slow = world.connect(&web, vip(1));
+    slow.write_all(GET.as_bytes()).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let mut next = world.connect(&web, vip(1));
+    next.write_all(GET.as_bytes()).await.unwrap();
+    assert!(until(&mut next, b"\r\n").await.starts_with("HTTP/1.1 200 "));
+    let mut heard = Vec::new();
+    slow.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard.iter().filter(|byte| **byte == b'b').count(), LENGTH);
 }
 
 #[tokio::test(start_paused = true)]

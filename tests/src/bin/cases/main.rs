@@ -34,7 +34,22 @@ mod tools;
 mod upgrade;
 mod world;
 
+const HELP: &str = "The end-to-end cases, each on real namespaces, kernel programs and processes; needs root.
+
+Usage: cases [--list] [--long] [--without=GROUP] [NAME]...
+
+  NAME             runs the cases of which GROUP::CASE contains one of these; all where there is none
+  --list           names them and runs nothing
+  --long           full counts, and the cases that take minutes
+  --without=GROUP  leaves a group to another run
+
+Other flags of a test runner are passed over. `cargo xtask e2e` builds what the cases need first.";
+
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| matches!(argument.as_str(), "-h" | "--help")) {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     if !rustix::process::geteuid().is_root() {
         println!("left out: the end-to-end cases need root");
         println!("\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
