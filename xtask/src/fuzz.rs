@@ -152,7 +152,7 @@ fn end(root: &Path, name: &str, mut child: Child) -> Result<bool> {
     println!("test fuzz::{name} ... FAILED");
     // What was broken and the input that broke it stand at the end, behind as many words about what was reached.
     let told: Vec<&str> = text.lines().filter(|line| !REACHED.iter().any(|start| line.starts_with(start))).collect();
-    for line in &told[told.len().saturating_sub(LOG_LINES)..] {
+    for line in told.iter().skip(told.len().saturating_sub(LOG_LINES)) {
         println!("    {line}");
     }
     if let Some(input) = text.lines().find_map(|line| line.split("Test unit written to ").nth(1)) {
