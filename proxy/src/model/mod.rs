@@ -53,7 +53,6 @@ pub(crate) mod tls_route;
 pub(crate) mod traffic_policy;
 pub(crate) mod workload;
 pub(crate) mod yaml;
-mod yaml_tree;
 
 /// The kinds that mean something here.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -6,7 +6,7 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
-use super::yaml::options;
+use super::options;
 
 /// Line and column of the field at `path` (as `spec.rules[0].matches`); of the nearest thing around it where it is not
 /// written. None where the text cannot be read.

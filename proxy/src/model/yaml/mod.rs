@@ -1,17 +1,20 @@
 //! Documents from YAML text: each by itself, so that a bad one does not take its neighbours with it, and every fault with
 //! its line and column.
 //!
-//! Sources: YAML 1.2.2 (9.1.2 document markers; 3.2.1.3 keys are unique), Kubernetes API conventions. Pure, and total: no
+//! Sources: YAML 1.2.2 (3.2.1.3 keys are unique), Kubernetes API conventions. Pure, and total: no
 //! text makes it panic, and a document that refers to itself over and over is refused before it grows.
 
-use std::borrow::Cow;
-use std::fmt;
-use std::sync::Arc;
+mod faults;
+mod source;
+mod tree;
 
 use serde::Deserialize;
-use serde_saphyr::{DefaultMessageFormatter, Error, Location, MessageFormatter as _, Options};
+use serde_saphyr::Options;
 
-use super::{Kind, Resource, ResourceKey, yaml_tree};
+use self::faults::told;
+pub(crate) use self::source::Position;
+use self::source::{Source, split};
+use super::{Kind, Resource, ResourceKey};
 use crate::base::names::{Named, check_name, check_part, nearest};
 use crate::base::problems::{FieldPath, Severity};
 use crate::model::object::{DEFAULT_NAMESPACE, MESH_NAMESPACE};
@@ -40,13 +43,6 @@ pub(crate) struct Fault {
     pub(crate) key: Option<ResourceKey>,
     /// All of the document as JSON, where it is YAML at all and its key could be read.
     pub(crate) body: Option<String>,
-}
-
-/// A place in a text; both count from 1.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Position {
-    pub(crate) line: usize,
-    pub(crate) column: usize,
 }
 
 /// Reads all documents of a text, in their order. What holds no document (comments, blank lines) is passed over.
@@ -87,62 +83,7 @@ pub(crate) fn write(value: &serde_json::Value) -> Result<String, serde_saphyr::s
 impl Document {
     /// Where the field at `path` stands; where it is not written, where what should hold it stands.
     pub(crate) fn position(&self, path: &FieldPath) -> Position {
-        let place = yaml_tree::locate(&self.source.text, path.as_str());
-        place.map_or_else(|| self.source.start(), |(line, column)| self.source.position(line, column))
-    }
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.line, self.column)
-    }
-}
-
-/// The text of one document, and how many lines stand before it.
-#[derive(Clone, Debug)]
-struct Source {
-    text: Arc<str>,
-    lines_before: usize,
-}
-
-impl Source {
-    fn position(&self, line: u64, column: u64) -> Position {
-        let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX).max(1);
-        Position { line: self.lines_before.saturating_add(number(line)), column: number(column) }
-    }
-
-    fn at(&self, location: Option<Location>) -> Position {
-        match location {
-            Some(place) if place.line() > 0 => self.position(place.line(), place.column()),
-            _ => self.start(),
-        }
-    }
-
-    /// What is written at a place, as a message names it: a value in quotes, else what kind of thing it is.
-    fn written(&self, location: Option<Location>) -> String {
-        let offset = location.and_then(|place| place.span().byte_offset()).and_then(|offset| usize::try_from(offset).ok());
-        let Some(rest) = offset.and_then(|offset| self.text.get(offset..)) else { return "something else".to_owned() };
-        let line = rest.lines().next().unwrap_or_default().trim_end();
-        let quoted = |quote: char| line.strip_prefix(quote).and_then(|inner| inner.split(quote).next());
-        if line.starts_with('[') || line == "-" || line.starts_with("- ") {
-            return "a list".to_owned();
-        }
-        let plain = || line.split(" #").next().and_then(|line| line.split([',', '}', ']']).next()).unwrap_or_default().trim();
-        let value = quoted('"').or_else(|| quoted('\'')).unwrap_or_else(plain);
-        if line.starts_with('{') || value.ends_with(':') || value.contains(": ") {
-            return "a mapping".to_owned();
-        }
-        if value.is_empty() {
-            return "nothing".to_owned();
-        }
-        let shown: String = value.chars().take(SHOWN_MAX).collect();
-        format!("{shown:?}{}", if shown.len() < value.len() { "…" } else { "" })
-    }
-
-    /// The first line with something on it.
-    fn start(&self) -> Position {
-        let first = self.text.lines().position(|line| !is_blank(line) && !line.starts_with("---"));
-        Position { line: self.lines_before + 1 + first.unwrap_or(0), column: 1 }
+        self.source.place(path.as_str())
     }
 }
 
@@ -166,48 +107,6 @@ struct HeaderMetadata {
     namespace: Option<String>,
 }
 
-/// Cuts a text into documents. A line that begins with `---` or `...` is a marker wherever it stands: YAML allows it
-/// neither in a block scalar nor in a quoted one.
-fn split(text: &str) -> Vec<Source> {
-    let text = &*line_feeds(text);
-    let mut sources = Vec::new();
-    let mut begin = 0;
-    let mut lines_before = 0;
-    let mut at = 0;
-    let mut add = |from: usize, to: usize, lines_before: usize| {
-        let chunk = text.get(from..to).unwrap_or_default();
-        if !chunk.lines().all(|line| is_blank(line) || line.trim_end() == "---" || line.starts_with('%')) {
-            sources.push(Source { text: chunk.into(), lines_before });
-        }
-    };
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        let marker =
-            |mark: &str| line.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
-        if marker("---") {
-            add(begin, at, lines_before);
-            (begin, lines_before) = (at, number);
-        } else if marker("...") {
-            add(begin, at, lines_before);
-            (begin, lines_before) = (at + line.len(), number + 1);
-        }
-        at += line.len();
-    }
-    add(begin, text.len(), lines_before);
-    sources
-}
-
-/// The text with a line feed for each carriage return that stands alone: that is a line break too (YAML 1.2.2, 5.4), and
-/// what follows it may be a marker.
-fn line_feeds(text: &str) -> Cow<'_, str> {
-    let lone = text.split('\r').skip(1).any(|rest| !rest.starts_with('\n'));
-    if lone { text.replace("\r\n", "\n").replace('\r', "\n").into() } else { text.into() }
-}
-
-fn is_blank(line: &str) -> bool {
-    let line = line.trim_start_matches('\u{feff}').trim();
-    line.is_empty() || line.starts_with('#')
-}
-
 #[expect(clippy::result_large_err, reason = "boxed by its only caller")]
 fn read_one(source: Source) -> Result<Document, Fault> {
     let fault = |at, text: String, remedy: &str| Fault {
@@ -224,10 +123,6 @@ fn read_one(source: Source) -> Result<Document, Fault> {
     }
     let header: Header = serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| told(&source, &error))?;
     let metadata = header.metadata.unwrap_or_default();
-    let place = |field: &str| {
-        let place = yaml_tree::locate(&source.text, field);
-        place.map_or_else(|| source.start(), |(line, column)| source.position(line, column))
-    };
     let Some(kind) = header.kind else {
         return Err(fault(source.start(), "the document does not say its kind".to_owned(), "write apiVersion and kind"));
     };
@@ -240,7 +135,11 @@ fn read_one(source: Source) -> Result<Document, Fault> {
         if is_kubernetes(group(&version), &kind) {
             return Err(Fault {
                 severity: Severity::Warns,
-                ..fault(place("kind"), format!("{kind} {name} means nothing here and is skipped"), "leave it to Kubernetes")
+                ..fault(
+                    source.place("kind"),
+                    format!("{kind} {name} means nothing here and is skipped"),
+                    "leave it to Kubernetes",
+                )
             });
         }
         let remedy = match Kind::ALL.into_iter().find(|known| known.as_str() == kind) {
@@ -253,11 +152,11 @@ fn read_one(source: Source) -> Result<Document, Fault> {
                 None => format!("the kinds here are {}", Kind::ALL.map(Kind::as_str).join(", ")),
             },
         };
-        return Err(fault(place("kind"), format!("unknown kind {kind} ({version})"), &remedy));
+        return Err(fault(source.place("kind"), format!("unknown kind {kind} ({version})"), &remedy));
     };
     if !kind.reads(&version) {
         let text = format!("{kind} is not read as {version}");
-        return Err(fault(place("apiVersion"), text, &format!("write apiVersion: {}", kind.api_version())));
+        return Err(fault(source.place("apiVersion"), text, &format!("write apiVersion: {}", kind.api_version())));
     }
     let deserialized = serde_saphyr::with_deserializer_from_str_with_options(&source.text, options(), |deserializer| {
         Resource::read(kind, deserializer)
@@ -282,145 +181,8 @@ fn key_of(kind: Kind, metadata: HeaderMetadata) -> Option<ResourceKey> {
     (check_part(&namespace).is_ok() && check_name(&name).is_ok()).then(|| ResourceKey { kind, name: Named::new(namespace, name) })
 }
 
-/// An error of the parser in our words.
-fn told(source: &Source, error: &Error) -> Fault {
-    let mut error = error.without_snippet();
-    while let Error::AliasError { error: inner, .. } = error {
-        error = inner.without_snippet();
-    }
-    let among = |wrong: &str, expected: &[&str]| match nearest(wrong, expected.iter().copied()) {
-        Some(meant) => format!("did you mean {meant:?}?"),
-        None if expected.is_empty() => "leave it out".to_owned(),
-        None => format!("known here: {}", expected.join(", ")),
-    };
-    let (text, remedy) = match error {
-        Error::SerdeUnknownField { field: word, .. } | Error::SerdeUnknownVariant { variant: word, .. }
-            if NOT_CARRIED_OUT.contains(&word.as_str()) =>
-        {
-            (format!("Gateway API's {word} is not carried out here"), "leave it out".to_owned())
-        }
-        Error::SerdeUnknownField { field, expected, .. } => {
-            // What is read only to be passed over is not offered; what Kubernetes reads is recognised, and not listed.
-            let offered: Vec<_> = expected.iter().copied().filter(|name| !PASSED_OVER.contains(name)).collect();
-            let read: Vec<_> = offered.iter().copied().filter(|name| !KUBERNETES_READS.contains(name)).collect();
-            let meant = nearest(field, read.iter().copied()).or_else(|| nearest(field, offered.iter().copied()));
-            let remedy = meant.map_or_else(|| among(field, &read), |meant| format!("did you mean {meant:?}?"));
-            (format!("unknown field {field:?}"), remedy)
-        }
-        Error::SerdeUnknownVariant { variant, expected, .. } => {
-            let meant = nearest(variant, expected.iter().copied()).map(|meant| format!("did you mean {meant:?}? "));
-            let remedy = format!("{}known here: {}", meant.unwrap_or_default(), expected.join(", "));
-            (format!("{variant:?} is not a value of this field"), remedy)
-        }
-        Error::SerdeMissingField { field, .. } => (format!("the field {field:?} is missing"), format!("write {field}")),
-        Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
-            (format!("{unexpected} stands where {expected} is expected"), format!("write {expected}"))
-        }
-        Error::InvalidScalar { ty, location } => {
-            (format!("{} is not {}", source.written(Some(*location)), plain(ty)), "write one".to_owned())
-        }
-        Error::InvalidBooleanStrict { location } => {
-            (format!("{} is not true or false", source.written(Some(*location))), "write true or false".to_owned())
-        }
-        Error::Unexpected { expected, location, .. } => {
-            let expected = plain(expected);
-            (format!("{} stands where {expected} is expected", source.written(Some(*location))), format!("write {expected}"))
-        }
-        Error::NullIntoString { .. } => ("the value is empty".to_owned(), "write a text, or leave the field out".to_owned()),
-        Error::DuplicateMappingKey { key, .. } => {
-            let key = key.as_deref().unwrap_or("a key");
-            (format!("{key:?} is there twice"), "keep one of the two".to_owned())
-        }
-        Error::Budget { .. }
-        | Error::AliasReplayLimitExceeded { .. }
-        | Error::AliasExpansionLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. } => {
-            let text = "the document is too deep or refers to itself too often".to_owned();
-            (text, "write it out, or split it into several documents".to_owned())
-        }
-        Error::Message { msg, location } if msg == BAD_ADDRESS => {
-            let text = format!("{} is not an IP address", source.written(Some(*location)));
-            (text, "write one as 10.64.0.5 or fd64::5".to_owned())
-        }
-        // Our own types say what to write behind what is wrong.
-        Error::Message { msg, .. } => match msg.split_once("; ") {
-            Some((text, remedy)) => (text.to_owned(), remedy.to_owned()),
-            None => (msg.clone(), "correct the value".to_owned()),
-        },
-        other => {
-            let message = DefaultMessageFormatter.format_message(other);
-            (format!("not YAML: {}", message.trim_end_matches('.')), "correct the line".to_owned())
-        }
-    };
-    Fault { at: source.at(error.location()), text, remedy, severity: Severity::Refuses, key: None, body: None }
-}
-
-/// The parser's word for a kind of value, in ours.
-fn plain(word: &str) -> &str {
-    match word {
-        "mapping start" | "mapping" => "a mapping",
-        "sequence start" | "sequence" => "a list",
-        "string scalar" | "string" => "a text",
-        "bool" => "true or false",
-        "i8" | "i16" | "i32" | "i64" => "a whole number",
-        "u8" => "a whole number from 0 to 255",
-        "u16" => "a whole number from 1 to 65535",
-        "u32" => "a whole number from 0 to 4294967295",
-        "u64" | "usize" => "a whole number from 0 on",
-        "f32" | "f64" | "floating point" => "a number",
-        other => other,
-    }
-}
-
-/// What the standard library says of a text that is no address.
-const BAD_ADDRESS: &str = "invalid IP address syntax";
-
-/// How much of a wrong value a message shows.
-const SHOWN_MAX: usize = 60;
-
-/// Words of Gateway API that are spelt well, and mean something that is not done here.
-const NOT_CARRIED_OUT: [&str; 4] = ["ExternalAuth", "externalAuth", "sessionPersistence", "useDefaultGateways"];
-
-/// Fields of a Service that mean nothing here and something in a cluster.
-const KUBERNETES_READS: [&str; 19] = [
-    "allocateLoadBalancerNodePorts",
-    "externalIPs",
-    "externalName",
-    "externalTrafficPolicy",
-    "healthCheckNodePort",
-    "internalTrafficPolicy",
-    "ipFamilies",
-    "ipFamily",
-    "ipFamilyPolicy",
-    "loadBalancerClass",
-    "loadBalancerIP",
-    "loadBalancerSourceRanges",
-    "nodePort",
-    "publishNotReadyAddresses",
-    "sessionAffinity",
-    "sessionAffinityConfig",
-    "topologyKeys",
-    "trafficDistribution",
-    "type",
-];
-
-/// Fields of `metadata` that are read and passed over.
-const PASSED_OVER: [&str; 11] = [
-    "deletionGracePeriodSeconds",
-    "deletionTimestamp",
-    "finalizers",
-    "generateName",
-    "generation",
-    "managedFields",
-    "ownerReferences",
-    "resourceVersion",
-    "selfLink",
-    "status",
-    "uid",
-];
-
 /// How documents are parsed: a hundred thousand nodes are ten times what 1 MiB of sensible YAML holds.
-pub(super) fn options() -> Options {
+fn options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 48, max_nodes: 200_000, max_events: 500_000, max_aliases: 1_000, max_documents: 2 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000, max_replay_stack_depth: 8 },
