@@ -22,6 +22,7 @@ use super::learned::First;
 use super::probe::Way;
 use super::race::{Met, QUIET, Reaching, meet};
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, Sniffer};
+use super::tcp::IDLE_MAX;
 use super::wire::Wire;
 use super::{opaque, stream, tls};
 use crate::base::drain::DrainGuard;
@@ -195,7 +196,7 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
     let begun = Instant::now();
     let declared = declared_inbound(&proxy, original);
     let stranger = Peer { identity: None, address: peer, port: original.port() };
-    let quiet = opaque::permits_stranger(&proxy, original, &stranger).then_some(QUIET);
+    let quiet = opaque::permits(&proxy, original, &stranger).then_some(QUIET);
     let reach = || -> Reaching<'_> { Box::pin(opaque::reach_app(&proxy, peer, original)) };
     let (sniffed, first, ahead) = match read_first(&mut io, declared, limits.header_timeout, quiet, &reach).await {
         Ok(Some(Met { sniffed, first, ahead, server_first: _ })) => (sniffed, first, ahead),
@@ -251,10 +252,9 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             }
             Ok((stream, id, tls::Alpn::Tcp)) => {
                 let vouched = proxy.identity.vouch(stream.get_ref().1.peer_certificates(), trust);
-                let peer = Peer { identity: Some(id), address: peer, port: original.port() };
                 tokio::select! {
-                    () = Box::pin(opaque::inbound(&proxy, Box::new(stream), &peer, original, None)) => {}
-                    () = proxy.identity.distrusted(&vouched) => info!(peer = %peer.address, "a link is cut: nobody who is believed vouches for its peer"),
+                    () = Box::pin(unrequested(&proxy, Box::new(stream), connection(Some(id), false))) => {}
+                    () = proxy.identity.distrusted(&vouched) => info!(%peer, "a link is cut: nobody who is believed vouches for its peer"),
                 }
             }
             Err(error) => {
@@ -278,6 +278,27 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             Box::pin(opaque::inbound(&proxy, Prefixed::join(first, io), &stranger, original, ahead)).await;
             None
         }
+    }
+}
+
+/// Carries a connection of a workload whose sidecar says that it brings no request. Where a rule looks into requests, what comes
+/// is looked at all the same: who sends it may have seen to it that nobody did.
+async fn unrequested(proxy: &Arc<Proxy>, mut io: BoxedIo, connection: Arc<Connection>) {
+    let (original, peer) = (connection.original, connection.peer.clone());
+    let declared = {
+        let snapshot = proxy.published.current();
+        let InboundPort { protocol, policies, .. } = inbound_port(&snapshot, original);
+        let looks = policies.jwt.is_some() || policies.rate_limit.is_some();
+        if looks && *protocol != AppProtocol::Opaque { AppProtocol::Detect } else { AppProtocol::Opaque }
+    };
+    let reach = || -> Reaching<'_> { Box::pin(opaque::reach_app(proxy, peer.address, original)) };
+    let quiet = opaque::permits(proxy, original, &peer).then_some(Duration::ZERO);
+    match read_first(&mut io, declared, IDLE_MAX, quiet, reach).await {
+        Ok(Some(Met { sniffed: Sniffed::Http1, first, .. })) => serve(first, io, Serves::Http1, connection).await,
+        Ok(Some(Met { sniffed: Sniffed::Http2, first, .. })) => serve(first, io, Serves::Http2, connection).await,
+        Ok(Some(Met { first, ahead, .. })) => opaque::inbound(proxy, Prefixed::join(first, io), &peer, original, ahead).await,
+        Ok(None) => {}
+        Err(error) => debug!(%error, "a link ended before it brought anything"),
     }
 }
 
@@ -344,7 +365,7 @@ fn quiet(proxy: &Proxy, leads: &Leads, original: SocketAddr) -> Option<Duration>
             None => Some(QUIET),
             Some(First::Server) => Some(Duration::ZERO),
             // Its clients will speak, and it is spared connections that come to nothing.
-            Some(First::Client) => None,
+            Some(First::Client) => Some(SILENCE_MAX),
         },
     }
 }

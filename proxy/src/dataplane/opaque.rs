@@ -81,11 +81,11 @@ pub(super) async fn inbound(proxy: &Arc<Proxy>, io: BoxedIo, peer: &Peer, origin
     }
 }
 
-/// Would a client without mutual TLS be let through to the application, if its connection carried no request?
-pub(super) fn permits_stranger(proxy: &Proxy, original: SocketAddr, stranger: &Peer) -> bool {
+/// Would a client be let through to the application, if its connection carried no request?
+pub(super) fn permits(proxy: &Proxy, original: SocketAddr, peer: &Peer) -> bool {
     let snapshot = proxy.published.current();
     let port = inbound_port(&snapshot, original);
-    permit(&snapshot, port, stranger).is_ok()
+    permit(&snapshot, port, peer).is_ok()
 }
 
 /// Connects to an endpoint. One that cannot be connected to is left for another one: nothing was sent yet, so that is

@@ -13,12 +13,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use tokio::io::AsyncReadExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::http::record::Ends;
 use super::http::reject::Reject;
 use super::pool::Opaque;
 use super::sniff::{Prefixed, SILENCE_MAX, Sniffed, Sniffer};
+use super::tcp::IDLE_MAX;
 use crate::base::net::BoxedIo;
 
 /// The other side of an opaque connection: who it is, and the way to it.
@@ -58,15 +59,21 @@ enum Words {
     /// What an HTTP server may say before it is asked. The client still decides.
     Http,
     Other,
+    /// It closed, or is not there.
+    Gone,
+    /// There is nobody to listen to, and the time is up.
+    Late,
 }
 
 /// Listens to the client for `quiet`; if it said nothing that tells by then, connects to the server with `reach`, and
-/// listens to both.
+/// listens to both, for as long as both are silent and there: a client that waits before its first request is still one that
+/// makes requests.
 ///
 /// # Errors
 /// The client's connection broke.
 pub(crate) async fn meet<'a>(io: &mut BoxedIo, quiet: Duration, reach: impl FnOnce() -> Reaching<'a>) -> io::Result<Met<'a>> {
-    let mut sniffer = Sniffer::new(SILENCE_MAX);
+    let begun = Instant::now();
+    let mut sniffer = Sniffer::new(IDLE_MAX);
     // A timer of no time rings with the next millisecond.
     let early = match quiet {
         Duration::ZERO => sniffer.sniff(io).now_or_never(),
@@ -76,11 +83,15 @@ pub(crate) async fn meet<'a>(io: &mut BoxedIo, quiet: Duration, reach: impl FnOn
         return Ok(Met::client(sniffed?, sniffer.into_bytes()));
     }
     let mut ahead = Some(Ahead { way: Way::Reaching(reach()), said: BytesMut::new() });
+    let mut gone = false;
     loop {
         let words = async {
             match &mut ahead {
-                Some(ahead) => ahead.speaks().await,
-                None => std::future::pending().await,
+                Some(ahead) if !gone => ahead.speaks().await,
+                _nobody => {
+                    sleep_until(begun + SILENCE_MAX).await;
+                    Words::Late
+                }
             }
         };
         // Both arms are cancel-safe. The client's bytes are looked at first: what it said before the server did, tells.
@@ -93,6 +104,11 @@ pub(crate) async fn meet<'a>(io: &mut BoxedIo, quiet: Duration, reach: impl FnOn
             }
             words = words => match words {
                 Words::Http => ahead = None,
+                Words::Gone => gone = true,
+                Words::Late => {
+                    let (sniffed, first) = sniffer.settled();
+                    return Ok(Met { sniffed, first, ahead, server_first: false });
+                }
                 Words::Other => {
                     return Ok(Met { sniffed: Sniffed::Opaque, first: sniffer.into_bytes(), ahead, server_first: true });
                 }
@@ -109,7 +125,7 @@ impl Met<'_> {
 }
 
 impl Ahead<'_> {
-    /// Returns when the server said what tells; never, where it is silent, closes, or cannot be reached. Cancel-safe.
+    /// Returns when the server said what tells, or is known not to say anything. Cancel-safe.
     async fn speaks(&mut self) -> Words {
         if let Way::Reaching(reaching) = &mut self.way {
             self.way = Way::Reached(reaching.await);
@@ -126,7 +142,7 @@ impl Ahead<'_> {
                 }
             }
         }
-        std::future::pending().await
+        Words::Gone
     }
 
     /// The server, once it is reached; what it said is read again.

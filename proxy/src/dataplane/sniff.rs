@@ -42,12 +42,15 @@ pub(crate) fn settle(bytes: &[u8]) -> Sniffed {
     if let Some(answer) = classify(bytes) {
         return answer;
     }
-    if bytes.starts_with(b"PRI * HTTP/2") {
-        return Sniffed::Http2;
-    }
-    match method_of(bytes) {
-        Some((method, [b'/', ..])) if METHODS.contains(&method) => Sniffed::Http1,
-        _none_or_unknown => Sniffed::Opaque,
+    // Whoever sends a request in two parts shall not choose that nobody looks into the connection.
+    let line = without_blanks(bytes);
+    let method = line.split(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
+    let begins = |known: &&[u8]| known.starts_with(method) && (*known == method || method.len() == line.len());
+    match METHODS.iter().any(begins) {
+        _ if bytes.is_empty() => Sniffed::Opaque,
+        true => Sniffed::Http1,
+        false if PREFACE.starts_with(bytes) => Sniffed::Http2,
+        false => Sniffed::Opaque,
     }
 }
 
@@ -85,6 +88,11 @@ impl Sniffer {
                 Ok(Err(error)) => return Err(error),
             }
         }
+    }
+
+    /// What it is, as far as it came, and what was read.
+    pub(crate) fn settled(self) -> (Sniffed, Bytes) {
+        (settle(&self.bytes), self.into_bytes())
     }
 
     /// What was read.
@@ -170,23 +178,25 @@ fn preface(bytes: &[u8]) -> Option<Option<Sniffed>> {
 }
 
 fn request_line(bytes: &[u8]) -> Option<Sniffed> {
-    // "a server ... SHOULD ignore at least one empty line (CRLF) received prior to the request-line" (RFC 9112 2.2).
-    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    if line.is_empty() || bytes == b"\r" {
-        return None;
+    let line = without_blanks(bytes);
+    let full = bytes.len() >= BYTES_MAX;
+    if line.is_empty() {
+        return full.then_some(Sniffed::Http1);
     }
     let token = line.iter().take_while(|byte| is_token(**byte)).count();
     match line.get(token) {
-        None if token <= METHOD_MAX => return None,
-        Some(b' ') if (1..=METHOD_MAX).contains(&token) => {}
+        None if token <= METHOD_MAX && !full => return None,
+        Some(b' ' | b'\t') if (1..=METHOD_MAX).contains(&token) => {}
         _not_a_method => return Some(Sniffed::Opaque),
     }
-    // A control byte does not belong into a request line, whether its end was read or not.
+    let known = line.get(..token).is_some_and(|method| METHODS.contains(&method));
+    let target = line.get(token + 1..).unwrap_or_default();
     let line_end = line.iter().position(|byte| *byte == b'\n');
-    if line.get(..line_end.unwrap_or(line.len())).is_none_or(|line| line.iter().any(|byte| *byte < b' ' && *byte != b'\r')) {
+    // A control byte does not belong into a request line, whether its end was read or not.
+    let control = || line.iter().take(line_end.unwrap_or(line.len())).any(|byte| *byte < b' ' && *byte != b'\r');
+    if !known && control() {
         return Some(Sniffed::Opaque);
     }
-    let known = method_of(bytes).is_some_and(|(method, _)| METHODS.contains(&method));
     match line_end {
         Some(end) => {
             let line = line.get(..end).unwrap_or_default();
@@ -196,20 +206,22 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
                 version.is_some_and(|version| version.starts_with(VERSION) && version.last().is_some_and(u8::is_ascii_digit));
             // What is surely meant as a request and is none is refused as one: its sender shall not choose, by a blank at the
             // line's end or a version of its own, that nobody looks into the connection.
-            let meant = || known && line.windows(NAME.len()).any(|part| part == NAME);
+            let names =
+                |part: &[u8]| part.split_first().is_some_and(|(blank, name)| *blank <= b' ' && name.eq_ignore_ascii_case(NAME));
+            let meant = || known && (target.starts_with(b"/") || line.windows(NAME.len() + 1).any(names));
             Some(if http || meant() { Sniffed::Http1 } else { Sniffed::Opaque })
         }
         // A target longer than what is read here, of a method that only HTTP has.
-        None if bytes.len() >= BYTES_MAX => Some(if known { Sniffed::Http1 } else { Sniffed::Opaque }),
+        None if full => Some(if known { Sniffed::Http1 } else { Sniffed::Opaque }),
         None => None,
     }
 }
 
-/// The method and what follows it.
-fn method_of(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    let space = line.iter().position(|byte| *byte == b' ')?;
-    Some((line.get(..space)?, line.get(space + 1..)?))
+/// What stands behind the line breaks and blanks before a request line: "a server ... SHOULD ignore at least one empty line"
+/// (RFC 9112 2.2), and there are servers that ignore more.
+fn without_blanks(bytes: &[u8]) -> &[u8] {
+    let blanks = bytes.iter().take_while(|byte| b"\r\n \t".contains(byte)).count();
+    bytes.get(blanks..).unwrap_or_default()
 }
 
 /// A letter of a token (RFC 9110 5.6.2).
@@ -220,7 +232,7 @@ pub(super) fn is_token(byte: u8) -> bool {
 const TLS_HANDSHAKE: u8 = 0x16;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const VERSION: &[u8] = b" HTTP/1.";
-const NAME: &[u8] = b" HTTP/";
+const NAME: &[u8] = b"HTTP/";
 const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 /// The longest method that is waited for.
 const METHOD_MAX: usize = 24;
@@ -244,7 +256,17 @@ mod tests {
 
     #[test]
     fn what_is_surely_meant_as_a_request_is_one_whatever_is_wrong_with_it() {
-        for line in [b"GET / HTTP/1.1 \r\n".as_slice(), b"POST /a HTTP/2.0\r\n", b"GET / HTTP/\n", b"DELETE /a b HTTP/1.1\r\n"] {
+        for line in [
+            b"GET / HTTP/1.1 \r\n".as_slice(),
+            b"POST /a HTTP/2.0\r\n",
+            b"GET / HTTP/\n",
+            b"DELETE /a b HTTP/1.1\r\n",
+            b"GET\t/\tHTTP/1.1\r\n",
+            b"GET / http/1.1\r\n",
+            b"GET /\0 HTTP/1.1\r\n",
+            b" GET / HTTP/1.1\r\n",
+            b"GET /\r\n",
+        ] {
             check(line, Some(Sniffed::Http1), Sniffed::Http1);
         }
         for line in [b"OPTIONS rtsp://a RTSP/1.0\r\n".as_slice(), b"OPTIONS sip:a SIP/2.0\r\n", b"HELO / HTTP/3\r\n"] {
@@ -254,8 +276,10 @@ mod tests {
 
     #[test]
     fn requests_are_known_by_their_first_line() {
-        for line in ["GET / HTTP/1.1\r\n", "POST /a?b=c HTTP/1.0\r\n", "PROPFIND /x HTTP/1.1\n", "\r\nGET / HTTP/1.1\r\n"] {
-            check(line.as_bytes(), Some(Sniffed::Http1), Sniffed::Http1);
+        for line in ["GET / HTTP/1.1\r\n", "POST /a?b=c HTTP/1.0\r\n", "PROPFIND /x HTTP/1.1\n"] {
+            for before in ["", "\r\n", "\n", "\r\n\r\n\n"] {
+                check(format!("{before}{line}").as_bytes(), Some(Sniffed::Http1), Sniffed::Http1);
+            }
         }
     }
 
@@ -287,11 +311,15 @@ mod tests {
     #[test]
     fn a_beginning_waits_for_more_until_the_time_is_up() {
         check(b"", None, Sniffed::Opaque);
-        check(b"PRI * HT", None, Sniffed::Opaque);
+        check(b"PRI * HT", None, Sniffed::Http2);
         check(b"PRI * HTTP/2.0\r\n", None, Sniffed::Http2);
         check(b"GET /index", None, Sniffed::Http1);
         check(b"FOO /index", None, Sniffed::Opaque);
-        check(b"GE", None, Sniffed::Opaque);
+        check(b"GE", None, Sniffed::Http1);
+        check(b"\r\n", None, Sniffed::Http1);
+        check(b"GET ", None, Sniffed::Http1);
+        check(b"GET key", None, Sniffed::Http1);
+        check(b"HELLO", None, Sniffed::Opaque);
         check(b"\x16\x03", None, Sniffed::Opaque);
     }
 
@@ -300,6 +328,7 @@ mod tests {
         let mut line = b"GET /".to_vec();
         line.resize(BYTES_MAX, b'a');
         check(&line, Some(Sniffed::Http1), Sniffed::Http1);
+        check(&[b'\n'; BYTES_MAX], Some(Sniffed::Http1), Sniffed::Http1);
     }
 
     proptest::proptest! {

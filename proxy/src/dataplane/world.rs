@@ -292,10 +292,32 @@ impl World {
 
     /// A link to a pod, opened by whoever has the identity of `account` and need not be a sidecar otherwise.
     pub(super) async fn link(&self, account: &str, peer: &str, proxy: &Arc<Proxy>, to: SocketAddr) -> TlsStream<DuplexStream> {
+        self.link_of(Alpn::H2, account, peer, proxy, to).await
+    }
+
+    /// A link that carries one connection, opened likewise.
+    pub(super) async fn opaque_link(
+        &self,
+        account: &str,
+        peer: &str,
+        proxy: &Arc<Proxy>,
+        to: SocketAddr,
+    ) -> TlsStream<DuplexStream> {
+        self.link_of(Alpn::Tcp, account, peer, proxy, to).await
+    }
+
+    async fn link_of(
+        &self,
+        alpn: Alpn,
+        account: &str,
+        peer: &str,
+        proxy: &Arc<Proxy>,
+        to: SocketAddr,
+    ) -> TlsStream<DuplexStream> {
         let identity = Identity::new("cluster.local".parse().unwrap(), clock());
         self.authority.issue_to(&identity, &Leaf::workload(account), &[&self.authority]);
         let expected = format!("spiffe://cluster.local/ns/shop/sa/{peer}").parse().unwrap();
-        let config = identity.client_config(&expected, &[Alpn::H2.as_bytes()]).unwrap();
+        let config = identity.client_config(&expected, &[alpn.as_bytes()]).unwrap();
         let name = ServerName::try_from("sidecar.mesh").unwrap();
         TlsConnector::from(config).connect(name, self.connect_inbound(proxy, to)).await.unwrap()
     }

@@ -64,8 +64,6 @@ reasons! {
     HeadersTooLarge = "headers_too_large", Caller;
     /// The request line is longer than the limit.
     UriTooLong = "uri_too_long", Caller;
-    /// The body is larger than the limit.
-    BodyTooLarge = "body_too_large", Caller;
     /// The caller sent no whole request in time.
     RequestTimeout = "request_timeout", Caller;
     /// The caller took back too many requests on one connection of HTTP/2.
@@ -139,6 +137,11 @@ reasons! {
 }
 
 impl Reason {
+    /// The reason that a word stands for.
+    pub(crate) fn of(word: &[u8]) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str().as_bytes() == word)
+    }
+
     /// Did the mesh answer in the destination's place?
     pub(crate) fn is_refusal(self) -> bool {
         match self.fault() {

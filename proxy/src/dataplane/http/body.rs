@@ -103,6 +103,7 @@ struct Shared {
     copies: Vec<oneshot::Sender<Bytes>>,
     /// How long its sender may send nothing, since when it does, and what rings then. Most bodies need no timer.
     patience: Duration,
+    endless: bool,
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     fault: Option<BodyFault>,
@@ -178,6 +179,7 @@ impl RequestBody {
             counts,
             copies: Vec::new(),
             patience,
+            endless: false,
             since: None,
             timer: None,
             fault: None,
@@ -228,6 +230,13 @@ impl RequestBody {
             if let Some(waker) = waker {
                 waker.wake();
             }
+        }
+    }
+
+    /// From now on its sender may be silent for as long as it likes: it is in a talk, and waits for its turn.
+    pub(crate) fn may_be_silent(&self) {
+        if let Some(shared) = &self.shared {
+            shared.lock().endless = true;
         }
     }
 
@@ -295,6 +304,9 @@ impl Shared {
         if let Poll::Ready(frame) = Pin::new(&mut self.source).poll_frame(cx) {
             self.since = None;
             return Poll::Ready(frame);
+        }
+        if self.endless {
+            return Poll::Pending;
         }
         let end = *self.since.get_or_insert_with(Instant::now) + self.patience;
         // The timer is moved only when it rings too soon.

@@ -525,8 +525,8 @@ fn fault(sentence: &str) -> &'static str {
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        if self.turn.phase() != Phase::Tunnel && self.turn.heads.lock().endless() {
-            // What came before that chunk was passed on, so it is its request that fails.
+        if self.turn.phase() != Phase::Tunnel && self.turn.heads.lock().is_astray() {
+            // What came before was passed on, so it is its request that fails.
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         if self.first.is_empty() {

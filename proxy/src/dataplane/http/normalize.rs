@@ -172,10 +172,11 @@ pub(crate) fn one_length(status: StatusCode, headers: &mut HeaderMap) -> Result<
     Ok(())
 }
 
-/// The limits on a head. (Those of HTTP/1 are kept while one is read, but for that on the target.)
+/// The limits on a head, and what the codec of HTTP/2 lets pass. (Those of HTTP/1 are kept while one is read, but for that on
+/// the target.)
 ///
 /// # Errors
-/// The head is over one of them.
+/// The head is over one of them, or malformed.
 pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reject> {
     let over = |size: usize, limit: u32| u32::try_from(size).map_or(true, |size| size > limit);
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
@@ -190,6 +191,14 @@ pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reje
     }
     if over(list_bytes(&request.headers) + target, limits.header_bytes) {
         return Err(Reject::TooLarge(Limit::HeadBytes(limits.header_bytes)));
+    }
+    // "A field value MUST NOT start or end with an ASCII whitespace character" (RFC 9113 8.2.1).
+    let at_an_end = |value: &HeaderValue| {
+        let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())
+    };
+    if request.headers.values().any(at_an_end) {
+        return Err(Reject::BadRequest("a header's value begins or ends with a blank"));
     }
     Ok(())
 }

@@ -146,7 +146,7 @@ pub(crate) async fn handle(
         _older => Protocol::Http1,
     };
     let mut record = Record::start(&connection, protocol);
-    record.ends.mtls = connection.link;
+    record.ends.mtls = connection.peer.identity.is_some();
     let http1 = protocol == Protocol::Http1;
     let mut readable = None;
     // The line is a large future and most of it waits: one allocation keeps connections small.
@@ -389,6 +389,10 @@ async fn line(
     // shadow
     // Even without a retry policy: a kept connection may turn out closed when the request is on its way.
     let body = RequestBody::new(incoming, KEEP_MAX, connection.limits.stream_timeout, record.counts());
+    // A call that streams may have nothing to say for hours, on either side, and begins its answer when it has.
+    if record.is_grpc() {
+        body.may_be_silent();
+    }
     for shadow in shadow.iter().chain(weighted.into_iter().flat_map(|weighted| &weighted.shadow)) {
         if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
             let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
@@ -497,6 +501,9 @@ async fn line(
     };
 
     // response
+    if tried.outcome.is_ok() {
+        body.may_be_silent();
+    }
     Ok(Answered {
         from_link: tried.endpoint.as_ref().is_some_and(|endpoint| peer_of(endpoint).is_some()),
         tried,
@@ -649,9 +656,14 @@ fn respond(
     if coded || (switches && upgrade.is_none()) || length.is_err() {
         return unfit(record);
     }
-    // An answer of the mesh, in the server's place, says nothing about the server.
-    if !(marks.has(Mark::RESERVED) && parts.headers.contains_key(&REASON)) {
-        connection.answered();
+    match marks.has(Mark::RESERVED).then(|| parts.headers.get(&REASON)).flatten() {
+        // An answer of the mesh, in the server's place, says nothing about the server.
+        Some(word) => {
+            if from_link && let Some(reason) = Reason::of(word.as_bytes()) {
+                record.answered_in_its_place(reason);
+            }
+        }
+        None => connection.answered(),
     }
     let accepted = upgrade
         .as_ref()

@@ -42,6 +42,8 @@ pub(crate) struct Record {
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
     reason: Reason,
+    /// Why another sidecar answered in the destination's place.
+    in_its_place: Option<Reason>,
     detail: Option<Cow<'static, str>>,
     counts: Arc<Counts>,
     attempts: u32,
@@ -86,6 +88,7 @@ impl Record {
             status: None,
             grpc_status: None,
             reason: Reason::CallerLeft,
+            in_its_place: None,
             detail: None,
             counts: Arc::default(),
             attempts: 0,
@@ -137,6 +140,10 @@ impl Record {
         Arc::clone(&self.counts)
     }
 
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.protocol == Protocol::Grpc
+    }
+
     /// The destination's answer arrived.
     pub(crate) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
@@ -144,10 +151,19 @@ impl Record {
         self.reason = Reason::CallerLeft;
     }
 
+    /// The answer is another sidecar's, in its application's place.
+    pub(crate) fn answered_in_its_place(&mut self, reason: Reason) {
+        self.in_its_place = Some(reason);
+    }
+
     /// The answer went out whole.
     pub(crate) fn body_ended(&mut self) {
-        let default_allow = self.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW);
-        self.reason = if default_allow { Reason::DefaultAllow } else { Reason::Answered };
+        let default_allow = || self.ends.rule.as_ref().is_some_and(|rule| rule.as_str() == DEFAULT_ALLOW);
+        self.reason = match self.in_its_place {
+            Some(reason) => reason,
+            None if default_allow() => Reason::DefaultAllow,
+            None => Reason::Answered,
+        };
     }
 
     /// The caller was given up because it reads nothing.

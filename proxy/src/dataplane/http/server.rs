@@ -51,7 +51,8 @@ pub(crate) async fn serve(first: Bytes, io: BoxedIo, serves: Serves, connection:
         Serves::Http1 => Protocol::Http1,
         Serves::Http2 => Protocol::Http2,
     };
-    let _open = connection.proxy.telemetry.metrics.connection(connection.direction, protocol, connection.link);
+    let mtls = connection.peer.identity.is_some();
+    let _open = connection.proxy.telemetry.metrics.connection(connection.direction, protocol, mtls);
     match serves {
         Serves::Http1 => serve_http1(first, io, connection).await,
         Serves::Http2 => Box::pin(serve_http2(Wire::plain(Prefixed::join(first, io)), connection)).await,
@@ -254,7 +255,9 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 rings = poll_fn(|cx| clock.poll_rings(&traffic, cx)) => match rings {
                     // Whoever still uses it is waited for as before.
                     Rings::Old => served.graceful_shutdown(),
-                    // Requests that are under way may end; nobody else is waited for.
+                    // Who has requests under way waits for something, be it a watch on which nothing changes for hours.
+                    Rings::Late(Stands::Idle) if Arc::strong_count(&connection) > at_rest => {}
+                    // Nobody else is waited for.
                     Rings::Late(Stands::Idle) if !stopping => {
                         stopping = true;
                         served.graceful_shutdown();

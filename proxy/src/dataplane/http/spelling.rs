@@ -68,8 +68,9 @@ pub(crate) struct Heads {
     /// A Content-Length was there.
     lengths: bool,
     fragment: bool,
-    /// A chunk of the body that is being read says that it is larger than any body, or more heads wait than a codec reads ahead.
-    endless: bool,
+    /// A chunk of the body that is being read says that it is larger than any body, a line behind the last one ends as only some
+    /// end lines, or more heads wait than a codec reads ahead.
+    astray: bool,
 }
 
 /// What a request's bytes say and the codec does not show.
@@ -100,8 +101,8 @@ enum At {
     ChunkLine(u64),
     Chunk(u64),
     ChunkEnd,
-    /// A line behind the last chunk, and whether it is empty so far.
-    Trailer(bool),
+    /// A line behind the last chunk: whether it is empty so far, and whether a carriage return came last.
+    Trailer(bool, bool),
     /// Nobody asks, or it is no longer known.
     Rest,
 }
@@ -149,7 +150,7 @@ impl Heads {
             done: VecDeque::new(),
             lengths: false,
             fragment: false,
-            endless: false,
+            astray: false,
         }
     }
 
@@ -163,10 +164,11 @@ impl Heads {
         self.done.pop_front().unwrap_or_default()
     }
 
-    /// Does a chunk say that it is larger than any body, or do more heads wait than a codec reads ahead? Nobody can wait for
-    /// the end of the one, and the others are no longer known one by one.
-    pub(crate) fn endless(&self) -> bool {
-        self.endless
+    /// Can bodies and heads no longer be told apart as the codec does? A chunk says that it is larger than any body, whose end
+    /// nobody can wait for; a line of the trailers ends without a carriage return, behind which some read the next request and
+    /// some the next trailer; or more heads wait than a codec reads ahead.
+    pub(crate) fn is_astray(&self) -> bool {
+        self.astray
     }
 
     /// Does the last head say that its body is longer than any that the codec reads?
@@ -183,7 +185,7 @@ impl Heads {
     pub(crate) fn is_in_body(&self) -> bool {
         let in_body = match self.at {
             At::Start | At::FirstLine | At::Interim | At::Name | At::Value | At::Length | At::Rest => false,
-            At::Body(_) | At::ChunkSize(_) | At::ChunkLine(_) | At::Chunk(_) | At::ChunkEnd | At::Trailer(_) => true,
+            At::Body(_) | At::ChunkSize(_) | At::ChunkLine(_) | At::Chunk(_) | At::ChunkEnd | At::Trailer(..) => true,
         };
         // Of a head that the codec has not, it is another one.
         in_body && self.done.is_empty()
@@ -202,11 +204,11 @@ impl Heads {
                 At::Length => self.length(bytes),
                 At::Body(left) => self.skip(bytes, left, At::Start, At::Body),
                 At::ChunkSize(size) => self.chunk_size(bytes, size),
-                At::ChunkLine(0) => self.until_line_end(bytes, At::Trailer(true)),
+                At::ChunkLine(0) => self.until_line_end(bytes, At::Trailer(true, false)),
                 At::ChunkLine(size) => self.until_line_end(bytes, At::Chunk(size)),
                 At::Chunk(left) => self.skip(bytes, left, At::ChunkEnd, At::Chunk),
                 At::ChunkEnd => self.until_line_end(bytes, At::ChunkSize(0)),
-                At::Trailer(empty) => self.trailer(bytes, empty),
+                At::Trailer(empty, cr) => self.trailer(bytes, empty, cr),
             };
             bytes = bytes.get(used..).unwrap_or_default();
         }
@@ -345,8 +347,8 @@ impl Heads {
                 (false, length) => At::Body(length),
             };
         }
-        self.endless |= self.done.len() >= AHEAD_MAX;
-        if self.endless {
+        self.astray |= self.done.len() >= AHEAD_MAX;
+        if self.astray {
             return;
         }
         let spelling = if self.spelled && !self.long { self.text() } else { None };
@@ -367,7 +369,7 @@ impl Heads {
             match char::from(*byte).to_digit(16) {
                 Some(digit) => size = size.saturating_mul(16).saturating_add(u64::from(digit)),
                 None => {
-                    self.endless |= size > CHUNK_MAX;
+                    self.astray |= size > CHUNK_MAX;
                     self.at = At::ChunkLine(size);
                     return index;
                 }
@@ -377,9 +379,11 @@ impl Heads {
         bytes.len()
     }
 
-    fn trailer(&mut self, bytes: &[u8], empty: bool) -> usize {
-        let mut empty = empty;
+    fn trailer(&mut self, bytes: &[u8], empty: bool, cr: bool) -> usize {
+        let (mut empty, mut cr) = (empty, cr);
         for (index, byte) in bytes.iter().enumerate() {
+            self.astray |= *byte == b'\n' && !cr;
+            cr = *byte == b'\r';
             match byte {
                 b'\n' if empty => {
                     self.at = At::Start;
@@ -390,7 +394,7 @@ impl Heads {
                 _other => empty = false,
             }
         }
-        self.at = At::Trailer(empty);
+        self.at = At::Trailer(empty, cr);
         bytes.len()
     }
 
@@ -603,9 +607,9 @@ mod tests {
         let (spelling, odd) = heads.next_odd();
         assert_eq!((spelling.unwrap().0, odd.fragment), (HeaderValue::from_static("X-Aa"), true));
         // Of one that nobody keeps in step with, nothing is guessed: its connection ends.
-        assert!(!heads.endless());
+        assert!(!heads.is_astray());
         heads.read(&plain.repeat(AHEAD_MAX + 10));
-        assert!(heads.endless() && heads.done.len() <= AHEAD_MAX);
+        assert!(heads.is_astray() && heads.done.len() <= AHEAD_MAX);
     }
 
     #[test]

@@ -304,3 +304,64 @@ async fn garbage_instead_of_a_handshake_is_refused() {
         assert!(heard.is_empty());
     }
 }
+
+/// Not a byte of a request reaches the application past a rule that looks into requests, whenever and behind whatever it comes.
+#[tokio::test(start_paused = true)]
+async fn no_request_passes_for_something_else_where_a_rule_would_look_at_it() {
+    let requests = [(0, b"".as_slice()), (300, b""), (60_000, b""), (0, b"\n"), (0, b"\r\n\r\n"), (300, b"\n"), (0, b" \t")];
+    let limited = json!({ "targetRefs": [{ "kind": "Service", "name": "api" }], "rateLimit": { "requests": 1, "per": "1h" } });
+    let world = pair(&[
+        document("TrafficPolicy", "limit", limited),
+        document("PeerAuthentication", "open", json!({ "mode": "Permissive" })),
+    ]);
+    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.app(app_at(3), |_| text("api"));
+    assert_eq!(ask(world.connect(&web, vip(1)), get("/")).await.status, 200);
+    for (late, before) in requests {
+        for mut stream in [world.connect(&web, vip(1)), world.connect_inbound(&api, app_at(3))] {
+            stream.write_all(before).await.unwrap();
+            sleep(Duration::from_millis(late)).await;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).await.unwrap();
+            let heard = String::from_utf8_lossy(&heard);
+            let expected = if before == b" \t" { "HTTP/1.1 400 " } else { "HTTP/1.1 429 " };
+            assert!(heard.starts_with(expected), "{late} {before:?}: {heard}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_calls_no_request_is_looked_at_where_a_rule_would_look_at_it() {
+    let limited = json!({ "targetRefs": [{ "kind": "Service", "name": "api" }], "rateLimit": { "requests": 1, "per": "1h" } });
+    for (policies, expected) in [(vec![document("TrafficPolicy", "limit", limited)], "HTTP/1.1 429 "), (vec![], "HTTP/1.1 200 ")]
+    {
+        let world = pair(&policies);
+        let (_web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+        world.app(app_at(3), |_| text("api"));
+        let mut heard = String::new();
+        for _ in 0..2 {
+            let mut stream = world.opaque_link("web", "api", &api, app_at(3)).await;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n").await.unwrap();
+            heard.clear();
+            drop(stream.read_to_string(&mut heard).await);
+        }
+        assert!(heard.starts_with(expected), "{heard}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_on_both_sides_hears_the_other_one_leave() {
+    let world = pair(&[]);
+    let (web, _api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    world.raw_app(app_at(3), |stream, _| {
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(60)).await;
+            drop(stream);
+        });
+    });
+    let begin = Instant::now();
+    let mut stream = world.connect(&web, vip(1));
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    assert_eq!(begin.elapsed().as_secs(), 60);
+}

@@ -122,6 +122,12 @@ const SHAPES: &[Shape] = &[
         "a chunk longer than it says",
         "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabcd\r\n0\r\n\r\n",
     ),
+    resolved(
+        "a trailer that ends with a bare line feed, and what may be a request or another trailer",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\na: 1\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\n\r\n",
+        &[200],
+        &["POST / ab"],
+    ),
     // Lines and fields.
     refused("a bare carriage return in a value", "GET / HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n"),
     refused("a NUL in a value", "GET / HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n"),
@@ -247,6 +253,20 @@ async fn every_shape_of_http_1_is_refused_or_resolved() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Some wait for the next trailer behind it, and some for the next request.
+#[tokio::test(start_paused = true)]
+async fn a_trailer_that_ends_with_a_bare_line_feed_keeps_nobody_waiting() {
+    for hops in [1, 2] {
+        let bench = bench();
+        let mut stream = bench.open(hops);
+        let request = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\na: 1\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut heard = String::new();
+        timeout(Duration::from_secs(1), stream.read_to_string(&mut heard)).await.expect("an end").unwrap();
+        assert!(heard.starts_with("HTTP/1.1 400 ") && heard.contains("outrigger-reason: bad_request"), "{heard}");
+    }
+}
+
 /// A field of HPACK that is written out and not indexed.
 fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
     let mut field = vec![0, u8::try_from(name.len()).unwrap()];
@@ -266,6 +286,8 @@ async fn what_http_2_can_carry_and_http_1_cannot_is_refused() {
         ("a line feed in a value", &[(b"x", b"a\nb")], b""),
         ("a carriage return in a value", &[(b"x", b"a\rb")], b""),
         ("a NUL in a value", &[(b"x", b"a\0b")], b""),
+        ("a blank before a value", &[(b"x", b" a")], b""),
+        ("a tab behind a value", &[(b"x", b"a\t")], b""),
         ("a line break in a name", &[(b"x\r\nhidden", b"a")], b""),
         ("a colon in a name", &[(b"x:y", b"a")], b""),
         ("a blank in a name", &[(b"x y", b"a")], b""),

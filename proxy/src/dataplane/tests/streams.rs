@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
 use http_body_util::Full;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -158,4 +159,43 @@ async fn who_asks_for_a_head_hears_why_it_is_refused() {
     }
     let heard = ask_h2(world.connect(&web, vip(1)), head("/").body(Full::default()).unwrap()).await;
     assert_eq!((heard.status, &heard.headers["content-length"]), (200, &"2".parse().unwrap()));
+}
+
+/// A watch of etcd and a chat over gRPC may be silent for hours, on both sides.
+#[tokio::test(start_paused = true)]
+async fn a_talk_in_which_both_are_silent_goes_on() {
+    const SILENCE: Duration = Duration::from_secs(20 * 60);
+    for grpc in [true, false] {
+        let (world, web, api) = pair(true);
+        world.raw_app(app_at(3), move |stream, _| {
+            tokio::spawn(async move {
+                let mut codec = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = codec.accept().await {
+                    tokio::spawn(async move {
+                        // Servers of gRPC begin their answer with the first message of it.
+                        if grpc {
+                            sleep(SILENCE).await;
+                        }
+                        let mut to = respond.send_response(Response::new(()), false).unwrap();
+                        let said = request.into_body().data().await.unwrap().unwrap();
+                        to.send_data(said, true).unwrap();
+                    });
+                }
+            });
+        });
+        for far in [true, false] {
+            let stream = if far { world.connect(&web, vip(1)) } else { world.connect_inbound(&api, app_at(3)) };
+            let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+            tokio::spawn(connection);
+            let request = Request::post("http://api.shop/").header("te", "trailers");
+            let kind = if grpc { "application/grpc" } else { "text/plain" };
+            let request = request.header("content-type", kind).body(()).unwrap();
+            let (answer, mut to) = sender.ready().await.unwrap().send_request(request, false).unwrap();
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.status(), 200);
+            sleep(SILENCE).await;
+            to.send_data(Bytes::from_static(b"hello"), true).unwrap();
+            assert_eq!(answer.into_body().data().await.unwrap().unwrap(), "hello", "grpc: {grpc}");
+        }
+    }
 }
