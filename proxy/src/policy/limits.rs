@@ -61,8 +61,9 @@ pub(crate) struct LimitsConfig {
     /// to open another one (GOAWAY), and what is under way ends in peace. Default: 1h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) connection_age: Option<Span>,
-    /// How long a request under way may stand still because its client neither sends more of the body nor reads more of the
-    /// answer, 1s to 24h; before the answer began it is 408. Default: 5m.
+    /// How long a request under way may stand still because its client reads nothing of what there is of the answer, or sends
+    /// nothing of the body before the answer began (408), 1s to 24h. Streams on which both sides are silent, and calls of gRPC,
+    /// wait for as long as they like. Default: 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stream_timeout: Option<Span>,
     /// From the first byte to the end of a TLS handshake between sidecars, 1s to 1m. Default: 10s.

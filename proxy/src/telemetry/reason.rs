@@ -47,7 +47,8 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The destination's own answer went through, or an opaque connection ran to its end.
+    /// The destination's own answer went through, or an opaque connection ran to its end. Where the destination's sidecar answered in
+    /// its place, that sidecar's reason stands here too.
     Answered = "answered", Nobody;
     /// As `answered`; the peer was allowed because no policy is on the target.
     DefaultAllow = "default_allow", Nobody;

@@ -255,8 +255,13 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 rings = poll_fn(|cx| clock.poll_rings(&traffic, cx)) => match rings {
                     // Whoever still uses it is waited for as before.
                     Rings::Old => served.graceful_shutdown(),
-                    // Who has requests under way waits for something, be it a watch on which nothing changes for hours.
-                    Rings::Late(Stands::Idle) if Arc::strong_count(&connection) > at_rest => {}
+                    // Who has requests under way waits for something, be it a watch on which nothing changes for hours, as long
+                    // as it is there.
+                    Rings::Late(Stands::Idle) if Arc::strong_count(&connection) > at_rest => {
+                        if !served.ask_whether_there() {
+                            break None;
+                        }
+                    }
                     // Nobody else is waited for.
                     Rings::Late(Stands::Idle) if !stopping => {
                         stopping = true;

@@ -5,11 +5,11 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection as Codec, Handshake, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -32,6 +32,8 @@ pub(super) struct Streams {
     connection: Arc<Connection>,
     /// It is to end, as soon as it has begun.
     closing: bool,
+    /// To ask whether the client is still there, once that was asked.
+    pings: Option<PingPong>,
 }
 
 enum State {
@@ -41,7 +43,7 @@ enum State {
 
 impl Streams {
     pub(super) fn new(codec: &Builder, io: Framed, traffic: Arc<Traffic>, connection: Arc<Connection>) -> Self {
-        Self { state: State::Begins(codec.handshake(io)), traffic, connection, closing: false }
+        Self { state: State::Begins(codec.handshake(io)), traffic, connection, closing: false, pings: None }
     }
 
     /// No new stream is taken; what is under way ends.
@@ -50,6 +52,20 @@ impl Streams {
             State::Begins(_) => self.closing = true,
             State::Serves(codec) => codec.graceful_shutdown(),
         }
+    }
+}
+
+impl Streams {
+    /// Asks whether the client is still there (RFC 9113 6.7). `false`: it did not answer the last time.
+    pub(super) fn ask_whether_there(&mut self) -> bool {
+        let State::Serves(codec) = &mut self.state else { return false };
+        if self.pings.is_none() {
+            self.pings = codec.ping_pong();
+        }
+        let Some(pings) = &mut self.pings else { return false };
+        // Only one that was answered, and whose answer was heard, is followed by another one.
+        let _answered = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
+        pings.send_ping(Ping::opaque()).is_ok()
     }
 }
 

@@ -9,9 +9,9 @@ use http_body_util::Full;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::attacks::{DATA, END_HEADERS, END_STREAM, HEAD, HEADERS, RST_STREAM, frame, frames, preface};
+use super::attacks::{DATA, END_HEADERS, END_STREAM, HEAD, HEADERS, PING, RST_STREAM, frame, frames, preface};
 use super::world::{World, app_at, ask_h2, document, pod, service, text, vip};
 use crate::dataplane::Proxy;
 
@@ -197,5 +197,19 @@ async fn a_talk_in_which_both_are_silent_goes_on() {
             to.send_data(Bytes::from_static(b"hello"), true).unwrap();
             assert_eq!(answer.into_body().data().await.unwrap().unwrap(), "hello", "grpc: {grpc}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_silent_and_does_not_say_whether_it_is_there_is_let_go_of() {
+    let (world, web, api) = pair(true);
+    world.slow_app(app_at(3), |_| std::future::pending());
+    for mut stream in [world.connect(&web, vip(1)), world.connect_inbound(&api, app_at(3))] {
+        stream.write_all(&[preface(&[]), frame(HEADERS, END_HEADERS | END_STREAM, 1, POST)].concat()).await.unwrap();
+        let begin = Instant::now();
+        let mut heard = Vec::new();
+        timeout(Duration::from_secs(3_600), stream.read_to_end(&mut heard)).await.expect("an end").ok();
+        assert_eq!(begin.elapsed().as_secs() / 60, 30, "twice as long as an idle one");
+        assert_eq!(frames(&heard).iter().filter(|(kind, _)| *kind == PING).count(), 1);
     }
 }
