@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -60,6 +62,35 @@ pub(super) struct Net {
     /// How long it takes to connect to a pod.
     slow: Mutex<BTreeMap<SocketAddr, Duration>>,
     ports: AtomicU16,
+    /// How often pipes between pods were asked for bytes: by who dialled, and by who was dialled.
+    asked: [Arc<AtomicU64>; 2],
+}
+
+/// One end of a pipe between pods.
+struct Asked {
+    io: DuplexStream,
+    asked: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Asked {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Asked {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
 
 /// The network as one pod's sidecar sees it.
@@ -90,8 +121,10 @@ impl Dial for PodDial {
             if let Some((proxy, drain)) = sidecar {
                 let port = 40_000 + net.ports.fetch_add(1, Ordering::Relaxed) % 20_000;
                 let peer = SocketAddr::new(own, port);
-                tokio::spawn(connection::inbound(proxy, Accepted { io: Box::new(far), peer, original: to, drain }));
-                return Ok(Box::new(near) as BoxedIo);
+                let [near_asked, far_asked] = net.asked.each_ref().map(Arc::clone);
+                let far = Box::new(Asked { io: far, asked: far_asked });
+                tokio::spawn(connection::inbound(proxy, Accepted { io: far, peer, original: to, drain }));
+                return Ok(Box::new(Asked { io: near, asked: near_asked }) as BoxedIo);
             }
             let app = net.apps.lock().get(&to).cloned().ok_or(io::ErrorKind::ConnectionRefused)?;
             app(far, client);
@@ -274,6 +307,11 @@ impl World {
     /// What was dialled between pods so far.
     pub(super) fn dialled(&self) -> Vec<SocketAddr> {
         self.net.dialled.lock().clone()
+    }
+
+    /// How often connections between pods were asked for bytes so far: by who dialled, and by who was dialled.
+    pub(super) fn asked(&self) -> [u64; 2] {
+        self.net.asked.each_ref().map(|asked| asked.load(Ordering::Relaxed))
     }
 
     /// A connection that the application of `proxy` opens to `to`.

@@ -446,7 +446,7 @@ impl Answer {
             record.body_ended();
         }
         if let Some(lease) = self.lease.take() {
-            lease.give_back();
+            lease.give_back(self.inner.spent());
         }
     }
 }

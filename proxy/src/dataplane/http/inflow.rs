@@ -40,6 +40,17 @@ impl Inflow {
     pub(crate) fn stream(from: RecvStream) -> Self {
         if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream { from, data_done: false, ended: false }) }
     }
+
+    /// The stream of which everything was read, for whoever lets go of it.
+    pub(crate) fn spent(&mut self) -> Option<RecvStream> {
+        match std::mem::replace(self, Self::Empty) {
+            Self::Stream(Stream { from, ended: true, .. }) => Some(from),
+            unread => {
+                *self = unread;
+                None
+            }
+        }
+    }
 }
 
 impl From<Incoming> for Inflow {

@@ -618,7 +618,7 @@ fn cast_shadow(proxy: &Arc<Proxy>, service: &str, backend: Option<&Arc<Backend>>
                     let refused = sent.response.headers().contains_key(&REASON);
                     match Limited::new(sent.response.into_body(), SHADOW_ANSWER_MAX).collect().await {
                         Ok(_dropped) => {
-                            sent.lease.give_back();
+                            sent.lease.give_back(None);
                             if refused { ShadowOutcome::Failed } else { ShadowOutcome::Answered }
                         }
                         Err(_broken) => ShadowOutcome::Failed,

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
-use h2::{Ping, PingPong, Reason};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -58,6 +58,9 @@ pub(super) struct Link {
 
 /// A connection.
 struct Open {
+    /// The stream that was over last. Letting go of one wakes the connection's task, which is done when the next request wakes
+    /// it anyway.
+    spent: Mutex<Option<RecvStream>>,
     sender: SendRequest<Bytes>,
     used: Arc<Use>,
     /// How the peer began to speak, where it is no sidecar.
@@ -113,6 +116,16 @@ impl fmt::Debug for Open {
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Place({:?})", self.open)
+    }
+}
+
+impl Place {
+    /// Keeps a stream that is over, in the place of the one before.
+    pub(super) fn spent(&self, stream: Option<RecvStream>) {
+        if let Some(stream) = stream {
+            let before = self.open.spent.lock().replace(stream);
+            drop(before);
+        }
     }
 }
 
@@ -283,11 +296,13 @@ impl Pool {
             .send_request(Request::from_parts(head, ()), end)
             .map_err(|error| SendError::NotSent(WireError::Stream(error)))?;
         drop(sender);
+        let spent = place.open.spent.lock().take();
+        drop(spent);
         let mut said = Said::default();
         if extended {
             let answered = poll_fn(|cx| interims::poll_answer(&mut answer, &mut said, interims, cx));
             let response = answered.await.map_err(|ended| place.open.ended(ended))?;
-            let held = Held::new(place, None, &self.tasks);
+            let held = Held::tunnel(place);
             return Ok(if response.status() == StatusCode::OK {
                 let (head, from) = response.into_parts();
                 let tunnel = Tunnel::new(from, stream);
@@ -418,7 +433,7 @@ impl Pool {
         let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
         let born = Instant::now();
         let (left, looked) = (AtomicUsize::new(REQUESTS_MAX), Mutex::new((REQUESTS_MAX, born)));
-        Ok(Open { sender, used, first, left, born, age_max, looked, terms })
+        Ok(Open { spent: Mutex::default(), sender, used, first, left, born, age_max, looked, terms })
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use h2::RecvStream;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1 as codec;
@@ -230,13 +231,13 @@ impl Drop for Load {
 }
 
 impl Lease {
-    /// The answer was read whole: the connection can carry another request.
-    pub(crate) fn give_back(mut self) {
+    /// The answer was read whole, from this stream if it came on one: the connection can carry another request.
+    pub(crate) fn give_back(mut self, spent: Option<RecvStream>) {
         if let Some((pool, key, single)) = self.one.take() {
             pool.singles.put(key, single);
         }
         if let Some(held) = self.held.take() {
-            held.give_back();
+            held.give_back(spent);
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use h2::RecvStream;
 use tokio::sync::oneshot;
 
 use super::link::Place;
@@ -16,26 +17,35 @@ use crate::dataplane::tasks::Tasks;
 #[derive(Debug)]
 pub(super) enum Held {
     /// The request was sent whole.
-    Alone { _place: Place },
+    Alone { place: Place },
     /// The rest of it is on its way, and takes the place as well.
     Uploads { _place: Arc<Place>, whole: oneshot::Sender<()> },
+    /// It asked for a tunnel. Where there is none, its stream may still be open on this side, and goes with the answer.
+    Tunnel { _place: Place },
 }
 
 impl Held {
     /// The place of an answer that began, with what is left of its request.
     pub(super) fn new(place: Place, rest: Option<Outflow>, tasks: &Tasks) -> Self {
-        let Some(rest) = rest else { return Self::Alone { _place: place } };
+        let Some(rest) = rest else { return Self::Alone { place } };
         let place = Arc::new(place);
         let (whole, answered) = oneshot::channel();
         tasks.spawn(go_on(Arc::clone(&place), rest, answered));
         Self::Uploads { _place: place, whole }
     }
 
-    /// The answer was read whole.
-    pub(super) fn give_back(self) {
-        if let Self::Uploads { whole, .. } = self {
+    /// The place of a tunnel, or of the answer that there is none.
+    pub(super) fn tunnel(place: Place) -> Self {
+        Self::Tunnel { _place: place }
+    }
+
+    /// The answer was read whole, from this stream.
+    pub(super) fn give_back(self, spent: Option<RecvStream>) {
+        match self {
+            Self::Alone { place } => place.spent(spent),
             // Nobody hears it if the request ended too.
-            whole.send(()).unwrap_or_default();
+            Self::Uploads { whole, .. } => whole.send(()).unwrap_or_default(),
+            Self::Tunnel { .. } => {}
         }
     }
 }
