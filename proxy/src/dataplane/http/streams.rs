@@ -90,6 +90,10 @@ impl Future for Streams {
                         // Boxed where it is made, it is not moved again.
                         let stream = placed::pinned(|| serve(connection, unanswered, request, respond));
                         this.connection.proxy.tasks.spawn(stream);
+                        // The codec ran until nothing more came. Without another head it need not be asked for another request.
+                        if !this.traffic.unseen.left() {
+                            return Poll::Pending;
+                        }
                     }
                     None => return Poll::Ready(Ok(())),
                 },

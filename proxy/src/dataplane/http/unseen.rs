@@ -75,7 +75,7 @@ impl Unseen {
     }
 
     /// Did more heads come than requests were seen or told of?
-    fn left(&self) -> bool {
+    pub(super) fn left(&self) -> bool {
         let known = self.asked.load(Ordering::Relaxed).wrapping_add(self.told.load(Ordering::Relaxed));
         let left = self.heads.load(Ordering::Relaxed).wrapping_sub(known);
         left != 0 && left < u32::MAX / 2

@@ -79,7 +79,7 @@ async fn a_request_through_the_pair_allocates_no_more_than_it_did() {
 
 /// Each turn of a connection's task ends with asking for bytes that are not there.
 #[tokio::test(start_paused = true)]
-async fn who_dialled_a_link_has_two_turns_of_it_for_a_request() {
+async fn each_end_of_a_link_has_two_turns_for_a_request() {
     let world = World::new(&[pod("web", "web-1", 2), pod("api", "api-1", 3), service("api", "api", 1)]);
     let web = world.sidecar("web", "web-1", 2);
     world.sidecar("api", "api-1", 3);
@@ -89,15 +89,16 @@ async fn who_dialled_a_link_has_two_turns_of_it_for_a_request() {
     tokio::spawn(connection);
     let mut asked = Vec::new();
     for _ in 0..20 {
-        let [near, _far] = world.asked();
+        let [near, far] = world.asked();
         sender.ready().await.unwrap();
         let answer = sender.send_request(get("/")).await.unwrap();
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "api");
         tokio::time::sleep(Duration::from_millis(1)).await;
-        asked.push(world.asked()[0] - near);
+        let now = world.asked();
+        asked.push([now[0] - near, now[1] - far]);
     }
     // In one turn there are bytes before that, and in the other there are none.
-    assert_eq!(asked[10..], [2 + 1; 10]);
+    assert_eq!(asked[10..], [[2 + 1, 2 + 1]; 10]);
 }
 
 #[test]
