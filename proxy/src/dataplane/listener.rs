@@ -125,7 +125,11 @@ async fn accept(
             Ok(place) => place,
             Err(_full) => {
                 waits.tell("connections", &format_args!("{places} connections at once"));
-                let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+                let freed = tokio::select! {
+                    () = drain.stopped() => return,
+                    freed = Arc::clone(&room).acquire_owned() => freed,
+                };
+                let Ok(place) = freed else { return };
                 place
             }
         };
@@ -271,5 +275,42 @@ mod tests {
         drop((second, third));
         assert!(drain.drain(Duration::from_secs(5)).await);
         accepting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_listener_hears_at_once_that_the_sidecar_stops_and_so_does_whoever_fills_it() {
+        let proxy = World::new(&[pod("web", "web-1", 3)]).sidecar("web", "web-1", 3);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (drain, guard) = Drain::new();
+        let (leaves, mut left) = tokio::sync::mpsc::channel(1);
+        let accepting = tokio::spawn({
+            let proxy = Arc::clone(&proxy);
+            async move {
+                let serve = |_proxy, mut accepted: Accepted| -> Served {
+                    let leaves = leaves.clone();
+                    Box::pin(async move {
+                        accepted.io.write_all(b"hello").await.unwrap();
+                        accepted.drain.stopped().await;
+                        leaves.send(()).await.unwrap();
+                        // It is asked to leave, and does not.
+                        drop(accepted.io.read_u8().await);
+                    })
+                };
+                let addresses = |stream: &TcpStream, peer| (peer, stream.local_addr());
+                accept(&proxy, &listener, (Direction::Inbound, 1), guard, addresses, serve).await;
+            }
+        });
+        let mut first = TcpStream::connect(at).await.unwrap();
+        assert!(greeted(&mut first, Duration::from_secs(5)).await);
+        let mut second = TcpStream::connect(at).await.unwrap();
+        assert!(!greeted(&mut second, Duration::from_millis(100)).await, "there is no room");
+        let draining = tokio::spawn(drain.drain(Duration::from_secs(30)));
+        timeout(Duration::from_secs(5), left.recv()).await.expect("who fills the listener is told to leave");
+        timeout(Duration::from_secs(5), accepting).await.expect("the listener ends while it is full").unwrap();
+        assert!(!draining.is_finished(), "the drain waits for the connection that is left");
+        drop(first);
+        assert!(draining.await.unwrap());
+        assert!(!greeted(&mut second, Duration::from_secs(5)).await, "nobody was taken after the stop");
     }
 }
