@@ -5,6 +5,18 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// How many connections this process takes, so that a quarter of the files that it may open now stays for where they lead to, beside
+/// what it needs itself. Not a half: most connections wait for a request, and share the ways on with others.
+pub(crate) fn connections_max() -> usize {
+    connections_within(getrlimit(Resource::Nofile).current)
+}
+
+/// Of `limit` files; none: there is no limit.
+fn connections_within(limit: Option<u64>) -> usize {
+    let files = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    (files.saturating_sub(OWN_FILES) / 4 * 3).max(1)
+}
+
 /// Lets this process open as many files as it may. As the first thing of a role, which starts no other program.
 pub(crate) fn open_as_many_as_allowed() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -12,5 +24,22 @@ pub(crate) fn open_as_many_as_allowed() {
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
         tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// What a sidecar opens besides: its listeners and what wakes its threads, the streams to the control plane and the node agent,
+/// its log, who asks at its own port, and the connections to other pods that it keeps.
+const OWN_FILES: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_of_the_files_stays_for_where_connections_lead_to() {
+        for (limit, connections) in [(Some(1_024), 672), (Some(20_000), 14_904), (Some(64), 1), (Some(0), 1)] {
+            assert_eq!(connections_within(limit), connections, "{limit:?}");
+        }
+        assert!(connections_within(None) > 1 << 40 && connections_within(Some(u64::MAX)) > 1 << 40);
     }
 }

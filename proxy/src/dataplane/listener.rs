@@ -13,7 +13,7 @@ use std::time::Duration;
 use proxy_common::{PORT_INBOUND, PORT_OUTBOUND};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -80,7 +80,7 @@ pub(crate) async fn serve_outbound(proxy: Arc<Proxy>, listener: TcpListener, dra
     accept(
         &proxy,
         &listener,
-        (Direction::Outbound, CONNECTIONS_MAX),
+        (Direction::Outbound, CONNECTIONS_MAX, &proxy.room),
         drain,
         |stream, peer| {
             let original = original_destination(stream);
@@ -99,7 +99,7 @@ pub(crate) async fn serve_inbound(proxy: Arc<Proxy>, listener: TcpListener, drai
     accept(
         &proxy,
         &listener,
-        (Direction::Inbound, CONNECTIONS_MAX),
+        (Direction::Inbound, CONNECTIONS_MAX, &proxy.room),
         drain,
         |stream, peer| (peer, stream.local_addr()),
         |proxy, accepted| Box::pin(connection::inbound(proxy, accepted)),
@@ -107,32 +107,83 @@ pub(crate) async fn serve_inbound(proxy: Arc<Proxy>, listener: TcpListener, drai
     .await;
 }
 
+/// How many connections all listeners of the sidecar have at once: so many that files are left for the connections that they
+/// lead to. Listeners that see the same free place may all take one: what they are too many is as many
+/// as they are, for which there is room besides.
+#[derive(Debug)]
+pub(super) struct Room {
+    carried: watch::Sender<usize>,
+    most: usize,
+}
+
+impl Room {
+    pub(super) fn new(most: usize) -> Self {
+        Self { carried: watch::Sender::new(0), most }
+    }
+
+    fn is_full(&self) -> bool {
+        *self.carried.borrow() >= self.most
+    }
+
+    /// Returns when somebody left a room that was full. Cancel-safe.
+    async fn left(&self) {
+        // The other end is this room's own.
+        if self.carried.subscribe().wait_for(|carried| *carried < self.most).await.is_err() {}
+    }
+}
+
+/// One connection among those of a [`Room`].
+struct Carried(Arc<Room>);
+
+impl Carried {
+    fn new(room: &Arc<Room>) -> Self {
+        room.carried.send_modify(|carried| *carried += 1);
+        Self(Arc::clone(room))
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.0.carried.send_modify(|carried| *carried -= 1);
+    }
+}
+
 type Served = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 async fn accept(
     proxy: &Arc<Proxy>,
     listener: &TcpListener,
-    (direction, places): (Direction, usize),
+    (direction, places, room): (Direction, usize, &Arc<Room>),
     mut drain: DrainGuard,
     addresses: impl Fn(&TcpStream, SocketAddr) -> (SocketAddr, io::Result<SocketAddr>),
     serve: impl Fn(Arc<Proxy>, Accepted) -> Served,
 ) {
-    let room = Arc::new(Semaphore::new(places));
+    let own = Arc::new(Semaphore::new(places));
     let mut waits = Waits { proxy, direction, told: None };
     loop {
         // What does not fit waits in the backlog, where it costs the least.
-        let place = match Arc::clone(&room).try_acquire_owned() {
+        let place = match Arc::clone(&own).try_acquire_owned() {
             Ok(place) => place,
             Err(_full) => {
                 waits.tell("connections", &format_args!("{places} connections at once"));
                 let freed = tokio::select! {
                     () = drain.stopped() => return,
-                    freed = Arc::clone(&room).acquire_owned() => freed,
+                    freed = Arc::clone(&own).acquire_owned() => freed,
                 };
                 let Ok(place) = freed else { return };
                 place
             }
         };
+        if room.is_full() {
+            waits.tell(
+                "descriptors",
+                &format_args!("{} connections at once: the other files are for where they lead to", room.most),
+            );
+            tokio::select! {
+                () = drain.stopped() => return,
+                () = room.left() => {}
+            }
+        }
         let accepted = tokio::select! {
             () = drain.stopped() => return,
             accepted = listener.accept() => accepted,
@@ -140,7 +191,7 @@ async fn accept(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely: trying again at once would spin.
+                // The system gives none, or the limit on files was lowered since: trying again at once would spin.
                 waits.tell("system", &error);
                 tokio::time::sleep(PAUSE).await;
                 continue;
@@ -159,9 +210,10 @@ async fn accept(
         };
         let accepted = Accepted { io: Box::new(stream), peer: canonical(peer), original, drain: drain.clone() };
         let served = serve(Arc::clone(proxy), accepted);
+        let carried = Carried::new(room);
         proxy.tasks.spawn(async move {
             served.await;
-            drop(place);
+            drop((place, carried));
         });
     }
 }
@@ -241,8 +293,8 @@ mod tests {
         timeout(within, client.read_exact(&mut [0; 5])).await.is_ok_and(|read| read.is_ok())
     }
 
-    #[tokio::test]
-    async fn what_there_is_no_room_for_waits_and_is_counted_until_somebody_leaves() {
+    /// Serves whoever comes with a greeting, until he leaves, and tells how often a listener was delayed for a reason.
+    async fn check_waits(places: usize, room: usize, reason: &str) {
         let proxy = World::new(&[pod("web", "web-1", 3)]).sidecar("web", "web-1", 3);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -258,10 +310,11 @@ mod tests {
                     })
                 };
                 let addresses = |stream: &TcpStream, peer| (peer, stream.local_addr());
-                accept(&proxy, &listener, (Direction::Inbound, 2), guard, addresses, serve).await;
+                let room = Arc::new(Room::new(room));
+                accept(&proxy, &listener, (Direction::Inbound, places, &room), guard, addresses, serve).await;
             }
         });
-        let delayed = |direction| proxy.telemetry.metrics.accepts_delayed.with_label_values(&[direction, "connections"]).get();
+        let delayed = |direction| proxy.telemetry.metrics.accepts_delayed.with_label_values(&[direction, reason]).get();
         let mut first = TcpStream::connect(at).await.unwrap();
         assert!(greeted(&mut first, Duration::from_secs(5)).await);
         assert_eq!(delayed("inbound"), 0);
@@ -278,7 +331,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_there_is_no_room_for_waits_and_is_counted_until_somebody_leaves() {
+        check_waits(2, 32, "connections").await;
+    }
+
+    #[tokio::test]
+    async fn what_might_find_no_file_for_the_way_on_waits_and_is_counted_until_somebody_leaves() {
+        check_waits(32, 2, "descriptors").await;
+    }
+
+    #[tokio::test]
+    async fn listeners_share_the_files_of_their_sidecar() {
+        let room = Arc::new(Room::new(2));
+        let (inbound, outbound) = (Carried::new(&room), Carried::new(&room));
+        assert!(room.is_full());
+        drop(inbound);
+        room.left().await;
+        assert!(!room.is_full());
+        drop(outbound);
+        assert_eq!(*room.carried.borrow(), 0);
+    }
+
+    #[tokio::test]
     async fn a_full_listener_hears_at_once_that_the_sidecar_stops_and_so_does_whoever_fills_it() {
+        for (places, room) in [(1, 32), (32, 1)] {
+            check_stop(places, room).await;
+        }
+    }
+
+    async fn check_stop(places: usize, room: usize) {
         let proxy = World::new(&[pod("web", "web-1", 3)]).sidecar("web", "web-1", 3);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -298,7 +379,8 @@ mod tests {
                     })
                 };
                 let addresses = |stream: &TcpStream, peer| (peer, stream.local_addr());
-                accept(&proxy, &listener, (Direction::Inbound, 1), guard, addresses, serve).await;
+                let room = Arc::new(Room::new(room));
+                accept(&proxy, &listener, (Direction::Inbound, places, &room), guard, addresses, serve).await;
             }
         });
         let mut first = TcpStream::connect(at).await.unwrap();

@@ -51,7 +51,7 @@ mod tests;
 mod world;
 
 use self::config::Follower;
-use self::listener::Listeners;
+use self::listener::{Listeners, Room};
 use self::pool::connect::Dial;
 pub(crate) use self::pool::connect::TcpDial;
 use self::pool::{AnswerLimits, Pool};
@@ -62,6 +62,7 @@ pub(crate) use self::window::Window;
 pub(crate) use self::workers::Workers;
 use crate::admin::routes::Inspect;
 use crate::base::clock::WallClock;
+use crate::base::descriptors;
 use crate::base::drain::{Drain, DrainGuard};
 use crate::base::memory::release_code;
 use crate::base::names::Named;
@@ -96,6 +97,7 @@ pub(crate) struct Proxy {
     /// Configurations of links, made once.
     server_tls: Arc<rustls::ServerConfig>,
     way: Way,
+    room: Arc<Room>,
 }
 
 /// How the own application's connections come here.
@@ -211,6 +213,7 @@ impl Proxy {
             probes: Arc::default(),
             server_tls,
             way: Way::default(),
+            room: Arc::new(Room::new(descriptors::connections_max())),
         })
     }
 

@@ -3,7 +3,7 @@
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests and fuzz targets use it")]
 #![cfg_attr(not(test), expect(dead_code, reason = "fuzz targets use a part of what tests use"))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -61,6 +61,8 @@ pub(super) struct Net {
     dialled: Mutex<Vec<SocketAddr>>,
     /// How long it takes to connect to a pod.
     slow: Mutex<BTreeMap<SocketAddr, Duration>>,
+    /// Whose sidecars have no file left.
+    exhausted: Mutex<BTreeSet<IpAddr>>,
     ports: AtomicU16,
     /// How often pipes between pods were asked for bytes: by who dialled, and by who was dialled.
     asked: [Arc<AtomicU64>; 2],
@@ -112,7 +114,11 @@ impl Dial for PodDial {
             net.dialled.lock().push(to);
         }
         let slow = net.slow.lock().get(&to).copied().filter(|_| to.ip() != own);
+        let exhausted = net.exhausted.lock().contains(&own);
         Box::pin(async move {
+            if exhausted {
+                return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            }
             if let Some(slow) = slow {
                 tokio::time::sleep(slow).await;
             }
@@ -302,6 +308,11 @@ impl World {
     /// Connecting to `at` takes that long.
     pub(super) fn slow(&self, at: SocketAddr, long: Duration) {
         self.net.slow.lock().insert(at, long);
+    }
+
+    /// Do these sidecars have no file left, from now on?
+    pub(super) fn exhaust(&self, last: &[u8]) {
+        *self.net.exhausted.lock() = last.iter().map(|last| IpAddr::from([10, 64, 0, *last])).collect();
     }
 
     /// What was dialled between pods so far.

@@ -217,7 +217,7 @@ impl Metrics {
             accepts_delayed: counters(
                 r,
                 "outrigger_accepts_delayed_total",
-                "Times that a listener took nothing more for a while, so that what came waited in its backlog: as many connections were open as may be, or the system gave none.",
+                "Times that a listener took nothing more for a while, so that what came waited in its backlog: as many were open as one listener may have (`connections`), as leaves files for the connections that they lead to (`descriptors`), or the system gave none (`system`).",
                 &["direction", "reason"],
             )?,
             clients_undeclared: counter(

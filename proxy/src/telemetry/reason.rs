@@ -105,7 +105,7 @@ reasons! {
     NoConfiguration = "no_configuration", Mesh;
     /// Limits on connections or pending requests of the service are reached.
     BreakerRejected = "breaker_rejected", Mesh;
-    /// The sidecar is at a limit of its own.
+    /// The sidecar is at a limit of its own: it may open no further file, or its machine gives no further socket.
     Overloaded = "overloaded", Mesh;
     /// The sidecar is stopping.
     Draining = "draining", Mesh;

@@ -242,6 +242,7 @@ pub(crate) fn refusal_of(error: ConnectError) -> Reject {
     match error {
         ConnectError::Timeout(_) => Reject::ConnectTimeout,
         ConnectError::Identity { .. } | ConnectError::NotOurs(_) => Reject::IdentityMismatch,
+        ConnectError::Exhausted { .. } => Reject::Overloaded,
         ConnectError::Limit(rule) => Reject::BreakerRejected(rule),
         ConnectError::Failed { .. } | ConnectError::Http { .. } | ConnectError::Own(_) => Reject::ConnectFailed,
     }
@@ -286,7 +287,12 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<B
         // A limit of our own is not the endpoint's fault, nor is a caller that stands still, breaks off or sends nonsense.
         Err(Failed {
             reject:
-                Reject::BreakerRejected(_) | Reject::RequestTimeout | Reject::CallerLeft | Reject::BadRequest(_) | Reject::AppNotHttp2,
+                Reject::BreakerRejected(_)
+                | Reject::Overloaded
+                | Reject::RequestTimeout
+                | Reject::CallerLeft
+                | Reject::BadRequest(_)
+                | Reject::AppNotHttp2,
             ..
         }) => return,
         // Nor is it that its caller speaks HTTP/2 and it does not.

@@ -95,7 +95,7 @@ impl Connection {
     /// Is its destination one that could not be connected to just now? A client that asks again does it on another
     /// connection, for which that is tried anew.
     pub(super) fn is_unreached(&self) -> bool {
-        matches!(self.refuse, Some(Reject::ConnectFailed | Reject::ConnectTimeout))
+        matches!(self.refuse, Some(Reject::ConnectFailed | Reject::ConnectTimeout | Reject::Overloaded))
     }
 
     /// Its server answered a request.

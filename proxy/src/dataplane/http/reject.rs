@@ -68,6 +68,8 @@ pub(crate) enum Reject {
     NoConfiguration,
     /// Limits of the service's breaker are reached.
     BreakerRejected(RuleName),
+    /// The sidecar has nothing left to open a connection with.
+    Overloaded,
     /// The service has no endpoint.
     NoEndpoint(Named),
     /// The endpoint could not be connected to.
@@ -190,6 +192,7 @@ impl Reject {
             Self::NoBackend(rule) => (StatusCode::INTERNAL_SERVER_ERROR, UNAVAILABLE, Reason::NoBackend, Some(rule)),
             Self::NoConfiguration => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::NoConfiguration, None),
             Self::BreakerRejected(rule) => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::BreakerRejected, Some(rule)),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::Overloaded, None),
             Self::NoEndpoint(_) => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::NoEndpoint, None),
             Self::ConnectFailed => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::ConnectFailed, None),
             Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, UNAVAILABLE, Reason::ConnectTimeout, None),

@@ -44,6 +44,13 @@ pub(crate) enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// This process or its machine has nothing left to connect with.
+    #[error("the system gives no socket to connect to {to} with")]
+    Exhausted {
+        to: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     /// It took too long.
     #[error("connecting to {0} took too long")]
     Timeout(SocketAddr),
@@ -74,11 +81,20 @@ pub(crate) enum ConnectError {
 }
 
 impl ConnectError {
+    /// A dial failed: for want of something here, which is not the other side's fault, or otherwise.
+    fn of_dial(to: SocketAddr, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Exhausted { to, source },
+            _other => Self::Failed { to, source },
+        }
+    }
+
     /// The same for somebody else who waited for the same connection; none: it concerns nobody else.
     pub(super) fn again(&self) -> Option<Self> {
         let copy = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
         Some(match self {
             Self::Failed { to, source } => Self::Failed { to: *to, source: copy(source) },
+            Self::Exhausted { to, source } => Self::Exhausted { to: *to, source: copy(source) },
             Self::Timeout(to) => Self::Timeout(*to),
             Self::Identity { to, expected, source } => {
                 Self::Identity { to: *to, expected: expected.clone(), source: copy(source) }
@@ -169,7 +185,7 @@ pub(super) async fn link(
     let connecting = async {
         // At the start, the application may be faster than the identity.
         identity.arrived().await;
-        let io = dial.dial(to, None).await.map_err(|source| ConnectError::Failed { to, source })?;
+        let io = dial.dial(to, None).await.map_err(|source| ConnectError::of_dial(to, source))?;
         // The name is not sent and not looked at; rustls wants one.
         let name = ServerName::from(std::net::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED));
         let stream = TlsConnector::from(config).connect(name, io).await.map_err(|source| {
@@ -196,7 +212,7 @@ pub(crate) async fn plain(
 ) -> Result<BoxedIo, ConnectError> {
     match timeout(at_most, dial.dial(to, client)).await {
         Ok(Ok(io)) => Ok(io),
-        Ok(Err(source)) => Err(ConnectError::Failed { to, source }),
+        Ok(Err(source)) => Err(ConnectError::of_dial(to, source)),
         Err(_elapsed) => Err(ConnectError::Timeout(to)),
     }
 }

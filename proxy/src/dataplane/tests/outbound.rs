@@ -187,6 +187,38 @@ async fn an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sidecar_without_a_file_for_the_way_on_says_so_and_blames_no_endpoint() {
+    let ejecting = document(
+        "TrafficPolicy",
+        "api",
+        json!({
+            "targetRefs": [{ "kind": "Service", "name": "api" }],
+            "circuitBreaking": { "ejection": { "consecutiveFailures": 1, "baseEjection": "60s" } },
+        }),
+    );
+    let (world, web) = flaky(&[ejecting]);
+    world.app(app_at(3), |_| text("good"));
+    world.app(app_at(4), |_| text("good"));
+    world.exhaust(&[2]);
+    for _ in 0..10 {
+        let heard = ask(world.connect(&web, vip(1)), get("/")).await;
+        assert_eq!((heard.status, heard.reason()), (503, "overloaded"), "{heard:?}");
+    }
+    told(&web, &["outrigger_requests_total", r#"reason="overloaded""#, r#"status="503""#, "} 10"]);
+    let outside = ask(world.connect(&web, "192.0.2.7:80".parse().unwrap()), get("/")).await;
+    assert_eq!((outside.status, outside.reason()), (503, "overloaded"), "{outside:?}");
+    world.exhaust(&[]);
+    let metrics = web.telemetry.metrics.render();
+    assert!(!metrics.contains(r#"destination_workload="shop/api-"#), "somebody was left out: {metrics}");
+    // The same of a sidecar at the other end, which did nothing for the request: another endpoint serves it.
+    world.exhaust(&[4]);
+    for _ in 0..10 {
+        let heard = ask(world.connect(&web, vip(1)), get("/")).await;
+        assert_eq!((heard.status, &*heard.body), (200, "good"), "{heard:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_that_cannot_be_reached_is_left_for_another_by_default() {
     let documents = [pod("web", "web-1", 2), pod("api", "api-1", 3), pod("api", "api-2", 4), service("api", "api", 1)];
     let world = World::new(&documents);
