@@ -31,7 +31,7 @@ pub(crate) use self::forged::refuse_forged;
 pub(crate) use self::refusal::Refusal;
 pub(crate) use self::wish::MIRROR;
 use self::wish::Wishes;
-pub(crate) use self::workload_api::WorkloadApi;
+pub(crate) use self::workload_api::{WorkloadApi, WorkloadApiError};
 use crate::model::marks::{self, Mode};
 
 /// What whoever installed the mesh says of every sidecar; annotations say otherwise for one pod.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::identity::spiffe::TrustDomain;
-use crate::injection::WorkloadApi;
+use crate::injection::{WorkloadApi, WorkloadApiError};
 
 /// Where the system lives.
 pub(in crate::cli) const NAMESPACE: &str = "outrigger-system";
@@ -29,9 +29,9 @@ pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) trust_domain: Option<String>,
     /// Where pods have their identities from, in the place of the mesh's own authority: SPIRE's CSI driver and the socket in
-    /// its volumes, as csi.spiffe.io/spire-agent.sock
+    /// its volumes, as csi.spiffe.io/spire-agent.sock; empty: from the mesh's own, also where that was set otherwise before
     #[arg(long, value_name = "DRIVER[/SOCKET]")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "is_unset")]
     pub(super) workload_api: Option<String>,
     /// How many replicas of the control plane run
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
@@ -57,7 +57,8 @@ impl Settings {
         Self {
             image: self.image.or(former.image),
             trust_domain: self.trust_domain.or(former.trust_domain),
-            workload_api: self.workload_api.or(former.workload_api),
+            // An empty one takes back what was set.
+            workload_api: self.workload_api.or(former.workload_api).filter(|api| !api.is_empty()),
             replicas: self.replicas.or(former.replicas),
             kubelet_dir: self.kubelet_dir.or(former.kubelet_dir),
             node_state_dir: self.node_state_dir.or(former.node_state_dir),
@@ -65,12 +66,17 @@ impl Settings {
         }
     }
 
+    /// Where pods have their identities from, if not from the mesh's own authority.
+    fn workload_api(&self) -> Option<Result<WorkloadApi, WorkloadApiError>> {
+        self.workload_api.as_deref().filter(|text| !text.is_empty()).map(str::parse)
+    }
+
     /// What is wrong with them.
     pub(super) fn problem(&self) -> Option<String> {
         if let Some(Err(error)) = self.trust_domain.as_ref().map(|text| text.parse::<TrustDomain>()) {
             return Some(format!("--trust-domain: {error}"));
         }
-        if let Some(Err(error)) = self.workload_api.as_ref().map(|text| text.parse::<WorkloadApi>()) {
+        if let Some(Err(error)) = self.workload_api() {
             return Some(format!("--workload-api: {error}"));
         }
         let folders = [("--kubelet-dir", &self.kubelet_dir), ("--node-state-dir", &self.node_state_dir)];
@@ -81,6 +87,12 @@ impl Settings {
             (!is_plain).then(|| format!("{flag}: {} is no absolute path without a slash at its end", folder.display()))
         })
     }
+}
+
+/// Is it not set, or set to nothing?
+#[expect(clippy::ref_option, reason = "the shape that serde calls")]
+fn is_unset(text: &Option<String>) -> bool {
+    text.as_deref().is_none_or(str::is_empty)
 }
 
 /// The objects in the order in which they are applied.
@@ -150,7 +162,7 @@ fn set(mut object: Value, settings: &Settings) -> Value {
             }
         }
     }
-    if let Some(Ok(api)) = settings.workload_api.as_ref().map(|text| text.parse::<WorkloadApi>()) {
+    if let Some(Ok(api)) = settings.workload_api() {
         take_identities_from(&mut object, &api);
     }
     if let Some(folder) = settings.kubelet_dir.as_ref().and_then(|folder| folder.to_str()) {
@@ -294,6 +306,16 @@ mod tests {
         let former = Settings { replicas: Some(3), image: Some("a:1".to_owned()), ..Settings::default() };
         let said = Settings { image: Some("a:2".to_owned()), ..Settings::default() };
         assert_eq!(said.over(former), Settings { replicas: Some(3), image: Some("a:2".to_owned()), ..Settings::default() });
+    }
+
+    #[test]
+    fn identities_of_the_meshs_own_authority_are_had_again_by_an_empty_workload_api() {
+        let api = |text: &str| Settings { workload_api: Some(text.to_owned()), ..Settings::default() };
+        let former = Settings { replicas: Some(3), ..api("csi.spiffe.io") };
+        assert_eq!(Settings::default().over(former.clone()).workload_api.as_deref(), Some("csi.spiffe.io"));
+        let back = api("").over(former);
+        assert_eq!(back, Settings { replicas: Some(3), ..Settings::default() });
+        assert_eq!((api("").problem(), of(&api(""))), (None, of(&Settings::default())));
     }
 
     #[test]
