@@ -68,9 +68,10 @@ impl FromStr for WorkloadApi {
         if driver == marks::DRIVER {
             return Err(WorkloadApiError::Own(driver.to_owned()));
         }
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if socket.is_empty() || socket.len() > SOCKET_MAX || !socket.bytes().all(fits) || socket.bytes().all(|byte| byte == b'.')
-        {
+        // One name in the volume's own folder: neither `..`, nor another folder, nor what a command could take for a flag.
+        let begins = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let fits = |byte: u8| begins(byte) || byte == b'.' || byte == b'-';
+        if socket.len() > SOCKET_MAX || !socket.bytes().next().is_some_and(begins) || !socket.bytes().all(fits) {
             return Err(WorkloadApiError::Socket(socket.to_owned()));
         }
         Ok(Self { driver: driver.to_owned(), socket: socket.to_owned() })
@@ -119,8 +120,26 @@ mod tests {
         for text in ["", "CSI.spiffe.io", "-csi", "csi.", "csi spiffe"] {
             assert_eq!(refused(text), WorkloadApiError::Driver(text.to_owned()));
         }
-        for socket in ["", "a/b", "..", "a b"] {
+        for socket in ["", "a/b", ".", "..", "...", "../a", "a/../b", ".a", "-a", "a b", "a\n", "a\\b"] {
             assert_eq!(refused(&format!("csi.spiffe.io/{socket}")), WorkloadApiError::Socket(socket.to_owned()));
+        }
+    }
+
+    #[test]
+    fn the_charts_schema_admits_what_is_admitted_here() {
+        let schema: Value = serde_json::from_str(include_str!("../../../deploy/chart/values.schema.json")).unwrap();
+        let pattern = regex::Regex::new(schema["properties"]["workloadApi"]["pattern"].as_str().unwrap()).unwrap();
+        let long = |letters: usize| format!("csi.spiffe.io/{}", "a".repeat(letters));
+        let texts = ["csi.spiffe.io", "csi.spiffe.io/agent.sock", "csi.spiffe.io/_a-1", "csi.spiffe.io/", "csi.spiffe.io/.."];
+        let more = ["csi.spiffe.io/.", "csi.spiffe.io/...", "csi.spiffe.io/../a", "csi.spiffe.io/a/b", "csi.spiffe.io//a"];
+        let others = ["csi.spiffe.io/.a", "csi.spiffe.io/-a", "csi.spiffe.io/a b", "../csi", "..", "CSI.spiffe.io", "csi/a\\b"];
+        let all = texts.into_iter().chain(more).chain(others).map(str::to_owned).chain([long(64), long(65)]);
+        for text in all {
+            assert_eq!(pattern.is_match(&text), text.parse::<WorkloadApi>().is_ok(), "{text:?}");
+        }
+        // The template says by name why these are refused; an empty one is the mesh's own authority.
+        for text in ["/run/spire/agent.sock", "unix:///run/spire/agent.sock", ""] {
+            assert!(pattern.is_match(text), "{text:?}");
         }
     }
 }
