@@ -26,6 +26,9 @@ pub(crate) enum NameError {
     Part(String),
     #[error("{0:?} has {1} letters; use at most {LABEL_MAX}, as a host's name has")]
     Long(String, usize),
+    /// Not repeated: it may be as long as a message.
+    #[error("a text of {0} bytes is no UID of a pod: that is a UUID, or 32 hexadecimal digits of a static pod")]
+    Uid(usize),
     /// There is one part, or there are three.
     #[error("{0:?} is not a namespace and a name; write NAMESPACE/NAME, as {1}")]
     Named(String, String),
@@ -104,6 +107,22 @@ pub(crate) fn check_host(text: &str) -> Result<(), NameError> {
     if text.len() <= LABEL_MAX { Ok(()) } else { Err(NameError::Long(text.to_owned(), text.len())) }
 }
 
+/// Accepts the UID of a pod of Kubernetes. Sources: Kubernetes, "Object Names and IDs": a UUID (RFC 9562 4), which the API server
+/// writes with small letters; a pod that a kubelet reads from a file or URL (static) has the digest of its source there, MD5.
+///
+/// # Errors
+/// It has another form.
+pub(crate) fn check_uid(text: &str) -> Result<(), NameError> {
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let is_uuid = text.len() == 36
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(place, byte)| if matches!(place, 8 | 13 | 18 | 23) { byte == b'-' } else { is_hex(byte) });
+    let is_digest = text.len() == 32 && text.bytes().all(is_hex);
+    if is_uuid || is_digest { Ok(()) } else { Err(NameError::Uid(text.len())) }
+}
+
 /// Why a text cannot be a label of an object, which selectors look for; none where it can. Source: Kubernetes, "Labels and
 /// Selectors": a key is a name of at most 63 bytes, perhaps with a DNS subdomain and a slash in front; a value is one or
 /// empty.
@@ -180,6 +199,17 @@ mod tests {
             assert_eq!((check_part(text).is_ok(), check_host(text).is_ok()), (part, host), "{text}");
         }
         assert!(check_host(&long).unwrap_err().to_string().contains("has 64 letters"));
+    }
+
+    #[test]
+    fn a_pods_uid_is_a_uuid_or_the_digest_of_a_static_pod() {
+        for good in ["3f2504e0-4f89-41d3-9a0c-0305e82c3301", "d41d8cd98f00b204e9800998ecf8427e"] {
+            assert!(check_uid(good).is_ok(), "{good}");
+        }
+        let (long, upper) = ("a".repeat(33), "3F2504E0-4F89-41D3-9A0C-0305E82C3301");
+        for bad in ["", "0a-1", upper, "3f2504e04f89-41d3-9a0c-0305e82c33011-", "../../../../../../../etc/passwd/", &long] {
+            assert!(check_uid(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::placed::Placed;
 use super::store::Store;
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
+use crate::base::names::check_uid;
 use crate::delta::authority::authority_server::Authority;
 use crate::delta::authority::{
     Bundle, Certificate, JoinNodeRequest, PlacePodRequest, PlacePodResponse, Pod, SignWorkloadRequest, WatchBundleRequest,
@@ -102,10 +103,12 @@ impl Signer {
     }
 
     /// `node` says where a pod of its own is.
-    fn place(&self, pod: &Pod, node: &str) {
+    fn place(&self, pod: &Pod, node: &str) -> Result<(), Status> {
+        check_uid(&pod.uid).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let addresses: Vec<IpAddr> =
             pod.addresses.iter().take(ADDRESSES_MAX).filter_map(|address| address.parse().ok()).collect();
         self.placed.put(&pod.uid, node, addresses);
+        Ok(())
     }
 
     /// Does a workload with a sidecar have this identity, on that node if each is bound to one?
@@ -182,7 +185,7 @@ impl Authority for Signer {
             ));
         };
         if let Some(pod) = pod {
-            self.place(&pod, &node);
+            self.place(&pod, &node)?;
         }
         if !self.wait_until_known(&identity, &node).await {
             self.metrics.signed("workload", false);
@@ -198,7 +201,7 @@ impl Authority for Signer {
     async fn place_pod(&self, request: Request<PlacePodRequest>) -> Result<Response<PlacePodResponse>, Status> {
         let node = node_of(peer(&request)?, &self.ca)?;
         if let Some(pod) = request.into_inner().pod {
-            self.place(&pod, &node);
+            self.place(&pod, &node)?;
         }
         Ok(Response::new(PlacePodResponse {}))
     }

@@ -316,7 +316,13 @@ async fn whom_the_workload_api_calls_a_node_is_none() {
     let mut authority = mesh.authority(&mesh.own(""), ALPN_AUTHORITY).await.unwrap();
     authority.join_node(join()).await.unwrap();
     let mut authority = mesh.authority(&mesh.own("/node/n1"), ALPN_AUTHORITY).await.unwrap();
-    let pod = Pod { uid: "u1".into(), addresses: vec!["10.99.0.1".into()], ..Pod::default() };
+    let place = |uid: &str| PlacePodRequest { pod: Some(Pod { uid: uid.into(), ..Pod::default() }) };
+    for uid in ["", "u1", "../../etc", &"a".repeat(1_000_000)] {
+        let status = authority.place_pod(place(uid)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert!(status.message().contains("is no UID of a pod") && status.message().len() < 200, "{status:?}");
+    }
+    let pod = Pod { uid: UID.into(), addresses: vec!["10.99.0.1".into()], ..Pod::default() };
     authority.place_pod(PlacePodRequest { pod: Some(pod) }).await.unwrap();
     let sign = SignWorkloadRequest { spiffe_id: "spiffe://cluster.local/ns/shop/sa/web".into(), csr: request(), pod: None };
     let status = authority.sign_workload(sign).await.unwrap_err();
@@ -420,6 +426,7 @@ async fn without_its_workload_api_the_control_plane_serves_on_until_its_certific
     mesh.stop().await;
 }
 
+const UID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 const CONTROL: &str = "spiffe://cluster.local/ns/outrigger-system/sa/control";
 const HOUR: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(20);
