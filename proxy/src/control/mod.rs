@@ -204,7 +204,7 @@ impl Control {
         let mut foreign = None;
         if config.workload_api.is_some() {
             let own = control_identity(&config.trust_domain)?;
-            let seen = Identity::new(config.trust_domain.clone(), clock.clone()).only(own);
+            let seen = Identity::new(config.trust_domain.clone(), clock.clone()).only(own).apart_from(ca.root());
             terms.sidecars = Some(seen.server_config(ClientDemand::Certificate, &[ALPN])?);
             foreign = Some(seen);
         }

@@ -40,6 +40,8 @@ pub(crate) struct Identity {
     trust: Arc<AtomicU64>,
     /// The only one that is taken from the Workload API, where it is known.
     only: Option<SpiffeId>,
+    /// The authority that must not stand behind the Workload API, where there is one.
+    apart_from: Option<CertificateDer<'static>>,
     /// Why the Workload API gives nothing just now.
     trouble: Arc<ArcSwapOption<String>>,
     clock: WallClock,
@@ -98,6 +100,11 @@ pub(crate) enum IdentityError {
     /// The Workload API gives this process other identities than its own.
     #[error("the workload API gives this process {given}, and not {expected}")]
     AnotherIdentity { given: SpiffeId, expected: SpiffeId },
+    /// What it signs for node agents would be believed of workloads, and the other way round.
+    #[error(
+        "the workload API vouches by the mesh's own authority, which signs for node agents; give SPIRE an authority of its own"
+    )]
+    SameAuthority,
 }
 
 impl IdentityError {
@@ -126,6 +133,7 @@ impl Identity {
             changed: watch::Sender::new(0),
             trust: Arc::default(),
             only: None,
+            apart_from: None,
             trouble: Arc::default(),
             clock,
             provider: Arc::new(provider()),
@@ -135,6 +143,11 @@ impl Identity {
     /// Takes no other identity than `id` from the Workload API, whatever else that has for this process.
     pub(crate) fn only(self, id: SpiffeId) -> Self {
         Self { only: Some(id), ..self }
+    }
+
+    /// Takes nothing from a Workload API that believes `authority`.
+    pub(crate) fn apart_from(self, authority: &CertificateDer<'_>) -> Self {
+        Self { apart_from: Some(authority.clone().into_owned()), ..self }
     }
 
     /// Why no peer would believe this process now; none where all is well.
@@ -334,6 +347,11 @@ impl Identity {
         let own = context.bundle_set().iter().filter(|(domain, _bundle)| domain.as_str() == self.trust_domain.as_str());
         for authority in own.flat_map(|(_domain, bundle)| bundle.authorities()) {
             bundles.add(&self.trust_domain, authority.as_bytes()).map_err(IdentityError::Bundle)?;
+        }
+        if let Some(authority) = &self.apart_from
+            && bundles.hold_key_of(authority).map_err(IdentityError::Bundle)?
+        {
+            return Err(IdentityError::SameAuthority);
         }
         let chain = svid.cert_chain().iter().map(|certificate| CertificateDer::from(certificate.as_bytes().to_vec()));
         let key = PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec());

@@ -88,6 +88,15 @@ impl Bundles {
         Ok(())
     }
 
+    /// Is an authority among them that has the key of `authority`, under whatever name?
+    ///
+    /// # Errors
+    /// That is no certificate that can be a trust anchor.
+    pub(crate) fn hold_key_of(&self, authority: &CertificateDer<'_>) -> Result<bool, webpki::Error> {
+        let key = webpki::anchor_from_trusted_cert(authority)?.subject_public_key_info;
+        Ok(self.by_domain.values().flatten().any(|known| known.subject_public_key_info == key))
+    }
+
     /// Verifies that a chain leads to an authority of the leaf's own trust domain and is good at `now`. Returns the
     /// leaf's identity.
     ///

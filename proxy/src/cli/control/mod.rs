@@ -22,6 +22,7 @@ use crate::control::ca::CaError;
 use crate::control::webhook::WebhookConfig;
 use crate::control::{Config, Control, ControlError, SourceConfig};
 use crate::identity::spiffe::SpiffeError;
+use crate::injection::Settings;
 use crate::telemetry::log;
 
 #[derive(Args, Debug)]
@@ -76,6 +77,9 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
     log::start(format, &args.log_level).map_err(|error| Failure::invalid([error]))?;
     let trust_domain = args.trust_domain.parse().map_err(|error: SpiffeError| Failure::invalid([error]))?;
     let settings = args.sidecars.settings(&args.trust_domain);
+    if let Some(problem) = half_set(&args, &settings) {
+        return Err(Failure::invalid([problem]));
+    }
     let config = Config {
         source: if args.kubernetes { SourceConfig::Kubernetes } else { SourceConfig::Folders(args.resources) },
         state: args.state,
@@ -110,6 +114,15 @@ pub(crate) fn run(args: ControlArgs) -> Result<ExitCode, Failure> {
             serving.abort();
         }
         Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// On a cluster both sides are told where identities come from, or neither: sidecars that were not told would ask their node's agent,
+/// for which nothing is signed then, and no pod would start. What is no pod is told by whoever starts it.
+fn half_set(args: &ControlArgs, settings: &Settings) -> Option<String> {
+    (args.kubernetes && args.workload_api.is_some() && settings.workload_api.is_none()).then(|| {
+        "--workload-api: the sidecars that are put into pods would not have their identities from there; write --sidecar-workload-api DRIVER[/SOCKET] too, as csi.spiffe.io"
+            .to_owned()
     })
 }
 

@@ -410,6 +410,40 @@ async fn a_sidecar_refuses_an_identity_of_another_form_and_takes_its_own_beside_
 }
 
 #[tokio::test]
+async fn a_workload_api_behind_which_the_meshs_own_authority_stands_is_refused_by_name() {
+    let mut spire = Spire::of("cluster.local");
+    let socket = spire.socket("control");
+    let mesh = Mesh::start(&socket).await;
+    let open = |folder: &Path| Authority::open(folder, domain(), WallClock::system()).unwrap();
+    let apart = std::mem::replace(&mut spire.authority, open(&mesh.root.path().join("state/ca")));
+    let said = spire.serve_at(&socket, Some(spire.issue(&[CONTROL], HOUR)));
+    let missing = mesh.until_ready(|(_, told)| told.contains("own authority")).await;
+    assert!(missing.starts_with("no identity yet: the workload API vouches by the mesh's own authority"), "{missing}");
+    spire.authority = apart;
+    said.send_replace(Some(spire.issue(&[CONTROL], HOUR)));
+    mesh.until_ready(|(ready, _)| *ready).await;
+    mesh.stop().await;
+}
+
+#[test]
+fn on_a_cluster_the_control_plane_is_not_told_alone_where_identities_come_from() {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: super::ControlArgs,
+    }
+    let problem = |line: &str| {
+        let Line { args } = clap::Parser::try_parse_from(["control"].into_iter().chain(line.split_whitespace())).unwrap();
+        super::half_set(&args, &args.sidecars.settings(&args.trust_domain))
+    };
+    assert!(problem("--kubernetes --workload-api /run/spire.sock").unwrap().contains("--sidecar-workload-api"));
+    assert_eq!(problem("--kubernetes --workload-api /run/spire.sock --sidecar-workload-api csi.spiffe.io"), None);
+    assert_eq!(problem("--kubernetes --sidecar-workload-api csi.spiffe.io"), None);
+    // Whoever starts sidecars by hand tells them.
+    assert_eq!(problem("--workload-api /run/spire.sock"), None);
+}
+
+#[tokio::test]
 async fn without_its_workload_api_the_control_plane_serves_on_until_its_certificate_ends_and_tells() {
     let mut spire = Spire::of("cluster.local");
     let short = Duration::from_secs(3);
