@@ -266,7 +266,8 @@ impl Cluster {
             }
             Resource::Service(service) if service.spec.selector.is_empty() && self.pods.has_slices(&service.named()) => {
                 if let Resource::Service(service) = Arc::make_mut(&mut resource) {
-                    slices::lead(service);
+                    let name = service.named();
+                    slices::lead(service, |port| self.pods.number_of(&name, port));
                 }
             }
             _ => {}

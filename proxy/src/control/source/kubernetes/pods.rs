@@ -12,6 +12,7 @@ use super::slices::Slice;
 use crate::base::names::Named;
 use crate::base::problems::{FieldPath, Problem, Severity};
 use crate::model::Resource;
+use crate::model::capture::SIDECARS_PORTS;
 use crate::model::workload::WorkloadTransport;
 
 /// All pods and slices.
@@ -99,6 +100,15 @@ impl Pods {
         self.behind.contains_key(service)
     }
 
+    /// The number of a port of this Service, where all slices with addresses give it the same one. None for those of a sidecar:
+    /// what has none may have them, and is led to by the name.
+    pub(super) fn number_of(&self, service: &Named, port: &str) -> Option<u16> {
+        let slices = self.behind.get(service)?.iter().filter_map(|slice| self.slices.get(slice));
+        let mut numbers = slices.filter(|slice| !slice.endpoints.is_empty()).map(|slice| slice.number_of(port));
+        let first = numbers.next()??;
+        (numbers.all(|number| number == Some(first)) && !SIDECARS_PORTS.contains(&first)).then_some(first)
+    }
+
     /// Is a pod of this namespace there?
     pub(super) fn are_in(&self, namespace: &str) -> bool {
         let first = Named::new(namespace, "");
@@ -107,6 +117,40 @@ impl Pods {
 
     /// What is wrong with slices.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.strays().chain(self.misnamed())
+    }
+
+    /// Pods of the Service's own namespace that a slice names, and whose ports have other names: the Service leads to names here.
+    fn misnamed(&self) -> impl Iterator<Item = Problem> {
+        self.slices.iter().flat_map(|(name, slice)| {
+            let ports = slice.ports.iter().filter_map(|port| Some((port.name.as_deref()?, port.port)));
+            let led_by_name: Vec<_> = ports.filter(|(port, _)| self.number_of(&slice.service, port).is_none()).collect();
+            let addresses = slice.endpoints.iter().map(|endpoint| endpoint.address.to_canonical());
+            let pods: BTreeSet<&Named> = addresses.filter_map(|address| self.at.get(&address)).flatten().collect();
+            let pods = pods.into_iter().filter(|pod| pod.namespace == slice.service.namespace);
+            let known = pods.filter_map(|pod| match self.of_pods.get(pod)?.as_ref() {
+                Resource::Workload(workload) => Some((pod, workload)),
+                _others => None,
+            });
+            let known: Vec<_> = known.collect();
+            led_by_name.into_iter().flat_map(move |(port, number)| {
+                let other = known.clone().into_iter().filter(move |(_, workload)| workload.spec.port_named(port) != Some(number));
+                other.map(move |(pod, workload)| {
+                    let led = workload.spec.port_named(port).map_or("the Service does not lead there".to_owned(), |led| format!("the Service leads to {led}"));
+                    Problem {
+                        resource: format!("EndpointSlice/{name}"),
+                        at: FieldPath::root().field("ports"),
+                        text: format!("the port {port:?} is {number}, but not so named in the pod {pod}, and the slices of {} do not agree on one number: {led}", slice.service),
+                        remedy: format!("name the pod's port {number} {port}, or write one number in all slices of the Service"),
+                        severity: Severity::Warns,
+                        condition: None,
+                    }
+                })
+            })
+        })
+    }
+
+    fn strays(&self) -> impl Iterator<Item = Problem> {
         let all = self.astray.iter().flat_map(|(slice, astray)| astray.iter().map(move |(address, pod)| (slice, address, pod)));
         all.map(|(slice, address, pod)| Problem {
             resource: format!("EndpointSlice/{slice}"),

@@ -2,7 +2,9 @@
 //!
 //! Sources: Kubernetes API, EndpointSlice; "Services without selectors". The mesh finds what is behind a Service by labels. So
 //! such a Service is given a selector of ours, and each address of its slices a label that it selects: a pod that has the
-//! address, or else a Workload of its own, which is dialled in plaintext. A port of a slice is named as the Service's port.
+//! address, or else a Workload of its own, which is dialled in plaintext. Where all slices give a port of the Service the same
+//! number, it leads to that number, whatever a pod calls its ports. Elsewhere it leads to a name, which differs in number from
+//! address to address, and a port of a slice is named as the Service's port.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,7 +26,7 @@ pub(super) struct Slice {
     pub(super) service: Named,
     pub(super) endpoints: Vec<Endpoint>,
     /// By the Service's name of the port.
-    ports: Vec<WorkloadPort>,
+    pub(super) ports: Vec<WorkloadPort>,
 }
 
 /// One address of a slice.
@@ -88,6 +90,11 @@ impl Slice {
         }
     }
 
+    /// The number of the Service's port of this name.
+    pub(super) fn number_of(&self, port: &str) -> Option<u16> {
+        self.ports.iter().find(|known| known.name.as_deref() == Some(port)).map(|known| known.port)
+    }
+
     /// A name of its own for each address of each slice. Names of slices may be too long to be a part of one.
     fn name_of(&self, address: IpAddr) -> String {
         let digest = digest(&SHA256, format!("{} {address}", self.name).as_bytes());
@@ -101,11 +108,12 @@ impl Slice {
     }
 }
 
-/// Makes a Service without a selector one that leads to what its slices hold.
-pub(super) fn lead(service: &mut Object<ServiceSpec>) {
+/// Makes a Service without a selector one that leads to what its slices hold. `number`: that of a port, where they agree on it.
+pub(super) fn lead(service: &mut Object<ServiceSpec>, number: impl Fn(&str) -> Option<u16>) {
     service.spec.selector = BTreeMap::from([(format!("{BEHIND}{}", service.metadata.name), "true".to_owned())]);
     for port in &mut service.spec.ports {
-        port.target_port = Some(PortRef::Name(port_name(port.name.as_deref())));
+        let name = port_name(port.name.as_deref());
+        port.target_port = Some(number(&name).map_or(PortRef::Name(name), PortRef::Number));
     }
 }
 

@@ -180,6 +180,55 @@ fn a_service_without_a_selector_leads_to_its_slices() {
     assert!(behind(&scene).is_empty() && scene.keys(Kind::Workload).is_empty());
 }
 
+/// Where the first port of a Service leads.
+fn led(scene: &Scene, service: &str) -> Vec<String> {
+    let resources = scene.world.resources();
+    let service = resources.service(&service.parse().unwrap()).unwrap();
+    let target = service.spec.ports[0].target();
+    let behind = resources.workloads().filter(|workload| service.spec.leads_to(workload));
+    let mut led: Vec<String> =
+        behind.filter_map(|workload| Some(format!("{}:{}", workload.spec.addresses[0], workload.spec.port(&target)?))).collect();
+    led.sort();
+    led
+}
+
+fn slice(name: &str, address: &str, ports: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: db}}}}\naddressType: IPv4\nendpoints: [{{addresses: [{address}]}}]\nports: [{ports}]\n"
+    )
+}
+
+#[test]
+fn a_slice_leads_to_a_pods_port_by_its_number_whatever_the_pod_calls_it() {
+    // The pod calls its 8080 http.
+    for ports in ["{name: sql, port: 8080}", "{name: http, port: 9090}", "{name: sql, port: 5432}", "{port: 8080}"] {
+        let mut scene = Scene::empty();
+        let name = if ports.contains("name") { &ports[1..ports.find(',').unwrap()] } else { "protocol: TCP" };
+        scene.is(&service("db", &format!("clusterIP: 10.65.0.9, ports: [{{{name}, port: 3306}}]")));
+        scene.is(&slice("db-1", "10.244.0.7", ports));
+        scene.is(&pod("web", "10.244.0.7", ""));
+        let number = ports.split("port: ").nth(1).unwrap().trim_end_matches('}');
+        assert_eq!(led(&scene, "shop/db"), [format!("10.244.0.7:{number}")], "{ports}");
+        assert_eq!(scene.problems, [""; 0], "{ports}");
+    }
+}
+
+#[test]
+fn slices_that_give_a_port_two_numbers_lead_by_name_and_a_pod_that_calls_its_own_otherwise_is_told() {
+    let mut scene = Scene::empty();
+    scene.is(&service("db", "clusterIP: 10.65.0.9, ports: [{name: http, port: 3306}]"));
+    scene.is(&slice("db-1", "10.244.0.7", "{name: http, port: 9090}"));
+    scene.is(&slice("db-2", "192.0.2.5", "{name: http, port: 80}"));
+    scene.is(&pod("web", "10.244.0.7", ""));
+    assert_eq!(led(&scene, "shop/db"), ["10.244.0.7:8080", "192.0.2.5:80"]);
+    let told = "the port \"http\" is 9090, but not so named in the pod shop/web, and the slices of shop/db do not agree on one number: the Service leads to 8080";
+    assert!(scene.problems.len() == 1 && scene.problems[0].contains(told), "{:?}", scene.problems);
+    // With one number there is no question.
+    scene.is(&slice("db-2", "192.0.2.5", "{name: http, port: 9090}"));
+    assert_eq!(led(&scene, "shop/db"), ["10.244.0.7:9090", "192.0.2.5:9090"]);
+    assert_eq!(scene.problems, [""; 0]);
+}
+
 #[test]
 fn a_slice_that_names_a_sidecars_pod_of_another_namespace_does_not_lead_there() {
     let mut scene = Scene::empty();
