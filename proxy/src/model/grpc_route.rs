@@ -16,7 +16,7 @@ pub(crate) struct GrpcRouteSpec {
     /// The Services whose callers take this route, as in an HTTPRoute.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) parent_refs: Vec<ParentRef>,
-    /// Hosts that it is for, `*.` first for a suffix; every host when absent.
+    /// Means nothing where the parent is a Service (GEP-1294): the route is for every host. Rules may match the header `Host`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) hostnames: Vec<String>,
     /// What is done with which calls.

@@ -26,7 +26,7 @@ pub(crate) struct HttpRouteSpec {
     /// another namespace: only callers in the route's namespace do, in place of the Service's own routes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) parent_refs: Vec<ParentRef>,
-    /// Hosts that it is for, `*.` first for a suffix; every host when absent.
+    /// Means nothing where the parent is a Service (GEP-1294): the route is for every host. Rules may match the header `Host`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) hostnames: Vec<String>,
     /// What is done with which requests.

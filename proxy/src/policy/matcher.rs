@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use http::header::COOKIE;
+use http::header::{COOKIE, HOST};
 use http::{HeaderMap, HeaderName, Method};
 use percent_encoding::percent_decode;
 use regex::{Regex, RegexBuilder};
@@ -280,7 +280,7 @@ impl RequestMatch {
         call.as_ref().is_none_or(|call| call.matches(request))
             && method.as_ref().is_none_or(|method| method == request.method)
             && path.as_ref().is_none_or(|path| path.matches(request.path))
-            && headers.iter().all(|(name, wanted)| header_text(request.headers, name).is_some_and(|value| wanted.matches(&value)))
+            && headers.iter().all(|(name, wanted)| header_seen(request, name).is_some_and(|value| wanted.matches(&value)))
             && query.iter().all(|(name, wanted)| {
                 request.query.and_then(|query| query_value(query, name)).is_some_and(|value| wanted.matches(&value))
             })
@@ -305,6 +305,14 @@ impl RequestMatch {
             query: self.query.len(),
         }
     }
+}
+
+/// The header `name` of a request. HTTP/2 says by `:authority` what HTTP/1 says by `Host` (RFC 9113 8.3.1).
+fn header_seen<'a>(request: RequestView<'a>, name: &HeaderName) -> Option<Cow<'a, str>> {
+    if *name == HOST && !request.headers.contains_key(HOST) {
+        return (!request.authority.is_empty()).then_some(Cow::Borrowed(request.authority));
+    }
+    header_text(request.headers, name)
 }
 
 /// The value of a header as a condition sees it: several lines are one, joined by `, ` (RFC 9110 5.3), those of `Cookie` by

@@ -106,9 +106,16 @@ pub(super) fn compile(resource: &Resource, problems: &mut Problems) -> Option<Ro
         _no_route => return None,
     };
     let hosts = hosts(hostnames, &at.field("hostnames"), problems);
+    let hosts = if asks_hosts(document.kind) { hosts } else { Vec::new() };
     let rules = rules.into_iter().collect::<Option<Vec<_>>>()?;
     let created = document.metadata.creation_timestamp.clone();
     (!problems.refused()).then(|| Route { kind: document.kind, name: document.named(), created, hosts, rules })
+}
+
+/// Is a route of this kind for the hosts alone that it names? GEP-1294, "hostnames field": "GAMMA implementations SHOULD NOT infer any
+/// functionality from the `hostnames` field". A TLSRoute has nothing else to go by: without it, it would be a TCPRoute.
+const fn asks_hosts(kind: Kind) -> bool {
+    matches!(kind, Kind::TlsRoute)
 }
 
 /// The match as Gateway API fills it in: without a path, every path.

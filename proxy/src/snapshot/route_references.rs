@@ -58,6 +58,7 @@ pub(super) fn check(resources: &Resources, resource: &Resource, problems: &mut P
         }
     }
     check_weights(resource, problems);
+    check_hosts(resource, problems);
 }
 
 fn check_parents(resources: &Resources, object: &Route<'_>, problems: &mut Problems) {
@@ -255,11 +256,25 @@ pub(super) fn contradictions(resources: &Resources) -> Problems {
     all
 }
 
+/// Are hosts named that nobody asks for?
+fn check_hosts(resource: &Resource, problems: &mut Problems) {
+    let hostnames = match resource {
+        Resource::HttpRoute(route) => &route.spec.hostnames,
+        Resource::GrpcRoute(route) => &route.spec.hostnames,
+        _asked_for_or_without => return,
+    };
+    if !hostnames.is_empty() {
+        problems.warn(
+            &FieldPath::root().field("spec").field("hostnames"),
+            "hostnames mean nothing where the parent is a Service: the route is for every host",
+            "leave them out, or match the header Host in the rules",
+        );
+    }
+}
+
 /// The hosts of a route, `*` for every one.
 fn hosts(resource: &Resource) -> Vec<String> {
     let hosts = match resource {
-        Resource::HttpRoute(route) => route.spec.hostnames.clone(),
-        Resource::GrpcRoute(route) => route.spec.hostnames.clone(),
         Resource::TlsRoute(route) => route.spec.hostnames.clone(),
         _without => Vec::new(),
     };

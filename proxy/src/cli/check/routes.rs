@@ -203,6 +203,11 @@ fn what_a_route_cannot_say_is_refused_by_name() {
             "j",
             &format!("{{parentRefs: [], rules: [{{backendRefs: [{{name: web, port: 80, filters: [{rewrite}]}}]}}]}}"),
         ),
+        document(
+            "HTTPRoute",
+            "k",
+            &format!("{{hostnames: [web.example], {PARENT}, rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}"),
+        ),
     ];
     check(
         &format!("{SERVICES}{}", cases.concat()),
@@ -229,6 +234,8 @@ fn what_a_route_cannot_say_is_refused_by_name() {
             keep one of the two
         GRPCRoute/shop/j: spec.rules[0].backendRefs[0].filters[0]: a GRPCRoute has no such filter [Accepted UnsupportedValue]
             leave it out, or write an HTTPRoute
+        HTTPRoute/shop/k: spec.hostnames: hostnames mean nothing where the parent is a Service: the route is for every host
+            leave them out, or match the header Host in the rules
     "#]],
     );
 }

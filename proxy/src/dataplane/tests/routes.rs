@@ -197,6 +197,37 @@ fn greeters(world: &World) {
     }
 }
 
+/// "GAMMA implementations SHOULD NOT infer any functionality from the `hostnames` field on `xRoute`s" (GEP-1294).
+#[tokio::test(start_paused = true)]
+async fn a_route_is_for_every_host_whatever_hostnames_it_names() {
+    let to = |name: &str| json!([{ "name": name, "port": 80 }]);
+    let mut named = route("HTTPRoute", json!([{ "backendRefs": to("v2") }]));
+    named["spec"]["hostnames"] = json!(["shop.example"]);
+    let (world, web) = versions(&[named]);
+    for host in ["shop.example", "api", "other.example"] {
+        let request = Request::get("/").header("host", host).body(Full::default()).unwrap();
+        let heard = ask(world.connect(&web, vip(1)), request).await;
+        assert_eq!((heard.status, &*heard.body), (200, "v2"), "{host}: {heard:?}");
+    }
+}
+
+/// "it is recommended to guide users toward configuring `HTTPHeaderMatch` rules for the `Host` header" (GEP-1294).
+#[tokio::test(start_paused = true)]
+async fn hosts_are_told_apart_by_the_header_host_in_either_version_of_http() {
+    let to = |name: &str| json!([{ "name": name, "port": 80 }]);
+    let host = json!([{ "headers": [{ "name": "Host", "value": "new.example" }] }]);
+    let rules = json!([{ "matches": host, "backendRefs": to("v2") }, { "backendRefs": to("v1") }]);
+    let (world, web) = versions(&[route("HTTPRoute", rules)]);
+    for (host, version) in [("new.example", "v2"), ("old.example", "v1")] {
+        let request = Request::get("/").header("host", host).body(Full::default()).unwrap();
+        let heard = ask(world.connect(&web, vip(1)), request).await;
+        assert_eq!((heard.status, &*heard.body), (200, version), "{host}: {heard:?}");
+        let request = Request::get(format!("http://{host}/")).body(Full::default()).unwrap();
+        let heard = ask_h2(world.connect(&web, vip(1)), request).await;
+        assert_eq!((heard.status, &*heard.body), (200, version), "{host}: {heard:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tcp_route_takes_every_connection_whatever_it_carries() {
     let (world, web) = versions(&[route("TCPRoute", json!([{ "backendRefs": [{ "name": "v2", "port": 80 }] }]))]);
