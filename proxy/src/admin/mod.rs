@@ -67,6 +67,13 @@ pub(crate) enum AdminError {
     Start(#[source] io::Error),
 }
 
+impl AdminError {
+    /// Does the kernel say that the port is not for this process?
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Self::Listen { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl Admin {
     /// Serves each listener's routes, on one thread.
     ///

@@ -1,19 +1,21 @@
 //! `outrigger sidecar`: builds the proxy of one pod and waits for its end.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
-use crate::admin::{Admin, Door, listen, listen_operator, routes};
+use crate::admin::{Admin, AdminError, Door, listen, listen_operator, routes};
 use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_name};
 use crate::base::units::Span;
-use crate::dataplane::{Settings, Sidecar, StartError, TcpDial, Way, Window, Workers, app, listen_only};
+use crate::dataplane::{Settings, Sidecar, StartError, TcpDial, Way, Window, Workers, app, listen_only, resume};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
 use crate::model::app_doors::AppDoors;
@@ -115,7 +117,8 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
     let telemetry = Telemetry { metrics, access_log, spans };
     let identity = Identity::new(args.trust_domain.clone(), clock);
     let window = Window::new(identity.clone(), telemetry.clone());
-    let public = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, proxy_common::PORT_METRICS))).map_err(anyhow::Error::from)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (kept, public) = runtime.block_on(let_in(&args.node, &name)).map_err(anyhow::Error::from)?;
     let loopback = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy_common::PORT_ADMIN))).map_err(anyhow::Error::from)?;
     let shown = || Arc::clone(&window) as Arc<dyn routes::Inspect>;
     let dial = Arc::new(TcpDial::new(telemetry.metrics.clients_undeclared.clone()));
@@ -135,13 +138,13 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
         control: args.control,
         workload_api: args.workload_api,
         node: args.node,
+        kept,
         state: args.state,
         drain: args.drain_timeout.0,
         workers: args.workers,
         way: if args.forward_proxy { Way::Asked } else { Way::Captured },
         seed,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         // Nothing was taken yet that would have to end well.
@@ -167,3 +170,27 @@ pub(crate) fn run(args: SidecarArgs) -> Result<ExitCode, Failure> {
         Ok(ExitCode::SUCCESS)
     })
 }
+
+/// Takes over what a former sidecar of the pod left, and the first of the own ports. The kernel gives those of a pod that is
+/// enrolled to its sidecar's container alone, and the one that takes another's place is known once the node agent was asked.
+async fn let_in(node: &Path, name: &Named) -> Result<(Vec<OwnedFd>, std::net::TcpListener), AdminError> {
+    let mut told = false;
+    loop {
+        let kept = resume(node, name).await;
+        match listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, proxy_common::PORT_METRICS))) {
+            Ok(public) => return Ok((kept, public)),
+            Err(error) if error.is_denied() => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(
+                        node = %node.display(),
+                        "the pod's ports are its former sidecar's until the node agent lets this one in; it is asked again"
+                    );
+                }
+                tokio::time::sleep(ASKED_AGAIN_AFTER).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(200);

@@ -6,6 +6,7 @@
 //! application what the kubelet wants to know of it.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ mod tests;
 mod world;
 
 use self::config::Follower;
+pub(crate) use self::enrolment::resume;
 use self::listener::{Listeners, Room};
 use self::pool::connect::Dial;
 pub(crate) use self::pool::connect::TcpDial;
@@ -123,7 +125,7 @@ enum Demand {
 }
 
 /// What a sidecar is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) name: Named,
     pub(crate) trust_domain: TrustDomain,
@@ -131,6 +133,8 @@ pub(crate) struct Settings {
     pub(crate) control: Vec<String>,
     pub(crate) workload_api: PathBuf,
     pub(crate) node: PathBuf,
+    /// Listeners of a former sidecar of the pod, in which connections may wait.
+    pub(crate) kept: Vec<OwnedFd>,
     /// Where the last good configuration is kept.
     pub(crate) state: PathBuf,
     /// How long connections may go on when the sidecar stops.
@@ -280,7 +284,7 @@ impl Sidecar {
         window: &Arc<Window>,
     ) -> Result<Self, StartError> {
         let mut owned = JoinSet::new();
-        let listeners = Listeners::open(enrolment::resume(&settings.node, &settings.name).await)?;
+        let listeners = Listeners::open(settings.kept)?;
         let aside = Thread::start("aside").map_err(StartError::Thread)?;
         let probes: Arc<Probes> = Arc::default();
         let enrolment = enrolment::Enrolment {

@@ -135,7 +135,13 @@ fn look_at_programs(agent: &Agent, kernel: &Mutex<Kernel>, pods: &[Arc<Pod>], fa
     for pod in pods {
         let (name, cookie) = (pod.record.named(), pod.record.netns_cookie);
         // One that was withdrawn meanwhile has none.
-        let found = kernel.lock().attest_pod(cookie);
+        let mut found = kernel.lock().attest_pod(cookie);
+        // A container that ended took what hung at it along, and the one that takes its place gets all anew.
+        if is_gone(&pod.record.sidecar_cgroup())
+            && let Ok(found) = &mut found
+        {
+            found.retain(|fault| !fault.is_of_sidecar());
+        }
         if found.as_ref().is_ok_and(Vec::is_empty) || is_going(pod) {
             continue;
         }
@@ -171,8 +177,8 @@ fn is_going(pod: &Pod) -> bool {
     pod.record.netns.as_deref().is_some_and(is_gone)
 }
 
-fn is_gone(netns: &Path) -> bool {
-    std::fs::metadata(netns).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+fn is_gone(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Puts right what was found, where that may be, and says all of it.

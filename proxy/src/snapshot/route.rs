@@ -35,7 +35,7 @@ pub(super) struct Rule {
     pub(super) matches: Vec<RequestMatch>,
     pub(super) policies: RoutePolicies,
     /// The policy of which its requests meet the fault, in place of the service's.
-    pub(super) extension: Option<Named>,
+    pub(super) extension: Option<Extension>,
     pub(super) backends: Vec<Wanted>,
 }
 
@@ -238,7 +238,8 @@ fn filters(
             request_mirror,
             request_redirect,
             cors,
-            extension_ref,
+            // What it refers to is looked for where the rules are put together.
+            extension_ref: _,
         } = filter;
         if let Some(edit) = request_header_modifier {
             policies.request_headers = edit.compile(&at.field("requestHeaderModifier"), problems).map(Arc::new);
@@ -259,12 +260,6 @@ fn filters(
         if let Some(cors) = cors {
             policies.cors = cors.compile(rule.clone(), &at.field("cors"), problems).map(Arc::new);
         }
-        if let Some(extension) = extension_ref
-            && !is_ours(extension)
-        {
-            let text = format!("a {} of {:?} means nothing here", extension.kind, extension.group);
-            problems.refuse(&at.field("extensionRef"), text, "name a TrafficPolicy of outrigger.dev, or leave the filter out");
-        }
     }
     if policies.redirect.is_some() && (policies.rewrite.is_some() || !policies.shadow.is_empty()) {
         let text = "what is redirected is sent nowhere: it can neither be rewritten nor copied";
@@ -274,17 +269,28 @@ fn filters(
     (!problems.refused()).then_some(policies)
 }
 
+/// What a rule's filters refer to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Extension {
+    /// A policy of which the rule may take something.
+    Policy(Named),
+    /// Something that means nothing here. "The filter MUST NOT be skipped" (Gateway API, HTTPRouteFilter).
+    Unknown,
+}
+
 /// Is that a policy of which a rule can take something?
-fn is_ours(extension: &ExtensionRef) -> bool {
+pub(super) fn is_ours(extension: &ExtensionRef) -> bool {
     let ours = Kind::TrafficPolicy;
     let group = ours.api_version().split('/').next();
     group == Some(extension.group.as_str()) && extension.kind == ours.as_str()
 }
 
-/// The policy that a rule's filters refer to.
-fn extension(route: &route::Route<'_>, filters: &[HttpRouteFilter]) -> Option<Named> {
+fn extension(route: &route::Route<'_>, filters: &[HttpRouteFilter]) -> Option<Extension> {
     let extension = filters.iter().find_map(|filter| filter.extension_ref.as_ref())?;
-    Some(Named::new(&*route.metadata.namespace, extension.name.as_str()))
+    Some(match is_ours(extension) {
+        true => Extension::Policy(Named::new(&*route.metadata.namespace, extension.name.as_str())),
+        false => Extension::Unknown,
+    })
 }
 
 fn backends(

@@ -42,6 +42,11 @@ pub(super) fn check(resources: &Resources, resource: &Resource, problems: &mut P
     for (at, extension) in object.extensions() {
         let name = Named::new(&*object.metadata.namespace, extension.name.as_str());
         let outcome = format!("the rule's {} are {}", route::carried(object.kind), route::refused(object.kind));
+        if !route::is_ours(extension) {
+            let text = format!("a {} of {:?} means nothing here; {outcome}", extension.kind, extension.group);
+            problems.warn_as(Condition::InvalidKind, &at, text, "name a TrafficPolicy of outrigger.dev, or leave the filter out");
+            continue;
+        }
         match service::lent_by(resources, &name) {
             Ok(_fault) => {}
             Err(NotLent::Missing) => {

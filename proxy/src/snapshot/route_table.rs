@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::attached::{Attached, in_force};
 use super::compile::Own;
-use super::route::{Rule, Wanted};
+use super::route::{Extension, Rule, Wanted};
 use super::service::Backends;
 use super::{BackendPolicies, RoutePolicies, RouteRule, StreamRule, WeightedBackend};
 use crate::base::names::Named;
@@ -156,11 +156,14 @@ impl Common {
     fn new(route: &model::Route<'_>, rule: &Rule, fault: Option<&Arc<Fault>>, all: &mut Backends<'_>) -> Self {
         let fault = match &rule.extension {
             None => fault.map(Arc::clone),
-            Some(policy) => match all.fault_of(policy) {
-                Some(fault) => Some(fault),
-                // A filter is never left out: what it would have been for goes nowhere.
-                None => return Self { backends: Vec::new(), policies: RoutePolicies::default() },
-            },
+            Some(extension) => {
+                let known = if let Extension::Policy(policy) = extension { all.fault_of(policy) } else { None };
+                match known {
+                    Some(fault) => Some(fault),
+                    // A filter is never left out: what it would have been for goes nowhere.
+                    None => return Self { backends: Vec::new(), policies: RoutePolicies::default() },
+                }
+            }
         };
         let backends = backends(route, &rule.backends, all);
         let mut policies = RoutePolicies { fault, ..rule.policies.clone() };

@@ -102,6 +102,7 @@ fn a_policy_that_a_rule_refers_to_and_cannot_take_from_is_told_as_its_references
         )
     });
     let [slow, slo, more] = &rules;
+    let foreign = slow.replace("group: outrigger.dev, kind: TrafficPolicy", "group: example.com, kind: Guard");
     let http = document(
         "HTTPRoute",
         "http",
@@ -110,7 +111,7 @@ fn a_policy_that_a_rule_refers_to_and_cannot_take_from_is_told_as_its_references
     let calls = document(
         "GRPCRoute",
         "calls",
-        &format!("{{parentRefs: [{{kind: Service, name: far, namespace: lab}}], rules: [{slow}, {slo}, {more}]}}"),
+        &format!("{{parentRefs: [{{kind: Service, name: far, namespace: lab}}], rules: [{slow}, {slo}, {more}, {foreign}]}}"),
     );
     check(
         &format!("{SERVICES}{policies}{http}{calls}"),

@@ -35,6 +35,13 @@ pub(crate) enum FaultKind {
     Replaced,
 }
 
+impl Fault {
+    /// Is it of what hangs at the sidecar's cgroup, and goes with it?
+    pub(crate) fn is_of_sidecar(&self) -> bool {
+        programs::SIDECAR.iter().any(|program| program.name == self.program)
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.program;

@@ -211,6 +211,12 @@ fn written(agent: &Agent, owner: &Owner, caller: &Caller) -> Option<PodRecord> {
     is_same.then_some(record)
 }
 
+/// Did a sidecar of this pod ask to be enrolled, in this life of the agent or before?
+pub(super) fn is_recorded(agent: &Agent, owner: &Owner) -> bool {
+    let record = std::fs::read(file(agent, owner)).ok().and_then(|bytes| PodRecord::parse(&bytes).ok());
+    record.is_some_and(|record| record.uid.as_ref() == Some(&owner.uid))
+}
+
 /// Writes a pod's record; what was found of the one before counts no more.
 pub(super) fn write(agent: &Agent, record: &PodRecord) -> io::Result<()> {
     agent.unenrolled.lock().remove(&record.named());

@@ -34,6 +34,8 @@ pub(crate) struct Described {
     /// Containers run in it before its sidecar does, which has not begun: it is of the classic form, and there are init
     /// containers.
     pub(crate) begins_without: bool,
+    /// A container that is not called like the sidecar has begun.
+    pub(crate) others_begun: bool,
     /// The containers that mount a volume of this driver.
     mounted_by: BTreeSet<String>,
     /// Names of containers by their ids, of those that have one yet.
@@ -71,6 +73,8 @@ impl Described {
         let is_classic = marks::container(spec).is_some_and(|(mode, _)| mode == Mode::Classic);
         let has_first = spec.init_containers.iter().flatten().next().is_some();
         let status = pod.status.clone().unwrap_or_default();
+        let mut begun = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        let others_begun = begun.any(|one| one.container_id.is_some() && one.name != SIDECAR);
         let all = [status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses];
         let containers = all.into_iter().flatten().flatten().filter_map(|one| Some((bare(&one.container_id?), one.name)));
         let containers: BTreeMap<String, String> = containers.collect();
@@ -83,6 +87,7 @@ impl Described {
             terminating: metadata.deletion_timestamp.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             begins_without: is_classic && has_first && !has_begun,
+            others_begun,
             mounted_by: lasting.chain(debugging).collect(),
             containers,
         })

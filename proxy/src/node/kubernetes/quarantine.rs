@@ -1,5 +1,6 @@
 //! Pods that ask for a sidecar and came up without one: the webhook was away, or the label came later. They are closed, both
-//! ways, until they are made anew or the label is taken back. And pods of which init containers run before a classic sidecar:
+//! ways, until they are made anew or the label is taken back. A container that is called like the sidecar and never asks to be
+//! enrolled is none. And pods of which init containers run before a classic sidecar:
 //! they are closed until that has asked to be enrolled.
 //!
 //! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
@@ -14,10 +15,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tracing::{error, info, warn};
 
-use super::cgroup;
 use super::cluster::{Cluster, Namespaces, PodsByUid};
 use super::described::Described;
 use super::events::Events;
+use super::{admission, cgroup};
 use crate::injection;
 use crate::node::kernel::Kernel;
 use crate::node::{Agent, chain};
@@ -28,12 +29,13 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events:
     let mut enrolled = agent.pods.subscribe();
     let mut told = BTreeMap::new();
     loop {
-        let uids = enrolled.borrow_and_update().values().filter_map(|pod| pod.record.uid.clone()).collect();
+        let uids: BTreeSet<String> = enrolled.borrow_and_update().values().filter_map(|pod| pod.record.uid.clone()).collect();
         let known = (pods.borrow_and_update().clone(), namespaces.borrow_and_update().clone());
         let mut is_waiting = false;
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
-            let wanted = wanted(&pods, &namespaces, &uids);
+            let is_recorded = |pod: &Described| uids.contains(&pod.owner.uid) || admission::is_recorded(&agent, &pod.owner);
+            let wanted = wanted(&pods, &namespaces, is_recorded);
             is_waiting = put(&agent, kernel, &wanted, &mut told, &mut events);
             let lacking = wanted.values().filter(|(why, _pod)| *why == Why::NoSidecar).count();
             agent.metrics.quarantined.set(i64::try_from(lacking).unwrap_or(i64::MAX));
@@ -61,8 +63,12 @@ enum Why {
     NotYet,
 }
 
-/// The pods that are to be closed, by UID; `enrolled` are those of which the sidecar was heard.
-fn wanted(pods: &PodsByUid, namespaces: &Namespaces, enrolled: &BTreeSet<String>) -> BTreeMap<String, (Why, Arc<Described>)> {
+/// The pods that are to be closed, by UID; `is_heard` are those of which the sidecar asked to be enrolled.
+fn wanted(
+    pods: &PodsByUid,
+    namespaces: &Namespaces,
+    is_heard: impl Fn(&Described) -> bool,
+) -> BTreeMap<String, (Why, Arc<Described>)> {
     let lacks = |pod: &Described| {
         // A namespace that was not heard of says nothing; its pod's own label counts.
         let unheard = || injection::Namespace { name: pod.owner.namespace.clone(), ..injection::Namespace::default() };
@@ -77,7 +83,11 @@ fn wanted(pods: &PodsByUid, namespaces: &Namespaces, enrolled: &BTreeSet<String>
         if !pod.has_sidecar() {
             return lacks(pod).then_some(Why::NoSidecar);
         }
-        (pod.begins_without && !enrolled.contains(&pod.owner.uid)).then_some(Why::NotYet)
+        if pod.begins_without && !is_heard(pod) {
+            return Some(Why::NotYet);
+        }
+        // A sidecar is ready, and so was heard, before any other container begins.
+        (pod.others_begun && lacks(pod) && !is_heard(pod)).then_some(Why::NoSidecar)
     };
     pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), (why(pod)?, Arc::clone(pod))))).collect()
 }
@@ -152,7 +162,7 @@ mod tests {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(change)))].into();
         let labels = [("outrigger.dev/inject".to_owned(), namespace.to_owned())].into();
         let shop = injection::Namespace { name: "shop".into(), labels, ..injection::Namespace::default() };
-        !wanted(&pods, &[("shop".to_owned(), shop)].into(), &BTreeSet::new()).is_empty()
+        !wanted(&pods, &[("shop".to_owned(), shop)].into(), |_pod| false).is_empty()
     }
 
     fn bare(pod: &mut Value) {
@@ -189,6 +199,24 @@ mod tests {
     }
 
     #[test]
+    fn a_container_of_the_sidecars_name_that_was_never_heard_is_none_once_another_one_has_begun() {
+        let begun = |pod: &mut Value| {
+            pod["status"] = json!({ "containerStatuses": [
+                { "name": "app", "containerID": "containerd://aa11", "image": "", "imageID": "", "ready": true, "restartCount": 0 },
+            ] });
+        };
+        assert!(is_closed("enabled", begun));
+        assert!(!is_closed("disabled", begun));
+        let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(begun)))].into();
+        let shop = injection::Namespace {
+            name: "shop".into(),
+            labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
+            ..injection::Namespace::default()
+        };
+        assert!(wanted(&pods, &[("shop".to_owned(), shop)].into(), |_heard| true).is_empty());
+    }
+
+    #[test]
     fn what_is_the_nodes_the_clusters_or_over_is_left_alone() {
         assert!(!is_closed("enabled", |pod| {
             bare(pod);
@@ -215,8 +243,8 @@ mod tests {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(classic))].into();
         // Its status takes some time to say that it runs.
         let why = |enrolled: &[&str]| {
-            let enrolled = enrolled.iter().map(|uid| (*uid).to_owned()).collect();
-            wanted(&pods, &Namespaces::new(), &enrolled).remove("0a-1").map(|(why, _pod)| why)
+            let is_heard = |pod: &Described| enrolled.contains(&pod.owner.uid.as_str());
+            wanted(&pods, &Namespaces::new(), is_heard).remove("0a-1").map(|(why, _pod)| why)
         };
         assert_eq!(why(&["0b-2"]), Some(Why::NotYet));
         assert_eq!(why(&["0a-1"]), None);

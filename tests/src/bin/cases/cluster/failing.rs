@@ -52,13 +52,13 @@ fn killed(cluster: &Cluster, wish: &Wish) -> Result<()> {
     shop.until("client", &["http://web/"], 200).map(drop)
 }
 
-/// The processes of a part of the mesh.
-fn of_mesh(role: &str) -> Result<Vec<u32>> {
+/// The processes of a part of the mesh that runs in pods.
+pub(super) fn of_mesh(role: &str) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let folder = entry?.path();
         let words = std::fs::read(folder.join("cmdline")).unwrap_or_default();
-        if words.starts_with(format!("/outrigger\0{role}\0--kubernetes\0").as_bytes()) {
+        if words.starts_with(format!("/outrigger\0{role}\0").as_bytes()) {
             found.extend(folder.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()));
         }
     }

@@ -1,12 +1,14 @@
 //! Pods that get a sidecar because their namespace says so, and what they do with it.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::{Cluster, PATIENCE};
-use e2e::mesh::wait_for;
+use e2e::mesh::{kill, wait_for};
 use e2e::runner::Case;
+use rustix::process::Signal;
 
-use super::OnCluster;
+use super::failing::of_mesh;
 use super::pods::Namespace;
+use super::{OnCluster, SYSTEM};
 use crate::world::own;
 
 pub(super) const CASES: &[OnCluster] = &[
@@ -15,6 +17,7 @@ pub(super) const CASES: &[OnCluster] = &[
         run: |cluster, _| identities(cluster),
     },
     Case { name: "a_policy_refuses_a_call_and_the_refusal_names_it", run: |cluster, _| refused(cluster) },
+    Case { name: "a_sidecar_that_is_killed_is_back_at_once_and_its_pod_serves", run: |cluster, _| comes_back(cluster) },
 ];
 
 /// The sidecar stands where it belongs, and both ends of a call know each other.
@@ -57,4 +60,38 @@ fn refused(cluster: &Cluster) -> Result<()> {
     let counted = shop.metrics("client", "web")?;
     let named = counted.lines().find(|line| line.starts_with("outrigger_refusals_total{") && line.contains("no-secrets"));
     named.map(drop).with_context(|| format!("no refusal names its rule:\n{counted}"))
+}
+
+/// The container that takes its place is another one to the kernel, in which the pod is enrolled.
+fn comes_back(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "comes-back")?;
+    shop.web(1)?;
+    shop.client("client")?;
+    shop.ready("web")?;
+    shop.ready("client")?;
+    shop.until("client", &["http://web/"], 200)?;
+    for app in ["web", "client"] {
+        kill(sidecar_of(&shop, app)?, Signal::KILL);
+        wait_for("the sidecar's next life", PATIENCE, || {
+            let status = &shop.pods(app)?[0]["status"];
+            let sidecar = &status["initContainerStatuses"][0];
+            ensure!(sidecar["restartCount"] == 1 && sidecar["ready"] == true, "{sidecar}");
+            Ok(())
+        })?;
+        shop.until("client", &["http://web/"], 200)?;
+    }
+    cluster.rolled_out(SYSTEM, "daemonset/node", PATIENCE)
+}
+
+/// The process of the sidecar of an app's one pod.
+fn sidecar_of(shop: &Namespace<'_>, app: &str) -> Result<u32> {
+    let pod = &shop.pods(app)?[0];
+    let uid = pod["metadata"]["uid"].as_str().context("a pod without a UID")?;
+    for process in of_mesh("sidecar")? {
+        let cgroup = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+        if cgroup.contains(uid) || cgroup.contains(&uid.replace('-', "_")) {
+            return Ok(process);
+        }
+    }
+    bail!("no process of a sidecar is in a cgroup of {uid}")
 }
