@@ -74,6 +74,7 @@ use crate::delta::grpc::{ClientConfig, DeltaClient};
 use crate::delta::transport::{control_identity, tls_dial};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::TrustDomain;
+use crate::policy::limits::Limits;
 use crate::snapshot::Snapshot;
 use crate::snapshot::publish::Published;
 use crate::telemetry::Telemetry;
@@ -93,6 +94,8 @@ pub(crate) struct Proxy {
     /// What runs beside the connections: streams of HTTP/2, tunnels, shadows.
     tasks: Tasks,
     shadows: Arc<Semaphore>,
+    /// For what clients of HTTP/2 send and nobody takes.
+    uploads: Arc<http::credit::Credit>,
     demand: Demand,
     learned: learned::Learned,
     probes: Arc<Probes>,
@@ -204,6 +207,7 @@ impl Proxy {
         Ok(Self {
             pool: Arc::new(Pool::new(dial, identity.clone(), Tasks::default(), seed)),
             identity,
+            uploads: http::credit::Credit::new(Limits::default().upload_bytes, telemetry.metrics.uploads_held.clone()),
             published,
             generations: watch::Sender::new(0),
             telemetry,
@@ -224,6 +228,7 @@ impl Proxy {
     /// From now on this snapshot holds; who waits for configuration looks again.
     fn publish(&self, snapshot: Snapshot) {
         let generation = snapshot.generation;
+        self.uploads.limit(snapshot.mesh.limits.upload_bytes);
         self.pool.limit(AnswerLimits::of(&snapshot.mesh.limits));
         self.published.publish(snapshot);
         self.generations.send_replace(generation);

@@ -160,6 +160,7 @@ fn rules(kind: Kind) -> Vec<(&'static str, Value)> {
             ("limits.pendingResets", count(1, 10_000)),
             ("limits.errorResets", count(1, 100_000)),
             ("limits.controlFrames", count(100, 1_000_000)),
+            ("limits.uploadBytes", count(0, 1 << 30)),
         ],
         Kind::Workload => vec![
             ("", rule("has(self.node) || self.addresses.size() > 0", "the workload has no address; write at least one")),

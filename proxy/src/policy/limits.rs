@@ -51,6 +51,11 @@ pub(crate) struct LimitsConfig {
     /// Default: 50000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) control_frames: Option<u32>,
+    /// Bytes of requests' bodies that the sidecar holds for all its clients of HTTP/2 together because nobody takes them, beyond
+    /// the MiB that each connection may always send, 0 to 1073741824; beyond it whoever has sent much waits. It holds at once, for
+    /// connections that stand too. Default: 67108864.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upload_bytes: Option<u32>,
     /// From the first byte of a head to its last, 1s to 5m; beyond it the answer is 408. Default: 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) header_timeout: Option<Span>,
@@ -82,6 +87,7 @@ pub(crate) struct Limits {
     pub(crate) pending_resets: u32,
     pub(crate) error_resets: u32,
     pub(crate) control_frames: u32,
+    pub(crate) upload_bytes: u32,
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) connection_age: Duration,
@@ -101,6 +107,7 @@ impl Default for Limits {
             pending_resets: 20,
             error_resets: 1_024,
             control_frames: 50_000,
+            upload_bytes: 64 << 20,
             header_timeout: Duration::from_secs(10),
             // Longer than a client keeps an idle connection, so that it is the client that closes it.
             idle_timeout: Duration::from_secs(15 * 60),
@@ -133,6 +140,7 @@ impl LimitsConfig {
         let pending_resets = count("pendingResets", self.pending_resets, 1..=10_000, usual.pending_resets);
         let error_resets = count("errorResets", self.error_resets, 1..=100_000, usual.error_resets);
         let control_frames = count("controlFrames", self.control_frames, 100..=1_000_000, usual.control_frames);
+        let upload_bytes = count("uploadBytes", self.upload_bytes, 0..=1 << 30, usual.upload_bytes);
         let mut time = |field: &str, written: Option<Span>, most: Span, usual: Duration| match written {
             Some(written) if written.0 < LEAST_TIME.0 || written.0 > most.0 => {
                 let text = format!("{written} is out of range");
@@ -151,6 +159,7 @@ impl LimitsConfig {
             pending_resets,
             error_resets,
             control_frames,
+            upload_bytes,
             header_timeout: time("headerTimeout", self.header_timeout, Span(Duration::from_secs(300)), usual.header_timeout),
             idle_timeout: time("idleTimeout", self.idle_timeout, day, usual.idle_timeout),
             connection_age: time("connectionAge", self.connection_age, day, usual.connection_age),

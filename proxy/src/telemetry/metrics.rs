@@ -49,6 +49,8 @@ pub(crate) struct Metrics {
     pub(crate) app_asked: IntCounterVec,
     /// Times that a listener could take nothing, by direction and why.
     pub(crate) accepts_delayed: IntCounterVec,
+    /// What clients of HTTP/2 sent and nobody took.
+    pub(crate) uploads_held: IntGauge,
     /// Connections to the own application without their true client.
     pub(crate) clients_undeclared: IntCounter,
     /// Spans that found the queue full, or that the collector did not take.
@@ -219,6 +221,11 @@ impl Metrics {
                 "outrigger_accepts_delayed_total",
                 "Times that a listener took nothing more for a while, so that what came waited in its backlog: as many were open as one listener may have (`connections`), as leaves files for the connections that they lead to (`descriptors`), or the system gave none (`system`).",
                 &["direction", "reason"],
+            )?,
+            uploads_held: gauge(
+                r,
+                "outrigger_uploads_held_bytes",
+                "Bytes of requests' bodies that clients of HTTP/2 sent and nobody took yet, beyond what each connection may always send.",
             )?,
             clients_undeclared: counter(
                 r,

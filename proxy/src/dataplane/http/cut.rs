@@ -1,6 +1,7 @@
 //! Cuts one direction of a connection of HTTP/2 into its frames, while the bytes pass.
 //!
-//! Sources: RFC 9113 3.4 (the preface), 4.1 (the nine bytes before each frame), 6.4 (the four behind those of RST_STREAM).
+//! Sources: RFC 9113 3.4 (the preface), 4.1 (the nine bytes before each frame), 6.4 and 6.9 (the four behind
+//! those of RST_STREAM and WINDOW_UPDATE).
 //! Invariant: nothing is kept but what stands before a payload.
 
 /// Where one direction stands.
@@ -8,7 +9,7 @@
 pub(super) struct Cutter {
     /// Bytes of the preface or of a payload that are passed over.
     skip: usize,
-    head: [u8; HEAD_AND_CODE],
+    head: [u8; HEAD_AND_WORD],
     have: usize,
 }
 
@@ -27,14 +28,14 @@ pub(super) struct Frame {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) stream: u32,
-    /// Of RST_STREAM: why.
-    pub(super) code: u32,
+    /// Of RST_STREAM: why; of WINDOW_UPDATE: how much.
+    pub(super) word: u32,
 }
 
 impl Cutter {
     /// Of a direction that begins with so many bytes that are no frame.
     pub(super) fn new(preface: usize) -> Self {
-        Self { skip: preface, head: [0; HEAD_AND_CODE], have: 0 }
+        Self { skip: preface, head: [0; HEAD_AND_WORD], have: 0 }
     }
 
     /// The next thing that is met in these bytes, which are shortened by it; none when they are used up.
@@ -53,19 +54,19 @@ impl Cutter {
         }
         let [high, middle, low, kind, flags, a, b, c, d, ..] = self.head;
         let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        let mut code = 0;
-        if kind == RST_STREAM && length == HEAD_AND_CODE - HEAD {
-            self.gather(bytes, HEAD_AND_CODE);
-            if self.have < HEAD_AND_CODE {
+        let mut word = 0;
+        if matches!(kind, RST_STREAM | WINDOW_UPDATE) && length == HEAD_AND_WORD - HEAD {
+            self.gather(bytes, HEAD_AND_WORD);
+            if self.have < HEAD_AND_WORD {
                 return None;
             }
             let [.., e, f, g, h] = self.head;
-            code = u32::from_be_bytes([e, f, g, h]);
+            word = u32::from_be_bytes([e, f, g, h]);
         } else {
             self.skip = length;
         }
         self.have = 0;
-        Some(Cut::Frame(Frame { length, kind, flags, stream: u32::from_be_bytes([a & 0x7f, b, c, d]), code }))
+        Some(Cut::Frame(Frame { length, kind, flags, stream: u32::from_be_bytes([a & 0x7f, b, c, d]), word }))
     }
 
     fn gather(&mut self, bytes: &mut &[u8], until: usize) {
@@ -79,7 +80,7 @@ impl Cutter {
 }
 
 const HEAD: usize = 9;
-const HEAD_AND_CODE: usize = 13;
+const HEAD_AND_WORD: usize = 13;
 pub(super) const PREFACE_BYTES: usize = 24;
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -100,8 +101,8 @@ mod tests {
         for mut part in bytes.chunks(step) {
             while let Some(cut) = cutter.next(&mut part) {
                 met.push(match cut {
-                    Cut::Frame(Frame { length, kind, flags, stream, code }) => {
-                        format!("{length} {kind} {flags} {stream} {code}")
+                    Cut::Frame(Frame { length, kind, flags, stream, word }) => {
+                        format!("{length} {kind} {flags} {stream} {word}")
                     }
                     Cut::End => "end".to_owned(),
                 });

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::credit::Account;
 use super::cut::{
     CONTINUATION, Cut, Cutter, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM, WINDOW_UPDATE,
 };
@@ -53,6 +54,7 @@ pub(crate) struct Traffic {
     between_frames: AtomicBool,
     late: Mutex<Option<Stands>>,
     pub(super) unseen: Unseen,
+    pub(super) account: Arc<Account>,
 }
 
 /// Why a client of HTTP/2 is not waited for any longer.
@@ -136,6 +138,7 @@ impl Traffic {
             between_frames: AtomicBool::new(false),
             late: Mutex::new(None),
             unseen: Unseen::default(),
+            account: Account::new(),
         })
     }
 
@@ -338,6 +341,11 @@ impl Clock {
 }
 
 impl Unanswered {
+    /// Of the connection on which it came.
+    pub(super) fn account(&self) -> &Arc<Account> {
+        &self.traffic.account
+    }
+
     /// There is an answer.
     pub(crate) fn answered(mut self) {
         self.answered = true;
@@ -371,7 +379,7 @@ impl Framed {
     }
 
     fn frame(&mut self, frame: Frame) {
-        let Frame { length, kind, flags, stream, code: _ } = frame;
+        let Frame { length, kind, flags, stream, word: _ } = frame;
         match kind {
             HEADERS | CONTINUATION => {
                 let traffic = &self.traffic;
@@ -400,7 +408,7 @@ impl Framed {
                     self.head_ended();
                 }
             }
-            DATA if length > 0 || flags & END_STREAM != 0 => {}
+            DATA if length > 0 || flags & END_STREAM != 0 => self.traffic.account.received(length),
             // It says something about a stream.
             RST_STREAM => {
                 one_more(&self.traffic.taken_back);

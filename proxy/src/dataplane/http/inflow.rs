@@ -1,10 +1,13 @@
 //! Bodies that come in: from the codec of HTTP/1, or from a stream of HTTP/2.
 //!
-//! Sources: RFC 9113 5.2 (what was read is granted anew), 8.1 (a server that answered in full may stop a request without an
+//! What was read of a stream is granted anew when its reader asks for the next piece, and so has taken this one on.
+//!
+//! Sources: RFC 9113 5.2 (flow control), 8.1 (a server that answered in full may stop a request without an
 //! error), 8.7. Invariant: a stream that was taken back before its end is an error, never an end. That holds for a reset
 //! without an error too: the codec says nothing of one that comes behind the end.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,6 +16,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::BodyError;
+use super::credit::Account;
 use super::guard::Reading;
 
 /// A body that comes in.
@@ -23,22 +27,40 @@ pub(crate) enum Inflow {
     /// The one that reads tells the codec's guard of its end.
     Codec(Incoming, Option<Reading>),
     Stream(Stream),
+    Upload(Upload),
 }
 
 /// The body on a stream of HTTP/2.
 #[derive(Debug)]
 pub(crate) struct Stream {
     from: RecvStream,
+    /// Was read last and is not granted anew yet.
+    owed: usize,
     /// Trailers may come, and nothing else.
     data_done: bool,
     /// The last frame was handed on.
     ended: bool,
 }
 
+/// The body of a client's request, on a connection that counts what is read of it.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    stream: Stream,
+    account: Arc<Account>,
+}
+
 impl Inflow {
     /// What a stream carries behind its head.
     pub(crate) fn stream(from: RecvStream) -> Self {
-        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream { from, data_done: false, ended: false }) }
+        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream::new(from)) }
+    }
+
+    /// What a client sends behind the head of a request, on a connection that has this account.
+    pub(super) fn upload(from: RecvStream, account: &Arc<Account>) -> Self {
+        if from.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Upload(Upload { stream: Stream::new(from), account: Arc::clone(account) })
     }
 
     /// The stream of which everything was read, for whoever lets go of it.
@@ -60,13 +82,21 @@ impl From<Incoming> for Inflow {
 }
 
 impl Stream {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    fn new(from: RecvStream) -> Self {
+        Self { from, owed: 0, data_done: false, ended: false }
+    }
+
+    fn poll_frame(&mut self, account: Option<&Account>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        self.release(account);
         if !self.data_done {
             match ready!(self.from.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // A stream that is over takes no grant any more, and needs none.
-                    drop(self.from.flow_control().release_capacity(data.len()));
+                    self.owed = data.len();
                     self.ended = self.from.is_end_stream();
+                    if self.ended {
+                        // Nobody asks again.
+                        self.release(account);
+                    }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -76,6 +106,29 @@ impl Stream {
         let trailers = ready!(self.from.poll_trailers(cx));
         self.ended = true;
         Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+    }
+
+    /// What was read last was taken on.
+    fn release(&mut self, account: Option<&Account>) {
+        let bytes = std::mem::take(&mut self.owed);
+        if bytes > 0 {
+            if let Some(account) = account {
+                account.released(bytes);
+            }
+            // A stream that is over takes no grant any more, and needs none.
+            drop(self.from.flow_control().release_capacity(bytes));
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let Self { stream, account } = self;
+        if !stream.ended {
+            stream.release(Some(account));
+            // The codec lets go of what nobody read.
+            account.released(stream.from.flow_control().used_capacity());
+        }
     }
 }
 
@@ -92,7 +145,8 @@ impl http_body::Body for Inflow {
                 }
                 Pin::new(body).poll_frame(cx).map_err(BodyError::Sender)
             }
-            Self::Stream(stream) => stream.poll_frame(cx).map_err(BodyError::Stream),
+            Self::Stream(stream) => stream.poll_frame(None, cx).map_err(BodyError::Stream),
+            Self::Upload(Upload { stream, account }) => stream.poll_frame(Some(account), cx).map_err(BodyError::Stream),
         }
     }
 
@@ -100,7 +154,7 @@ impl http_body::Body for Inflow {
         match self {
             Self::Empty => true,
             Self::Codec(body, _reading) => body.is_end_stream(),
-            Self::Stream(stream) => stream.ended,
+            Self::Stream(stream) | Self::Upload(Upload { stream, .. }) => stream.ended,
         }
     }
 
@@ -109,7 +163,7 @@ impl http_body::Body for Inflow {
             Self::Empty => SizeHint::with_exact(0),
             Self::Codec(body, _reading) => body.size_hint(),
             // Where the length is known, a header says it.
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Upload(_) => SizeHint::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use super::credit::BASE;
 use super::expect;
 use super::frames::{self, Framed, HEADERS_READ, Rings, Stands, Traffic};
 use super::guard::{self, Clock, Guarded, Late, Turn, Watched};
@@ -32,7 +33,7 @@ use super::spelling::Odd;
 use super::streams::Streams;
 use super::tunnel::Upgrading;
 use crate::base::net::BoxedIo;
-use crate::dataplane::pool::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
+use crate::dataplane::pool::{RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
 use crate::dataplane::sniff::Prefixed;
 use crate::dataplane::wire::Wire;
 use crate::policy::limits::Limits;
@@ -219,7 +220,8 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
     let mut codec = h2::server::Builder::new();
     codec
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(BASE)
+        .data_frame_budget(SMALL_FRAMES)
         // A head over the limit is refused in our words, one over this limit in those of the codec.
         .max_header_list_size(limits.header_bytes.saturating_mul(HEADERS_READ))
         .max_concurrent_streams(limits.concurrent_streams)
@@ -347,5 +349,8 @@ fn size(limit: u32) -> usize {
 /// What the codec of HTTP/1 reads ahead of whoever takes it: a head, which may be no longer, or as much of a body. A body of
 /// 64 KiB and its head are there at once, and one that nobody takes holds no more than this.
 pub(crate) const READ_BUFFER: usize = 72 * 1024;
+/// By how much the frames that a connection holds may be short of 256 bytes, all together: those of a few streams of small
+/// messages that nobody reads. Each of them costs the sidecar about as much, whatever it carries.
+const SMALL_FRAMES: usize = 4 << 20;
 /// What one stream may have waiting to be sent beyond its client's window.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -16,6 +16,7 @@ use http_body::Body as _;
 use tokio::sync::oneshot;
 
 use super::body::Body;
+use super::credit::Share;
 use super::frames::{Framed, Traffic, Unanswered};
 use super::inflow::Inflow;
 use super::interims::Interims;
@@ -30,6 +31,7 @@ pub(super) struct Streams {
     state: State,
     traffic: Arc<Traffic>,
     connection: Arc<Connection>,
+    share: Share,
     /// It is to end, as soon as it has begun.
     closing: bool,
     /// To ask whether the client is still there, once that was asked.
@@ -43,7 +45,8 @@ enum State {
 
 impl Streams {
     pub(super) fn new(codec: &Builder, io: Framed, traffic: Arc<Traffic>, connection: Arc<Connection>) -> Self {
-        Self { state: State::Begins(codec.handshake(io)), traffic, connection, closing: false, pings: None }
+        let share = Share::new(Arc::clone(&connection.proxy.uploads), Arc::clone(&traffic.account));
+        Self { state: State::Begins(codec.handshake(io)), traffic, connection, share, closing: false, pings: None }
     }
 
     /// No new stream is taken; what is under way ends.
@@ -83,20 +86,31 @@ impl Future for Streams {
                     }
                     this.state = State::Serves(codec);
                 }
-                State::Serves(codec) => match ready!(codec.poll_accept(cx)) {
-                    Some(accepted) => {
-                        let (request, respond) = accepted?;
-                        let (connection, unanswered) = (Arc::clone(&this.connection), this.traffic.asked());
-                        // Boxed where it is made, it is not moved again.
-                        let stream = placed::pinned(|| serve(connection, unanswered, request, respond));
-                        this.connection.proxy.tasks.spawn(stream);
-                        // The codec ran until nothing more came. Without another head it need not be asked for another request.
-                        if !this.traffic.unseen.left() {
-                            return Poll::Pending;
-                        }
+                State::Serves(codec) => {
+                    if let Some(target) = this.share.poll_target(cx) {
+                        codec.set_target_window_size(target);
                     }
-                    None => return Poll::Ready(Ok(())),
-                },
+                    match codec.poll_accept(cx) {
+                        Poll::Ready(Some(accepted)) => {
+                            let (request, respond) = accepted?;
+                            let (connection, unanswered) = (Arc::clone(&this.connection), this.traffic.asked());
+                            // Boxed where it is made, it is not moved again.
+                            let stream = placed::pinned(|| serve(connection, unanswered, request, respond));
+                            this.connection.proxy.tasks.spawn(stream);
+                            // The codec ran until nothing more came. Without another head it need not be asked for another request.
+                            if this.traffic.unseen.left() {
+                                continue;
+                            }
+                        }
+                        Poll::Ready(None) => return Poll::Ready(Ok(())),
+                        Poll::Pending => {}
+                    }
+                    // The codec asks to be polled again where that grants anything.
+                    if let Some(target) = this.share.poll_target(cx) {
+                        codec.set_target_window_size(target);
+                    }
+                    return Poll::Pending;
+                }
             }
         }
     }
@@ -115,7 +129,7 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
         let upgrading = Upgrading::new(async { kept.await.map_err(std::io::Error::other) });
         (Inflow::Empty, Some((from, promise)), Some(upgrading))
     } else {
-        (Inflow::stream(from), None, None)
+        (Inflow::upload(from, unanswered.account()), None, None)
     };
     let interims = Interims::default();
     let answer = {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::cut::{Cut, Cutter, DATA, END_STREAM, Frame, HEADERS, RST_STREAM};
+use super::cut::{Cut, Cutter, DATA, END_STREAM, Frame, HEADERS, RST_STREAM, WINDOW_UPDATE};
 use super::frames::Traffic;
 use super::reject::{Flood, Limit, Reject};
 use crate::policy::limits::Limits;
@@ -129,8 +129,9 @@ impl Written {
                 Frame { kind: HEADERS, flags, length: ..=STATUS_BYTES, stream, .. } if flags & END_STREAM != 0 => {
                     unseen.ended(stream, End::Bare);
                 }
-                Frame { kind: RST_STREAM, code: PROTOCOL_ERROR, stream, .. } => unseen.ended(stream, End::Malformed),
-                Frame { kind: RST_STREAM, code: REFUSED_STREAM, stream, .. } => unseen.ended(stream, End::TooMany),
+                Frame { kind: RST_STREAM, word: PROTOCOL_ERROR, stream, .. } => unseen.ended(stream, End::Malformed),
+                Frame { kind: RST_STREAM, word: REFUSED_STREAM, stream, .. } => unseen.ended(stream, End::TooMany),
+                Frame { kind: WINDOW_UPDATE, stream: 0, word, .. } => traffic.account.granted(word),
                 _another => {}
             }
         }

@@ -541,10 +541,10 @@ fn say_length(head: &mut http::request::Parts, body: &Body) {
 const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// By how much of it the age of a connection may be shorter.
 const LINK_AGE_JITTER: f64 = 0.2;
-/// What may be on its way in one stream, and on one connection: as much as all of its streams together, so that those whose
-/// readers stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
+/// What may be on its way in one stream, and in the answers on one connection: as much as all of its streams together, so that
+/// those whose readers stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
-pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Requests at once on one connection, if its peer takes as many.
 const STREAMS_MAX: usize = 256;
 const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW == 256, "each stream has its share of the connection");

@@ -35,7 +35,7 @@ use self::connect::{ConnectError, Dial};
 pub(crate) use self::heads::{AnswerLimits, HeadTooLarge};
 use self::http1::{Single, Singles};
 use self::link::{Answered, Link};
-pub(crate) use self::link::{CONNECTION_WINDOW, RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
+pub(crate) use self::link::{RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
 use self::upload::Held;
 use super::http::answers::Answers;
 use super::http::body::Body;

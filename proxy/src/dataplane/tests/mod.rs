@@ -5,6 +5,7 @@ mod attacks;
 mod config;
 mod connect;
 mod cost;
+mod credit;
 mod expect;
 mod fidelity;
 mod http;

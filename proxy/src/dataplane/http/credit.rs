@@ -1,0 +1,366 @@
+//! What clients of HTTP/2 may send of bodies that nobody takes: windows that grow with what their connections hold, out of one
+//! credit of the whole sidecar.
+//!
+//! A connection begins with a window of [`BASE`]. Streams whose readers stand still use it up, and the others of the connection
+//! would stand still with them; so it is granted anew what it holds, as long as there is credit. Beyond it a connection that
+//! holds much waits until somebody reads, and one that holds little goes on. The codec counts what it holds and tells nobody;
+//! each time that it grants anew, the difference between its target and the client's window is what it holds.
+//!
+//! Sources: RFC 9113 5.2 and 6.9 (flow control), 10.5. Invariant: what a connection holds and what its client may still send are
+//! together no more than its base and what it took of the credit. A window that was granted cannot be taken back, so nothing is
+//! granted in the place of what was read beyond the base.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Waker};
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+/// What all connections may hold together, beyond the base of each.
+#[derive(Debug)]
+pub(crate) struct Credit {
+    limit: AtomicU64,
+    taken: AtomicU64,
+    /// Rung when there is more, for one of those who wait for it.
+    returned: Arc<Notify>,
+    told: IntGauge,
+}
+
+/// What is known of one connection: by who sees its frames, and by who reads its streams.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// What the client may send before more is granted. One task changes it and the next one, so nothing is lost between load
+    /// and store.
+    window: AtomicU32,
+    grants: AtomicU32,
+    /// Bytes that left the codec's hands, from the beginning on.
+    released: AtomicU32,
+    /// The connection holds some of the credit, and is to be told of what is released.
+    watched: AtomicBool,
+    watcher: Mutex<Option<Waker>>,
+}
+
+/// What one connection has of the credit. It is given back with the connection.
+pub(super) struct Share {
+    credit: Arc<Credit>,
+    account: Arc<Account>,
+    /// What the codec is told to hold and to grant together.
+    target: u32,
+    /// No more than this is held and granted.
+    bound: u32,
+    /// The target when more was granted last, how often that was, and what was released since.
+    anchor: u32,
+    grants: u32,
+    freed: u32,
+    released: u32,
+    waits: Option<Pin<Box<OwnedNotified>>>,
+}
+
+impl Credit {
+    /// As much as is the default, told by this gauge.
+    pub(crate) fn new(limit: u32, told: IntGauge) -> Arc<Self> {
+        Arc::new(Self { limit: AtomicU64::new(limit.into()), taken: AtomicU64::new(0), returned: Arc::default(), told })
+    }
+
+    /// From now on there is so much. Where more was taken, nobody gets any before it came back.
+    pub(crate) fn limit(&self, limit: u32) {
+        if self.limit.swap(limit.into(), Ordering::Relaxed) < limit.into() {
+            self.returned.notify_one();
+        }
+    }
+
+    /// How much of it there is of what is wanted; nothing, rather than less than is worth a grant.
+    fn take(&self, wanted: u32) -> u32 {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let mut taken = self.taken.load(Ordering::Relaxed);
+        loop {
+            let got = u32::try_from(limit.saturating_sub(taken)).unwrap_or(u32::MAX).min(wanted);
+            if got < wanted.min(LEAST) || got == 0 {
+                return 0;
+            }
+            match self.taken.compare_exchange_weak(taken, taken + u64::from(got), Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.told.add(got.into());
+                    return got;
+                }
+                Err(now) => taken = now,
+            }
+        }
+    }
+
+    fn give_back(&self, bytes: u32) {
+        if bytes > 0 {
+            self.taken.fetch_sub(bytes.into(), Ordering::Relaxed);
+            self.told.sub(bytes.into());
+            self.returned.notify_one();
+        }
+    }
+}
+
+impl Account {
+    /// Of a connection that just opened.
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            window: AtomicU32::new(WINDOW_FIRST),
+            grants: AtomicU32::new(0),
+            released: AtomicU32::new(0),
+            watched: AtomicBool::new(false),
+            watcher: Mutex::new(None),
+        })
+    }
+
+    /// The client sent a piece of a body.
+    pub(super) fn received(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        // Beyond the window the codec ends the connection.
+        self.window.store(self.window.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+    }
+
+    /// The client may send more.
+    pub(super) fn granted(&self, bytes: u32) {
+        self.window.store(self.window.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
+        self.grants.store(self.grants.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// The codec is about to be told that so much is held no more.
+    pub(super) fn released(&self, bytes: usize) {
+        self.released.fetch_add(u32::try_from(bytes).unwrap_or(u32::MAX), Ordering::Relaxed);
+        if self.watched.load(Ordering::Relaxed) {
+            let watcher = self.watcher.lock().take();
+            if let Some(watcher) = watcher {
+                watcher.wake();
+            }
+        }
+    }
+
+    fn watch(&self, watcher: Option<&Waker>) {
+        if watcher.is_none() && !self.watched.load(Ordering::Relaxed) {
+            return;
+        }
+        *self.watcher.lock() = watcher.cloned();
+        self.watched.store(watcher.is_some(), Ordering::Relaxed);
+    }
+}
+
+impl Share {
+    /// Of a connection whose codec begins with a target of [`BASE`].
+    pub(super) fn new(credit: Arc<Credit>, account: Arc<Account>) -> Self {
+        // The codec grants the rest of the base when it begins.
+        Self { credit, account, target: BASE, bound: BASE, anchor: WINDOW_FIRST, grants: 0, freed: 0, released: 0, waits: None }
+    }
+
+    /// What the codec is to be told from now on, if that is something else than before. To be asked before the codec is polled,
+    /// so that it does not grant what was read beyond the base, and after, so that it grants what is needed.
+    pub(super) fn poll_target(&mut self, cx: &mut Context<'_>) -> Option<u32> {
+        let before = self.target;
+        let grants = self.account.grants.load(Ordering::Relaxed);
+        let has_granted = std::mem::replace(&mut self.grants, grants) != grants;
+        let released = self.account.released.load(Ordering::Relaxed);
+        let freed = released.wrapping_sub(std::mem::replace(&mut self.released, released));
+        if has_granted {
+            // The codec grants up to its target.
+            (self.anchor, self.freed) = (self.target, 0);
+        }
+        self.freed = self.freed.saturating_add(freed);
+        let window = self.account.window.load(Ordering::Relaxed);
+        if self.bound == BASE && window >= LOW {
+            self.waits = None;
+            return None;
+        }
+        if has_granted {
+            self.bound_to(self.target);
+        }
+        self.target = self.target.saturating_sub(freed).max(BASE);
+        self.bound_to(self.bound.saturating_sub(freed).max(self.target));
+        let held = self.anchor.saturating_sub(window).saturating_sub(self.freed);
+        let wanted = BASE.saturating_add(held);
+        if window < LOW && wanted > self.target {
+            self.grow(wanted, cx);
+        } else {
+            self.waits = None;
+            if has_granted {
+                // Some was released that nobody told of: padding, or what came for a stream that was over, or a tunnel.
+                self.target = self.target.min(wanted);
+            }
+        }
+        self.account.watch((self.bound > BASE).then(|| cx.waker()));
+        (self.target != before).then_some(self.target)
+    }
+
+    /// Takes what is wanted of the credit, or what there is of it; then it waits for more.
+    fn grow(&mut self, wanted: u32, cx: &mut Context<'_>) {
+        loop {
+            let got = self.credit.take(wanted.saturating_sub(self.bound));
+            self.bound = self.bound.saturating_add(got);
+            self.target = wanted.min(self.bound);
+            if self.target == wanted {
+                if self.waits.take().is_some() {
+                    // There may be some left for the next.
+                    self.credit.returned.notify_one();
+                }
+                return;
+            }
+            let waits = self.waits.get_or_insert_with(|| Box::pin(Arc::clone(&self.credit.returned).notified_owned()));
+            if waits.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            self.waits = None;
+        }
+    }
+
+    /// It is known that no more is held and granted.
+    fn bound_to(&mut self, bound: u32) {
+        self.credit.give_back(self.bound.saturating_sub(bound));
+        self.bound = self.bound.min(bound);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.bound_to(BASE);
+    }
+}
+
+/// What each connection may hold and grant without any credit: four streams whose readers stand still.
+pub(super) const BASE: u32 = 1 << 20;
+/// Whose window is smaller is granted more.
+const LOW: u32 = BASE / 2;
+/// As little as is taken at once. The codec grants nothing that is less than half of the window.
+const LEAST: u32 = BASE / 4;
+/// With what a connection begins (RFC 9113 6.9.2).
+const WINDOW_FIRST: u32 = 65_535;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::random::Dice;
+
+    /// A connection as its codec keeps it.
+    struct Codec {
+        share: Share,
+        target: u32,
+        window: u32,
+        held: u32,
+    }
+
+    impl Codec {
+        fn new(credit: &Arc<Credit>) -> Self {
+            let share = Share::new(Arc::clone(credit), Account::new());
+            let mut codec = Self { share, target: BASE, window: WINDOW_FIRST, held: 0 };
+            codec.turn();
+            codec
+        }
+
+        fn turn(&mut self) {
+            self.look();
+            self.grant();
+            if self.look() {
+                self.grant();
+            }
+        }
+
+        fn look(&mut self) -> bool {
+            let target = self.share.poll_target(&mut Context::from_waker(Waker::noop()));
+            self.target = target.unwrap_or(self.target);
+            target.is_some()
+        }
+
+        fn grant(&mut self) {
+            let more = i64::from(self.target) - i64::from(self.held) - i64::from(self.window);
+            if more > 0 && more >= i64::from(self.window / 2) {
+                let more = u32::try_from(more).unwrap();
+                self.window += more;
+                self.share.account.granted(more);
+            }
+        }
+
+        fn receive(&mut self, bytes: u32) {
+            let bytes = bytes.min(self.window);
+            self.window -= bytes;
+            self.held += bytes;
+            self.share.account.received(usize::try_from(bytes).unwrap());
+        }
+
+        fn release(&mut self, bytes: u32) {
+            let bytes = bytes.min(self.held);
+            self.held -= bytes;
+            self.share.account.released(usize::try_from(bytes).unwrap());
+        }
+    }
+
+    fn credit(limit: u32) -> Arc<Credit> {
+        Credit::new(limit, IntGauge::new("held", "held").unwrap())
+    }
+
+    #[test]
+    fn what_is_held_and_granted_is_never_more_than_base_and_share() {
+        for seed in 0..200 {
+            let limit = 6 * BASE;
+            let credit = credit(limit);
+            let mut dice = Dice::from_seed(seed);
+            let mut drawn = |most: u32| u32::try_from(dice.bits() % u64::from(most)).unwrap();
+            let mut all: Vec<Codec> = (0..4).map(|_| Codec::new(&credit)).collect();
+            for _ in 0..2_000 {
+                let index = usize::try_from(drawn(4)).unwrap();
+                let codec = &mut all[index];
+                match drawn(8) {
+                    0..=4 => codec.receive(drawn(400_000)),
+                    5 => codec.release(drawn(4 * BASE)),
+                    // What nobody reads, and nobody tells of.
+                    6 => codec.held -= drawn(20_000).min(codec.held),
+                    _ => {}
+                }
+                codec.turn();
+                assert!(codec.held + codec.window <= codec.share.bound, "seed {seed}");
+                let taken: u64 = all.iter().map(|codec| u64::from(codec.share.bound - BASE)).sum();
+                assert_eq!(credit.taken.load(Ordering::Relaxed), taken, "seed {seed}");
+                assert!(taken <= u64::from(limit), "seed {seed}");
+            }
+            drop(all);
+            assert_eq!((credit.taken.load(Ordering::Relaxed), credit.told.get()), (0, 0), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_granted_what_it_holds_and_gives_it_back_when_it_is_read() {
+        let credit = credit(64 * BASE);
+        let mut codec = Codec::new(&credit);
+        for _ in 0..100 {
+            codec.receive(STEP);
+            codec.turn();
+            assert!(codec.window >= LOW, "{} held", codec.held);
+        }
+        assert!(credit.told.get() > i64::from(codec.held - BASE), "{}", credit.told.get());
+        while codec.held > 0 {
+            codec.release(STEP);
+            codec.turn();
+        }
+        assert_eq!((credit.told.get(), codec.target), (0, BASE));
+        assert!(codec.window <= BASE, "nothing was granted for what was read: {}", codec.window);
+    }
+
+    #[test]
+    fn who_finds_no_credit_is_told_when_there_is_some() {
+        let credit = credit(BASE);
+        let [mut first, mut second] = [(); 2].map(|()| Codec::new(&credit));
+        while first.window > 0 {
+            first.receive(STEP);
+            first.turn();
+        }
+        assert_eq!(first.held, 2 * BASE);
+        second.receive(BASE);
+        second.turn();
+        assert_eq!(second.window, 0);
+        drop(first);
+        let mut waits = second.share.waits.take().expect("it waits");
+        assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        second.turn();
+        assert_eq!(second.window, BASE);
+    }
+
+    const STEP: u32 = 100_000;
+}
