@@ -272,7 +272,7 @@ impl Proxy {
 /// # Errors
 /// A port is taken, or the agent refuses them.
 pub(crate) async fn listen_only(node: &std::path::Path, name: &Named) -> Result<(), StartError> {
-    let listeners = Listeners::open(enrolment::resume(node, name).await)?;
+    let listeners = Listeners::open(resume(node, name).await)?;
     enrolment::hand_over(node, name, &listeners.duplicate()?).await.map_err(StartError::HandOver)
 }
 

@@ -116,7 +116,7 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
 fn tunnel(request: &Parts, authority: Option<Authority>) -> Result<Target, Reject> {
     let uri = &request.uri;
     let bare = uri.authority().is_some() && uri.scheme().is_none() && uri.path_and_query().is_none();
-    if !bare || !authority.as_ref().and_then(Authority::port_u16).is_some_and(|port| port > 0) {
+    if !bare || authority.as_ref().and_then(Authority::port_u16).is_none_or(|port| port == 0) {
         return Err(Reject::BadRequest("CONNECT names a host and a port, and nothing else"));
     }
     // "A CONNECT request message does not have content" (RFC 9110 9.3.6): what comes behind the head is for the tunnel.
