@@ -62,13 +62,7 @@ impl Question {
             return Err(invalid(format!("--path {:?} is not as a client sends it; write a space as %20", args.path)));
         }
         // Whether a sidecar takes the forms without a slash is not decided here.
-        let tunnel = args.method == Method::CONNECT;
-        if tunnel && args.path.starts_with('/') {
-            return Err(invalid(
-                "CONNECT asks for a tunnel to a host and port, and has no path; write --path HOST:PORT".to_owned(),
-            ));
-        }
-        if !tunnel && !args.path.starts_with('/') && args.path != "*" && !args.path.contains("://") {
+        if !args.path.starts_with('/') && args.path != "*" && !args.path.contains("://") {
             return Err(invalid(format!("--path {:?} does not begin with '/'; write --path /{}", args.path, args.path)));
         }
         let (path, query) = args.path.split_once('?').map_or((args.path.as_str(), None), |(path, query)| (path, Some(query)));
@@ -108,6 +102,9 @@ impl Question {
 
     /// What the first sidecar reads before anything is decided; or why it refuses to read the request.
     pub(super) fn normalize(&mut self, limits: &Limits) -> Result<(), String> {
+        if self.method == Method::CONNECT {
+            return Err("CONNECT asks for a forward proxy, which a sidecar is not: 400 bad_request".to_owned());
+        }
         let Read { parts, target } = read(self.written(), limits).map_err(|reject| {
             let told = reject.told();
             let why = match &reject {
@@ -116,8 +113,8 @@ impl Question {
             };
             format!("{why}: {} {}", told.status.as_u16(), told.reason.as_str())
         })?;
-        target.path().clone_into(&mut self.path);
         self.authority = target.authority.map(|authority| authority.to_string()).unwrap_or_default();
+        target.path_and_query.path().clone_into(&mut self.path);
         self.query = target.path_and_query.query().map(str::to_owned);
         self.ambiguous = target.ambiguous;
         self.headers = parts.headers;
@@ -159,9 +156,6 @@ impl Question {
 
     /// Rewrites it, and says what it is for now.
     pub(super) fn rewrite(&mut self, rewrite: &Rewrite) -> String {
-        if self.method == Method::CONNECT {
-            return "it leads where it was asked to".to_owned();
-        }
         if let Some(authority) = &rewrite.authority {
             self.authority = authority.to_string();
         }

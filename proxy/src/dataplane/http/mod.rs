@@ -26,4 +26,3 @@ mod streams;
 pub(crate) mod tunnel;
 mod unseen;
 pub(crate) mod upgrade;
-mod websocket;

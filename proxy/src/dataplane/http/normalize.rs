@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 
-use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -29,15 +28,6 @@ pub(crate) struct Target {
     pub(crate) path_and_query: PathAndQuery,
     /// Servers differ about what the path means.
     pub(crate) ambiguous: bool,
-    /// It asks for a tunnel to the authority (RFC 9110 9.3.6): there is no path, and what stands for one here is not read.
-    pub(crate) tunnel: bool,
-}
-
-impl Target {
-    /// What is decided about.
-    pub(crate) fn path(&self) -> &str {
-        if self.tunnel { "" } else { self.path_and_query.path() }
-    }
 }
 
 /// Reads the target of a request.
@@ -80,8 +70,8 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         Coding::Left => return Err(Reject::TransferCoding),
         Coding::Faulty => return Err(Reject::BadRequest("a Transfer-Encoding that says chunked more than once, or not last")),
     }
-    if request.method == Method::CONNECT && request.extensions.get::<Protocol>().is_none() {
-        return tunnel(request, authority);
+    if request.method == Method::CONNECT && request.extensions.get::<h2::ext::Protocol>().is_none() {
+        return Err(Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let path = request.uri.path();
     // "All HTTP/2 requests MUST include exactly one valid value for ... `:path`" (RFC 9113 8.3.1); the codec asks for it only where
@@ -108,37 +98,7 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
             PathAndQuery::try_from(text).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?
         }
     };
-    Ok(Target { authority, path_and_query, ambiguous, tunnel: false })
-}
-
-/// Where a tunnel is to lead. "A server MUST reject a CONNECT request that targets an empty or invalid port number" (RFC 9110
-/// 9.3.6), and the target "consists of only the host name and port number of the tunnel destination" (RFC 9112 3.2.3).
-fn tunnel(request: &Parts, authority: Option<Authority>) -> Result<Target, Reject> {
-    let uri = &request.uri;
-    let bare = uri.authority().is_some() && uri.scheme().is_none() && uri.path_and_query().is_none();
-    if !bare || authority.as_ref().and_then(Authority::port_u16).is_none_or(|port| port == 0) {
-        return Err(Reject::BadRequest("CONNECT names a host and a port, and nothing else"));
-    }
-    // "A CONNECT request message does not have content" (RFC 9110 9.3.6): what comes behind the head is for the tunnel.
-    if request.headers.contains_key(TRANSFER_ENCODING) || has_length(&request.headers) {
-        return Err(Reject::BadRequest("a CONNECT with a body"));
-    }
-    Ok(Target { authority, path_and_query: PathAndQuery::from_static("/"), ambiguous: false, tunnel: true })
-}
-
-/// The protocol that an extended CONNECT asks for (RFC 8441 4), where a request is one.
-///
-/// # Errors
-/// It is none that applications are asked for.
-pub(crate) fn protocol_asked(request: &Parts) -> Result<Option<HeaderValue>, Reject> {
-    let Some(protocol) = request.extensions.get::<Protocol>().filter(|_| request.method == Method::CONNECT) else {
-        return Ok(None);
-    };
-    let none = Reject::BadRequest("a :protocol that no application is asked for");
-    if !is_offerable(protocol.as_str().as_bytes()) {
-        return Err(none);
-    }
-    HeaderValue::from_str(protocol.as_str()).map(Some).map_err(|_not_text| none)
+    Ok(Target { authority, path_and_query, ambiguous })
 }
 
 /// Has the target's authority stand for the Host of a request that has its target in absolute form: "the proxy MUST ignore the
@@ -326,7 +286,8 @@ pub(crate) fn host(authority: &str) -> &str {
 pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // A body would come before the other protocol, and a tunnel has no place for one. "A server MAY ignore a received Upgrade
     // header field if it wishes to continue using the current protocol" (RFC 9110 7.8).
-    if headers.contains_key(TRANSFER_ENCODING) || has_length(headers) {
+    let has_bytes = || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0");
+    if headers.contains_key(TRANSFER_ENCODING) || has_bytes() {
         return None;
     }
     let asked = headers
@@ -341,20 +302,12 @@ pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // every request, has no place below mutual TLS: neither is offered to anybody. Of the others the one that is wanted most is,
     // and what the receiver switches to is held against it.
     let offers = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    let offer = offers.map(<[u8]>::trim_ascii).find(|offer| is_offerable(offer));
+    let offer = offers.map(<[u8]>::trim_ascii).find(|offer| {
+        let name = protocol_name(offer);
+        let declined = name.is_empty() || name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"TLS");
+        !declined && offer.iter().all(|byte| is_token(*byte) || *byte == b'/')
+    });
     HeaderValue::from_bytes(offer?).ok()
-}
-
-/// May it be offered to a receiver?
-fn is_offerable(protocol: &[u8]) -> bool {
-    let name = protocol_name(protocol);
-    let declined = name.is_empty() || name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"TLS");
-    !declined && protocol.iter().all(|byte| is_token(*byte) || *byte == b'/')
-}
-
-/// Does a head say that bytes follow? A length of 0 is none.
-fn has_length(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
 }
 
 /// Is the protocol that a receiver switches to the one that was offered? "A server MUST NOT switch to a protocol that was not
@@ -408,12 +361,6 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Takes the length from a request that is to become a tunnel: there it would be that of what is tunnelled.
 pub(crate) fn without_length(headers: &mut HeaderMap) {
     remove_in_order(headers, |name| *name == CONTENT_LENGTH);
-}
-
-/// Takes away what an answer says of its framing, which is to be ignored where it makes a tunnel (RFC 9110 9.3.6).
-pub(crate) fn without_framing(headers: &mut HeaderMap) {
-    let framing = [CONTENT_LENGTH, TRANSFER_ENCODING, http::header::TRAILER];
-    remove_in_order(headers, |name| framing.contains(name));
 }
 
 /// Takes headers away and leaves the others in their order; what a map's own removal does is to put its last header into
@@ -576,8 +523,7 @@ mod tests {
             Target {
                 authority: Some(Authority::from_static("web.shop:8080")),
                 path_and_query: PathAndQuery::from_static("/a?b"),
-                ambiguous: false,
-                tunnel: false
+                ambiguous: false
             }
         );
         for (url, written) in [("http://a", "/"), ("https://a?b", "/?b"), ("http://a/c", "/c"), ("*", "*")] {
@@ -591,8 +537,6 @@ mod tests {
             }
             assert!(matches!(target(&odd), Err(Reject::BadRequest(_))), "{lengths:?}");
         }
-        let tunnel = target(&request(http::Request::connect("A.example:443").header("host", "a"))).unwrap();
-        assert_eq!((tunnel.path(), tunnel.authority.as_ref().map(Authority::as_str)), ("", Some("a.example:443")));
         assert_eq!(host("web.shop:8080"), "web.shop");
         assert_eq!(host("[::1]:80"), "[::1]");
         assert_eq!(host("[::1]"), "[::1]");
@@ -618,10 +562,7 @@ mod tests {
             http::Request::get("*").header("host", "a"),
             http::Request::get("ftp://a/").header("host", "a"),
             http::Request::get("/").header("host", "a").extension(Odd { fragment: true, ..Odd::default() }),
-            http::Request::connect("a").header("host", "a"),
-            http::Request::connect("a:0").header("host", "a:0"),
-            http::Request::connect("/").header("host", "a:80"),
-            http::Request::connect("a:80").header("host", "a:80").header("content-length", "2"),
+            http::Request::connect("a:80").header("host", "a:80"),
             http::Request::get("http://a/").version(Version::HTTP_2).header("host", "b"),
         ] {
             assert!(target(&request(bad)).is_err());

@@ -23,13 +23,12 @@ use super::expect::{self, Expectation};
 use super::inflow::Inflow;
 use super::interims::Interims;
 use super::marks::{Mark, Marks};
-use super::normalize::{self, Coding};
+use super::normalize::{self, Coding, Target};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
 use super::tunnel::Upgrading;
-use super::upgrade::{self, Taken};
-use super::websocket;
+use super::upgrade;
 use crate::base::drain::DrainGuard;
 use crate::base::placed;
 use crate::dataplane::connection::inbound_port;
@@ -140,8 +139,7 @@ pub(crate) async fn handle(
     if connection.link && marks.has(Mark::CONTINUE) && parts.headers.contains_key(expect::ASKED) {
         return expect::answer();
     }
-    // Whoever asks for a tunnel takes a success for it, be it one of gRPC that says why not.
-    let grpc = marks.has(Mark::CONTENT_TYPE) && parts.method != Method::CONNECT && is_grpc(&parts.headers);
+    let grpc = marks.has(Mark::CONTENT_TYPE) && is_grpc(&parts.headers);
     let protocol = match parts.version {
         Version::HTTP_2 if grpc => Protocol::Grpc,
         Version::HTTP_2 => Protocol::Http2,
@@ -175,20 +173,9 @@ struct Answered {
     weighted_edit: Option<HeaderEdit>,
     /// The answer comes from another sidecar.
     from_link: bool,
-    asked: Asked,
+    upgrade: Option<HeaderValue>,
     /// Its body may be held.
     request: Option<Unread>,
-}
-
-/// What a request asks to have its connection or stream for.
-#[derive(Debug)]
-enum Asked {
-    /// An answer in HTTP.
-    Nothing,
-    /// Another protocol. The key is one that was made for a caller that has none.
-    Upgrade { protocol: HeaderValue, key: Option<HeaderValue> },
-    /// A tunnel to somewhere else.
-    Tunnel,
 }
 
 async fn line(
@@ -207,14 +194,15 @@ async fn line(
     if !connection.link {
         normalize::within_limits(&parts, &connection.limits).map_err(|reject| unread(record, &parts, reject))?;
     }
-    let mut target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
-    let (version, upgrade) = arrived(connection, &parts, marks).map_err(|reject| unread(record, &parts, reject))?;
+    let target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
+    let Target { mut authority, path_and_query, ambiguous } = target;
+    let (version, upgrade) = arrived(connection, &parts, marks);
     if connection.link && !marks.has(Mark::HOST) && version == Version::HTTP_10 {
         // HTTP/2 needs a name; the caller gave none, and the application hears of none.
-        target.authority = None;
+        authority = None;
     }
-    let (path, query) = (target.path(), target.path_and_query.query());
-    let named = target.authority.as_ref().map_or("", Authority::as_str);
+    let (path, query) = (path_and_query.path(), path_and_query.query());
+    let named = authority.as_ref().map_or("", Authority::as_str);
     normalize::host_of_absolute_form(&mut parts)?;
     normalize::strip_hop_by_hop(&mut parts.headers);
     let Beside { mut spelling, interims } = beside;
@@ -235,9 +223,7 @@ async fn line(
         TraceContext::continue_or_begin(carried, &mut dice, |dice| dice.fraction() < share)
     };
     trace.write(&mut parts.headers, marks.has(Mark::TRACE));
-    // An upgrade that travels as extended CONNECT is a GET to everybody who decides, and who is told.
-    let method = if upgrade.is_some() { &Method::GET } else { &parts.method };
-    record.drawn(trace, logged, method, named, path);
+    record.drawn(trace, logged, &parts.method, named, path);
     let own = proxy.identity.own().map(|own| own.id.clone());
     match connection.direction {
         Direction::Inbound => {
@@ -255,7 +241,11 @@ async fn line(
     }
 
     // route
-    let seen = RequestView { method, authority: named, path, query, headers: &parts.headers };
+    let mut seen = RequestView { method: &parts.method, authority: named, path, query, headers: &parts.headers };
+    // An upgrade that travels as extended CONNECT is a GET to everybody who decides.
+    if upgrade.is_some() {
+        seen.method = &Method::GET;
+    }
     let none = RoutePolicies::default();
     let chosen = route(connection, &snapshot, record, seen)?;
     let policies = match &chosen {
@@ -295,7 +285,7 @@ async fn line(
 
     // authorization
     if let Some(authorization) = authorization {
-        if target.ambiguous && authorization.names_paths() {
+        if ambiguous && authorization.names_paths() {
             return Err(Reject::BadRequest("servers read this path differently, and a policy decides on it"));
         }
         match authorization.decide(peer, seen, claims.as_ref()) {
@@ -369,8 +359,6 @@ async fn line(
     let stripped = jwt.as_ref().and_then(|jwt| jwt.strip_query(query?));
     let query = stripped.as_deref().map_or(query, |rest| (!rest.is_empty()).then_some(rest));
     let rewrite = rewrite.as_ref().or(weighted.and_then(|weighted| weighted.rewrite.as_ref()));
-    // What was authorized of a tunnel is where it leads.
-    let rewrite = rewrite.filter(|_| !target.tunnel);
     let rewritten = rewrite.and_then(|rewrite| rewrite.path(path, query));
     let rewritten =
         rewritten.or_else(|| stripped.as_ref().map(|_| query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))));
@@ -378,11 +366,11 @@ async fn line(
         Some(rewritten) => {
             PathAndQuery::try_from(rewritten).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?
         }
-        None => target.path_and_query,
+        None => path_and_query,
     };
     let mut head = Head {
         method: if upgrade.is_some() { Method::GET } else { method },
-        authority: target.authority,
+        authority,
         path_and_query,
         headers,
         spelling,
@@ -406,21 +394,12 @@ async fn line(
         body.may_be_silent();
     }
     for shadow in shadow.iter().chain(weighted.into_iter().flat_map(|weighted| &weighted.shadow)) {
-        if head.upgrade.is_none() && !target.tunnel && shadow.draw(&mut proxy.dice.lock()) {
+        if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
             let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
             cast_shadow(proxy, &shadow.service.to_string(), backend, &head, &body);
         }
     }
 
-    let asked = match &head.upgrade {
-        Some(protocol) => {
-            let keyless = version == Version::HTTP_2 && !connection.link && websocket::is_meant(protocol);
-            let key = if keyless { websocket::ask(&mut head.headers, &mut proxy.dice.lock()) } else { None };
-            Asked::Upgrade { protocol: protocol.clone(), key }
-        }
-        None if target.tunnel => Asked::Tunnel,
-        None => Asked::Nothing,
-    };
     if head.upgrade.is_some() {
         normalize::without_length(&mut head.headers);
     } else if marks.has(Mark::EXPECT) {
@@ -478,8 +457,7 @@ async fn line(
                     | Reject::BadRequest(_)
                     | Reject::RequestTimeout
                     // All endpoints of a service are the same application.
-                    | Reject::AppNotHttp2
-                    | Reject::UpgradeDeclined,
+                    | Reject::AppNotHttp2,
                 state,
             }) => {
                 record.wire(*state);
@@ -531,7 +509,7 @@ async fn line(
         tried,
         response_edits: response_headers.iter().cloned().collect(),
         weighted_edit: weighted.and_then(|weighted| weighted.response_headers.clone()),
-        asked,
+        upgrade: head.upgrade,
         request,
     })
     .and_then(|answered| match &answered.tried.outcome {
@@ -549,27 +527,20 @@ fn unread(record: &mut Record, parts: &http::request::Parts, reject: Reject) -> 
 }
 
 /// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
-///
-/// # Errors
-/// It asks for what nobody is asked for.
-fn arrived(
-    connection: &Connection,
-    parts: &http::request::Parts,
-    marks: Marks,
-) -> Result<(Version, Option<HeaderValue>), Reject> {
+fn arrived(connection: &Connection, parts: &http::request::Parts, marks: Marks) -> (Version, Option<HeaderValue>) {
     if !connection.link {
         // The method of another request would be lost: across a link an upgrade is an extended CONNECT, which stands for GET.
         let may = marks.has(Mark::UPGRADE) && parts.version == Version::HTTP_11 && parts.method == Method::GET;
-        let upgrade = if may { normalize::upgrade_of(&parts.headers) } else { normalize::protocol_asked(parts)? };
-        return Ok((parts.version, upgrade));
+        let upgrade = if may { normalize::upgrade_of(&parts.headers) } else { None };
+        return (parts.version, upgrade);
     }
     let version = match parts.headers.get(HTTP_VERSION).filter(|_| marks.has(Mark::RESERVED)).map(HeaderValue::as_bytes) {
         Some(b"1.0") => Version::HTTP_10,
         Some(b"2") => Version::HTTP_2,
         _unsaid_is_1_1 => Version::HTTP_11,
     };
-    let asked = normalize::protocol_asked(parts)?;
-    Ok((version, asked.map(|protocol| parts.headers.get(UPGRADE_TOKEN).cloned().unwrap_or(protocol))))
+    let upgrade = if parts.method == Method::CONNECT { parts.headers.get(UPGRADE_TOKEN).cloned() } else { None };
+    (version, upgrade)
 }
 
 /// How far a request came where another sidecar answered in its application's place before that did anything for it; nothing
@@ -670,7 +641,7 @@ fn respond(
     ours: Option<Upgrading>,
     http1: bool,
 ) -> Response<Body> {
-    let Answered { tried, response_edits, weighted_edit, from_link, asked, request } = answered;
+    let Answered { tried, response_edits, weighted_edit, from_link, upgrade, request } = answered;
     let Tried { outcome, slot, .. } = tried;
     let Ok(sent) = outcome else {
         debug_assert!(false, "the line returned an answer");
@@ -679,19 +650,11 @@ fn respond(
     let sent = *sent;
     let marks = sent.marks;
     let (mut parts, incoming) = sent.response.into_parts();
-    let (upgrade, key) = match &asked {
-        Asked::Upgrade { protocol, key } => (Some(protocol), key.as_ref()),
-        Asked::Nothing | Asked::Tunnel => (None, None),
-    };
-    let tunnels = matches!(asked, Asked::Tunnel) && parts.status.is_success();
-    if tunnels {
-        normalize::without_framing(&mut parts.headers);
-    }
     let coded = marks.has(Mark::TRANSFER_ENCODING) && normalize::coding(&parts.headers) != Coding::Undone;
     let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let length = normalize::one_length(parts.status, &mut parts.headers);
     if coded || (switches && upgrade.is_none()) || length.is_err() {
-        return unfit(record, &Reject::UpstreamProtocol);
+        return unfit(record);
     }
     match marks.has(Mark::RESERVED).then(|| parts.headers.get(&REASON)).flatten() {
         // An answer of the mesh, in the server's place, says nothing about the server.
@@ -703,14 +666,9 @@ fn respond(
         None => connection.answered(),
     }
     let accepted = upgrade
+        .as_ref()
         .filter(|_| switches || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN)));
-    // To a caller in HTTP/2 that would say that the tunnel stands, and on a link it says so by another header.
-    if upgrade.is_some() && accepted.is_none() && parts.status.is_success() && !http1 && !connection.link {
-        return unfit(record, &Reject::UpgradeDeclined);
-    }
-    if accepted.is_some() && key.is_some_and(|key| !websocket::take_proof(&mut parts.headers, key)) {
-        return unfit(record, &Reject::UpstreamProtocol);
-    }
+    let accepted = accepted.cloned();
     let chosen = match accepted {
         Some(_) => parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned(),
         None => None,
@@ -744,29 +702,18 @@ fn respond(
         parts.headers.insert(STATUS, HeaderValue::from(parts.status.as_u16()));
         parts.status = CARRIER;
     }
-    let taken = match accepted {
-        Some(asked) => {
-            let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, asked)) else {
-                return unfit(record, &Reject::UpstreamProtocol);
-            };
-            Some(match (connection.link, http1) {
-                (true, _) => Taken::Link(token),
-                (false, true) => Taken::Switch(token),
-                (false, false) => Taken::Tunnel,
-            })
-        }
-        None => tunnels.then_some(Taken::Tunnel),
-    };
-    if let Some(taken) = taken {
-        return upgrade::establish(connection, record, parts, taken, ours, sent.upgrading, (sent.lease, slot));
+    if let Some(asked) = accepted {
+        let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, &asked)) else { return unfit(record) };
+        return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, (sent.lease, slot));
     }
     let body = placed::boxed(|| Answer::new(incoming, record, sent.lease, slot, request));
     Response::from_parts(parts, Body::Answer(body))
 }
 
 /// An answer that cannot be passed on.
-fn unfit(mut record: Record, reject: &Reject) -> Response<Body> {
-    record.refused(reject, &reject.told());
+fn unfit(mut record: Record) -> Response<Body> {
+    let reject = Reject::UpstreamProtocol;
+    record.refused(&reject, &reject.told());
     reject.render(false)
 }
 

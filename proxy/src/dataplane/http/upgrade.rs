@@ -1,7 +1,6 @@
-//! Upgrades, and CONNECT: a request that asks for another protocol, or for a way through a forward proxy, becomes a tunnel of
-//! bytes when both sides agree.
+//! Upgrades: a request that asks for another protocol becomes a tunnel of bytes when both sides agree.
 //!
-//! Sources: RFC 9110 7.8 (Upgrade) and 9.3.6 (CONNECT), RFC 8441 (extended CONNECT). Between two sidecars the tunnel is one stream of their
+//! Sources: RFC 9110 7.8 (Upgrade), RFC 8441 (extended CONNECT). Between two sidecars the tunnel is one stream of their
 //! shared connection: `101` on one side is `200` with the token of the upgrade on the other.
 
 use std::sync::Arc;
@@ -22,24 +21,13 @@ use crate::dataplane::tcp;
 use crate::policy::breaker::Slot;
 use crate::telemetry::reason::Reason;
 
-/// How a caller hears that it has what it asked for.
-#[derive(Debug)]
-pub(crate) enum Taken {
-    /// In HTTP/1.1: the other protocol.
-    Switch(HeaderValue),
-    /// Over a link: the same.
-    Link(HeaderValue),
-    /// By a success: an extended CONNECT in HTTP/2, or a tunnel to somewhere else in whatever its caller speaks.
-    Tunnel,
-}
-
 /// Answers that the upgrade is accepted and joins both sides when the answer is through. `held` is what the request holds
 /// upstream: a tunnel takes its place there until it ends.
 pub(crate) fn establish(
     connection: &Arc<Connection>,
     mut record: Record,
     mut answer: http::response::Parts,
-    taken: Taken,
+    token: HeaderValue,
     ours: Option<Upgrading>,
     theirs: Option<Upgrading>,
     held: (Lease, Option<Slot>),
@@ -71,18 +59,13 @@ pub(crate) fn establish(
         }
         tracing::trace!(sent = counts.sent.load(Ordering::Relaxed), "a tunnel ended");
     });
-    match taken {
-        Taken::Switch(token) => {
-            answer.status = StatusCode::SWITCHING_PROTOCOLS;
-            answer.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-            answer.headers.insert(UPGRADE, token);
-        }
-        Taken::Link(token) => {
-            answer.status = StatusCode::OK;
-            answer.headers.insert(UPGRADE_TOKEN, token);
-        }
-        Taken::Tunnel if answer.status.is_success() => {}
-        Taken::Tunnel => answer.status = StatusCode::OK,
+    if connection.link {
+        answer.status = StatusCode::OK;
+        answer.headers.insert(UPGRADE_TOKEN, token);
+    } else {
+        answer.status = StatusCode::SWITCHING_PROTOCOLS;
+        answer.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        answer.headers.insert(UPGRADE, token);
     }
     // An answer that switches protocols has no content, so nothing may say how long it is.
     answer.headers.remove(http::header::CONTENT_LENGTH);

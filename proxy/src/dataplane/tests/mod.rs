@@ -3,7 +3,6 @@
 mod answers;
 mod attacks;
 mod config;
-mod connect;
 mod cost;
 mod credit;
 mod expect;

@@ -19,7 +19,6 @@ mod tests;
 
 use std::sync::Arc;
 
-use http::Method;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -175,13 +174,6 @@ struct Question<'a> {
     /// The request's path with its escapes decoded, where that is another text.
     decoded: Option<&'a str>,
     claims: Option<&'a Claims>,
-}
-
-impl Question<'_> {
-    /// Is it about a CONNECT (RFC 9110 9.3.6)?
-    fn is_tunnel(self) -> bool {
-        self.request.is_some_and(|request| *request.method == Method::CONNECT)
-    }
 }
 
 /// The truth of a condition. The order makes `min` the conjunction and `max` the disjunction.
@@ -356,11 +348,7 @@ impl Caller {
 
 impl Asked {
     fn truth(&self, question: Question<'_>) -> Truth {
-        let methods = match text_truth(self.methods.as_deref(), question.request.map(|request| request.method.as_str())) {
-            // An application that is no forward proxy may take what is tunnelled for requests, of whatever method.
-            Truth::False if question.is_tunnel() => Truth::Unknown,
-            known => known,
-        };
+        let methods = text_truth(self.methods.as_deref(), question.request.map(|request| request.method.as_str()));
         let paths = any_of(self.paths.as_deref(), |path| path.truth(question));
         let ports = any_of(self.ports.as_deref(), |port| Truth::of(*port == question.peer.port));
         methods.min(paths).min(ports)
@@ -369,8 +357,7 @@ impl Asked {
 
 impl Path {
     fn truth(&self, question: Question<'_>) -> Truth {
-        // A tunnel has none, and what is tunnelled may have any.
-        let Some(request) = question.request.filter(|_| !question.is_tunnel()) else { return Truth::Unknown };
+        let Some(request) = question.request else { return Truth::Unknown };
         let decoded = self.decoded.as_ref().unwrap_or(&self.written);
         let as_written = Truth::of(self.written.matches(request.path));
         let as_decoded = Truth::of(decoded.matches(question.decoded.unwrap_or(request.path)));

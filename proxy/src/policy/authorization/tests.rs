@@ -162,27 +162,6 @@ fn on_an_opaque_connection_deny_matches_http_fields_and_allow_does_not() {
     check_opaque(&[json!({"action": "ALLOW", "rules": [{"from": [{"principals": [WEB]}]}]})], Some(WEB), "allow p0 rules[0]");
 }
 
-/// Behind the answer of an application that is no forward proxy, requests of whatever method and path may follow.
-#[test]
-fn a_tunnel_is_allowed_by_its_method_alone_and_denied_by_whatever_decides_about_requests() {
-    for (to, allowed, denied) in [
-        (json!({"methods": ["CONNECT"]}), true, true),
-        (json!({"methods": ["*"]}), true, true),
-        (json!({"methods": ["GET"]}), false, true),
-        (json!({"paths": ["/a"]}), false, true),
-        (json!({"paths": ["*"]}), false, true),
-        (json!({"methods": ["CONNECT"], "paths": ["*"]}), false, true),
-        (json!({"methods": ["GET"], "ports": [9]}), false, false),
-        (json!({"ports": [80]}), true, true),
-    ] {
-        let verdict = |action: &str| {
-            let said = decide(&authorization(&[json!({"action": action, "rules": [{"to": [to]}]})]), None, "CONNECT ", None);
-            said.starts_with("allow")
-        };
-        assert_eq!((verdict("ALLOW"), !verdict("DENY")), (allowed, denied), "{to}");
-    }
-}
-
 #[test]
 fn it_is_known_whether_a_rule_decides_about_paths() {
     assert!(!authorization(&[]).names_paths());
