@@ -347,8 +347,8 @@ fn size(limit: u32) -> usize {
 /// What the codec of HTTP/1 reads ahead of whoever takes it: a head, which may be no longer, or as much of a body. A body of
 /// 64 KiB and its head are there at once, and one that nobody takes holds no more than this.
 pub(crate) const READ_BUFFER: usize = 72 * 1024;
-/// By how much the frames that a connection holds may be short of 256 bytes, all together: those of a few streams of small
-/// messages that nobody reads. Each of them costs the sidecar about as much, whatever it carries.
-const SMALL_FRAMES: usize = 4 << 20;
+/// By how much the frames that a connection holds may be short of 256 bytes, all together: those of some forty streams of
+/// messages of 100 bytes that nobody reads. Each of them costs the sidecar about as much, whatever it carries.
+const SMALL_FRAMES: usize = 16 << 20;
 /// What one stream may have waiting to be sent beyond its client's window.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -213,7 +213,7 @@ fn access_log(world: &World) -> Result<()> {
     ensure!(decided["source_identity"] == "spiffe://cluster.local/ns/obs/sa/caller", "{decided}");
     ensure!(decided["path"] == "/secret/plan" && decided["mtls"] == true, "{decided}");
     let passed = line("caller")?;
-    ensure!(passed["direction"] == "outbound" && passed["status"] == 403 && passed["reason"] == "answered", "{passed}");
+    ensure!(passed["direction"] == "outbound" && passed["status"] == 403 && passed["reason"] == "denied", "{passed}");
     ensure!(passed["destination_service"] == "obs/web" && passed["attempts"] == 1, "{passed}");
     Ok(())
 }
