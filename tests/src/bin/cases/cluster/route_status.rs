@@ -58,7 +58,7 @@ fn conditions(cluster: &Cluster) -> Result<()> {
             format!(
                 "{parent}, rules: [{{ filters: [{{ type: ExtensionRef, extensionRef: {{ group: example.com, kind: Lua, name: a }} }}], backendRefs: [{{ name: web, port: 80 }}] }}]"
             ),
-            ["Accepted False UnsupportedValue", RESOLVED],
+            [ACCEPTED, "ResolvedRefs False InvalidKind"],
         ),
         ("GRPCRoute", "calls", format!("parentRefs: [{{ group: '', kind: Service, name: old }}], {web}"), [ACCEPTED, RESOLVED]),
         (
