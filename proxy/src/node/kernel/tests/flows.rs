@@ -94,7 +94,7 @@ async fn a_connection_whose_place_is_taken_ends_in_a_record_as_well() {
     let mut flows = kernel.flows().unwrap();
     let mut arrivals = arrivals(&world);
     // The next cookie is the last one and one more, unless the next connection is met by another processor.
-    for _ in 0..20 {
+    for _ in 0..200 {
         let (caller, called, last) = call(&world, &listener);
         drop((caller, called));
         assert_eq!(record(&mut flows).await.netns, world.b.cookie);
