@@ -129,6 +129,9 @@ reasons! {
     /// The caller speaks HTTP/2 and the application does not: have it speak HTTP/2, and declare its port by
     /// `appProtocol: kubernetes.io/h2c` or a name that begins with `grpc` or `http2`; or, unless the calls are gRPC, declare its port as `http`.
     AppNotHttp2 = "app_not_http2", Upstream;
+    /// The caller asks for another protocol (WebSocket over HTTP/2), and the application takes that neither by an extended CONNECT
+    /// nor by an upgrade of HTTP/1.1.
+    UpgradeDeclined = "upgrade_declined", Upstream;
     /// One attempt took longer than its timeout, and no attempt was left.
     AttemptTimeout = "attempt_timeout", Upstream;
     /// The request's deadline passed.

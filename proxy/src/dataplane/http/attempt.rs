@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
+use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -21,6 +22,7 @@ use super::interims::Interims;
 use super::marks::Mark;
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, Spelling};
+use super::websocket;
 use crate::dataplane::Proxy;
 use crate::dataplane::balance;
 use crate::dataplane::pool::connect::ConnectError;
@@ -155,6 +157,9 @@ pub(crate) async fn attempt(
     // Large: from here on it is handed on by its place.
     let sending = pin!(async {
         match proxy.pool.send(&destination, speaks, request, Reuse::Allowed, interims).await {
+            Err(SendError::NotExtended | SendError::NotHttp2(_)) if form == Form::Http2 && head.upgrade.is_some() => {
+                Box::pin(upgrade(proxy, head, &destination, interims)).await
+            }
             Err(SendError::Unread { source }) => match replay {
                 Some(replay) => Box::pin(repeat(proxy, (head, form), &destination, replay, source, interims)).await,
                 None => Err(SendError::Unread { source }),
@@ -182,8 +187,10 @@ pub(crate) async fn attempt(
         Some(fault) => Err(Failed { reject: fault_of(fault), state: WireState::Sent }),
         None => sent,
     };
-    if let (Form::Link, Some(_), Ok(sent)) = (form, &head.upgrade, &mut sent) {
-        declined(&mut sent.response);
+    match (form, &head.upgrade, &mut sent) {
+        (Form::Link, Some(_), Ok(sent)) => declined(&mut sent.response),
+        (Form::Http2, Some(protocol), Ok(sent)) if sent.upgrading.is_some() => accepted(head, protocol, &mut sent.response),
+        _as_it_is => {}
     }
     if let (Upstream::Service(backend), Some(endpoint)) = (to, &endpoint) {
         report(proxy, backend, endpoint, &sent);
@@ -211,6 +218,33 @@ async fn repeat(
         }
     }
     Err(SendError::Unread { source: unread })
+}
+
+/// Asks an application for another protocol by an upgrade of HTTP/1.1, which is what it may take where it does not offer to be asked
+/// in HTTP/2.
+async fn upgrade(
+    proxy: &Arc<Proxy>,
+    head: &Head,
+    destination: &Destination,
+    interims: Option<&Interims>,
+) -> Result<Box<Sent>, SendError> {
+    let Ok(request) = head.request(Form::Http1, destination.address, Body::Empty) else { return Err(SendError::NotExtended) };
+    match proxy.pool.send(destination, Speaks::Http1, request, Reuse::Allowed, interims).await {
+        // To who hears HTTP/2 alone that was no request.
+        Err(SendError::NotSent(_) | SendError::Malformed(_) | SendError::Broken(_) | SendError::Unread { source: _ }) => {
+            Err(SendError::NotExtended)
+        }
+        sent => sent,
+    }
+}
+
+/// Has an application's answer say as HTTP/1.1 does that it takes the protocol.
+fn accepted<B>(head: &Head, protocol: &HeaderValue, response: &mut Response<B>) {
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(UPGRADE, protocol.clone());
+    if websocket::is_meant(protocol) {
+        websocket::prove(&head.headers, response.headers_mut());
+    }
 }
 
 /// Gives an application's answer to an upgrade that it did not take the status back that a link cannot carry.
@@ -265,6 +299,7 @@ fn classify(error: SendError) -> Failed {
         SendError::NotSent(_) | SendError::Unread { source: _ } => {
             Failed { reject: Reject::ConnectFailed, state: WireState::NotSent }
         }
+        SendError::NotExtended => Failed { reject: Reject::UpgradeDeclined, state: WireState::NotSent },
         SendError::NotHttp2(_) => Failed { reject: Reject::AppNotHttp2, state: WireState::NotSent },
         SendError::Refused(_) => Failed { reject: Reject::UpstreamRefused, state: WireState::Refused },
         SendError::TooMuch(_) => Failed { reject: Reject::TooManyInterims, state: WireState::Sent },
@@ -292,11 +327,12 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<B
                 | Reject::RequestTimeout
                 | Reject::CallerLeft
                 | Reject::BadRequest(_)
-                | Reject::AppNotHttp2,
+                | Reject::AppNotHttp2
+                | Reject::UpgradeDeclined,
             ..
         }) => return,
         // Nor is it that its caller speaks HTTP/2 and it does not.
-        Ok(sent) if said(&sent.response, Reason::AppNotHttp2) => return,
+        Ok(sent) if said(&sent.response, Reason::AppNotHttp2) || said(&sent.response, Reason::UpgradeDeclined) => return,
         Ok(_) | Err(_) => Outcome::Failure,
     };
     let now = Instant::now();
@@ -309,15 +345,13 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<B
 
 impl Head {
     /// Is a destination in clear that was declared so spoken to in HTTP/2? What is not declared is spoken to as the caller
-    /// speaks; `http` means HTTP/1.1 to applications, whatever their callers speak. There is no gRPC but in HTTP/2, and no
-    /// upgrade but in HTTP/1.
+    /// speaks; `http` means HTTP/1.1 to applications, whatever their callers speak. There is no gRPC but in HTTP/2.
     fn takes_http2(&self, protocol: AppProtocol) -> bool {
-        self.upgrade.is_none()
-            && match protocol {
-                AppProtocol::Http2 => true,
-                AppProtocol::Http => self.version == Version::HTTP_2 && is_grpc(&self.headers),
-                AppProtocol::Detect | AppProtocol::Opaque => self.version == Version::HTTP_2,
-            }
+        match protocol {
+            AppProtocol::Http2 => true,
+            AppProtocol::Http => self.version == Version::HTTP_2 && self.upgrade.is_none() && is_grpc(&self.headers),
+            AppProtocol::Detect | AppProtocol::Opaque => self.version == Version::HTTP_2,
+        }
     }
 
     fn request(&self, form: Form, destination: SocketAddr, body: Body) -> Result<Request<Body>, Reject> {
@@ -366,6 +400,15 @@ impl Head {
         target.path_and_query = Some(self.path_and_query.clone());
         *request.uri_mut() = Uri::from_parts(target).map_err(|_not_a_uri| cannot.clone())?;
         *request.version_mut() = Version::HTTP_2;
+        if let Some(protocol) = &self.upgrade {
+            // RFC 8441 4: the upgrade of HTTP/1.1, as HTTP/2 carries it.
+            *request.method_mut() = Method::CONNECT;
+            let token = protocol.to_str().map_err(|_not_ascii| cannot.clone())?;
+            request.extensions_mut().insert(protocol_of(token, form));
+            if form != Form::Link {
+                websocket::take_key(request.headers_mut());
+            }
+        }
         if form != Form::Link {
             request.headers_mut().remove(HOST);
         } else {
@@ -388,10 +431,6 @@ impl Head {
                 request.headers_mut().insert(HTTP_VERSION, HeaderValue::from_static(spoken));
             }
             if let Some(protocol) = &self.upgrade {
-                let token = protocol.to_str().map_err(|_not_ascii| cannot)?;
-                // RFC 8441 4: the upgrade of HTTP/1.1, as HTTP/2 carries it.
-                *request.method_mut() = Method::CONNECT;
-                request.extensions_mut().insert(protocol_of(token));
                 request.headers_mut().insert(UPGRADE_TOKEN, protocol.clone());
             }
         }
@@ -415,9 +454,15 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The `:protocol` of an extended CONNECT. The usual one is spelled out; every other one travels in our own header.
-fn protocol_of(token: &str) -> h2::ext::Protocol {
-    h2::ext::Protocol::from_static(if token.eq_ignore_ascii_case("websocket") { "websocket" } else { "outrigger" })
+/// The `:protocol` of an extended CONNECT. On a link the usual one is spelled out; every other one travels in our own header.
+fn protocol_of(token: &str, form: Form) -> Protocol {
+    if token.eq_ignore_ascii_case(websocket::WEBSOCKET) {
+        Protocol::from_static(websocket::WEBSOCKET)
+    } else if form == Form::Link {
+        Protocol::from_static("outrigger")
+    } else {
+        Protocol::from(token)
+    }
 }
 
 /// What the caller spoke at the beginning of the chain, so that the last sidecar speaks the same; absent where that is HTTP/1.1.

@@ -26,3 +26,4 @@ mod streams;
 pub(crate) mod tunnel;
 mod unseen;
 pub(crate) mod upgrade;
+mod websocket;

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 
+use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -70,7 +71,7 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         Coding::Left => return Err(Reject::TransferCoding),
         Coding::Faulty => return Err(Reject::BadRequest("a Transfer-Encoding that says chunked more than once, or not last")),
     }
-    if request.method == Method::CONNECT && request.extensions.get::<h2::ext::Protocol>().is_none() {
+    if request.method == Method::CONNECT && request.extensions.get::<Protocol>().is_none() {
         return Err(Reject::BadRequest("a sidecar is no forward proxy"));
     }
     let path = request.uri.path();
@@ -99,6 +100,21 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         }
     };
     Ok(Target { authority, path_and_query, ambiguous })
+}
+
+/// The protocol that an extended CONNECT asks for (RFC 8441 4), where a request is one.
+///
+/// # Errors
+/// It is none that applications are asked for.
+pub(crate) fn protocol_asked(request: &Parts) -> Result<Option<HeaderValue>, Reject> {
+    let Some(protocol) = request.extensions.get::<Protocol>().filter(|_| request.method == Method::CONNECT) else {
+        return Ok(None);
+    };
+    let none = Reject::BadRequest("a :protocol that no application is asked for");
+    if !is_offerable(protocol.as_str().as_bytes()) {
+        return Err(none);
+    }
+    HeaderValue::from_str(protocol.as_str()).map(Some).map_err(|_not_text| none)
 }
 
 /// Has the target's authority stand for the Host of a request that has its target in absolute form: "the proxy MUST ignore the
@@ -286,8 +302,7 @@ pub(crate) fn host(authority: &str) -> &str {
 pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // A body would come before the other protocol, and a tunnel has no place for one. "A server MAY ignore a received Upgrade
     // header field if it wishes to continue using the current protocol" (RFC 9110 7.8).
-    let has_bytes = || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0");
-    if headers.contains_key(TRANSFER_ENCODING) || has_bytes() {
+    if headers.contains_key(TRANSFER_ENCODING) || has_length(headers) {
         return None;
     }
     let asked = headers
@@ -302,12 +317,20 @@ pub(crate) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     // every request, has no place below mutual TLS: neither is offered to anybody. Of the others the one that is wanted most is,
     // and what the receiver switches to is held against it.
     let offers = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    let offer = offers.map(<[u8]>::trim_ascii).find(|offer| {
-        let name = protocol_name(offer);
-        let declined = name.is_empty() || name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"TLS");
-        !declined && offer.iter().all(|byte| is_token(*byte) || *byte == b'/')
-    });
+    let offer = offers.map(<[u8]>::trim_ascii).find(|offer| is_offerable(offer));
     HeaderValue::from_bytes(offer?).ok()
+}
+
+/// May it be offered to a receiver?
+fn is_offerable(protocol: &[u8]) -> bool {
+    let name = protocol_name(protocol);
+    let declined = name.is_empty() || name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"TLS");
+    !declined && protocol.iter().all(|byte| is_token(*byte) || *byte == b'/')
+}
+
+/// Does a head say that bytes follow? A length of 0 is none.
+fn has_length(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
 }
 
 /// Is the protocol that a receiver switches to the one that was offered? "A server MUST NOT switch to a protocol that was not

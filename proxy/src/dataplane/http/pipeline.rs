@@ -28,7 +28,8 @@ use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
 use super::tunnel::Upgrading;
-use super::upgrade;
+use super::upgrade::{self, Taken};
+use super::websocket;
 use crate::base::drain::DrainGuard;
 use crate::base::placed;
 use crate::dataplane::connection::inbound_port;
@@ -139,7 +140,8 @@ pub(crate) async fn handle(
     if connection.link && marks.has(Mark::CONTINUE) && parts.headers.contains_key(expect::ASKED) {
         return expect::answer();
     }
-    let grpc = marks.has(Mark::CONTENT_TYPE) && is_grpc(&parts.headers);
+    // Whoever asks for a tunnel takes a success for it, be it one of gRPC that says why not.
+    let grpc = marks.has(Mark::CONTENT_TYPE) && parts.method != Method::CONNECT && is_grpc(&parts.headers);
     let protocol = match parts.version {
         Version::HTTP_2 if grpc => Protocol::Grpc,
         Version::HTTP_2 => Protocol::Http2,
@@ -173,9 +175,17 @@ struct Answered {
     weighted_edit: Option<HeaderEdit>,
     /// The answer comes from another sidecar.
     from_link: bool,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Asked>,
     /// Its body may be held.
     request: Option<Unread>,
+}
+
+/// The protocol that a request asks for.
+#[derive(Debug)]
+struct Asked {
+    protocol: HeaderValue,
+    /// One that was made for a caller that has none.
+    key: Option<HeaderValue>,
 }
 
 async fn line(
@@ -196,7 +206,7 @@ async fn line(
     }
     let target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
     let Target { mut authority, path_and_query, ambiguous } = target;
-    let (version, upgrade) = arrived(connection, &parts, marks);
+    let (version, upgrade) = arrived(connection, &parts, marks).map_err(|reject| unread(record, &parts, reject))?;
     if connection.link && !marks.has(Mark::HOST) && version == Version::HTTP_10 {
         // HTTP/2 needs a name; the caller gave none, and the application hears of none.
         authority = None;
@@ -223,7 +233,9 @@ async fn line(
         TraceContext::continue_or_begin(carried, &mut dice, |dice| dice.fraction() < share)
     };
     trace.write(&mut parts.headers, marks.has(Mark::TRACE));
-    record.drawn(trace, logged, &parts.method, named, path);
+    // An upgrade that travels as extended CONNECT is a GET to everybody who decides, and who is told.
+    let method = if upgrade.is_some() { &Method::GET } else { &parts.method };
+    record.drawn(trace, logged, method, named, path);
     let own = proxy.identity.own().map(|own| own.id.clone());
     match connection.direction {
         Direction::Inbound => {
@@ -241,11 +253,7 @@ async fn line(
     }
 
     // route
-    let mut seen = RequestView { method: &parts.method, authority: named, path, query, headers: &parts.headers };
-    // An upgrade that travels as extended CONNECT is a GET to everybody who decides.
-    if upgrade.is_some() {
-        seen.method = &Method::GET;
-    }
+    let seen = RequestView { method, authority: named, path, query, headers: &parts.headers };
     let none = RoutePolicies::default();
     let chosen = route(connection, &snapshot, record, seen)?;
     let policies = match &chosen {
@@ -400,6 +408,11 @@ async fn line(
         }
     }
 
+    let upgrade = head.upgrade.clone().map(|protocol| {
+        let keyless = version == Version::HTTP_2 && !connection.link && websocket::is_meant(&protocol);
+        let key = if keyless { websocket::ask(&mut head.headers, &mut proxy.dice.lock()) } else { None };
+        Asked { protocol, key }
+    });
     if head.upgrade.is_some() {
         normalize::without_length(&mut head.headers);
     } else if marks.has(Mark::EXPECT) {
@@ -457,7 +470,8 @@ async fn line(
                     | Reject::BadRequest(_)
                     | Reject::RequestTimeout
                     // All endpoints of a service are the same application.
-                    | Reject::AppNotHttp2,
+                    | Reject::AppNotHttp2
+                    | Reject::UpgradeDeclined,
                 state,
             }) => {
                 record.wire(*state);
@@ -509,7 +523,7 @@ async fn line(
         tried,
         response_edits: response_headers.iter().cloned().collect(),
         weighted_edit: weighted.and_then(|weighted| weighted.response_headers.clone()),
-        upgrade: head.upgrade,
+        upgrade,
         request,
     })
     .and_then(|answered| match &answered.tried.outcome {
@@ -527,20 +541,27 @@ fn unread(record: &mut Record, parts: &http::request::Parts, reject: Reject) -> 
 }
 
 /// What the caller spoke and asks to be upgraded to: as it says itself, or as its sidecar says.
-fn arrived(connection: &Connection, parts: &http::request::Parts, marks: Marks) -> (Version, Option<HeaderValue>) {
+///
+/// # Errors
+/// It asks for what nobody is asked for.
+fn arrived(
+    connection: &Connection,
+    parts: &http::request::Parts,
+    marks: Marks,
+) -> Result<(Version, Option<HeaderValue>), Reject> {
     if !connection.link {
         // The method of another request would be lost: across a link an upgrade is an extended CONNECT, which stands for GET.
         let may = marks.has(Mark::UPGRADE) && parts.version == Version::HTTP_11 && parts.method == Method::GET;
-        let upgrade = if may { normalize::upgrade_of(&parts.headers) } else { None };
-        return (parts.version, upgrade);
+        let upgrade = if may { normalize::upgrade_of(&parts.headers) } else { normalize::protocol_asked(parts)? };
+        return Ok((parts.version, upgrade));
     }
     let version = match parts.headers.get(HTTP_VERSION).filter(|_| marks.has(Mark::RESERVED)).map(HeaderValue::as_bytes) {
         Some(b"1.0") => Version::HTTP_10,
         Some(b"2") => Version::HTTP_2,
         _unsaid_is_1_1 => Version::HTTP_11,
     };
-    let upgrade = if parts.method == Method::CONNECT { parts.headers.get(UPGRADE_TOKEN).cloned() } else { None };
-    (version, upgrade)
+    let asked = normalize::protocol_asked(parts)?;
+    Ok((version, asked.map(|protocol| parts.headers.get(UPGRADE_TOKEN).cloned().unwrap_or(protocol))))
 }
 
 /// How far a request came where another sidecar answered in its application's place before that did anything for it; nothing
@@ -654,7 +675,7 @@ fn respond(
     let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let length = normalize::one_length(parts.status, &mut parts.headers);
     if coded || (switches && upgrade.is_none()) || length.is_err() {
-        return unfit(record);
+        return unfit(record, &Reject::UpstreamProtocol);
     }
     match marks.has(Mark::RESERVED).then(|| parts.headers.get(&REASON)).flatten() {
         // An answer of the mesh, in the server's place, says nothing about the server.
@@ -668,7 +689,14 @@ fn respond(
     let accepted = upgrade
         .as_ref()
         .filter(|_| switches || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN)));
-    let accepted = accepted.cloned();
+    // To a caller in HTTP/2 that would say that the tunnel stands, and on a link it says so by another header.
+    if upgrade.is_some() && accepted.is_none() && parts.status.is_success() && !http1 && !connection.link {
+        return unfit(record, &Reject::UpgradeDeclined);
+    }
+    let key = accepted.and_then(|asked| asked.key.as_ref());
+    if key.is_some_and(|key| !websocket::take_proof(&mut parts.headers, key)) {
+        return unfit(record, &Reject::UpstreamProtocol);
+    }
     let chosen = match accepted {
         Some(_) => parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned(),
         None => None,
@@ -703,17 +731,23 @@ fn respond(
         parts.status = CARRIER;
     }
     if let Some(asked) = accepted {
-        let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, &asked)) else { return unfit(record) };
-        return upgrade::establish(connection, record, parts, token, ours, sent.upgrading, (sent.lease, slot));
+        let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, &asked.protocol)) else {
+            return unfit(record, &Reject::UpstreamProtocol);
+        };
+        let taken = match (connection.link, http1) {
+            (true, _) => Taken::Link(token),
+            (false, true) => Taken::Switch(token),
+            (false, false) => Taken::Stream,
+        };
+        return upgrade::establish(connection, record, parts, taken, ours, sent.upgrading, (sent.lease, slot));
     }
     let body = placed::boxed(|| Answer::new(incoming, record, sent.lease, slot, request));
     Response::from_parts(parts, Body::Answer(body))
 }
 
 /// An answer that cannot be passed on.
-fn unfit(mut record: Record) -> Response<Body> {
-    let reject = Reject::UpstreamProtocol;
-    record.refused(&reject, &reject.told());
+fn unfit(mut record: Record, reject: &Reject) -> Response<Body> {
+    record.refused(reject, &reject.told());
     reject.render(false)
 }
 

@@ -90,6 +90,8 @@ pub(crate) enum Reject {
     AnswerTooLarge(HeadTooLarge),
     /// The application does not speak HTTP/2, as its caller does.
     AppNotHttp2,
+    /// The application takes no protocol but HTTP, in a way that its caller would take for the other one or cannot hear.
+    UpgradeDeclined,
     /// One attempt took too long, and there is no other.
     AttemptTimeout,
     /// The request's time is up.
@@ -201,6 +203,7 @@ impl Reject {
             Self::UpstreamRefused => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Reason::UpstreamRefused, None),
             Self::UpstreamProtocol => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::UpstreamProtocol, None),
             Self::AppNotHttp2 => (StatusCode::BAD_GATEWAY, INTERNAL, Reason::AppNotHttp2, None),
+            Self::UpgradeDeclined => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, Reason::UpgradeDeclined, None),
             Self::AttemptTimeout => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::AttemptTimeout, None),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::DeadlineExceeded, None),
         };

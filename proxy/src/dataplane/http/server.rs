@@ -226,10 +226,11 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
         .max_concurrent_streams(limits.concurrent_streams)
         .max_pending_accept_reset_streams(size(limits.pending_resets))
         .max_local_error_reset_streams(Some(size(limits.error_resets)))
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol();
     if connection.link {
         // Refused uploads of many clients may still be on the way.
-        codec.enable_connect_protocol().max_concurrent_reset_streams(RESETS_KEPT).reset_stream_duration(RESET_KEPT);
+        codec.max_concurrent_reset_streams(RESETS_KEPT).reset_stream_duration(RESET_KEPT);
     }
     let framed = Framed::new(wire.clone(), Arc::clone(&traffic));
     // Large, and one for as long as the connection lives: kept out of the future of every other connection.

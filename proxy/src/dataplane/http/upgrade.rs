@@ -21,13 +21,24 @@ use crate::dataplane::tcp;
 use crate::policy::breaker::Slot;
 use crate::telemetry::reason::Reason;
 
+/// How a caller hears that it has what it asked for.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// In HTTP/1.1: the other protocol.
+    Switch(HeaderValue),
+    /// Over a link: the same.
+    Link(HeaderValue),
+    /// In HTTP/2: the stream, by a success.
+    Stream,
+}
+
 /// Answers that the upgrade is accepted and joins both sides when the answer is through. `held` is what the request holds
 /// upstream: a tunnel takes its place there until it ends.
 pub(crate) fn establish(
     connection: &Arc<Connection>,
     mut record: Record,
     mut answer: http::response::Parts,
-    token: HeaderValue,
+    taken: Taken,
     ours: Option<Upgrading>,
     theirs: Option<Upgrading>,
     held: (Lease, Option<Slot>),
@@ -59,13 +70,17 @@ pub(crate) fn establish(
         }
         tracing::trace!(sent = counts.sent.load(Ordering::Relaxed), "a tunnel ended");
     });
-    if connection.link {
-        answer.status = StatusCode::OK;
-        answer.headers.insert(UPGRADE_TOKEN, token);
-    } else {
-        answer.status = StatusCode::SWITCHING_PROTOCOLS;
-        answer.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        answer.headers.insert(UPGRADE, token);
+    match taken {
+        Taken::Switch(token) => {
+            answer.status = StatusCode::SWITCHING_PROTOCOLS;
+            answer.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            answer.headers.insert(UPGRADE, token);
+        }
+        Taken::Link(token) => {
+            answer.status = StatusCode::OK;
+            answer.headers.insert(UPGRADE_TOKEN, token);
+        }
+        Taken::Stream => answer.status = StatusCode::OK,
     }
     // An answer that switches protocols has no content, so nothing may say how long it is.
     answer.headers.remove(http::header::CONTENT_LENGTH);

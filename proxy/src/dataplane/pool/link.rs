@@ -22,7 +22,7 @@ use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -234,17 +234,23 @@ impl Open {
         }
     }
 
-    /// Waits until the peer says that it takes extended CONNECT: "A client MUST NOT use the extended CONNECT before it
+    /// Waits until the peer says whether it takes extended CONNECT: "A client MUST NOT use the extended CONNECT before it
     /// received SETTINGS_ENABLE_CONNECT_PROTOCOL" (RFC 8441 3), and on a fresh connection that frame may still be on its way.
-    /// Without it, sending says what is wrong.
-    async fn extended(&self) {
+    /// What is no server of HTTP/2, or is gone, is found out by sending.
+    async fn takes_extended(&self) -> bool {
+        let offered = || self.sender.is_extended_connect_protocol_enabled();
         let settings = async {
-            while !self.sender.is_extended_connect_protocol_enabled() && !self.is_closed() {
+            while !offered() && !self.is_closed() {
+                let known = self.first.is_known();
+                // The codec may have a turn to go until it has read what came.
                 sleep(SETTINGS_ASK).await;
+                if known {
+                    break;
+                }
             }
         };
-        // Whether it came is asked again by the codec.
         drop(timeout(SETTINGS_MAX, settings).await);
+        offered() || self.is_closed() || self.first.is_other()
     }
 }
 
@@ -268,8 +274,8 @@ impl Pool {
                 }
             };
             let mut sender = place.open.sender.clone();
-            if extended {
-                place.open.extended().await;
+            if extended && !place.open.takes_extended().await {
+                return Err(SendError::NotExtended);
             }
             match poll_fn(|cx| sender.poll_ready(cx)).await {
                 Ok(()) => break (place, sender),
@@ -303,7 +309,7 @@ impl Pool {
             let answered = poll_fn(|cx| interims::poll_answer(&mut answer, &mut said, interims, cx));
             let response = answered.await.map_err(|ended| place.open.ended(ended))?;
             let held = Held::tunnel(place);
-            return Ok(if response.status() == StatusCode::OK {
+            return Ok(if response.status().is_success() {
                 let (head, from) = response.into_parts();
                 let tunnel = Tunnel::new(from, stream);
                 let upgrading = Upgrading::new(std::future::ready(Ok(Box::new(tunnel) as BoxedIo)));

@@ -146,6 +146,9 @@ pub(crate) enum SendError {
     /// What answered in clear is no server of HTTP/2.
     #[error("the destination does not speak HTTP/2")]
     NotHttp2(#[source] h2::Error),
+    /// The peer was not asked: it does not offer extended CONNECT.
+    #[error("the destination does not offer extended CONNECT")]
+    NotExtended,
     /// The peer said that it did not process the request.
     #[error("the request was refused")]
     Refused(#[source] WireError),

@@ -3,6 +3,7 @@
 mod answers;
 mod attacks;
 mod config;
+mod connect;
 mod cost;
 mod credit;
 mod expect;
