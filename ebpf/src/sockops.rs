@@ -27,6 +27,10 @@ const V6: u32 = 10;
 /// The events of a connection that ends in a flow record: its changes of state, its close above all, and what it sends again.
 const RECORDED: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
 
+/// What the program returns, always: the kernel takes another program's reply (the first timeout, the first window) only if all of
+/// a socket's programs return 1.
+const HEARD: u32 = 1;
+
 /// What an event tells beside its kind, read as a field is.
 macro_rules! arg {
     ($context:expr, $number:literal) => {
@@ -57,12 +61,12 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
         _ => false,
     };
     if !wanted {
-        return 0;
+        return HEARD;
     }
     // SAFETY: the kernel gives the socket or null, which the storage's users check.
     let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if socket.is_null() {
-        return 0;
+        return HEARD;
     }
     // Who connects for the mesh has a note by now: to ask for one that there is not costs less than to ask for the pod. Without a
     // note is what was accepted; only of that is the end told.
@@ -70,13 +74,13 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
     let noted = if accepted { None } else { noted(socket) };
     let connects = matches!(op, BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB);
     if connects && noted.is_none() {
-        return 0;
+        return HEARD;
     }
     // SAFETY: the helper is free to this kind of program.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let pod = if accepted { pod(netns) } else { None };
     if accepted && pod.is_none() {
-        return 0;
+        return HEARD;
     }
     let v6 = read!(ctx.ops, family) == V6;
     let (local4, local6) = (read!(ctx.ops, local_ip4), read_words!(ctx.ops, local_ip6));
@@ -103,7 +107,7 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
         (None, None) if op == BPF_SOCK_OPS_RTO_CB => event.arrived_gives_up(),
         (None, None) => event.arrived_closed(before),
     }
-    0
+    HEARD
 }
 
 impl Event<'_> {
@@ -236,11 +240,17 @@ impl Event<'_> {
             // SAFETY: as above.
             unsafe { core::ptr::write_volatile(&raw mut place.cookie, 0) };
             self.record(Direction::Inbound, arrived.since_ns, decide_end(arrived.timed_out != 0, before));
-        } else if read!(self.ctx.ops, bpf_sock_ops_cb_flags) == RECORDED {
-            // Two took one place in one moment, and the other was the later. Of a socket that nobody but another's program asked
-            // about, it is that program's business.
+        } else if read!(self.ctx.ops, bpf_sock_ops_cb_flags) & RECORDED == RECORDED && !self.within() {
+            // Two took one place in one moment, and the other was the later. Of a connection within the pod that another's program
+            // asked about, it is that program's business.
             count(self.netns, Counter::FlowLost);
         }
+    }
+
+    /// Are both ends in the pod?
+    #[inline(always)]
+    fn within(&self) -> bool {
+        self.local.is_loopback() || self.local.same(&self.remote)
     }
 
     #[inline(always)]
@@ -280,10 +290,10 @@ impl Event<'_> {
         self.watch(RECORDED);
     }
 
-    /// Asks for events of the socket.
+    /// Asks for events of the socket, beside what other programs asked for.
     #[inline(always)]
     fn watch(&self, events: u32) {
-        let _ = self.ctx.set_cb_flags(events as i32);
+        let _ = self.ctx.set_cb_flags((read!(self.ctx.ops, bpf_sock_ops_cb_flags) | events) as i32);
     }
 
     /// The socket's own, for as long as it lives.

@@ -66,7 +66,7 @@ pub enum Sender {
     Other,
 }
 
-/// What a packet is that begins a TCP connection and leaves a pod.
+/// What a packet is that begins or accepts a TCP connection and leaves a pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Leaving {
     /// The sidecar's, or excluded.
@@ -179,6 +179,18 @@ pub fn decide_leaving(noted: Option<&Socket>, sender: Sender) -> Leaving {
         Sender::Nobody => Leaving::NoSocket,
         Sender::Stream => Leaving::UncapturedSocket,
         Sender::Other => Leaving::RawSocket,
+    }
+}
+
+/// Decides what a packet is that accepts a TCP connection over the pod's link; `own`: from an address of the pod. What the pod's own
+/// TCP accepts was let in or steered at its arrival; under a flood of connections it answers without a socket (SYN cookies).
+#[inline(always)]
+pub const fn decide_accepting(sender: Sender, own: bool) -> Leaving {
+    match sender {
+        Sender::Other => Leaving::RawSocket,
+        Sender::Stream | Sender::Nobody if own => Leaving::Pass,
+        Sender::Stream => Leaving::UncapturedSocket,
+        Sender::Nobody => Leaving::NoSocket,
     }
 }
 
@@ -361,6 +373,14 @@ mod tests {
         assert_eq!(decide_leaving(None, Sender::Stream), Leaving::UncapturedSocket);
         assert_eq!(decide_leaving(None, Sender::Other), Leaving::RawSocket);
         assert_eq!(decide_leaving(None, Sender::Nobody), Leaving::NoSocket);
+    }
+
+    #[test]
+    fn what_accepts_a_connection_is_the_pods_own_tcp_at_its_own_address() {
+        assert_eq!([Sender::Nobody, Sender::Stream].map(|sender| decide_accepting(sender, true)), [Leaving::Pass; 2]);
+        assert_eq!([true, false].map(|own| decide_accepting(Sender::Other, own)), [Leaving::RawSocket; 2]);
+        assert_eq!(decide_accepting(Sender::Stream, false), Leaving::UncapturedSocket);
+        assert_eq!(decide_accepting(Sender::Nobody, false), Leaving::NoSocket);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Where in a packet its TCP header begins, and whether that begins a connection. A sender with a raw socket writes the
-//! packet as it likes: what hides its TCP header behind fragments or more headers than any honest packet has is taken for
+//! packet as it likes: what hides its TCP header behind fragments or more headers or tags than any honest packet has is taken for
 //! the begin of a connection.
 //!
-//! Sources: RFC 791 3.1, RFC 8200 4, RFC 9293 3.1; of fragments that hide flags, RFC 1858.
+//! Sources: RFC 791 3.1, RFC 8200 4, RFC 9293 3.1; of fragments that hide flags, RFC 1858; of tags, IEEE 802.1Q 9.
 
 /// What stands behind a header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,6 +17,19 @@ pub enum Next {
     Header(u8, u32),
 }
 
+/// What a TCP segment does for a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// Neither of these.
+    Other,
+    /// Its sender asks for one: SYN without ACK, or hidden.
+    Begins,
+    /// Its sender is asked for one, and takes it: SYN and ACK.
+    Accepts,
+}
+
+/// How many tags of 802.1Q and 802.1ad are looked behind. A receiver takes off as many as there are.
+pub const TAGS_MAX: usize = 4;
 /// How many of IPv6's headers are looked at.
 pub const HEADERS_MAX: usize = 6;
 
@@ -61,10 +74,20 @@ pub const fn v6_header(kind: u8, at: u32, header: &[u8; 8]) -> Next {
     }
 }
 
-/// Does a TCP segment with these flags begin a connection? SYN without ACK.
+/// What a TCP segment with these flags does.
 #[inline(always)]
-pub const fn is_first(flags: u8) -> bool {
-    flags & 0x12 == 0x02
+pub const fn step(flags: u8) -> Step {
+    match flags & 0x12 {
+        0x02 => Step::Begins,
+        0x12 => Step::Accepts,
+        _ => Step::Other,
+    }
+}
+
+/// Stands a tag before what a frame of this type (of the host's byte order) carries?
+#[inline(always)]
+pub const fn is_tag(ether_type: u16) -> bool {
+    matches!(ether_type, 0x8100 | 0x88a8)
 }
 
 #[inline(always)]
@@ -119,8 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn only_syn_without_ack_begins_a_connection() {
-        assert!(is_first(0x02) && is_first(0xc2) && is_first(0x0a));
-        assert!(!is_first(0x12) && !is_first(0x10) && !is_first(0x04));
+    fn syn_without_ack_begins_a_connection_and_with_it_accepts_one() {
+        assert_eq!([0x02, 0xc2, 0x0a].map(step), [Step::Begins; 3]);
+        assert_eq!([0x12, 0x52, 0x1a].map(step), [Step::Accepts; 3]);
+        assert_eq!([0x10, 0x04, 0x11].map(step), [Step::Other; 3]);
     }
 }

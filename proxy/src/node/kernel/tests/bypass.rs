@@ -88,9 +88,16 @@ fn packet_v6(world: &World, next: u8, payload: &[u8]) -> Vec<u8> {
 
 /// Sends a packet by a packet socket of the pod `a`.
 fn send_frame(world: &World, packet: &[u8]) {
+    send_tagged(world, &[], packet);
+}
+
+/// The same behind tags of VLAN 0, which say a priority and no network.
+fn send_tagged(world: &World, tags: &[u16], packet: &[u8]) {
     world.a.as_(Who::App, || {
         let protocol: u16 = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
-        let frame = [&MAC[..], &[2, 0, 0, 0, 0, 0xa], &protocol.to_be_bytes(), packet].concat();
+        let tags: Vec<u8> = tags.iter().flat_map(|tag| [tag.to_be_bytes(), [0, 0]].concat()).collect();
+        let frame = [&MAC[..], &[2, 0, 0, 0, 0, 0xa], &tags, &protocol.to_be_bytes(), packet].concat();
+        let protocol = u16::from_be_bytes([frame[12], frame[13]]);
         let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
         // SAFETY: a structure of integers, of which all zero is a value.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -154,6 +161,12 @@ fn what_hides_its_first_segment_behind_fragments_or_headers_is_seen_and_nothing_
     // More headers than anybody looks at.
     send_frame(&world, &packet_v6(&world, 60, &[&[60, 0, 1, 4, 0, 0, 0, 0].repeat(9)[..], &options, &v6].concat()));
     within_a_second(|| seen(&kernel, &world), [5, 0, 0, 0]);
+    // Tags of 802.1Q and 802.1ad: a receiver without devices for them takes off all.
+    for tags in [&[0x8100_u16][..], &[0x8100, 0x8100], &[0x88a8, 0x8100], &[0x8100; 4], &[0x88a8; 9]] {
+        send_tagged(&world, tags, &packet_v4(&world, 0, &v4));
+        send_tagged(&world, tags, &packet_v6(&world, 6, &v6));
+    }
+    within_a_second(|| seen(&kernel, &world), [15, 0, 0, 0]);
     // Acknowledgements, datagrams whole and in fragments, and what is too short for a header.
     let mut acknowledgement = v4.clone();
     acknowledgement[13] = 0x10;
@@ -165,8 +178,34 @@ fn what_hides_its_first_segment_behind_fragments_or_headers_is_seen_and_nothing_
             socket.send_to(&[7; 4000], to).unwrap();
         }
     });
+    send_tagged(&world, &[0x8100; 3], &packet_v4(&world, 0, &acknowledgement));
     thread::sleep(Duration::from_millis(200));
-    assert_eq!(seen(&kernel, &world), [5, 0, 0, 0]);
+    assert_eq!(seen(&kernel, &world), [15, 0, 0, 0]);
+}
+
+#[test]
+fn connection_that_no_tcp_of_the_pod_accepts_is_counted_and_dropped_where_the_owner_insists() {
+    for enforce in [false, true] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        ip(&["-n", &world.b.netns, "link", "set", "eth0", "address", "02:00:00:00:00:0b"]);
+        enrol_watched(&world, &mut kernel, &mode(enforce));
+        for v6 in [false, true] {
+            let mut answer = syn(&world, v6);
+            answer[13] = 0x12;
+            send_frame(&world, &if v6 { packet_v6(&world, 6, &answer) } else { packet_v4(&world, 0, &answer) });
+        }
+        within_a_second(|| seen(&kernel, &world), [2, 0, 0, if enforce { 2 } else { 0 }]);
+        // Of the sidecar's it passes.
+        let listener = world.a.listen(Who::Sidecar, "::", 7779);
+        let excluded = CaptureConfig { inbound_ports: [7779].into(), ..mode(enforce) };
+        enrol_watched(&world, &mut kernel, &excluded);
+        for to in world.a.both(7779) {
+            let _caller = world.b.connect(Who::App, to).unwrap();
+            accept(&listener);
+        }
+        assert_eq!(seen(&kernel, &world)[..3], [2, 0, 0]);
+    }
 }
 
 #[test]
@@ -225,9 +264,20 @@ fn what_a_pod_forwards_for_a_namespace_behind_it_is_no_connection_of_its_own() {
     let dialled = netns::inside(File::open(Path::new("/run/netns").join(&behind)).unwrap(), || {
         TcpStream::connect_timeout(&to, Duration::from_millis(300))
     });
-    ip(&["netns", "del", &behind]);
     assert_eq!(dialled.unwrap_err().kind(), io::ErrorKind::TimedOut);
     within_a_second(|| seen(&kernel, &world), [0, 0, 1, 1]);
+    // Nor does it accept one past the sidecar.
+    ip(&["-n", &world.b.netns, "route", "add", "10.78.0.0/24", "via", &world.a.v4.to_string()]);
+    let server =
+        netns::inside(File::open(Path::new("/run/netns").join(&behind)).unwrap(), || TcpListener::bind("10.78.0.2:7777"));
+    let called = world
+        .b
+        .as_(Who::App, || TcpStream::connect_timeout(&SocketAddr::from(([10, 78, 0, 2], 7777)), Duration::from_millis(300)));
+    drop(server);
+    ip(&["netns", "del", &behind]);
+    assert_eq!(called.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    let [raw, uncaptured, none, dropped] = seen(&kernel, &world);
+    assert!(raw == 0 && uncaptured == 0 && none >= 2 && none == dropped, "{none} of none, {dropped} dropped");
 }
 
 #[test]

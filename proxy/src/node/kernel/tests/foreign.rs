@@ -6,6 +6,7 @@ use super::*;
 
 /// Commands of bpf(2).
 const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
@@ -15,6 +16,7 @@ const RAW_TRACEPOINT: u32 = 17;
 const CGROUP_SOCK_ADDR: u32 = 18;
 const SK_LOOKUP: u32 = 30;
 const SOCKMAP: u32 = 15;
+const ARRAY: u32 = 2;
 
 fn bpf(command: libc::c_int, attributes: &mut [u64; 16]) -> i64 {
     // SAFETY: the attributes are initialised, of the size that is passed, and what they point to lives through the call.
@@ -86,6 +88,69 @@ pub(super) fn passer_by() -> OwnedFd {
 /// Is told of every event of a TCP socket's life, and does nothing about it.
 pub(super) fn listener_in() -> OwnedFd {
     load(SOCK_OPS, Hook::SockOps, "listener_in", &PASSING)
+}
+
+/// Answers the kernel's question for the first timeout of a socket that connects: so many of the kernel's clock ticks.
+pub(super) fn patient(ticks: u32) -> OwnedFd {
+    const TIMEOUT_INIT: u32 = 1;
+    let steps = [
+        step(0x61, 2, 1, 0, 0),
+        step(0x56, 2, 0, 2, TIMEOUT_INIT),
+        step(0xb4, 3, 0, 0, ticks),
+        step(0x63, 1, 3, 4, 0),
+        step(0xb7, 0, 0, 0, 1),
+        step(0x95, 0, 0, 0, 0),
+    ];
+    load(SOCK_OPS, Hook::SockOps, "patient", &steps)
+}
+
+/// Asks for the event of each round trip, when a handshake is done, and counts what it gets.
+pub(super) struct Timekeeper {
+    pub(super) program: OwnedFd,
+    count: OwnedFd,
+}
+
+impl Timekeeper {
+    pub(super) fn load() -> Self {
+        const PASSIVE_ESTABLISHED: u32 = 5;
+        const RTT: u32 = 12;
+        const RTT_FLAG: u32 = 1 << 3;
+        let (look_up, set_flags) = (1, 59);
+        let mut attributes = [0; 16];
+        attributes[0] = words(ARRAY, 4);
+        attributes[1] = words(8, 1);
+        let count = made(bpf(MAP_CREATE, &mut attributes));
+        let steps = [
+            step(0x61, 2, 1, 0, 0),
+            step(0x16, 2, 0, 4, RTT),
+            step(0x56, 2, 0, 12, PASSIVE_ESTABLISHED),
+            step(0xb7, 2, 0, 0, RTT_FLAG),
+            step(0x85, 0, 0, 0, set_flags),
+            step(0x05, 0, 0, 9, 0),
+            step(0x62, 10, 0, -4, 0),
+            step(0xbf, 2, 10, 0, 0),
+            step(0x07, 2, 0, 0, (-4_i32).cast_unsigned()),
+            step(0x18, 1, 1, 0, count.as_raw_fd().cast_unsigned()),
+            0,
+            step(0x85, 0, 0, 0, look_up),
+            step(0x15, 0, 0, 2, 0),
+            step(0xb7, 1, 0, 0, 1),
+            step(0xdb, 0, 1, 0, 0),
+            step(0xb7, 0, 0, 0, 1),
+            step(0x95, 0, 0, 0, 0),
+        ];
+        Self { program: load(SOCK_OPS, Hook::SockOps, "timekeeper", &steps), count }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        let mut attributes = [0; 16];
+        attributes[0] = words(self.count.as_raw_fd().cast_unsigned(), 0);
+        attributes[1] = (&raw const key).expose_provenance() as u64;
+        attributes[2] = (&raw mut value).expose_provenance() as u64;
+        bpf(MAP_LOOKUP_ELEM, &mut attributes);
+        value
+    }
 }
 
 /// Is told of each change of a TCP socket's state, wherever on the machine, and does nothing about it. Attached until it is dropped.

@@ -1,7 +1,7 @@
 //! Other people's programs at our hooks: one that sends connections elsewhere as a socket load balancer does, and ones that select
 //! sockets in a pod.
 
-use super::foreign::{attach, balancer, onlooker, thief};
+use super::foreign::{Timekeeper, attach, balancer, onlooker, patient, thief};
 use super::*;
 
 /// Since Linux 6.17 a program can ask to be the first one.
@@ -75,6 +75,56 @@ fn onlooker_in_a_pod_changes_nothing_a_thief_is_told_of_and_neither_is_let_in_be
     assert_eq!(told(&kernel), []);
     let _client = world.a.connect(Who::App, to).unwrap();
     assert_eq!(accept(&inbound).0.local_addr().unwrap().port(), 7777);
+}
+
+#[test]
+fn a_program_of_tcp_events_below_the_root_keeps_what_it_asked_for() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let timekeeper = Timekeeper::load();
+    let place = File::open(world.b.cgroup(Who::Sidecar)).unwrap();
+    let _link = attach(&timekeeper.program, &place, Hook::SockOps);
+    let mut caller = world.a.connect(Who::App, world.b.both(7777)[0]).unwrap();
+    let (mut called, _) = accept(&listener);
+    for _ in 0..10 {
+        called.write_all(b"x").unwrap();
+        caller.read_exact(&mut [0]).unwrap();
+        caller.write_all(b"x").unwrap();
+        called.read_exact(&mut [0]).unwrap();
+    }
+    assert!(timekeeper.count() >= 9, "{} round trips were told", timekeeper.count());
+}
+
+#[test]
+fn what_a_program_of_tcp_events_answers_the_kernel_counts() {
+    let Some(world) = World::new() else { return };
+    let root = File::open(&world.root).unwrap();
+    let _link = attach(&patient(3000), &root, Hook::SockOps);
+    let alone = first_timeout(&world);
+    assert_ne!(alone, 1_000_000, "as if nobody had answered");
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    assert_eq!(first_timeout(&world), alone);
+}
+
+/// In microseconds, of a connection to nobody.
+fn first_timeout(world: &World) -> u32 {
+    let nobody = SocketAddr::from((Ipv4Addr::new(10, 77, 0, 98), 80));
+    let socket = world.a.as_(Who::Sidecar, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&nobody.into()).unwrap_err();
+        socket
+    });
+    // SAFETY: all zeros are one.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap();
+    // SAFETY: the kernel writes no more than `size` bytes.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    info.tcpi_rto
 }
 
 /// Closes the last descriptor of a link; the kernel detaches in its own time.
