@@ -33,6 +33,8 @@ pub(crate) enum FaultKind {
     ProgramGone,
     /// Somebody else's is there.
     Replaced,
+    /// Somebody else's runs before it, and may keep from it what it should see.
+    Preceded,
 }
 
 impl Fault {
@@ -49,6 +51,7 @@ impl fmt::Display for Fault {
             FaultKind::Unpinned => write!(f, "the program {name} is not attached, its pin is gone"),
             FaultKind::Detached => write!(f, "the program {name} is not attached any more"),
             FaultKind::ProgramGone => write!(f, "the pin of the program {name} is gone"),
+            FaultKind::Preceded => write!(f, "another program runs before {name}, at the node's end of the pod's link"),
             FaultKind::Replaced => write!(f, "another program is in the place of {name}"),
         }
     }
@@ -130,6 +133,12 @@ impl Kernel {
         }
         let Some(ours) = links::open(&self.pins.join(program_pin(program)))? else { return fault(FaultKind::ProgramGone) };
         let ours = links::program_id(ours.as_fd()).map_err(failed)?;
-        if ours == attached { Ok(None) } else { fault(FaultKind::Replaced) }
+        if ours != attached {
+            return fault(FaultKind::Replaced);
+        }
+        match target {
+            Target::Device(device) if links::first_at_device(device).map_err(failed)? != Some(ours) => fault(FaultKind::Preceded),
+            _ => Ok(None),
+        }
     }
 }

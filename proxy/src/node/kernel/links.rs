@@ -84,7 +84,8 @@ pub(super) enum Place<'a> {
 const BEFORE: u32 = 1 << 3;
 
 /// Attaches `program` to `place`. Where an app connects it runs before the others that are there, so that it reads the address that
-/// the app asked for; before Linux 6.17 it runs after those that came first.
+/// the app asked for; before Linux 6.17 it runs after those that came first. At a device it runs before the others always, so that
+/// nothing is let pass, redirected or changed before it looks.
 pub(super) fn create(program: BorrowedFd<'_>, place: Place<'_>, hook: Hook) -> io::Result<OwnedFd> {
     let target = match place {
         Place::Open(target) => word(target),
@@ -92,7 +93,7 @@ pub(super) fn create(program: BorrowedFd<'_>, place: Place<'_>, hook: Hook) -> i
     };
     let mut attributes = [0; 16];
     put(&mut attributes, 0, word(program), target);
-    let first = matches!(hook, Hook::Connect4 | Hook::Connect6);
+    let first = matches!(hook, Hook::Connect4 | Hook::Connect6 | Hook::TcxIngress);
     put(&mut attributes, 1, hook as u32, if first { BEFORE } else { 0 });
     let created = match bpf(LINK_CREATE, &mut attributes) {
         Err(error) if first && error.raw_os_error() == Some(libc::EINVAL) => {
@@ -165,7 +166,12 @@ fn describe(object: BorrowedFd<'_>) -> io::Result<[u64; 16]> {
 
 /// The programs that are attached to the cgroup or namespace `target` itself at `hook`, by their ids.
 pub(super) fn ids(target: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
-    query(target, hook, 0)
+    query(word(target), hook, 0)
+}
+
+/// The program that runs first of those at the entry of the device with this number of the caller's namespace.
+pub(super) fn first_at_device(device: u32) -> io::Result<Option<u32>> {
+    query(device, Hook::TcxIngress, 0).map(|ids| ids.first().copied())
 }
 
 /// `BPF_F_QUERY_EFFECTIVE`.
@@ -173,13 +179,13 @@ const EFFECTIVE: u32 = 1;
 
 /// The programs that run for tasks of `cgroup` at `hook`, wherever above it they are attached, in the order in which they run.
 pub(super) fn effective(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
-    query(cgroup, hook, EFFECTIVE)
+    query(word(cgroup), hook, EFFECTIVE)
 }
 
-fn query(target: BorrowedFd<'_>, hook: Hook, flags: u32) -> io::Result<Vec<u32>> {
+fn query(target: u32, hook: Hook, flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut attributes = [0; 16];
-    put(&mut attributes, 0, word(target), hook as u32);
+    put(&mut attributes, 0, target, hook as u32);
     put(&mut attributes, 1, flags, 0);
     put_pointer(&mut attributes, 2, ids.as_mut_ptr().cast());
     put(&mut attributes, 3, 64, 0);

@@ -335,7 +335,13 @@ impl Kernel {
             match links::info(link.as_fd()) {
                 Ok((found, attached)) if found == target => {
                     let is_ours = links::program_id(loaded.as_fd()).is_ok_and(|ours| ours == attached);
-                    return if is_ours { Ok(()) } else { replace(pin, &loaded).map(drop) };
+                    let is_first = |device| links::first_at_device(device).is_ok_and(|first| first == Some(attached));
+                    match to {
+                        // There is no moving a link; for a moment neither is asked.
+                        Place::Device(device) if is_ours && !is_first(device) => links::detach(pin)?,
+                        _ if is_ours => return Ok(()),
+                        _ => return replace(pin, &loaded).map(drop),
+                    }
                 }
                 _elsewhere => links::detach(pin)?,
             }

@@ -17,7 +17,9 @@ fn attached(world: &World, kernel: &mut Kernel) -> Vec<(Program, PathBuf)> {
 }
 
 fn faults(kernel: &Kernel, world: &World) -> Vec<String> {
-    let found = [kernel.attest_node().unwrap(), kernel.attest_pod(world.a.cookie).unwrap()].concat();
+    // Where the node's ends of the links are.
+    let of_pod = world.b.as_(Who::App, || kernel.attest_pod(world.a.cookie).unwrap());
+    let found = [kernel.attest_node().unwrap(), of_pod].concat();
     found.iter().map(ToString::to_string).collect()
 }
 

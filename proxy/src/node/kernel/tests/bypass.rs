@@ -2,6 +2,7 @@
 
 use proxy_common::counters::Counters;
 
+use super::foreign::attach_first_at_device;
 use super::*;
 use crate::node::device;
 
@@ -143,6 +144,29 @@ fn connection_that_a_raw_or_packet_socket_begins_is_counted_and_dropped_where_th
             within_a_second(|| [u64::from(arrived() >= 2), 0, 0, 0], [1, 0, 0, 0]);
         }
     }
+}
+
+#[test]
+fn program_that_lets_packets_pass_before_ours_looks_is_a_fault_until_ours_is_the_first_again() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    let netns = File::open(Path::new("/run/netns").join(&world.a.netns)).unwrap();
+    let faults = |kernel: &Kernel| world.b.as_(Who::App, || kernel.attest_pod(world.a.cookie).unwrap());
+    // One that was there before, as of the network's plugin; then one that comes later.
+    let device = world.b.as_(Who::App, || device::nodes_ends(&netns).unwrap()[0]);
+    let plugin = world.b.as_(Who::App, || attach_first_at_device(device));
+    enrol_watched(&world, &mut kernel, &mode(true));
+    assert_eq!(faults(&kernel), []);
+    send_raw(&world, false);
+    within_a_second(|| seen(&kernel, &world), [1, 0, 0, 1]);
+    let later = world.b.as_(Who::App, || attach_first_at_device(device));
+    let [fault] = &faults(&kernel)[..] else { panic!("{:?}", faults(&kernel)) };
+    assert_eq!(fault.to_string(), "another program runs before or_link, at the node's end of the pod's link");
+    enrol_watched(&world, &mut kernel, &mode(true));
+    assert_eq!(faults(&kernel), []);
+    send_raw(&world, false);
+    within_a_second(|| seen(&kernel, &world), [2, 0, 0, 2]);
+    drop((plugin, later));
 }
 
 #[test]

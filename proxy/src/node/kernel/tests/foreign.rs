@@ -11,6 +11,7 @@ const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 /// Types of programs and maps.
+const SCHED_CLS: u32 = 3;
 const SOCK_OPS: u32 = 13;
 const RAW_TRACEPOINT: u32 = 17;
 const CGROUP_SOCK_ADDR: u32 = 18;
@@ -202,5 +203,16 @@ pub(super) fn attach(program: &OwnedFd, to: &File, hook: Hook) -> OwnedFd {
     let mut attributes = [0; 16];
     attributes[0] = words(program.as_raw_fd().cast_unsigned(), to.as_raw_fd().cast_unsigned());
     attributes[1] = words(hook as u32, 0);
+    made(bpf(28, &mut attributes))
+}
+
+/// Lets everything that enters the device pass, before whatever else is there is asked.
+pub(super) fn attach_first_at_device(device: u32) -> OwnedFd {
+    const BEFORE: u32 = 1 << 3;
+    // TCX_PASS.
+    let program = load(SCHED_CLS, Hook::TcxIngress, "doorkeeper", &[step(0xb7, 0, 0, 0, 0), step(0x95, 0, 0, 0, 0)]);
+    let mut attributes = [0; 16];
+    attributes[0] = words(program.as_raw_fd().cast_unsigned(), device);
+    attributes[1] = words(Hook::TcxIngress as u32, BEFORE);
     made(bpf(28, &mut attributes))
 }
