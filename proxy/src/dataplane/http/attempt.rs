@@ -14,7 +14,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODI
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::body::{Body, BodyFault, Replay};
 use super::expect::Expectation;
@@ -160,9 +160,9 @@ pub(crate) async fn attempt(
             Err(SendError::NotExtended | SendError::NotHttp2(_)) if form == Form::Http2 && head.upgrade.is_some() => {
                 Box::pin(upgrade(proxy, head, &destination, interims)).await
             }
-            Err(SendError::Unread { source }) => match replay {
-                Some(replay) => Box::pin(repeat(proxy, (head, form), &destination, replay, source, interims)).await,
-                None => Err(SendError::Unread { source }),
+            Err(undone @ (SendError::Unread { .. } | SendError::Refused(_))) => match replay {
+                Some(replay) => Box::pin(repeat(proxy, (head, form), &destination, replay, undone, interims)).await,
+                None => Err(undone),
             },
             sent => sent,
         }
@@ -198,26 +198,31 @@ pub(crate) async fn attempt(
     Tried { endpoint, outcome: sent, slot }
 }
 
-/// A connection was closed just then, and it is proven that nobody read the request: it did not happen. That is no failure
-/// of the endpoint's, so it goes to the same one on a fresh connection, is no retry, and takes nothing from the budget. A
-/// server that closes every connection unread is left to the retry policy in the end.
+/// It is proven that nobody read the request, for its connection was closed just then; or the peer says that it did not process it
+/// (RFC 9113 8.7): it did not happen. That is no failure of the endpoint's, so it goes to the same one on another connection, or
+/// when there is room, is no retry, and takes nothing from the budget. A server that closes every connection unread, or refuses
+/// everything, is left to the retry policy in the end.
 async fn repeat(
     proxy: &Arc<Proxy>,
     (head, form): (&Head, Form),
     destination: &Destination,
     replay: Replay,
-    mut unread: hyper::Error,
+    mut undone: SendError,
     interims: Option<&Interims>,
 ) -> Result<Box<Sent>, SendError> {
     let speaks = if form == Form::Http1 { Speaks::Http1 } else { Speaks::Http2 };
-    for _ in 0..REPEATS_MAX {
+    for after in REPEATS {
+        // Who refuses more than one request in a row has too much to do.
+        if !after.is_zero() && matches!(undone, SendError::Refused(_)) {
+            sleep(after).await;
+        }
         let Some(Ok(request)) = replay.body().map(|body| head.request(form, destination.address, body)) else { break };
         match proxy.pool.send(destination, speaks, request, Reuse::Fresh, interims).await {
-            Err(SendError::Unread { source }) => unread = source,
+            Err(again @ (SendError::Unread { .. } | SendError::Refused(_))) => undone = again,
             sent => return sent,
         }
     }
-    Err(SendError::Unread { source: unread })
+    Err(undone)
 }
 
 /// Asks an application for another protocol by an upgrade of HTTP/1.1, which is what it may take where it does not offer to be asked
@@ -475,5 +480,5 @@ pub(crate) const STATUS: HeaderName = HeaderName::from_static("outrigger-status"
 pub(crate) const CARRIER: StatusCode = StatusCode::BAD_REQUEST;
 /// What gRPC says instead of a status.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// How often a request is sent again that provably nobody read.
-const REPEATS_MAX: usize = 3;
+/// A request is sent again so often that provably nobody read or processed, and so long after it was refused.
+const REPEATS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(10), Duration::from_millis(100)];

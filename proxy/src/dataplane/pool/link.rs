@@ -7,14 +7,15 @@
 //!
 //! Sources: RFC 9113 5.1.2 (streams at once), 6.8 (GOAWAY), 8.7 (what was not processed), RFC 8441. Invariant: a request is
 //! on a connection only as long as the peer lets it have that many, so that none waits in the codec, where it could not be
-//! moved to another connection.
+//! moved to another connection. How many that is, is not known of a fresh connection until its peer's settings came; one it may
+//! always carry.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use http::{Method, Request, Response};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::connect::{self, ConnectError};
@@ -166,6 +167,12 @@ impl Link {
         Place { link: Arc::clone(self), open: Arc::clone(open), reused }
     }
 
+    /// How many connections there are, and one of them of which it will be known soon how much it takes.
+    fn others(&self) -> (usize, Option<Arc<Open>>) {
+        let all = self.open.lock();
+        (all.len(), all.iter().find(|open| open.is_settling()).cloned())
+    }
+
     /// One more that waits for a place.
     fn wait(&self) -> Result<Waiting<'_>, ConnectError> {
         let waiting = Waiting(&self.waiting);
@@ -206,8 +213,16 @@ impl Open {
     }
 
     fn has_room(&self) -> bool {
-        let streams = self.used.streams.load(Ordering::Relaxed);
-        streams < STREAMS_MAX && streams < self.sender.current_max_send_streams()
+        let most = match self.sender.current_max_send_streams() {
+            UNSAID => 1,
+            said => said.min(STREAMS_MAX),
+        };
+        self.used.streams.load(Ordering::Relaxed) < most
+    }
+
+    /// Will it be known soon how many requests it takes?
+    fn is_settling(&self) -> bool {
+        self.sender.current_max_send_streams() == UNSAID && !self.is_closed() && self.born.elapsed() < SETTINGS_MAX
     }
 
     /// Why a request has no answer.
@@ -342,7 +357,7 @@ impl Pool {
                 return Ok(place);
             }
             let begun = Instant::now();
-            {
+            let settling = {
                 let mut turn = link.dialling.lock().await;
                 let terms = self.terms();
                 // Somebody else had the turn before.
@@ -353,8 +368,8 @@ impl Pool {
                 if let Some(same) = turn.as_ref().filter(|(failed, _)| begun < *failed).and_then(|(_, error)| error.again()) {
                     return Err(same);
                 }
-                let others = link.open.lock().len();
-                if others < CONNECTIONS_MAX {
+                let (others, settling) = link.others();
+                if settling.is_none() && others < CONNECTIONS_MAX {
                     match self.open(link, to, terms).await {
                         Ok(open) => {
                             let open = Arc::new(open);
@@ -372,8 +387,19 @@ impl Pool {
                         }
                     }
                 }
+                settling
+            };
+            match settling {
+                None => freed.await,
+                Some(open) => {
+                    // It rings when the settings came too, and when there will be none.
+                    drop(timeout_at(open.born + SETTINGS_MAX, freed).await);
+                    if open.first.is_other() {
+                        // Whoever sends there is told so. Another connection would tell the same, one after the other.
+                        return Ok(link.taken(&open, true));
+                    }
+                }
             }
-            freed.await;
         }
     }
 
@@ -409,7 +435,8 @@ impl Pool {
             .max_concurrent_reset_streams(RESETS_KEPT)
             .reset_stream_duration(RESET_KEPT)
             // Callers share it: those who leave before their answers came must not end the answers of the others.
-            .max_local_error_reset_streams(None);
+            .max_local_error_reset_streams(None)
+            .initial_max_send_streams(UNSAID);
         let (sender, connection) = match timeout(to.connect_timeout, codec.handshake(wire.clone())).await {
             Ok(pair) => pair.map_err(|source| ConnectError::Http { to: to.address, source: WireError::Stream(source) })?,
             Err(_elapsed) => return Err(ConnectError::Timeout(to.address)),
@@ -420,10 +447,11 @@ impl Pool {
         let (link, ours) = (Arc::downgrade(link), Arc::clone(&used));
         self.tasks.spawn(Box::pin(async move {
             let _slot = slot;
+            let driven = Driven { connection, alive, address, link: Weak::clone(&link), settled: false };
             // Both arms are cancel-safe.
             tokio::select! {
                 biased;
-                ended = wire.drive(Driven { connection, alive, address }) => if let Err(error) = ended {
+                ended = wire.drive(driven) => if let Err(error) = ended {
                     debug!(%address, %error, "a link ended");
                 },
                 () = distrusted(&identity, vouched.as_ref()) => {
@@ -448,6 +476,9 @@ struct Driven {
     connection: Connection<Wire, Bytes>,
     alive: Alive,
     address: SocketAddr,
+    /// Who waits there for a place is told once that the peer said how many it has.
+    link: Weak<Link>,
+    settled: bool,
 }
 
 impl Future for Driven {
@@ -457,6 +488,12 @@ impl Future for Driven {
         let this = &mut *self;
         if let Poll::Ready(ended) = Pin::new(&mut this.connection).poll(cx) {
             return Poll::Ready(ended);
+        }
+        if !this.settled && this.connection.max_concurrent_send_streams() != UNSAID {
+            this.settled = true;
+            if let Some(link) = this.link.upgrade() {
+                link.freed.notify_waiters();
+            }
         }
         let Alive { pings, .. } = &mut this.alive;
         if pings.is_none() {
@@ -547,6 +584,9 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Requests at once on one connection, if its peer takes as many.
 const STREAMS_MAX: usize = 256;
 const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW == 256, "each stream has its share of the connection");
+/// What the codec says of a peer whose settings have not come: a number that no peer can say, and not the one that means "as many as
+/// you like".
+const UNSAID: usize = usize::MAX - 1;
 /// How many streams that were given up a connection remembers, and for how long: frames of theirs may still be on the way,
 /// which are no error of the peer's.
 pub(crate) const RESETS_KEPT: usize = 4_096;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod attacks;
+mod burst;
 mod config;
 mod connect;
 mod cost;

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::world::{World, app_at, ask, ask_h2, document, get, pod, service, status, text, told, vip};
 use crate::dataplane::Proxy;
 
-fn route(rules: Value) -> Value {
+pub(super) fn route(rules: Value) -> Value {
     document("HTTPRoute", "api", json!({ "parentRefs": [{ "group": "", "kind": "Service", "name": "api" }], "rules": rules }))
 }
 
