@@ -52,9 +52,11 @@ pub(crate) struct Turn {
     silenced: AtomicBool,
     /// The client waits to be told that its body is wanted. The codec would tell it when the body is read.
     expects: AtomicBool,
-    /// Nothing is to be done before the codec holds no bytes, and who waits for that.
+    /// Nothing is to be done before the codec holds no bytes. Who waits for that: the one that reads the request's body, which may
+    /// be another task, and the answer's body.
     clears: AtomicBool,
-    cleared: AtomicWaker,
+    reader: AtomicWaker,
+    answer: AtomicWaker,
     /// The answer ends where the connection does; all of it was handed to the codec.
     until_close: AtomicBool,
     whole: AtomicBool,
@@ -153,7 +155,8 @@ impl Turn {
             silenced: AtomicBool::new(false),
             expects: AtomicBool::new(false),
             clears: AtomicBool::new(false),
-            cleared: AtomicWaker::new(),
+            reader: AtomicWaker::new(),
+            answer: AtomicWaker::new(),
             until_close: AtomicBool::new(false),
             whole: AtomicBool::new(false),
             interims: Interims::default(),
@@ -201,12 +204,12 @@ impl Turn {
         self.until_close.load(Ordering::Relaxed) && !self.whole.load(Ordering::Relaxed)
     }
 
-    /// Is ready when the codec holds no bytes, where somebody is to wait for that.
-    fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Is ready when the codec holds no bytes, where somebody is to wait for that, in a place of its own.
+    fn poll_clear(&self, waits: &AtomicWaker, cx: &Context<'_>) -> Poll<()> {
         if !self.clears.load(Ordering::Relaxed) {
             return Poll::Ready(());
         }
-        self.cleared.register(cx.waker());
+        waits.register(cx.waker());
         if self.clears.load(Ordering::Acquire) { Poll::Pending } else { Poll::Ready(()) }
     }
 
@@ -314,7 +317,8 @@ impl Turn {
     fn flushed(&self) {
         if self.clears.load(Ordering::Relaxed) {
             self.clears.store(false, Ordering::Release);
-            self.cleared.wake();
+            self.reader.wake();
+            self.answer.wake();
         }
         if self.phase() == Phase::Ending {
             self.set(if self.uploading.load(Ordering::Relaxed) { Phase::Open } else { Phase::Idle });
@@ -385,7 +389,7 @@ impl Watched {
 impl Reading {
     /// Is ready when the body may be read.
     pub(crate) fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.poll_clear(cx)
+        self.0.poll_clear(&self.0.reader, cx)
     }
 }
 
@@ -627,7 +631,7 @@ impl http_body::Body for Watched {
             }
             this.turn.clears.store(true, Ordering::Relaxed);
         }
-        ready!(this.turn.poll_clear(cx));
+        ready!(this.turn.poll_clear(&this.turn.answer, cx));
         Poll::Ready(this.broken.take().map(|error| Err(*error)))
     }
 
@@ -675,3 +679,47 @@ const CUT_STEP: Duration = Duration::from_millis(5);
 /// What is read from it meanwhile.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_READ: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Wake, Waker};
+
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Rung(AtomicU32);
+
+    impl Wake for Rung {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A request's body may go its way in a task of its own, while the answer that began breaks off.
+    #[test]
+    fn who_reads_the_request_and_who_ends_the_answer_are_both_woken_when_the_codec_holds_nothing() {
+        for reader_first in [true, false] {
+            let turn = Turn::new(Limits::default(), true);
+            turn.asked(true, true);
+            let reading = turn.body_read();
+            let broken = Some(Box::new(BodyError::Stalled));
+            let mut answer = Watched { body: Body::Empty, broken, turn: Arc::clone(&turn) };
+            let (reader, writer) = (Arc::<Rung>::default(), Arc::<Rung>::default());
+            let wakers = [Waker::from(Arc::clone(&reader)), Waker::from(Arc::clone(&writer))];
+            let [reads, mut writes] = wakers.each_ref().map(Context::from_waker);
+            for reads_now in [reader_first, !reader_first] {
+                if reads_now {
+                    assert!(reading.poll_clear(&reads).is_pending());
+                } else {
+                    assert!(Pin::new(&mut answer).poll_frame(&mut writes).is_pending());
+                }
+            }
+            turn.flushed();
+            assert_eq!([reader, writer].map(|rung| rung.0.load(Ordering::Relaxed)), [1, 1], "{reader_first}");
+            assert!(reading.poll_clear(&reads).is_ready());
+            assert!(matches!(Pin::new(&mut answer).poll_frame(&mut writes), Poll::Ready(Some(Err(_)))));
+        }
+    }
+}
