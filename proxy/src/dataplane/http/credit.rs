@@ -153,10 +153,28 @@ impl Share {
         Self { credit, account, target: BASE, bound: BASE, anchor: WINDOW_FIRST, grants: 0, freed: 0, released: 0, waits: None }
     }
 
-    /// What the codec is to be told from now on, if that is something else than before. To be asked before the codec is polled,
-    /// so that it does not grant what was read beyond the base, and after, so that it grants what is needed.
-    pub(super) fn poll_target(&mut self, cx: &mut Context<'_>) -> Option<u32> {
+    /// What the codec is to be told before it is polled, if that is something else than before: not to grant what was read beyond
+    /// the base.
+    pub(super) fn lowered(&mut self) -> Option<u32> {
         let before = self.target;
+        let _needs = self.settle();
+        (self.target != before).then_some(self.target)
+    }
+
+    /// What the codec is to be told after it was polled, if that is something else than before: to grant what is needed. What came
+    /// for streams that are over it has granted anew by then, so that nothing is taken for that.
+    pub(super) fn poll_raised(&mut self, cx: &mut Context<'_>) -> Option<u32> {
+        let before = self.target;
+        match self.settle() {
+            Some(wanted) => self.grow(wanted, cx),
+            None => self.waits = None,
+        }
+        self.account.watch((self.bound > BASE).then(|| cx.waker()));
+        (self.target != before).then_some(self.target)
+    }
+
+    /// Takes in what happened since. Returns what the target would have to be for the client to have something to send.
+    fn settle(&mut self) -> Option<u32> {
         let grants = self.account.grants.load(Ordering::Relaxed);
         let has_granted = std::mem::replace(&mut self.grants, grants) != grants;
         let released = self.account.released.load(Ordering::Relaxed);
@@ -168,7 +186,6 @@ impl Share {
         self.freed = self.freed.saturating_add(freed);
         let window = self.account.window.load(Ordering::Relaxed);
         if self.bound == BASE && window >= LOW {
-            self.waits = None;
             return None;
         }
         if has_granted {
@@ -178,17 +195,11 @@ impl Share {
         self.bound_to(self.bound.saturating_sub(freed).max(self.target));
         let held = self.anchor.saturating_sub(window).saturating_sub(self.freed);
         let wanted = BASE.saturating_add(held);
-        if window < LOW && wanted > self.target {
-            self.grow(wanted, cx);
-        } else {
-            self.waits = None;
-            if has_granted {
-                // Some was released that nobody told of: padding, or what came for a stream that was over, or a tunnel.
-                self.target = self.target.min(wanted);
-            }
+        if has_granted {
+            // Some was released that nobody told of: padding, or what came for a stream that was over, or a tunnel.
+            self.target = self.target.min(wanted);
         }
-        self.account.watch((self.bound > BASE).then(|| cx.waker()));
-        (self.target != before).then_some(self.target)
+        (window < LOW && wanted > self.target).then_some(wanted)
     }
 
     /// Takes what is wanted of the credit, or what there is of it; then it waits for more.
@@ -256,17 +267,12 @@ mod tests {
         }
 
         fn turn(&mut self) {
-            self.look();
+            self.target = self.share.lowered().unwrap_or(self.target);
             self.grant();
-            if self.look() {
+            if let Some(target) = self.share.poll_raised(&mut Context::from_waker(Waker::noop())) {
+                self.target = target;
                 self.grant();
             }
-        }
-
-        fn look(&mut self) -> bool {
-            let target = self.share.poll_target(&mut Context::from_waker(Waker::noop()));
-            self.target = target.unwrap_or(self.target);
-            target.is_some()
         }
 
         fn grant(&mut self) {
@@ -360,6 +366,20 @@ mod tests {
         assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
         second.turn();
         assert_eq!(second.window, BASE);
+    }
+
+    /// The codec grants it anew by itself, and tells nobody.
+    #[test]
+    fn what_comes_for_streams_that_are_over_spends_no_credit() {
+        let credit = credit(64 * BASE);
+        let mut codec = Codec::new(&credit);
+        for _ in 0..100 {
+            // So much within one turn that little is left of the window.
+            codec.receive(8 * STEP);
+            codec.held -= 8 * STEP;
+            codec.turn();
+            assert_eq!(credit.told.get(), 0);
+        }
     }
 
     const STEP: u32 = 100_000;

@@ -87,7 +87,7 @@ impl Future for Streams {
                     this.state = State::Serves(codec);
                 }
                 State::Serves(codec) => {
-                    if let Some(target) = this.share.poll_target(cx) {
+                    if let Some(target) = this.share.lowered() {
                         codec.set_target_window_size(target);
                     }
                     match codec.poll_accept(cx) {
@@ -106,7 +106,7 @@ impl Future for Streams {
                         Poll::Pending => {}
                     }
                     // The codec asks to be polled again where that grants anything.
-                    if let Some(target) = this.share.poll_target(cx) {
+                    if let Some(target) = this.share.poll_raised(cx) {
                         codec.set_target_window_size(target);
                     }
                     return Poll::Pending;
