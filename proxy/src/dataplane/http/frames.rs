@@ -37,6 +37,9 @@ pub(crate) struct Traffic {
     /// Of the whole connection.
     heads: AtomicU32,
     empties: AtomicU32,
+    /// Pieces of bodies that cost the codec more than they carry; and whether such a piece came last.
+    tiny: AtomicU32,
+    in_body: AtomicBool,
     taken_back: AtomicU32,
     /// Requests that the client may still take back: each of them once, and no more than can be under way.
     resettable: AtomicU32,
@@ -127,6 +130,8 @@ impl Traffic {
             head_bytes: AtomicUsize::new(0),
             heads: AtomicU32::new(0),
             empties: AtomicU32::new(0),
+            tiny: AtomicU32::new(0),
+            in_body: AtomicBool::new(false),
             taken_back: AtomicU32::new(0),
             resettable: AtomicU32::new(0),
             grants: AtomicU32::new(GRANTS_FIRST),
@@ -210,6 +215,8 @@ impl Traffic {
             Flood::Continuations
         } else if self.empties.load(Ordering::Relaxed) >= FEW {
             Flood::EmptyData
+        } else if self.in_body.load(Ordering::Relaxed) && self.tiny.load(Ordering::Relaxed) >= TINY_LEAST {
+            Flood::TinyData
         } else if self.taken_back.load(Ordering::Relaxed) >= self.limits.pending_resets {
             Flood::PendingResets(self.limits.pending_resets)
         } else if self.heads.load(Ordering::Relaxed) >= self.limits.error_resets {
@@ -380,6 +387,11 @@ impl Framed {
 
     fn frame(&mut self, frame: Frame) {
         let Frame { length, kind, flags, stream, word: _ } = frame;
+        let tiny = kind == DATA && (1..TINY).contains(&length);
+        self.traffic.in_body.store(tiny, Ordering::Relaxed);
+        if tiny {
+            one_more(&self.traffic.tiny);
+        }
         match kind {
             HEADERS | CONTINUATION => {
                 let traffic = &self.traffic;
@@ -551,6 +563,9 @@ const GRANT_LEAST: usize = 256;
 /// For the connection as it begins, and as many as are kept.
 const GRANTS_FIRST: u32 = 16;
 const GRANTS_MAX: u32 = 1 << 20;
+/// What is shorter costs the codec as much as this, and so many of one byte are the fewest that it ends a connection for.
+const TINY: usize = 256;
+const TINY_LEAST: u32 = 1 << 16;
 /// More than an ordinary client has of what the codec counts.
 const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);

@@ -121,6 +121,8 @@ pub(crate) enum Flood {
     ControlFrames(u32),
     /// It sent empty DATA frames, beyond what the codec takes.
     EmptyData,
+    /// It sent DATA frames of a few bytes, beyond what the codec holds where nobody takes them.
+    TinyData,
     /// It spread one head over more frames than the codec takes.
     Continuations,
     /// It had more requests under way at once.
@@ -294,7 +296,7 @@ impl Flood {
     fn reason(self) -> Reason {
         match self {
             Self::Resets(_) | Self::LateResets(_) | Self::PendingResets(_) | Self::ErrorResets(_) => Reason::TooManyResets,
-            Self::ControlFrames(_) | Self::EmptyData | Self::Continuations => Reason::TooManyFrames,
+            Self::ControlFrames(_) | Self::EmptyData | Self::TinyData | Self::Continuations => Reason::TooManyFrames,
             Self::Streams(_) => Reason::TooManyStreams,
         }
     }
@@ -315,6 +317,7 @@ impl Flood {
                 format!("the client has more than {limit} requests under way on one connection (concurrentStreams)")
             }
             Self::EmptyData => return Cow::Borrowed("the client sent too many empty DATA frames"),
+            Self::TinyData => return Cow::Borrowed("the client sent too many tiny DATA frames that nobody took"),
             Self::Continuations => return Cow::Borrowed("the client spread one head over too many frames"),
         })
     }

@@ -330,6 +330,35 @@ async fn a_body_of_empty_frames_is_ended() {
     check_flood("too_many_frames", "too_many_data_frames", LARGE, attack).await;
 }
 
+/// Frames of one byte cost the sidecar as much as those of 256, and the client's window counts them as one byte.
+#[tokio::test(start_paused = true)]
+async fn a_body_of_tiny_frames_that_nobody_takes_is_ended() {
+    let (world, web, api) = open_pair("http2", &json!({}));
+    world.raw_app(app_at(3), |stream, _| {
+        tokio::spawn(async move {
+            let mut codec = h2::server::Builder::new();
+            codec.initial_window_size(0);
+            let mut codec = codec.handshake::<_, Bytes>(stream).await.unwrap();
+            let mut held = Vec::new();
+            while let Some(Ok(request)) = codec.accept().await {
+                held.push(request);
+            }
+        });
+    });
+    let tiny = frame(DATA, 0, 1, b"x").repeat(100);
+    let attack = |index| match index {
+        0 => frame(HEADERS, END_HEADERS, 1, POST_HEAD),
+        _ => tiny.clone(),
+    };
+    for (stream, proxy, direction) in
+        [(world.connect(&web, vip(1)), &web, "outbound"), (world.connect_inbound(&api, app_at(3)), &api, "inbound")]
+    {
+        let (code, text) = goodbye(&flood(stream, attack, LARGE / 100).await);
+        assert_eq!((code, &*text), (CALM, "too_many_data_frames"), "{direction}");
+        told(proxy, &["outrigger_refusals_total", direction, "reason=\"too_many_frames\"", "shop/api"]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_head_of_endless_continuations_is_ended() {
     for piece in [&b""[..], b"\x00\x01a\x01b"] {
