@@ -229,7 +229,8 @@ impl Proxy {
     fn publish(&self, snapshot: Snapshot) {
         let generation = snapshot.generation;
         self.uploads.limit(snapshot.mesh.limits.upload_bytes);
-        self.pool.limit(AnswerLimits::of(&snapshot.mesh.limits));
+        let limits = &snapshot.mesh.limits;
+        self.pool.limit(AnswerLimits::of(limits), limits.upstream_connections);
         self.published.publish(snapshot);
         self.generations.send_replace(generation);
     }

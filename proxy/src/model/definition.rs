@@ -161,6 +161,7 @@ fn rules(kind: Kind) -> Vec<(&'static str, Value)> {
             ("limits.errorResets", count(1, 100_000)),
             ("limits.controlFrames", count(100, 1_000_000)),
             ("limits.uploadBytes", count(0, 1 << 30)),
+            ("limits.upstreamConnections", count(1, 65_536)),
         ],
         Kind::Workload => vec![
             ("", rule("has(self.node) || self.addresses.size() > 0", "the workload has no address; write at least one")),

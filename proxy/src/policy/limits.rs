@@ -56,6 +56,10 @@ pub(crate) struct LimitsConfig {
     /// connections that stand too. Default: 67108864.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) upload_bytes: Option<u32>,
+    /// Connections in HTTP/1 that the sidecar opens to one address, for one client where that is the own application, 1 to 65536;
+    /// beyond it requests wait for one of them, as many as 1024, and what is beyond that is answered with 503. Default: 4096.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upstream_connections: Option<u32>,
     /// From the first byte of a head to its last, 1s to 5m; beyond it the answer is 408. Default: 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) header_timeout: Option<Span>,
@@ -88,6 +92,7 @@ pub(crate) struct Limits {
     pub(crate) error_resets: u32,
     pub(crate) control_frames: u32,
     pub(crate) upload_bytes: u32,
+    pub(crate) upstream_connections: u32,
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) connection_age: Duration,
@@ -108,6 +113,8 @@ impl Default for Limits {
             error_resets: 1_024,
             control_frames: 50_000,
             upload_bytes: 64 << 20,
+            // As many requests as another sidecar sends to one service, or to one pod by its address, where nothing else is written.
+            upstream_connections: 4_096,
             header_timeout: Duration::from_secs(10),
             // Longer than a client keeps an idle connection, so that it is the client that closes it.
             idle_timeout: Duration::from_secs(15 * 60),
@@ -141,6 +148,8 @@ impl LimitsConfig {
         let error_resets = count("errorResets", self.error_resets, 1..=100_000, usual.error_resets);
         let control_frames = count("controlFrames", self.control_frames, 100..=1_000_000, usual.control_frames);
         let upload_bytes = count("uploadBytes", self.upload_bytes, 0..=1 << 30, usual.upload_bytes);
+        let upstream_connections =
+            count("upstreamConnections", self.upstream_connections, 1..=65_536, usual.upstream_connections);
         let mut time = |field: &str, written: Option<Span>, most: Span, usual: Duration| match written {
             Some(written) if written.0 < LEAST_TIME.0 || written.0 > most.0 => {
                 let text = format!("{written} is out of range");
@@ -160,6 +169,7 @@ impl LimitsConfig {
             error_resets,
             control_frames,
             upload_bytes,
+            upstream_connections,
             header_timeout: time("headerTimeout", self.header_timeout, Span(Duration::from_secs(300)), usual.header_timeout),
             idle_timeout: time("idleTimeout", self.idle_timeout, day, usual.idle_timeout),
             connection_age: time("connectionAge", self.connection_age, day, usual.connection_age),

@@ -21,6 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -34,16 +35,21 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::idleness::Idleness;
+use super::seats::{Seat, Seats};
 use super::{AnswerLimits, HeadTooLarge, Key, SendError};
 use crate::base::net::{BoxedIo, poll_write_pieces, socket};
 use crate::base::sockopt::unacknowledged;
 use crate::dataplane::http::answers::Answers;
 use crate::dataplane::http::body::Body;
+use crate::policy::limits::Limits;
 
 /// All kept connections, and what is known of the servers at their other ends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Singles {
     idle: Mutex<Idle>,
+    seats: Mutex<BTreeMap<Key, Arc<Seats>>>,
+    /// How many connections there may be to one address for one client.
+    connections: AtomicU32,
     endpoints: Mutex<BTreeMap<SocketAddr, Arc<Mutex<Idleness>>>>,
 }
 
@@ -62,6 +68,7 @@ pub(super) struct Single {
     pub(super) answers: Answers,
     watch: Watch,
     limits: AnswerLimits,
+    seats: Arc<Seats>,
 }
 
 /// What happens on a connection, seen beside its codec. Clones are handles on one connection.
@@ -71,8 +78,12 @@ pub(super) struct Watch {
     endpoint: Arc<Mutex<Idleness>>,
 }
 
-/// The stream under the codec. Dropping it closes the connection, whoever still has a [`Watch`].
-pub(super) struct Watched(Watch);
+/// The stream under the codec, or of a tunnel. Dropping it closes the connection, whoever still has a [`Watch`], and its place is
+/// another one's then.
+pub(super) struct Watched {
+    watch: Watch,
+    _seat: Seat,
+}
 
 struct Conn {
     io: Option<BoxedIo>,
@@ -113,19 +124,44 @@ enum Ended {
     Open,
 }
 
+impl Default for Singles {
+    fn default() -> Self {
+        let connections = AtomicU32::new(Limits::default().upstream_connections);
+        Self { idle: Mutex::default(), seats: Mutex::default(), connections, endpoints: Mutex::default() }
+    }
+}
+
 impl Singles {
-    /// A connection that can carry a request of this method now.
+    /// A connection that can carry a request of this method now. Those that rest are for those who wait, where anybody does.
     pub(super) fn take(&self, key: &Key, method: &Method) -> Option<Single> {
         let mut idle = self.idle.lock();
         let list = idle.kept.get_mut(key)?;
+        if list.last().is_some_and(|single| single.seats.are_awaited()) {
+            return None;
+        }
         // The one that was used last is on top; what lies below it is older.
         while let Some(ready) = list.iter().rposition(|single| single.sender.is_ready()) {
             let single = list.remove(ready);
-            if single.watch.begin_again(method) {
+            if single.begin_again(method) {
                 return Some(single);
             }
         }
         None
+    }
+
+    /// A connection for one who waited, whether it can carry a request already or not.
+    pub(super) fn next(&self, key: &Key) -> Option<Single> {
+        self.idle.lock().kept.get_mut(key)?.pop()
+    }
+
+    /// The places for connections that may share this key.
+    pub(super) fn seats(&self, key: &Key) -> Arc<Seats> {
+        Arc::clone(self.seats.lock().entry(key.clone()).or_default())
+    }
+
+    /// How many of them there are.
+    pub(super) fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Keeps a connection for the next request.
@@ -142,16 +178,20 @@ impl Singles {
             list.retain(Single::usable);
         }
         if list.len() < PER_KEY_MAX {
+            let seats = single.seats.are_awaited().then(|| Arc::clone(&single.seats));
             list.push(single);
+            if let Some(seats) = seats {
+                seats.ring();
+            }
         }
     }
 
     /// Watches a connection that was just opened, for its first request.
-    pub(super) fn watch(&self, address: SocketAddr, io: BoxedIo) -> (Watched, Watch) {
+    pub(super) fn watch(&self, address: SocketAddr, io: BoxedIo, seat: Seat) -> (Watched, Watch) {
         let endpoint = Arc::clone(self.endpoints.lock().entry(address).or_default());
         let turn = Turn::Busy { written: 0, heard: false, idle: None };
         let watch = Watch { conn: Arc::new(Mutex::new(Conn { io: Some(io), turn, ended: None, settling: None })), endpoint };
-        (Watched(watch.clone()), watch)
+        (Watched { watch: watch.clone(), _seat: seat }, watch)
     }
 
     /// Closes what was idle for too long.
@@ -160,10 +200,16 @@ impl Singles {
             list.retain(Single::usable);
             !list.is_empty()
         });
+        self.seats.lock().retain(|_, seats| Arc::strong_count(seats) > 1);
     }
 
-    /// What answers may be from now on. Connections that were told something else are let go of.
-    pub(super) fn limit(&self, limits: AnswerLimits) {
+    /// What answers may be from now on, and how many connections there may be. Connections that were told something else are let go
+    /// of.
+    pub(super) fn limit(&self, limits: AnswerLimits, connections: u32) {
+        if self.connections.swap(connections, Ordering::Relaxed) < connections {
+            // There is room for some of those who wait.
+            self.seats.lock().values().for_each(|seats| seats.freed.notify_waiters());
+        }
         let mut idle = self.idle.lock();
         if idle.limits != limits {
             *idle = Idle { kept: BTreeMap::new(), limits };
@@ -183,8 +229,19 @@ impl Singles {
 }
 
 impl Single {
-    pub(super) fn new(sender: SendRequest<Body>, watch: Watch, answers: Answers, limits: AnswerLimits) -> Self {
-        Self { sender, answers, watch, limits }
+    pub(super) fn new(
+        sender: SendRequest<Body>,
+        watch: Watch,
+        answers: Answers,
+        limits: AnswerLimits,
+        seats: Arc<Seats>,
+    ) -> Self {
+        Self { sender, answers, watch, limits, seats }
+    }
+
+    /// Another request of this method begins; `false` if this connection must not carry it.
+    pub(super) fn begin_again(&self, method: &Method) -> bool {
+        self.watch.begin_again(method)
     }
 
     /// What a request came to that may have been processed.
@@ -324,7 +381,7 @@ impl Conn {
 
 impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Watch { conn, endpoint } = &self.0;
+        let Watch { conn, endpoint } = &self.watch;
         let mut conn = conn.lock();
         let Some(io) = &mut conn.io else { return Poll::Ready(Ok(())) };
         let before = buf.filled().len();
@@ -351,7 +408,7 @@ impl Watched {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut BoxedIo>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let Watch { conn, endpoint } = &self.0;
+        let Watch { conn, endpoint } = &self.watch;
         let mut conn = conn.lock();
         let Some(io) = &mut conn.io else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
         let polled = std::task::ready!(write(Pin::new(io), cx));
@@ -381,18 +438,18 @@ impl AsyncWrite for Watched {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.conn.lock().io.as_ref().is_some_and(|io| io.is_write_vectored())
+        self.watch.conn.lock().io.as_ref().is_some_and(|io| io.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.conn.lock().io {
+        match &mut self.watch.conn.lock().io {
             Some(io) => Pin::new(io).poll_flush(cx),
             None => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.conn.lock().io {
+        match &mut self.watch.conn.lock().io {
             Some(io) => Pin::new(io).poll_shutdown(cx),
             None => Poll::Ready(Ok(())),
         }
@@ -401,7 +458,7 @@ impl AsyncWrite for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let io = self.0.conn.lock().io.take();
+        let io = self.watch.conn.lock().io.take();
         drop(io);
     }
 }
@@ -453,12 +510,16 @@ mod tests {
 
     use super::*;
 
+    fn seat() -> Seat {
+        Arc::<Seats>::default().take(1).unwrap()
+    }
+
     /// A watched connection that has carried one exchange, its server's end, and what was learned of the server.
     async fn used() -> (Watched, Watch, TcpStream) {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = server.local_addr().unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(address), server.accept());
-        let (mut near, watch) = Singles::default().watch(address, Box::new(near.unwrap()));
+        let (mut near, watch) = Singles::default().watch(address, Box::new(near.unwrap()), seat());
         let mut far = far.unwrap().0;
         near.write_all(b"first").await.unwrap();
         far.read_exact(&mut [0; 5]).await.unwrap();
@@ -592,7 +653,7 @@ mod tests {
             [("timeout=60", 14_000, true), ("timeout=60", 15_000, false), ("timeout=5", 3_999, true), ("timeout=5", 4_000, false)]
         {
             let (near, _far) = tokio::io::duplex(64);
-            let (_near, watch) = Singles::default().watch("192.0.2.1:80".parse().unwrap(), Box::new(near));
+            let (_near, watch) = Singles::default().watch("192.0.2.1:80".parse().unwrap(), Box::new(near), seat());
             watch.endpoint.lock().told(field.as_bytes());
             assert!(watch.rest());
             tokio::time::advance(Duration::from_millis(idle)).await;
@@ -611,7 +672,7 @@ mod tests {
             (20, Method::POST, true),
         ] {
             let (near, _far) = tokio::io::duplex(64);
-            let (_near, watch) = Singles::default().watch("192.0.2.1:80".parse().unwrap(), Box::new(near));
+            let (_near, watch) = Singles::default().watch("192.0.2.1:80".parse().unwrap(), Box::new(near), seat());
             watch.endpoint.lock().closed(Duration::from_millis(closed_after), Instant::now());
             assert!(watch.rest());
             assert_eq!(watch.begin_again(&method), expected, "{method}, closed after {closed_after} ms");
@@ -621,7 +682,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_acknowledged_is_told_by_the_kernel() {
         let (near, _watch, far) = used().await;
-        let watched = near.0.conn.lock();
+        let watched = near.watch.conn.lock();
         let near = watched.io.as_ref().and_then(socket).unwrap();
         assert_eq!(unacknowledged(&near.as_fd()).unwrap(), 0);
         drop(far);

@@ -15,7 +15,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use h2::RecvStream;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1 as codec;
 use hyper::upgrade::OnUpgrade;
@@ -29,6 +29,7 @@ mod heads;
 mod http1;
 mod idleness;
 mod link;
+mod seats;
 mod upload;
 
 use self::connect::{ConnectError, Dial};
@@ -36,6 +37,7 @@ pub(crate) use self::heads::{AnswerLimits, HeadTooLarge};
 use self::http1::{Single, Singles};
 use self::link::{Answered, Link};
 pub(crate) use self::link::{RESET_KEPT, RESETS_KEPT, STREAM_WINDOW};
+use self::seats::Seat;
 use self::upload::Held;
 use super::http::answers::Answers;
 use super::http::body::Body;
@@ -51,6 +53,7 @@ use crate::base::placed;
 use crate::base::random::Dice;
 use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
+use crate::policy::RuleName;
 use crate::policy::breaker::{Breaker, Slot};
 use crate::snapshot::{Backend, Endpoint, Transport};
 
@@ -261,10 +264,10 @@ impl Pool {
         }
     }
 
-    /// What answers may be from now on.
-    pub(crate) fn limit(&self, limits: AnswerLimits) {
+    /// What answers may be from now on, and how many connections in HTTP/1 there may be to one address for one client.
+    pub(crate) fn limit(&self, limits: AnswerLimits, connections: u32) {
         self.list_bytes.store(limits.list_bytes_read(), Ordering::Relaxed);
-        self.singles.limit(limits);
+        self.singles.limit(limits, connections);
     }
 
     /// Requests that are under way to an endpoint.
@@ -355,7 +358,7 @@ impl Pool {
                 None => {
                     let _waiting = wait(to)?;
                     // Large and seldom: boxed, it takes no place in every other request.
-                    placed::pinned(|| self.open_single(to)).await?
+                    placed::pinned(|| self.another_single(to, request.method(), reuse)).await?
                 }
             };
             single.answers.asked();
@@ -383,10 +386,42 @@ impl Pool {
         }
     }
 
-    async fn open_single(&self, to: &Destination) -> Result<Single, ConnectError> {
+    /// A connection where none was free: another one, or one that somebody else leaves.
+    async fn another_single(&self, to: &Destination, method: &Method, reuse: Reuse) -> Result<Single, ConnectError> {
+        let key = key_of(to);
+        let seats = self.singles.seats(&key);
+        if !seats.are_awaited()
+            && let Some(seat) = seats.take(self.singles.connections())
+        {
+            return self.open_single(to, seat).await;
+        }
+        let Some(_waiting) = seats.wait() else {
+            return Err(ConnectError::Limit(RuleName::new("waiting_for_connections")));
+        };
+        loop {
+            // From here on no bell is missed. Who heard one looks before it waits for anything else.
+            let mut freed = pin!(seats.freed.notified());
+            freed.as_mut().enable();
+            if let Some(mut single) = self.singles.next(&key) {
+                // The codec may have a turn to go until it can carry a request.
+                if reuse == Reuse::Allowed && single.sender.ready().await.is_ok() && single.begin_again(method) {
+                    return Ok(single);
+                }
+                // It ends with this, and its seat is free then.
+                continue;
+            }
+            if let Some(seat) = seats.take(self.singles.connections()) {
+                return self.open_single(to, seat).await;
+            }
+            freed.await;
+        }
+    }
+
+    async fn open_single(&self, to: &Destination, seat: Seat) -> Result<Single, ConnectError> {
         let slot = admit(to)?;
+        let seats = seat.of();
         let io = connect::plain(&*self.dial, to.address, to.client, to.connect_timeout).await?;
-        let (io, watch) = self.singles.watch(to.address, io);
+        let (io, watch) = self.singles.watch(to.address, io, seat);
         let (io, answers) = Answers::watch(Box::new(io));
         let limits = self.singles.limits();
         let mut codec = codec::Builder::new();
@@ -406,7 +441,7 @@ impl Pool {
                 debug!(%address, error = &error as &dyn std::error::Error, "an upstream connection ended");
             }
         });
-        Ok(Single::new(sender, watch, answers, limits))
+        Ok(Single::new(sender, watch, answers, limits, seats))
     }
 
     fn link_to(&self, to: &Destination) -> Arc<Link> {

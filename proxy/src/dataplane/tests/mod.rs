@@ -5,6 +5,7 @@ mod attacks;
 mod burst;
 mod config;
 mod connect;
+mod connections;
 mod cost;
 mod credit;
 mod expect;
