@@ -72,6 +72,12 @@ impl Bench {
             pod("api", "api-1", 3),
             service("api", "api", 1),
             document("PeerAuthentication", "open", json!({ "mode": "Permissive" })),
+            // Tunnels are asked for, so that they are fuzzed, too.
+            document(
+                "AuthorizationPolicy",
+                "all",
+                json!({ "action": "ALLOW", "rules": [{}, { "to": [{ "methods": ["CONNECT"] }] }] }),
+            ),
         ]);
         let entered = runtime.enter();
         let proxy = world.sidecar("api", "api-1", 3);

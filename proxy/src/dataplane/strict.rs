@@ -1,14 +1,15 @@
 //! An application that takes only what has one meaning, for tests and fuzz targets: whatever two readers could read
 //! differently ends it with a panic.
 //!
-//! Sources: RFC 9112 2.2, 3, 5, 6 and 7.1; RFC 9113 8.2 and 8.3.
+//! Sources: RFC 9112 2.2, 3, 5, 6 and 7.1; RFC 9113 8.2, 8.3 and 8.5; RFC 9110 9.3.6. It is a forward proxy, too: what comes behind a
+//! CONNECT is for somebody else, and may be anything.
 #![expect(clippy::panic, reason = "a broken promise is told by a panic")]
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -33,8 +34,16 @@ pub(super) async fn strict_app(mut stream: DuplexStream, seen: Seen) {
     }
     if bytes.starts_with(PREFACE_LINE) {
         // What a caller speaks is spoken to the application.
-        let service = service_fn(|request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             let answer = strict_answer(&request);
+            if *request.method() == Method::CONNECT {
+                let tunnel = hyper::upgrade::on(&mut request);
+                tokio::spawn(async move {
+                    if let Ok(tunnel) = tunnel.await {
+                        drop(tokio::io::copy(&mut TokioIo::new(tunnel), &mut tokio::io::sink()).await);
+                    }
+                });
+            }
             let asked = format!("{} {}", request.method(), request.uri().path_and_query().map_or("", |path| path.as_str()));
             let seen = Arc::clone(&seen);
             async move {
@@ -52,6 +61,14 @@ pub(super) async fn strict_app(mut stream: DuplexStream, seen: Seen) {
     }
     loop {
         let Some((asked, framing)) = head(&mut stream, &mut bytes).await else { return };
+        if asked.starts_with("CONNECT ") {
+            assert!(matches!(framing, Framing::Length(0)), "a CONNECT with a body");
+            seen.lock().push(asked);
+            if stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.is_ok() {
+                drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+            }
+            return;
+        }
         let mut body = String::new();
         let whole = match framing {
             Framing::Length(length) => take(&mut stream, &mut bytes, length, &mut body).await,
@@ -75,7 +92,13 @@ fn strict_answer(request: &Request<Incoming>) -> Response<Full<Bytes>> {
     for name in names {
         assert!(!request.headers().contains_key(name), "the field {name:?}");
     }
-    assert!(request.uri().authority().is_some(), "no authority");
+    let uri = request.uri();
+    assert!(uri.authority().is_some(), "no authority");
+    if *request.method() == Method::CONNECT {
+        assert!(uri.port_u16().is_some_and(|port| port > 0) && uri.scheme().is_none(), "a tunnel to {uri}");
+        assert!(!request.headers().contains_key("content-length"), "a CONNECT with a body");
+        return Response::default();
+    }
     assert!(request.headers().get_all("content-length").iter().count() <= 1, "two lengths");
     assert!(!request.headers().keys().any(|name| name.as_str().starts_with("outrigger-")), "a reserved name");
     Response::new(Full::from("ok"))
@@ -94,6 +117,10 @@ async fn head(stream: &mut DuplexStream, bytes: &mut BytesMut) -> Option<(String
     let [method, target, version] = *words.as_slice() else { panic!("a request line of {} words: {first:?}", words.len()) };
     assert!(!method.is_empty() && method.bytes().all(token), "the method {method:?}");
     assert!(!target.is_empty() && target.bytes().all(|byte| byte > b' ' && byte != 0x7f), "the target {target:?}");
+    if method == "CONNECT" {
+        let port = target.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(['/', '@', '?', '#']));
+        assert!(port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0)), "a tunnel to {target:?}");
+    }
     assert!(matches!(version, "HTTP/1.1" | "HTTP/1.0"), "the version {version:?}");
     loop {
         let field = line(stream, bytes).await?;

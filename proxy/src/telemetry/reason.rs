@@ -88,6 +88,9 @@ reasons! {
     TokenRefused = "token_refused", Policy;
     /// An authorization rule denied, or none allowed.
     Denied = "denied", Policy;
+    /// The caller asks for a tunnel by CONNECT, and no authorization rule allows that method by name, or rules about tokens or a rate
+    /// limit are in force, which do not see what a tunnel carries.
+    ConnectRefused = "connect_refused", Policy;
     /// The rate limit is used up.
     RateLimited = "rate_limited", Policy;
     /// A fault was injected on purpose.

@@ -62,7 +62,13 @@ impl Question {
             return Err(invalid(format!("--path {:?} is not as a client sends it; write a space as %20", args.path)));
         }
         // Whether a sidecar takes the forms without a slash is not decided here.
-        if !args.path.starts_with('/') && args.path != "*" && !args.path.contains("://") {
+        let tunnel = args.method == Method::CONNECT;
+        if tunnel && args.path.starts_with('/') {
+            return Err(invalid(
+                "CONNECT asks for a tunnel to a host and port, and has no path; write --path HOST:PORT".to_owned(),
+            ));
+        }
+        if !tunnel && !args.path.starts_with('/') && args.path != "*" && !args.path.contains("://") {
             return Err(invalid(format!("--path {:?} does not begin with '/'; write --path /{}", args.path, args.path)));
         }
         let (path, query) = args.path.split_once('?').map_or((args.path.as_str(), None), |(path, query)| (path, Some(query)));
@@ -102,19 +108,9 @@ impl Question {
 
     /// What the first sidecar reads before anything is decided; or why it refuses to read the request.
     pub(super) fn normalize(&mut self, limits: &Limits) -> Result<(), String> {
-        if self.method == Method::CONNECT {
-            return Err("CONNECT asks for a forward proxy, which a sidecar is not: 400 bad_request".to_owned());
-        }
-        let Read { parts, target } = read(self.written(), limits).map_err(|reject| {
-            let told = reject.told();
-            let why = match &reject {
-                Reject::ReservedHeader(name) => format!("{name} is for sidecars alone"),
-                _another => told.text.trim_end_matches('.').to_owned(),
-            };
-            format!("{why}: {} {}", told.status.as_u16(), told.reason.as_str())
-        })?;
+        let Read { parts, target } = read(self.written(), limits).map_err(|reject| refusal(&reject))?;
+        target.path().clone_into(&mut self.path);
         self.authority = target.authority.map(|authority| authority.to_string()).unwrap_or_default();
-        target.path_and_query.path().clone_into(&mut self.path);
         self.query = target.path_and_query.query().map(str::to_owned);
         self.ambiguous = target.ambiguous;
         self.headers = parts.headers;
@@ -154,8 +150,16 @@ impl Question {
         }
     }
 
+    /// Is it for a tunnel by CONNECT?
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.method == Method::CONNECT && !self.opaque
+    }
+
     /// Rewrites it, and says what it is for now.
     pub(super) fn rewrite(&mut self, rewrite: &Rewrite) -> String {
+        if self.method == Method::CONNECT {
+            return "it leads where it was asked to".to_owned();
+        }
         if let Some(authority) = &rewrite.authority {
             self.authority = authority.to_string();
         }
@@ -195,6 +199,16 @@ fn meant(to: &str) -> Option<String> {
         (Ok(()), Ok(())) if !namespace.contains('.') => format!("a Service by its host name: --to {name}.{namespace}"),
         _ => "a Service by its host name, as --to web.shop, and the path with --path".to_owned(),
     })
+}
+
+/// What is said of a refusal of a sidecar's.
+pub(super) fn refusal(reject: &Reject) -> String {
+    let told = reject.told();
+    let why = match reject {
+        Reject::ReservedHeader(name) => format!("{name} is for sidecars alone"),
+        _another => told.text.trim_end_matches('.').to_owned(),
+    };
+    format!("{why}: {} {}", told.status.as_u16(), told.reason.as_str())
 }
 
 /// Where the caller's connection goes.

@@ -299,9 +299,13 @@ fn what_no_sidecar_reads_is_refused_as_the_sidecar_refuses_it() {
     asked(&cart, false, "allowed");
     asked(&with(&["--header", "outrigger-upgrade: x"]), true, "outrigger-upgrade is for sidecars alone: 400 reserved_header");
     asked(&with(&["--header", "outrigger-anything: x"]), false, "allowed");
-    let connect = ["--from", "shop/front-1", "--method", "CONNECT", "--to"];
-    for to in ["web", "10.64.0.2:8080"] {
-        asked(&[connect.as_slice(), &[to]].concat(), true, "which a sidecar is not: 400 bad_request");
+    let connect = ["--from", "shop/front-1", "--method", "CONNECT", "--path", "example.com:443", "--to"];
+    for (to, cause) in
+        [("web", "404 no_route"), ("10.64.0.2:8080", "authorization refused: 403"), ("web-v2", "by name: 501 connect_refused")]
+    {
+        let without_port = ["--from", "shop/front-1", "--method", "CONNECT", "--path", "example.com", "--to", to];
+        asked(&without_port, true, "CONNECT names a host and a port, and nothing else: 400 bad_request");
+        asked(&[connect.as_slice(), &[to]].concat(), true, cause);
     }
     asked(
         &["--from", "shop/front-1", "--to", "10.64.0.2:8080", "--path", "/cart%2Fa"],

@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::super::Failure;
 use super::super::local::GATEWAYS;
 use super::passed;
-use super::question::{Destination, Question, destination};
+use super::question::{Destination, Question, destination, refusal};
 use super::shares::{by_share, by_stream};
 use super::told::Told;
 use crate::base::names::Named;
 use crate::base::units::Span;
+use crate::dataplane::http::connect::{self, NoTunnel};
 use crate::dataplane::http::normalize;
+use crate::dataplane::http::reject::Reject;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
 use crate::model::Resources;
 use crate::model::object::Object;
@@ -383,6 +385,12 @@ pub(super) fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endp
     let begin = told.steps.len();
     let name = endpoint.workload.to_string();
     match (&endpoint.transport, &caller.identity) {
+        (Transport::Plaintext, Some(_)) if question.is_tunnel() => {
+            let says = refusal(&Reject::NoTunnel(NoTunnel::Undecided));
+            told.refuse("endpoint", format!("{name} {} in plaintext: {says}", endpoint.address), None);
+            told.about(begin, &name);
+            return;
+        }
         (Transport::Plaintext, _) => {
             told.say(
                 "endpoint",
@@ -471,10 +479,20 @@ pub(super) fn arrive(resources: &Resources, caller: &Caller<'_>, endpoint: &Endp
         told.about(begin, &name);
         return;
     }
-    let verdict = authorization.as_ref().map(|authorization| match question.opaque {
-        true => authorization.decide_opaque(&peer),
-        false => authorization.decide(&peer, view, claims.as_ref()),
-    });
+    let verdict = match authorization {
+        _ if question.is_tunnel() => match connect::permit(&port.policies, &peer) {
+            Ok(rule) => Some(Verdict::Allow(rule)),
+            Err(Reject::Denied(rule)) => Some(Verdict::Deny(rule)),
+            Err(reject) => {
+                told.refuse("authorization", refusal(&reject), None);
+                told.about(begin, &name);
+                return;
+            }
+        },
+        Some(authorization) if question.opaque => Some(authorization.decide_opaque(&peer)),
+        Some(authorization) => Some(authorization.decide(&peer, view, claims.as_ref())),
+        None => None,
+    };
     match verdict {
         Some(Verdict::Allow(rule)) => told.say("authorization", "allowed", Some(rule.to_string())),
         Some(Verdict::Deny(rule)) => {

@@ -17,6 +17,7 @@ use http_body::Body as _;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::body::{Body, BodyFault, Replay};
+use super::connect::NoTunnel;
 use super::expect::Expectation;
 use super::interims::Interims;
 use super::marks::Mark;
@@ -126,6 +127,10 @@ pub(crate) async fn attempt(
         }
         Upstream::Application { at, client, protocol } => (None, Destination::application(at, client), protocol),
     };
+    // The receiver's sidecar decides; who has none decides nothing.
+    if head.is_tunnel() && destination.peer.is_none() && !matches!(to, Upstream::Application { .. }) {
+        return Tried { endpoint, ..none(Reject::NoTunnel(NoTunnel::Undecided)) };
+    }
     let slot = match to {
         Upstream::Service(backend) => match backend.breaker.admit_request() {
             Some(slot) => Some(slot),
@@ -354,9 +359,17 @@ impl Head {
     fn takes_http2(&self, protocol: AppProtocol) -> bool {
         match protocol {
             AppProtocol::Http2 => true,
-            AppProtocol::Http => self.version == Version::HTTP_2 && self.upgrade.is_none() && is_grpc(&self.headers),
+            // A call of gRPC is neither for another protocol nor for a tunnel.
+            AppProtocol::Http => {
+                self.version == Version::HTTP_2 && self.upgrade.is_none() && !self.is_tunnel() && is_grpc(&self.headers)
+            }
             AppProtocol::Detect | AppProtocol::Opaque => self.version == Version::HTTP_2,
         }
+    }
+
+    /// A tunnel, which has no target but its authority.
+    fn is_tunnel(&self) -> bool {
+        self.method == Method::CONNECT
     }
 
     fn request(&self, form: Form, destination: SocketAddr, body: Body) -> Result<Request<Body>, Reject> {
@@ -366,7 +379,10 @@ impl Head {
         *request.headers_mut() = self.headers.clone();
         let cannot = Reject::BadRequest("a target that cannot be passed on");
         if form == Form::Http1 {
-            *request.uri_mut() = Uri::from(self.path_and_query.clone());
+            *request.uri_mut() = match &self.authority {
+                Some(authority) if self.is_tunnel() => Uri::from(authority.clone()),
+                _path => Uri::from(self.path_and_query.clone()),
+            };
             *request.version_mut() = if self.version == Version::HTTP_10 { Version::HTTP_10 } else { Version::HTTP_11 };
             let headers = request.headers_mut();
             if let Some(authority) = &self.authority
@@ -400,9 +416,12 @@ impl Head {
             None => Authority::try_from(destination.to_string()).map_err(|_not_one| cannot.clone())?,
         };
         let mut target = http::uri::Parts::default();
-        target.scheme = Some(Scheme::HTTP);
         target.authority = Some(authority.clone());
-        target.path_and_query = Some(self.path_and_query.clone());
+        // "The `:scheme` and `:path` pseudo-header fields MUST be omitted" (RFC 9113 8.5).
+        if !self.is_tunnel() {
+            target.scheme = Some(Scheme::HTTP);
+            target.path_and_query = Some(self.path_and_query.clone());
+        }
         *request.uri_mut() = Uri::from_parts(target).map_err(|_not_a_uri| cannot.clone())?;
         *request.version_mut() = Version::HTTP_2;
         if let Some(protocol) = &self.upgrade {

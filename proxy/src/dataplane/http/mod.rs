@@ -3,6 +3,7 @@
 pub(crate) mod answers;
 pub(crate) mod attempt;
 pub(crate) mod body;
+pub(crate) mod connect;
 pub(crate) mod credit;
 mod cut;
 pub(crate) mod expect;

@@ -29,6 +29,15 @@ pub(crate) struct Target {
     pub(crate) path_and_query: PathAndQuery,
     /// Servers differ about what the path means.
     pub(crate) ambiguous: bool,
+    /// It asks for a tunnel to the authority (RFC 9110 9.3.6): there is no path, and what stands for one here is not read.
+    pub(crate) tunnel: bool,
+}
+
+impl Target {
+    /// What is decided about.
+    pub(crate) fn path(&self) -> &str {
+        if self.tunnel { "" } else { self.path_and_query.path() }
+    }
 }
 
 /// Reads the target of a request.
@@ -72,7 +81,7 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
         Coding::Faulty => return Err(Reject::BadRequest("a Transfer-Encoding that says chunked more than once, or not last")),
     }
     if request.method == Method::CONNECT && request.extensions.get::<Protocol>().is_none() {
-        return Err(Reject::BadRequest("a sidecar is no forward proxy"));
+        return tunnel(request, authority);
     }
     let path = request.uri.path();
     // "All HTTP/2 requests MUST include exactly one valid value for ... `:path`" (RFC 9113 8.3.1); the codec asks for it only where
@@ -99,7 +108,22 @@ pub(crate) fn target(request: &Parts) -> Result<Target, Reject> {
             PathAndQuery::try_from(text).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?
         }
     };
-    Ok(Target { authority, path_and_query, ambiguous })
+    Ok(Target { authority, path_and_query, ambiguous, tunnel: false })
+}
+
+/// Where a tunnel is to lead. "A server MUST reject a CONNECT request that targets an empty or invalid port number" (RFC 9110
+/// 9.3.6), and the target "consists of only the host name and port number of the tunnel destination" (RFC 9112 3.2.3).
+fn tunnel(request: &Parts, authority: Option<Authority>) -> Result<Target, Reject> {
+    let uri = &request.uri;
+    let bare = uri.authority().is_some() && uri.scheme().is_none() && uri.path_and_query().is_none();
+    if !bare || authority.as_ref().and_then(Authority::port_u16).is_none_or(|port| port == 0) {
+        return Err(Reject::BadRequest("CONNECT names a host and a port, and nothing else"));
+    }
+    // "A CONNECT request message does not have content" (RFC 9110 9.3.6): what comes behind the head is for the tunnel.
+    if request.headers.contains_key(TRANSFER_ENCODING) || has_length(&request.headers) {
+        return Err(Reject::BadRequest("a CONNECT with a body"));
+    }
+    Ok(Target { authority, path_and_query: PathAndQuery::from_static("/"), ambiguous: false, tunnel: true })
 }
 
 /// The protocol that an extended CONNECT asks for (RFC 8441 4), where a request is one.
@@ -386,6 +410,12 @@ pub(crate) fn without_length(headers: &mut HeaderMap) {
     remove_in_order(headers, |name| *name == CONTENT_LENGTH);
 }
 
+/// Takes away what an answer says of its framing, which is to be ignored where it makes a tunnel (RFC 9110 9.3.6).
+pub(crate) fn without_framing(headers: &mut HeaderMap) {
+    let framing = [CONTENT_LENGTH, TRANSFER_ENCODING, http::header::TRAILER];
+    remove_in_order(headers, |name| framing.contains(name));
+}
+
 /// Takes headers away and leaves the others in their order; what a map's own removal does is to put its last header into
 /// the hole.
 fn remove_in_order(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
@@ -546,7 +576,8 @@ mod tests {
             Target {
                 authority: Some(Authority::from_static("web.shop:8080")),
                 path_and_query: PathAndQuery::from_static("/a?b"),
-                ambiguous: false
+                ambiguous: false,
+                tunnel: false
             }
         );
         for (url, written) in [("http://a", "/"), ("https://a?b", "/?b"), ("http://a/c", "/c"), ("*", "*")] {
@@ -560,6 +591,8 @@ mod tests {
             }
             assert!(matches!(target(&odd), Err(Reject::BadRequest(_))), "{lengths:?}");
         }
+        let tunnel = target(&request(http::Request::connect("A.example:443").header("host", "a"))).unwrap();
+        assert_eq!((tunnel.path(), tunnel.authority.as_ref().map(Authority::as_str)), ("", Some("a.example:443")));
         assert_eq!(host("web.shop:8080"), "web.shop");
         assert_eq!(host("[::1]:80"), "[::1]");
         assert_eq!(host("[::1]"), "[::1]");
@@ -585,7 +618,10 @@ mod tests {
             http::Request::get("*").header("host", "a"),
             http::Request::get("ftp://a/").header("host", "a"),
             http::Request::get("/").header("host", "a").extension(Odd { fragment: true, ..Odd::default() }),
-            http::Request::connect("a:80").header("host", "a:80"),
+            http::Request::connect("a").header("host", "a"),
+            http::Request::connect("a:0").header("host", "a:0"),
+            http::Request::connect("/").header("host", "a:80"),
+            http::Request::connect("a:80").header("host", "a:80").header("content-length", "2"),
             http::Request::get("http://a/").version(Version::HTTP_2).header("host", "b"),
         ] {
             assert!(target(&request(bad)).is_err());

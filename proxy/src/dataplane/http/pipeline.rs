@@ -19,11 +19,12 @@ use super::attempt::{
     Bounds, CARRIER, Failed, HTTP_VERSION, Head, STATUS, Tried, UPGRADE_TOKEN, Upstream, attempt, effective_status, said,
 };
 use super::body::{Answer, Body, KEEP_MAX, RequestBody, Unread};
+use super::connect;
 use super::expect::{self, Expectation};
 use super::inflow::Inflow;
 use super::interims::Interims;
 use super::marks::{Mark, Marks};
-use super::normalize::{self, Coding, Target};
+use super::normalize::{self, Coding};
 use super::record::{Record, default_allow};
 use super::reject::{REASON, Reject};
 use super::spelling::{self, HEADER_NAMES, REASON_PHRASE, Spelling};
@@ -175,17 +176,20 @@ struct Answered {
     weighted_edit: Option<HeaderEdit>,
     /// The answer comes from another sidecar.
     from_link: bool,
-    upgrade: Option<Asked>,
+    asked: Asked,
     /// Its body may be held.
     request: Option<Unread>,
 }
 
-/// The protocol that a request asks for.
+/// What a request asks to have its connection or stream for.
 #[derive(Debug)]
-struct Asked {
-    protocol: HeaderValue,
-    /// One that was made for a caller that has none.
-    key: Option<HeaderValue>,
+enum Asked {
+    /// An answer in HTTP.
+    Nothing,
+    /// Another protocol. The key is one that was made for a caller that has none.
+    Upgrade { protocol: HeaderValue, key: Option<HeaderValue> },
+    /// A tunnel to somewhere else.
+    Tunnel,
 }
 
 async fn line(
@@ -204,15 +208,14 @@ async fn line(
     if !connection.link {
         normalize::within_limits(&parts, &connection.limits).map_err(|reject| unread(record, &parts, reject))?;
     }
-    let target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
-    let Target { mut authority, path_and_query, ambiguous } = target;
+    let mut target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
     let (version, upgrade) = arrived(connection, &parts, marks).map_err(|reject| unread(record, &parts, reject))?;
-    if connection.link && !marks.has(Mark::HOST) && version == Version::HTTP_10 {
+    if connection.link && !marks.has(Mark::HOST) && version == Version::HTTP_10 && !target.tunnel {
         // HTTP/2 needs a name; the caller gave none, and the application hears of none.
-        authority = None;
+        target.authority = None;
     }
-    let (path, query) = (path_and_query.path(), path_and_query.query());
-    let named = authority.as_ref().map_or("", Authority::as_str);
+    let (path, query) = (target.path(), target.path_and_query.query());
+    let named = target.authority.as_ref().map_or("", Authority::as_str);
     normalize::host_of_absolute_form(&mut parts)?;
     normalize::strip_hop_by_hop(&mut parts.headers);
     let Beside { mut spelling, interims } = beside;
@@ -292,8 +295,10 @@ async fn line(
     };
 
     // authorization
-    if let Some(authorization) = authorization {
-        if ambiguous && authorization.names_paths() {
+    if target.tunnel && connection.direction == Direction::Inbound {
+        record.ends.rule = Some(connect::permit(policies, peer)?);
+    } else if let Some(authorization) = authorization {
+        if target.ambiguous && authorization.names_paths() {
             return Err(Reject::BadRequest("servers read this path differently, and a policy decides on it"));
         }
         match authorization.decide(peer, seen, claims.as_ref()) {
@@ -367,6 +372,8 @@ async fn line(
     let stripped = jwt.as_ref().and_then(|jwt| jwt.strip_query(query?));
     let query = stripped.as_deref().map_or(query, |rest| (!rest.is_empty()).then_some(rest));
     let rewrite = rewrite.as_ref().or(weighted.and_then(|weighted| weighted.rewrite.as_ref()));
+    // What was authorized of a tunnel is where it leads.
+    let rewrite = rewrite.filter(|_| !target.tunnel);
     let rewritten = rewrite.and_then(|rewrite| rewrite.path(path, query));
     let rewritten =
         rewritten.or_else(|| stripped.as_ref().map(|_| query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))));
@@ -374,11 +381,11 @@ async fn line(
         Some(rewritten) => {
             PathAndQuery::try_from(rewritten).map_err(|_not_one| Reject::BadRequest("a target that cannot be passed on"))?
         }
-        None => path_and_query,
+        None => target.path_and_query,
     };
     let mut head = Head {
         method: if upgrade.is_some() { Method::GET } else { method },
-        authority,
+        authority: target.authority,
         path_and_query,
         headers,
         spelling,
@@ -402,17 +409,21 @@ async fn line(
         body.may_be_silent();
     }
     for shadow in shadow.iter().chain(weighted.into_iter().flat_map(|weighted| &weighted.shadow)) {
-        if head.upgrade.is_none() && shadow.draw(&mut proxy.dice.lock()) {
+        if head.upgrade.is_none() && !target.tunnel && shadow.draw(&mut proxy.dice.lock()) {
             let backend = snapshot.outbound.backends.get(&(shadow.service.clone(), shadow.port));
             cast_shadow(proxy, &shadow.service.to_string(), backend, &head, &body);
         }
     }
 
-    let upgrade = head.upgrade.clone().map(|protocol| {
-        let keyless = version == Version::HTTP_2 && !connection.link && websocket::is_meant(&protocol);
-        let key = if keyless { websocket::ask(&mut head.headers, &mut proxy.dice.lock()) } else { None };
-        Asked { protocol, key }
-    });
+    let asked = match &head.upgrade {
+        Some(protocol) => {
+            let keyless = version == Version::HTTP_2 && !connection.link && websocket::is_meant(protocol);
+            let key = if keyless { websocket::ask(&mut head.headers, &mut proxy.dice.lock()) } else { None };
+            Asked::Upgrade { protocol: protocol.clone(), key }
+        }
+        None if target.tunnel => Asked::Tunnel,
+        None => Asked::Nothing,
+    };
     if head.upgrade.is_some() {
         normalize::without_length(&mut head.headers);
     } else if marks.has(Mark::EXPECT) {
@@ -471,7 +482,8 @@ async fn line(
                     | Reject::RequestTimeout
                     // All endpoints of a service are the same application.
                     | Reject::AppNotHttp2
-                    | Reject::UpgradeDeclined,
+                    | Reject::UpgradeDeclined
+                    | Reject::NoTunnel(_),
                 state,
             }) => {
                 record.wire(*state);
@@ -523,7 +535,7 @@ async fn line(
         tried,
         response_edits: response_headers.iter().cloned().collect(),
         weighted_edit: weighted.and_then(|weighted| weighted.response_headers.clone()),
-        upgrade,
+        asked,
         request,
     })
     .and_then(|answered| match &answered.tried.outcome {
@@ -662,7 +674,7 @@ fn respond(
     ours: Option<Upgrading>,
     http1: bool,
 ) -> Response<Body> {
-    let Answered { tried, response_edits, weighted_edit, from_link, upgrade, request } = answered;
+    let Answered { tried, response_edits, weighted_edit, from_link, asked, request } = answered;
     let Tried { outcome, slot, .. } = tried;
     let Ok(sent) = outcome else {
         debug_assert!(false, "the line returned an answer");
@@ -671,6 +683,14 @@ fn respond(
     let sent = *sent;
     let marks = sent.marks;
     let (mut parts, incoming) = sent.response.into_parts();
+    let (upgrade, key) = match &asked {
+        Asked::Upgrade { protocol, key } => (Some(protocol), key.as_ref()),
+        Asked::Nothing | Asked::Tunnel => (None, None),
+    };
+    let tunnels = matches!(asked, Asked::Tunnel) && parts.status.is_success();
+    if tunnels {
+        normalize::without_framing(&mut parts.headers);
+    }
     let coded = marks.has(Mark::TRANSFER_ENCODING) && normalize::coding(&parts.headers) != Coding::Undone;
     let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let length = normalize::one_length(parts.status, &mut parts.headers);
@@ -687,14 +707,12 @@ fn respond(
         None => connection.answered(),
     }
     let accepted = upgrade
-        .as_ref()
         .filter(|_| switches || (from_link && parts.status == StatusCode::OK && parts.headers.contains_key(UPGRADE_TOKEN)));
     // To a caller in HTTP/2 that would say that the tunnel stands, and on a link it says so by another header.
     if upgrade.is_some() && accepted.is_none() && parts.status.is_success() && !http1 && !connection.link {
         return unfit(record, &Reject::UpgradeDeclined);
     }
-    let key = accepted.and_then(|asked| asked.key.as_ref());
-    if key.is_some_and(|key| !websocket::take_proof(&mut parts.headers, key)) {
+    if accepted.is_some() && key.is_some_and(|key| !websocket::take_proof(&mut parts.headers, key)) {
         return unfit(record, &Reject::UpstreamProtocol);
     }
     let chosen = match accepted {
@@ -730,15 +748,20 @@ fn respond(
         parts.headers.insert(STATUS, HeaderValue::from(parts.status.as_u16()));
         parts.status = CARRIER;
     }
-    if let Some(asked) = accepted {
-        let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, &asked.protocol)) else {
-            return unfit(record, &Reject::UpstreamProtocol);
-        };
-        let taken = match (connection.link, http1) {
-            (true, _) => Taken::Link(token),
-            (false, true) => Taken::Switch(token),
-            (false, false) => Taken::Stream,
-        };
+    let taken = match accepted {
+        Some(asked) => {
+            let Some(token) = chosen.filter(|chosen| normalize::is_offered(chosen, asked)) else {
+                return unfit(record, &Reject::UpstreamProtocol);
+            };
+            Some(match (connection.link, http1) {
+                (true, _) => Taken::Link(token),
+                (false, true) => Taken::Switch(token),
+                (false, false) => Taken::Stream,
+            })
+        }
+        None => tunnels.then_some(Taken::Tunnel),
+    };
+    if let Some(taken) = taken {
         return upgrade::establish(connection, record, parts, taken, ours, sent.upgrading, (sent.lease, slot));
     }
     let body = placed::boxed(|| Answer::new(incoming, record, sent.lease, slot, request));

@@ -15,6 +15,7 @@ use http::header::{CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTI
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::Body;
+use super::connect::NoTunnel;
 use super::interims::TooMuch;
 use crate::base::names::Named;
 use crate::dataplane::pool::HeadTooLarge;
@@ -48,6 +49,8 @@ pub(crate) enum Reject {
     TokenRefused(TokenRefused),
     /// Authorization said no.
     Denied(RuleName),
+    /// A CONNECT is not carried.
+    NoTunnel(NoTunnel),
     /// No token left in the bucket; there is one after this time.
     RateLimited(RuleName, Duration),
     /// A fault was injected.
@@ -174,6 +177,14 @@ impl Reject {
                     _interims => TooMuch.to_string(),
                 });
                 return Told { status, grpc_status: INTERNAL, reason: Reason::UpstreamProtocol, rule: None, text };
+            }
+            Self::NoTunnel(why) => {
+                let (status, grpc_status) = match why {
+                    NoTunnel::Unnamed | NoTunnel::Undecided => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED),
+                    NoTunnel::Tokens | NoTunnel::RateLimit => (StatusCode::FORBIDDEN, PERMISSION_DENIED),
+                };
+                let text = Cow::Borrowed(why.text());
+                return Told { status, grpc_status, reason: Reason::ConnectRefused, rule: None, text };
             }
             Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, Reason::BadRequest, None),
             Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),

@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, StatusCode, Version};
+use http::{HeaderValue, Method, Request, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -110,7 +110,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
         service_fn(move |mut request: Request<Incoming>| {
             let uploads = !request.body().is_end_stream();
             let expects = uploads && expect::is_expected(request.version(), request.headers());
-            let version = request.version();
+            let (version, tunnels) = (request.version(), *request.method() == Method::CONNECT);
             let miscoded = uploads && normalize::coding(request.headers()) == Coding::Faulty;
             let (spelling, odd) = turn.asked(uploads, expects);
             let reading = uploads.then(|| turn.body_read());
@@ -131,14 +131,15 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 let untold = expects && !turn.interims.is_told() && turn.is_uploading();
                 // Nor from one whose request was not valid. "The server MUST close the connection after responding to such a
                 // request" (RFC 9112 6.1).
-                if odd.framed_twice || miscoded || invalid || unreached || untold {
+                let tunnel = answer.status() == StatusCode::SWITCHING_PROTOCOLS || (tunnels && answer.status().is_success());
+                // Nor from one whose tunnel was declined: what it sent ahead into it would be read as requests.
+                if odd.framed_twice || miscoded || invalid || unreached || untold || (tunnels && !tunnel) {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
-                    turn.until_close();
-                }
-                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                if tunnel {
                     turn.tunnel();
+                } else if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
+                    turn.until_close();
                 }
                 Ok::<_, Infallible>(answer.map(|body| Watched::new(body, turn)))
             }

@@ -151,7 +151,7 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
     let Some(answer) = answer else { return };
     unanswered.answered();
     let (mut head, body) = answer.into_parts();
-    let tunnel = tunnel.filter(|_| head.status == StatusCode::OK);
+    let tunnel = tunnel.filter(|_| head.status.is_success());
     let without_content = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // A text of ours is not sent where there is no place for one; what others answer has no body there.
     let silent = (asks_for_head || without_content) && matches!(body, Body::Full(_));

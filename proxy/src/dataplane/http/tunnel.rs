@@ -1,6 +1,6 @@
-//! A stream of HTTP/2 as a stream of bytes: what an extended CONNECT becomes when it is accepted.
+//! A stream of HTTP/2 as a stream of bytes: what a CONNECT becomes when it is accepted, be it an extended one.
 //!
-//! Sources: RFC 8441 5 (END_STREAM is the end of one direction, a reset that of both), RFC 9113 5.2.
+//! Sources: RFC 9113 8.5, RFC 8441 5 (END_STREAM is the end of one direction, a reset that of both), RFC 9113 5.2.
 
 use std::fmt;
 use std::io;

@@ -1,7 +1,8 @@
-//! Upgrades: a request that asks for another protocol becomes a tunnel of bytes when both sides agree.
+//! Upgrades, and CONNECT: a request that asks for another protocol, or for a way through a forward proxy, becomes a tunnel of
+//! bytes when both sides agree.
 //!
-//! Sources: RFC 9110 7.8 (Upgrade), RFC 8441 (extended CONNECT). Between two sidecars the tunnel is one stream of their
-//! shared connection: `101` on one side is `200` with the token of the upgrade on the other.
+//! Sources: RFC 9110 7.8 (Upgrade) and 9.3.6 (CONNECT), RFC 8441 (extended CONNECT). Between two sidecars the tunnel is one stream of
+//! their shared connection: `101` on one side is `200` with the token of the upgrade on the other.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,6 +31,8 @@ pub(crate) enum Taken {
     Link(HeaderValue),
     /// In HTTP/2: the stream, by a success.
     Stream,
+    /// In whatever its caller speaks: a tunnel to somewhere else, by the application's own success.
+    Tunnel,
 }
 
 /// Answers that the upgrade is accepted and joins both sides when the answer is through. `held` is what the request holds
@@ -49,6 +52,7 @@ pub(crate) fn establish(
         return reject.render(false);
     };
     let beside = Arc::clone(connection);
+    let judge = if matches!(taken, Taken::Tunnel) { revoked::may_tunnel } else { revoked::may_ask };
     connection.proxy.tasks.spawn(async move {
         let _held = held;
         let counts = record.counts();
@@ -61,7 +65,7 @@ pub(crate) fn establish(
         };
         let ended = tokio::select! {
             ended = tcp::copy(ours, theirs, &counts, tcp::IDLE_MAX) => ended,
-            reject = revoked::tunnel(&beside) => return record.cut(&reject),
+            reject = revoked::tunnel(&beside, judge) => return record.cut(&reject),
         };
         match ended {
             tcp::Ended::Both | tcp::Ended::Idle => record.body_ended(),
@@ -81,6 +85,7 @@ pub(crate) fn establish(
             answer.headers.insert(UPGRADE_TOKEN, token);
         }
         Taken::Stream => answer.status = StatusCode::OK,
+        Taken::Tunnel => {}
     }
     // An answer that switches protocols has no content, so nothing may say how long it is.
     answer.headers.remove(http::header::CONTENT_LENGTH);

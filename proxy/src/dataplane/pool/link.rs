@@ -279,6 +279,7 @@ impl Pool {
     ) -> Result<Answered, SendError> {
         let link = self.link_to(to);
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
+        let tunnels = *request.method() == Method::CONNECT;
         let (place, mut sender) = loop {
             let place = match link.place(self.terms()) {
                 Some(place) => place,
@@ -309,8 +310,8 @@ impl Pool {
         if !place.reused {
             TraceContext::introduce(&mut head.headers);
         }
-        let end = !extended && body.is_end_stream();
-        if !end {
+        let end = !tunnels && body.is_end_stream();
+        if !end && !tunnels {
             say_length(&mut head, &body);
         }
         let (mut answer, stream) = sender
@@ -320,7 +321,7 @@ impl Pool {
         let spent = place.open.spent.lock().take();
         drop(spent);
         let mut said = Said::default();
-        if extended {
+        if tunnels {
             let answered = poll_fn(|cx| interims::poll_answer(&mut answer, &mut said, interims, cx));
             let response = answered.await.map_err(|ended| place.open.ended(ended))?;
             let held = Held::tunnel(place);

@@ -1,5 +1,5 @@
-//! Another protocol that is asked for by an extended CONNECT (RFC 8441), through a pair of sidecars and through one hop, whatever
-//! both ends speak.
+//! Tunnels by CONNECT through a pair of sidecars and through one hop: a protocol that is asked for by an extended CONNECT
+//! (RFC 8441), whatever both ends speak, and a way through an application that is a forward proxy (RFC 9110 9.3.6).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -422,18 +422,262 @@ async fn a_silent_tunnel_keeps_the_connection_that_it_is_a_stream_of() {
     }
 }
 
+const CONNECT: &str = "CONNECT Example.com:443 HTTP/1.1\r\nHost: Example.com:443\r\nProxy-Authorization: Basic YQ==\r\n\r\n";
+
+/// A way to the application: through a pair of sidecars, or its own alone.
+struct Way {
+    world: World,
+    web: Arc<Proxy>,
+    api: Arc<Proxy>,
+    pair: bool,
+}
+
+impl Way {
+    /// Rules allow what `rules` say; what more is in force stands in `more`.
+    fn both(protocol: Option<&str>, rules: Option<&Value>, more: &[Value]) -> [Self; 2] {
+        [true, false].map(|pair| {
+            let (mut declared, mut app) = (service("api", "api", 1), pod("api", "api-1", 3));
+            match protocol {
+                Some(protocol) => {
+                    declared["spec"]["ports"][0]["appProtocol"] = json!(protocol);
+                    app["spec"]["ports"] = json!([{ "name": "app", "port": 8080, "appProtocol": protocol }]);
+                }
+                None => app["spec"]["ports"] = json!([]),
+            }
+            let open = document("PeerAuthentication", "open", json!({ "mode": "Permissive" }));
+            let mut documents = vec![pod("web", "web-1", 2), app, declared, open];
+            documents.extend(rules.map(allowing));
+            documents.extend_from_slice(more);
+            let world = World::new(&documents);
+            let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+            Self { world, web, api, pair }
+        })
+    }
+
+    /// Ways to an application whose rules ask for tunnels.
+    fn asked_for(protocol: Option<&str>) -> [Self; 2] {
+        Self::both(protocol, Some(&named()), &[])
+    }
+
+    fn open(&self) -> DuplexStream {
+        if self.pair { self.world.connect(&self.web, vip(1)) } else { self.world.connect_inbound(&self.api, app_at(3)) }
+    }
+
+    /// Asks in HTTP/1.1 and hears the head of the answer.
+    async fn asks(&self) -> (String, DuplexStream) {
+        let mut stream = self.open();
+        stream.write_all(CONNECT.as_bytes()).await.unwrap();
+        (until(&mut stream, b"\r\n\r\n").await, stream)
+    }
+
+    /// Asks in HTTP/2, with this header.
+    async fn asks_in_http2(&self, header: (&str, &str)) -> (http::response::Parts, Stream) {
+        let mut sender = client(self.open()).await;
+        let request = Request::connect("example.com:443").header(header.0, header.1).body(()).unwrap();
+        let (answer, to) = sender.send_request(request, false).unwrap();
+        let (head, from) = timeout(Duration::from_secs(60), answer).await.expect("there is an answer").unwrap().into_parts();
+        (head, Stream { from, to })
+    }
+}
+
+fn allowing(rules: &Value) -> Value {
+    let targets = json!([{ "kind": "Service", "name": "api" }]);
+    document("AuthorizationPolicy", "allowed", json!({ "targetRefs": targets, "action": "ALLOW", "rules": rules }))
+}
+
+/// Rules that let everything through and ask for tunnels.
+fn named() -> Value {
+    json!([{}, { "to": [{ "methods": ["CONNECT"] }] }])
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_plain_connect_is_still_refused() {
-    for protocol in [Some("http"), Some("h2c")] {
-        for world in worlds(protocol) {
-            let web = sidecars(&world);
-            let seen = http1(&world, |_| "HTTP/1.1 200 OK\r\n\r\n".to_owned());
-            let mut sender = client(world.connect(&web, vip(1))).await;
+async fn a_tunnel_through_a_forward_proxy_passes_where_a_rule_names_it() {
+    for way in Way::asked_for(Some("http")) {
+        // "A client MUST ignore any Content-Length or Transfer-Encoding header fields received in a successful response to
+        // CONNECT" (RFC 9110 9.3.6).
+        let seen = http1(&way.world, |_| {
+            "HTTP/1.1 200 Connection Established\r\nProxy-Agent: a\r\nTransfer-Encoding: gzip\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\nfirst".to_owned()
+        });
+        let mut stream = way.open();
+        stream.write_all(CONNECT.as_bytes()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: hidden\r\n\r\n").await.unwrap();
+        let heard = until(&mut stream, b"\r\n\r\n").await;
+        assert_eq!(heard, "HTTP/1.1 200 Connection Established\r\nProxy-Agent: a\r\n\r\n");
+        assert_eq!(until(&mut stream, b"hidden\r\n\r\n").await, "firstGET / HTTP/1.1\r\nHost: hidden\r\n\r\n");
+        let seen = seen.lock().clone();
+        assert!(
+            seen.starts_with("CONNECT example.com:443 HTTP/1.1\r\nHost: Example.com:443\r\nProxy-Authorization: Basic YQ==\r\n"),
+            "{seen}"
+        );
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        sleep(Duration::from_secs(1)).await;
+        told(&way.api, &["outrigger_requests_total", r#"reason="answered""#, r#"status="200""#]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_in_http_1_0_that_names_no_host_has_its_tunnel_where_it_asked_for_it() {
+    for way in Way::asked_for(Some("http")) {
+        let seen = http1(&way.world, |_| "HTTP/1.0 200 OK\r\n\r\n".to_owned());
+        let mut stream = way.open();
+        stream.write_all(b"CONNECT example.com:443 HTTP/1.0\r\n\r\n").await.unwrap();
+        let heard = until(&mut stream, b"\r\n\r\n").await;
+        stream.write_all(b"ping").await.unwrap();
+        assert!(heard.starts_with("HTTP/1.0 200 "), "{heard}");
+        assert_eq!(until(&mut stream, b"ping").await, "ping");
+        assert!(seen.lock().starts_with("CONNECT example.com:443 HTTP/1.0\r\n"), "{}", seen.lock());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_declines_a_tunnel_answers_as_usual_and_the_connection_closes() {
+    // What a client sent ahead into the tunnel would be read as requests.
+    for way in Way::asked_for(Some("http")) {
+        let seen = http1(&way.world, |_| {
+            "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 3\r\n\r\nno\n".to_owned()
+        });
+        let mut stream = way.open();
+        stream.write_all(format!("{CONNECT}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        let heard = until(&mut stream, b"\0 never").await;
+        assert!(heard.starts_with("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n"), "{heard}");
+        assert!(heard.contains("onnection: close\r\n") && heard.ends_with("\r\n\r\nno\n"), "{heard}");
+        assert!(seen.lock().starts_with("CONNECT ") && !seen.lock().contains("smuggled"), "{}", seen.lock());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_may_begin_and_end_in_http2() {
+    for way in Way::asked_for(Some("http")) {
+        let seen = http1(&way.world, |_| "HTTP/1.1 200 OK\r\n\r\n".to_owned());
+        let (head, mut stream) = way.asks_in_http2(("x-a", "1")).await;
+        let seen = seen.lock().clone();
+        assert!(head.status == 200 && seen.starts_with("CONNECT example.com:443 HTTP/1.1\r\n"), "{seen}");
+        assert_eq!((field(&seen, "host"), field(&seen, "x-a")), (Some("example.com:443"), Some("1")), "{seen}");
+        assert!(stream.echoes().await);
+    }
+    for way in Way::asked_for(None) {
+        let asked = http2(&way.world, false, 200);
+        let (answer, mut stream) = way.asks_in_http2(("x-a", "1")).await;
+        let (head, protocol) = asked.lock().take().unwrap();
+        assert_eq!((answer.status.as_u16(), head.method.as_str(), protocol), (200, "CONNECT", None));
+        assert_eq!(head.uri, "example.com:443");
+        assert!(stream.echoes().await);
+    }
+    for way in Way::asked_for(Some("h2c")) {
+        let asked = http2(&way.world, false, 200);
+        let (heard, mut stream) = way.asks().await;
+        assert!(heard.starts_with("HTTP/1.1 200 "), "{heard}");
+        stream.write_all(b"ping").await.unwrap();
+        assert_eq!(until(&mut stream, b"ping").await, "ping");
+        assert_eq!(asked.lock().take().unwrap().0.uri, "example.com:443");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_to_nowhere_is_refused() {
+    for (target, more) in [
+        ("example.com", ""),
+        ("example.com:", ""),
+        ("example.com:0", ""),
+        ("example.com:65536", ""),
+        (":443", ""),
+        ("/a", ""),
+        ("*", ""),
+        ("http://example.com:443/", ""),
+        ("a@example.com:443", ""),
+        ("example.com:443", "Content-Length: 3\r\n"),
+        ("example.com:443", "Transfer-Encoding: chunked\r\n"),
+    ] {
+        for way in Way::asked_for(Some("http")) {
+            let seen = http1(&way.world, |_| "HTTP/1.1 200 OK\r\n\r\n".to_owned());
+            let mut stream = way.open();
+            let request = format!("CONNECT {target} HTTP/1.1\r\nHost: example.com:443\r\n{more}\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let heard = until(&mut stream, b"\r\n\r\n").await;
+            assert!(seen.lock().is_empty() && heard.starts_with("HTTP/1.1 400 "), "{target} {more} {heard}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_is_refused_where_nobody_asked_for_it_or_something_has_to_see_requests() {
+    let at_api = |kind, mut spec: Value| {
+        spec["targetRefs"] = json!([{ "kind": "Service", "name": "api" }]);
+        document(kind, "more", spec)
+    };
+    let deny = |to: Value| vec![at_api("AuthorizationPolicy", json!({ "action": "DENY", "rules": [{ "to": [to] }] }))];
+    let provider = json!({ "issuer": "https://issuer.example", "audiences": ["shop"], "jwks": { "keys": [{ "kty": "EC", "crv": "P-256",
+        "alg": "ES256", "kid": "one", "x": "QvDCCqDE6ouUaDupz3Yxq1xxuq1aTnH432lLd2sh7L4",
+        "y": "lgxuwf2G6T17ZgrDF1lpzopbdKkYK40qO5ehAQXb_UI" }] } });
+    let tokens = vec![at_api("RequestAuthentication", json!({ "tokens": "IfPresent", "providers": [provider] }))];
+    let limit = vec![at_api("TrafficPolicy", json!({ "rateLimit": { "requests": 100, "per": "1h" } }))];
+    for (rules, more, status, reason) in [
+        (None, vec![], 501, "connect_refused"),
+        (None, deny(json!({ "ports": [9] })), 501, "connect_refused"),
+        (None, deny(json!({ "methods": ["DELETE"] })), 403, "denied"),
+        (Some(json!([{}])), vec![], 403, "denied"),
+        (Some(json!([{ "to": [{ "methods": ["*"] }] }])), vec![], 403, "denied"),
+        (Some(json!([{ "to": [{ "methods": ["CONNECT"], "paths": ["/*"] }] }])), vec![], 403, "denied"),
+        (Some(named()), deny(json!({ "methods": ["CONNECT"] })), 403, "denied"),
+        (Some(named()), deny(json!({ "paths": ["/admin"] })), 403, "denied"),
+        (Some(named()), tokens, 403, "connect_refused"),
+        (Some(named()), limit, 403, "connect_refused"),
+        (Some(named()), deny(json!({ "ports": [9] })), 200, ""),
+    ] {
+        for way in Way::both(Some("http"), rules.as_ref(), &more) {
+            // As an application does that answers every method.
+            let seen = http1(&way.world, |_| "HTTP/1.1 200 OK\r\n\r\n".to_owned());
+            let (heard, _stream) = way.asks().await;
+            assert!(heard.starts_with(&format!("HTTP/1.1 {status} ")), "{rules:?} {more:?} {heard}");
+            assert_eq!(field(&heard, "outrigger-reason").unwrap_or_default(), reason, "{rules:?} {more:?}");
             // What looks like a call of gRPC is refused by a status too: a success would be the tunnel.
-            let request = Request::connect("example.com:443").header("content-type", "application/grpc").body(()).unwrap();
-            let (answer, _to) = sender.send_request(request, false).unwrap();
-            assert_eq!(answer.await.unwrap().status(), 400);
-            assert_eq!(*seen.lock(), "");
+            let (head, _stream) = way.asks_in_http2(("content-type", "application/grpc")).await;
+            assert_eq!(head.status, status, "{rules:?} {more:?}");
+            assert_eq!(seen.lock().is_empty(), status != 200, "{rules:?} {more:?}");
+            if status != 200 {
+                sleep(Duration::from_secs(1)).await;
+                told(&way.api, &["outrigger_refusals_total", &format!(r#"reason="{reason}""#)]);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_to_whom_no_sidecar_decides_for_is_refused_by_its_callers() {
+    let [_pair, world] = worlds(Some("http"));
+    let web = sidecars(&world);
+    let seen = http1(&world, |_| "HTTP/1.1 200 OK\r\n\r\n".to_owned());
+    for to in [vip(1), app_at(3)] {
+        let mut stream = world.connect(&web, to);
+        stream.write_all(CONNECT.as_bytes()).await.unwrap();
+        let heard = until(&mut stream, b"\n\0 never").await;
+        assert!(heard.starts_with("HTTP/1.1 501 ") && heard.contains("outrigger-reason: connect_refused\r\n"), "{heard}");
+        assert!(heard.contains("CONNECT goes only to a workload with a sidecar"), "{heard}");
+    }
+    assert_eq!(*seen.lock(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_ends_when_what_asked_for_it_is_gone() {
+    let targets = json!([{ "kind": "Service", "name": "api" }]);
+    for (change, reason) in [
+        (denial(&json!([{}])), "denied"),
+        (allowing(&json!([{}])), "denied"),
+        (
+            document("TrafficPolicy", "more", json!({ "targetRefs": targets, "rateLimit": { "requests": 9, "per": "1h" } })),
+            "connect_refused",
+        ),
+    ] {
+        for mut way in Way::asked_for(Some("http")) {
+            http1(&way.world, |_| "HTTP/1.1 200 OK\r\n\r\n".to_owned());
+            let (_head, mut stream) = way.asks().await;
+            stream.write_all(b"ping").await.unwrap();
+            assert_eq!(until(&mut stream, b"ping").await, "ping");
+            way.world.change(&change, &way.api, "api-1");
+            assert_eq!(until(&mut stream, b"\0 never").await, "");
+            sleep(Duration::from_secs(1)).await;
+            told(&way.api, &["outrigger_requests_total", &format!(r#"reason="{reason}""#), r#"status="200""#]);
         }
     }
 }

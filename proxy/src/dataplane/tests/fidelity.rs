@@ -319,16 +319,6 @@ async fn a_target_that_is_none_goes_nowhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sidecar_is_no_forward_proxy() {
-    for world in [pair(), hop()] {
-        let request = "CONNECT api.shop:80 HTTP/1.1\r\nHost: api.shop:80\r\n\r\n";
-        let (seen, heard) = exchange(&world, request, "\r\n\r\n", "", "proxy").await;
-        assert_eq!(seen, "");
-        assert!(heard.starts_with("HTTP/1.1 400 ") && heard.contains("a sidecar is no forward proxy"), "{heard}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn http_1_0_is_spoken_to_the_end_and_kept_alive_where_it_asks() {
     for world in [pair(), hop()] {
         let answer = "HTTP/1.0 200 OK\r\nServer: old\r\n\r\nuntil the end";

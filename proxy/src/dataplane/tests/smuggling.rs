@@ -157,7 +157,8 @@ const SHAPES: &[Shape] = &[
         &["GET /x "],
     ),
     refused("a target without a slash", "GET a HTTP/1.1\r\nhost: a\r\n\r\n"),
-    refused("CONNECT", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n"),
+    refused("CONNECT with a body", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\ncontent-length: 2\r\n\r\nab"),
+    refused("CONNECT of a path", "CONNECT / HTTP/1.1\r\nhost: a:80\r\n\r\n"),
     resolved(
         "Connection names Content-Length, which stays",
         "POST / HTTP/1.1\r\nhost: a\r\nconnection: close, content-length\r\ncontent-length: 2\r\n\r\nab",

@@ -6,6 +6,8 @@
 //! matches unless its rule is false, an ALLOW only if its rule is true. Unknown are
 //!
 //! * methods, paths and claims on an opaque connection, which has no request;
+//! * methods, paths and claims of what a tunnel by CONNECT carries (RFC 9110 9.3.6), so that a DENY that names one denies the
+//!   tunnel; an ALLOW must name that method, and no paths;
 //! * principals and namespaces of a peer without identity: otherwise a caller that is denied would come in plaintext;
 //! * namespaces of an identity that is no service account;
 //! * claims of a request without a token: otherwise a caller that is denied would leave its token at home;
@@ -19,6 +21,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use http::Method;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -169,11 +172,21 @@ struct Question<'a> {
     peer: &'a Peer,
     /// The peer's SPIFFE ID, written out.
     principal: Option<&'a str>,
-    /// None on an opaque connection.
-    request: Option<RequestView<'a>>,
+    act: Act<'a>,
     /// The request's path with its escapes decoded, where that is another text.
     decoded: Option<&'a str>,
     claims: Option<&'a Claims>,
+}
+
+/// What a peer is about to do.
+#[derive(Clone, Copy)]
+enum Act<'a> {
+    Request(RequestView<'a>),
+    /// To send bytes that are no request.
+    Opaque,
+    /// To send bytes through a tunnel that a CONNECT asked for. Behind an application that is no forward proxy they may be requests
+    /// of any method and path.
+    Tunnel,
 }
 
 /// The truth of a condition. The order makes `min` the conjunction and `max` the disjunction.
@@ -282,18 +295,24 @@ impl Authorization {
 
     /// Decides a request: deny rules, then allow rules, then the default.
     pub(crate) fn decide(&self, peer: &Peer, request: RequestView<'_>, claims: Option<&Claims>) -> Verdict {
-        self.answer(peer, Some(request), claims)
+        self.answer(peer, Act::Request(request), claims)
     }
 
     /// Decides an opaque connection: a DENY that names an HTTP field matches, an ALLOW that names one never does.
     pub(crate) fn decide_opaque(&self, peer: &Peer) -> Verdict {
-        self.answer(peer, None, None)
+        self.answer(peer, Act::Opaque, None)
+    }
+
+    /// Decides a CONNECT: a DENY that names anything else of HTTP matches, an ALLOW only if it names that method. None: there is no
+    /// ALLOW, so nobody asked for tunnels.
+    pub(crate) fn decide_tunnel(&self, peer: &Peer) -> Option<Verdict> {
+        Some(self.answer(peer, Act::Tunnel, None)).filter(|verdict| matches!(verdict, Verdict::Deny(_)) || !self.allow.is_empty())
     }
 
     /// Decides for a stream of bytes that began as a request which is not known any more: it is denied where no request of this
     /// peer would be let through.
     pub(crate) fn decide_any(&self, peer: &Peer) -> Verdict {
-        self.judge(peer, None, None, (Truth::True, Truth::Unknown))
+        self.judge(peer, Act::Opaque, None, (Truth::True, Truth::Unknown))
     }
 
     /// Does a rule decide about paths? Then a path that servers read differently cannot be decided about.
@@ -301,18 +320,18 @@ impl Authorization {
         self.deny.iter().chain(&self.allow).flat_map(|policy| &policy.rules).any(Rule::names_paths)
     }
 
-    fn answer(&self, peer: &Peer, request: Option<RequestView<'_>>, claims: Option<&Claims>) -> Verdict {
-        self.judge(peer, request, claims, (Truth::Unknown, Truth::True))
+    fn answer(&self, peer: &Peer, act: Act<'_>, claims: Option<&Claims>) -> Verdict {
+        self.judge(peer, act, claims, (Truth::Unknown, Truth::True))
     }
 
     /// `least` says how true a rule must be that denies, and one that allows.
-    fn judge(&self, peer: &Peer, request: Option<RequestView<'_>>, claims: Option<&Claims>, least: (Truth, Truth)) -> Verdict {
+    fn judge(&self, peer: &Peer, act: Act<'_>, claims: Option<&Claims>, least: (Truth, Truth)) -> Verdict {
         if self.deny.is_empty() && self.allow.is_empty() {
             return self.otherwise.clone();
         }
-        let decoded = request.and_then(|request| path::decoded(request.path));
+        let decoded = act.request().and_then(|request| path::decoded(request.path));
         let principal = peer.identity.as_ref().map(SpiffeId::as_str);
-        let question = Question { peer, principal, request, decoded: decoded.as_deref(), claims };
+        let question = Question { peer, principal, act, decoded: decoded.as_deref(), claims };
         let find = |policies: &[Arc<AuthorizationPolicy>], least| {
             policies.iter().find_map(|policy| policy.find(question, least).cloned())
         };
@@ -324,6 +343,15 @@ impl Authorization {
     }
 }
 
+impl<'a> Act<'a> {
+    fn request(self) -> Option<RequestView<'a>> {
+        match self {
+            Self::Request(request) => Some(request),
+            Self::Opaque | Self::Tunnel => None,
+        }
+    }
+}
+
 impl Rule {
     fn names_paths(&self) -> bool {
         self.to.iter().flatten().any(|asked| asked.paths.is_some())
@@ -331,7 +359,10 @@ impl Rule {
 
     fn truth(&self, question: Question<'_>) -> Truth {
         let from = any_of(self.from.as_deref(), |from| from.truth(question));
-        let to = any_of(self.to.as_deref(), |to| to.truth(question));
+        let to = match (&self.to, question.act) {
+            (None, Act::Tunnel) => Truth::Unknown,
+            (to, _) => any_of(to.as_deref(), |to| to.truth(question)),
+        };
         self.when.iter().map(|when| when.truth(question)).fold(from.min(to), Truth::min)
     }
 }
@@ -348,7 +379,12 @@ impl Caller {
 
 impl Asked {
     fn truth(&self, question: Question<'_>) -> Truth {
-        let methods = text_truth(self.methods.as_deref(), question.request.map(|request| request.method.as_str()));
+        let methods = match question.act {
+            Act::Request(request) => text_truth(self.methods.as_deref(), Some(request.method.as_str())),
+            Act::Opaque => text_truth(self.methods.as_deref(), None),
+            Act::Tunnel if self.methods.iter().flatten().any(names_connect) => Truth::True,
+            Act::Tunnel => Truth::Unknown,
+        };
         let paths = any_of(self.paths.as_deref(), |path| path.truth(question));
         let ports = any_of(self.ports.as_deref(), |port| Truth::of(*port == question.peer.port));
         methods.min(paths).min(ports)
@@ -357,7 +393,7 @@ impl Asked {
 
 impl Path {
     fn truth(&self, question: Question<'_>) -> Truth {
-        let Some(request) = question.request else { return Truth::Unknown };
+        let Some(request) = question.act.request() else { return Truth::Unknown };
         let decoded = self.decoded.as_ref().unwrap_or(&self.written);
         let as_written = Truth::of(self.written.matches(request.path));
         let as_decoded = Truth::of(decoded.matches(question.decoded.unwrap_or(request.path)));
@@ -409,6 +445,11 @@ fn any_of<T>(list: Option<&[T]>, truth: impl FnMut(&T) -> Truth) -> Truth {
 /// The truth of "one of these patterns fits the text"; a text that is not there is not known.
 fn text_truth(patterns: Option<&[StringMatch]>, text: Option<&str>) -> Truth {
     any_of(patterns, |pattern| text.map_or(Truth::Unknown, |text| Truth::of(pattern.matches(text))))
+}
+
+/// A pattern for every method names none.
+fn names_connect(pattern: &StringMatch) -> bool {
+    matches!(pattern, StringMatch::Exact(method) if **method == *Method::CONNECT.as_str())
 }
 
 /// A claim by its name. A name that is there as written is meant before dots lead into objects: issuers use names such as

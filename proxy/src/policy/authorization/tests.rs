@@ -162,6 +162,37 @@ fn on_an_opaque_connection_deny_matches_http_fields_and_allow_does_not() {
     check_opaque(&[json!({"action": "ALLOW", "rules": [{"from": [{"principals": [WEB]}]}]})], Some(WEB), "allow p0 rules[0]");
 }
 
+/// Behind the answer of an application that is no forward proxy, requests of whatever method and path may follow.
+#[test]
+fn a_tunnel_is_allowed_by_who_names_its_method_and_denied_by_whatever_decides_about_requests() {
+    for (to, allowed, denied) in [
+        (json!([{"methods": ["CONNECT"]}]), true, true),
+        (json!([{"methods": ["GET", "CONNECT"], "ports": [80]}]), true, true),
+        (json!([{"methods": ["CONNECT"], "ports": [9]}]), false, false),
+        (json!([{"methods": ["*"]}]), false, true),
+        (json!([{"methods": ["GET"]}]), false, true),
+        (json!([{"paths": ["/a"]}]), false, true),
+        (json!([{"paths": ["*"]}]), false, true),
+        (json!([{"methods": ["CONNECT"], "paths": ["*"]}]), false, true),
+        (json!([{"methods": ["GET"], "ports": [9]}]), false, false),
+        (json!([{"ports": [80]}]), false, true),
+        (json!([{"ports": [80]}, {"methods": ["CONNECT"]}]), true, true),
+    ] {
+        let verdict = |policies: &[Value]| authorization(policies).decide_tunnel(&peer(None));
+        let allow = verdict(&[json!({"action": "ALLOW", "rules": [{"to": to}]})]);
+        // With a rule beside it that allows.
+        let deny = verdict(&[
+            json!({"action": "ALLOW", "rules": [{"to": [{"methods": ["CONNECT"]}]}]}),
+            json!({"action": "DENY", "rules": [{"to": to}]}),
+        ]);
+        assert_eq!((matches!(allow, Some(Verdict::Allow(_))), matches!(deny, Some(Verdict::Deny(_)))), (allowed, denied), "{to}");
+    }
+    let everybody = authorization(&[json!({"action": "ALLOW", "rules": [{}]})]);
+    assert!(matches!(everybody.decide_tunnel(&peer(None)), Some(Verdict::Deny(_))));
+    let others = authorization(&[json!({"action": "DENY", "rules": [{"to": [{"ports": [9]}]}]})]);
+    assert_eq!((authorization(&[]).decide_tunnel(&peer(None)), others.decide_tunnel(&peer(None))), (None, None));
+}
+
 #[test]
 fn it_is_known_whether_a_rule_decides_about_paths() {
     assert!(!authorization(&[]).names_paths());

@@ -36,7 +36,7 @@ pub(crate) const CORPUS: &[Odd] = &[
     same("HEAD", b"HEAD /a HTTP/1.1\r\nHost: app\r\n\r\n"),
     same("DELETE without a body", b"DELETE /a HTTP/1.1\r\nHost: app\r\n\r\n"),
     other("TRACE", b"TRACE /a HTTP/1.1\r\nHost: app\r\n\r\n", "- refused 405\n+ TRACE /a HTTP/1.1\n+ host app\n+ no body", "RFC 9110 9.3.8: it is a method as any other; who wants to refuse it has a policy for that."),
-    same("CONNECT", b"CONNECT app:80 HTTP/1.1\r\nHost: app:80\r\n\r\n"),
+    other("CONNECT", b"CONNECT app:80 HTTP/1.1\r\nHost: app:80\r\n\r\n", "- refused 400\n+ refused 501", "RFC 9110 9.1: so answers who does not implement a method; it is carried where a rule asks for it by name."),
     same("absolute-form", b"GET http://app/a?b HTTP/1.1\r\nHost: app\r\n\r\n"),
     other("absolute-form with another Host", b"GET http://app/a HTTP/1.1\r\nHost: other\r\n\r\n", "- host other\n+ host app", "RFC 9112 3.2.2: Host MUST be replaced by the target's."),
     same("a port in Host", b"GET /a HTTP/1.1\r\nHost: app:80\r\n\r\n"),
