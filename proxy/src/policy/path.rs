@@ -5,7 +5,7 @@
 //! unreserved characters are decoded, the other escapes get upper-case digits, dot segments are resolved; nothing else
 //! changes, no slash is collapsed. What some servers read otherwise than it is written - an escape for a separator or an end
 //! (`%2F`, `%5C`, `%00`), a backslash, an empty segment (`//`, which many servers collapse), a parameter (`;`, which servlet
-//! containers cut off), a character outside ASCII, which is an escape to others - stays as it is and marks the path as
+//! containers cut off, and `%3B`, which some decode before they do: CVE-2020-13933), a character outside ASCII, which is an escape to others - stays as it is and marks the path as
 //! ambiguous: where an authorization policy decides about paths, such a one is refused, for nobody can know which path the
 //! application will see. So it is with a `%` that begins no escape, and of such a path nothing at all is changed.
 //!
@@ -43,7 +43,7 @@ pub(super) fn check_unambiguous(text: &str, part: Part, at: &FieldPath, problems
         problems.refuse(
             at,
             format!("servers read {text:?} differently: a request with such a path is refused before a rule is asked"),
-            "leave out //, ;, \\, %2F, %5C, %00 and a % that begins no escape",
+            "leave out //, ;, \\, %2F, %3B, %5C, %00 and a % that begins no escape",
         );
     }
     !ambiguous
@@ -160,7 +160,7 @@ fn decode_unreserved(path: &str) -> Option<(String, bool)> {
         if value.is_ascii_alphanumeric() || b"-._~".contains(&value) {
             out.push(value);
         } else {
-            ambiguous |= matches!(value, b'/' | b'\\' | 0);
+            ambiguous |= matches!(value, b'/' | b'\\' | b';' | 0);
             out.extend_from_slice(&[b'%', upper_hex(high), upper_hex(low)]);
         }
     }
@@ -237,7 +237,7 @@ mod tests {
             ("//admin", "//admin", true),
             ("/a//../b", "/a/b", true),
             ("/public/..;/admin", "/public/..;/admin", true),
-            ("/a%3Bb", "/a%3Bb", false),
+            ("/a%3bb", "/a%3Bb", true),
             ("/%2e%2e/admin", "/admin", false),
             ("/a%2fb", "/a%2Fb", true),
             ("/a%5cb", "/a%5Cb", true),
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn what_is_refused_before_rules_are_asked_is_no_part_of_a_rule() {
         let good = |text: &str, part| check_unambiguous(text, part, &FieldPath::root(), &mut Problems::default());
-        for bad in ["/a//b", "/a;b", "/a\\b", "/a%2Fb", "/a%5C", "/a%00"] {
+        for bad in ["/a//b", "/a;b", "/a\\b", "/a%2Fb", "/a%3Bb", "/a%5C", "/a%00"] {
             assert!(!good(bad, Part::Whole) && !good(bad, Part::Begin) && !good(bad, Part::End), "{bad}");
         }
         assert!(!good("/50%", Part::Whole));

@@ -170,20 +170,27 @@ pub(crate) enum Coding {
 
 /// How it was by the head of its message.
 pub(crate) fn coding(headers: &HeaderMap) -> Coding {
-    let lines = headers.get_all(TRANSFER_ENCODING);
-    let mut codings = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    let Some(first) = codings.next() else { return Coding::Undone };
-    let mut chunked = is_chunked(first);
-    let mut coded = !chunked;
-    for coding in codings {
+    let mut lines = headers.get_all(TRANSFER_ENCODING).iter().peekable();
+    if lines.peek().is_none() {
+        return Coding::Undone;
+    }
+    let (mut chunked, mut coded) = (false, false);
+    for coding in lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii) {
+        // Nor may an empty element stand behind it: the codec takes it for the last coding.
         if chunked {
             return Coding::Faulty;
         }
-        chunked = is_chunked(coding);
-        coded = true;
+        // "A recipient MUST parse and ignore a reasonable number of empty list elements" (RFC 9110 5.6.1.2).
+        if !coding.is_empty() {
+            chunked = coding.eq_ignore_ascii_case(b"chunked");
+            coded |= !chunked;
+        }
     }
-    if coded { Coding::Left } else { Coding::Undone }
+    match (chunked, coded) {
+        (_, true) => Coding::Left,
+        (true, false) => Coding::Undone,
+        (false, false) => Coding::Faulty,
+    }
 }
 
 /// Has an answer say its length once, and only where it has one: "the Transfer-Encoding overrides the Content-Length", which
@@ -526,7 +533,11 @@ mod tests {
             (&["gzip", "chunked"], Coding::Left),
             (&["gzip, chunked"], Coding::Left),
             (&["identity"], Coding::Left),
-            (&[", chunked"], Coding::Left),
+            (&[", chunked"], Coding::Undone),
+            (&["", ",,", "chunked"], Coding::Undone),
+            (&[",gzip, ,chunked"], Coding::Left),
+            (&["", " , "], Coding::Faulty),
+            (&["chunked", ""], Coding::Faulty),
             (&["chunked, chunked"], Coding::Faulty),
             (&["chunked", "Chunked"], Coding::Faulty),
             (&["chunked, gzip, chunked"], Coding::Faulty),

@@ -79,6 +79,17 @@ const SHAPES: &[Shape] = &[
         "TE.TE: chunked before and behind another one",
         "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip, chunked\r\n\r\n0\r\n\r\n",
     ),
+    resolved(
+        "TE with empty elements before chunked",
+        "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: ,, chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+        &[200],
+        &["POST / ab"],
+    ),
+    refused(
+        "TE with an empty element behind chunked",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked,\r\n\r\n0\r\n\r\n",
+    ),
+    refused("TE of nothing", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: ,\r\n\r\n0\r\n\r\n"),
     refused("TE.TE: a blank before the colon", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n"),
     refused("TE.TE: a vertical tab", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\x0bchunked\r\n\r\n0\r\n\r\n"),
     refused("TE.TE: in quotes", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n0\r\n\r\n"),
