@@ -379,7 +379,8 @@ impl Snapshot {
         let headless = self.outbound.headless.values().flatten();
         let called = self.outbound.services.values().chain(headless).map(|port| &port.service);
         let ports = self.inbound.ports.values().chain(std::iter::once(&self.inbound.other));
-        let own = ports.flat_map(|port| port.services.iter().map(|service| &service.name));
+        // Where one service alone leads to a port, there is no choice to list.
+        let own = ports.flat_map(|port| port.services.iter().map(|service| &service.name).chain(&port.service));
         called.chain(own).find(|service| names(host, service))
     }
 

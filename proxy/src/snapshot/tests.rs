@@ -147,6 +147,17 @@ fn a_request_is_for_the_service_that_it_names() {
 }
 
 #[test]
+fn the_only_service_of_a_port_is_known_by_name_to_a_sidecar_that_calls_nobody() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/compile/headless.yaml")).unwrap();
+    let mut resources = Resources::default();
+    admit_all(&text, &mut resources);
+    let (mut snapshot, _) = compile(&resources, &own("shop/db-0"), &Snapshot::empty());
+    snapshot.outbound = Snapshot::empty().outbound;
+    let called = snapshot.service_called("db.shop.svc.cluster.local").map(ToString::to_string);
+    assert_eq!(called.as_deref(), Some("shop/db"));
+}
+
+#[test]
 fn a_service_without_an_address_is_called_at_its_pods() {
     golden("headless");
 }

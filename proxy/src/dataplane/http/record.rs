@@ -194,9 +194,8 @@ impl Record {
         if let Some(rule) = told.rule {
             self.ends.rule = Some(rule.clone());
         }
-        if let Reject::TokenRefused(refused) = reject {
-            self.detail = Some(Cow::Borrowed(refused.reason));
-        }
+        // Why there was no retry is said already, where there was an attempt.
+        self.detail = self.detail.take().or_else(|| reject.detail(told));
     }
 
     /// What the destination accepted is ended: it is let through no more.

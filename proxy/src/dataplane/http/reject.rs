@@ -178,6 +178,11 @@ impl Reject {
                 });
                 return Told { status, grpc_status: INTERNAL, reason: Reason::UpstreamProtocol, rule: None, text };
             }
+            Self::TransferCoding => {
+                let text = Cow::Borrowed("the request has a Transfer-Encoding beside chunked, which is not implemented");
+                let status = StatusCode::NOT_IMPLEMENTED;
+                return Told { status, grpc_status: UNIMPLEMENTED, reason: Reason::BadRequest, rule: None, text };
+            }
             Self::NoTunnel(why) => {
                 let (status, grpc_status) = match why {
                     NoTunnel::Unnamed | NoTunnel::Undecided => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED),
@@ -186,7 +191,6 @@ impl Reject {
                 let text = Cow::Borrowed(why.text());
                 return Told { status, grpc_status, reason: Reason::ConnectRefused, rule: None, text };
             }
-            Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, Reason::BadRequest, None),
             Self::ReservedHeader(_) => (StatusCode::BAD_REQUEST, INTERNAL, Reason::ReservedHeader, None),
             Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::SlowReader, None),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, Reason::RequestTimeout, None),
@@ -221,6 +225,15 @@ impl Reject {
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Reason::DeadlineExceeded, None),
         };
         Told { status, grpc_status, reason, rule, text: Cow::Borrowed(reason.text()) }
+    }
+
+    /// What the log says of it beyond the reason's word: the limit, the fault, the header. None: the word says it all.
+    pub(crate) fn detail(&self, told: &Told<'_>) -> Option<Cow<'static, str>> {
+        match self {
+            Self::TokenRefused(refused) => Some(Cow::Borrowed(refused.reason)),
+            Self::ReservedHeader(name) => Some(Cow::Owned(name.to_string())),
+            _another => (*told.text != *told.reason.text()).then(|| told.text.clone()),
+        }
     }
 
     /// The answer that the caller gets.
@@ -390,6 +403,22 @@ mod tests {
         assert_eq!(answer.headers()["grpc-status"], "14");
         assert_eq!(answer.headers()["content-type"], "application/grpc");
         assert!(http_body::Body::is_end_stream(answer.body()));
+    }
+
+    #[test]
+    fn the_log_says_which_limit_or_fault_it_was() {
+        for (reject, detail) in [
+            (Reject::TooLarge(Limit::HeadBytes(7)), Some("the head of the request is larger than 7 bytes (headerBytes)")),
+            (Reject::TooLarge(Limit::Target(7)), Some("the target of the request is longer than 7 bytes (uriBytes)")),
+            (Reject::BadRequest("no Host header"), Some("no Host header")),
+            (Reject::TransferCoding, Some("the request has a Transfer-Encoding beside chunked, which is not implemented")),
+            (Reject::ReservedHeader(REASON), Some("outrigger-reason")),
+            (Reject::NoTunnel(NoTunnel::RateLimit), Some(NoTunnel::RateLimit.text())),
+            (Reject::Denied(RuleName::new("web")), None),
+            (Reject::UpstreamReset, None),
+        ] {
+            assert_eq!(reject.detail(&reject.told()).as_deref(), detail, "{reject:?}");
+        }
     }
 
     #[test]
