@@ -106,6 +106,9 @@ impl Sidecar<'_> {
             "volumeMounts": [
                 { "name": marks::SOCKETS, "mountPath": "/run/outrigger", "readOnly": true },
                 { "name": marks::STATE, "mountPath": STATE_FOLDER },
+                // The API server gives its token to every container in which nothing is mounted at that place (the admission
+                // plugin ServiceAccount). The sidecar asks nothing of the API server.
+                { "name": marks::STATE, "mountPath": TOKEN_FOLDER, "readOnly": true, "subPath": "no-token" },
             ],
         });
         if *mode == Mode::Native
@@ -174,5 +177,7 @@ impl Sidecar<'_> {
 /// Nobody else's on the node; the image's too.
 const USER: u32 = 14_000;
 const STATE_FOLDER: &str = "/var/lib/outrigger";
+/// Where programs look for their pod's service account token.
+const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The last good configuration of a sidecar that knows thousands of services has a few MiB.
 const STATE_SIZE: &str = "64Mi";

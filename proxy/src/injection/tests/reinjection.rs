@@ -61,7 +61,7 @@ fn what_another_webhook_adds_is_covered_and_stays() {
     assert_eq!(sidecar(&again)["imagePullPolicy"], "IfNotPresent");
     assert_eq!(sidecar(&again)["securityContext"]["privileged"], false);
     assert_eq!(variable(&again, "CLUSTER"), Some("one"));
-    assert_eq!(sidecar(&again)["volumeMounts"][2], token);
+    assert_eq!(sidecar(&again)["volumeMounts"][3], token);
     let known: Vec<_> = doors(&again)["probes"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(known, ["agent/startup", "late/liveness", "web/liveness", "web/readiness"]);
     assert_eq!(doors(&again)["metrics"]["port"], 9102);

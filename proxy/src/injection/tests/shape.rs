@@ -45,6 +45,12 @@ fn a_pod_of_a_labelled_namespace_gets_a_native_sidecar_before_its_other_init_con
             "volumeMounts": [
                 { "name": "outrigger", "mountPath": "/run/outrigger", "readOnly": true },
                 { "name": "outrigger-state", "mountPath": "/var/lib/outrigger" },
+                {
+                    "name": "outrigger-state",
+                    "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+                    "readOnly": true,
+                    "subPath": "no-token",
+                },
             ],
         })
     );

@@ -31,6 +31,9 @@ fn identities(cluster: &Cluster) -> Result<()> {
         ensure!(pod["metadata"]["labels"]["outrigger.dev/sidecar"] == "injected", "{pod}");
         let sidecar = &pod["spec"]["initContainers"][0];
         ensure!(sidecar["name"] == "outrigger" && sidecar["restartPolicy"] == "Always", "{sidecar}");
+        // The API server gives its token to the app alone.
+        let has_token = |container: &serde_json::Value| container["volumeMounts"].to_string().contains("kube-api-access");
+        ensure!(!has_token(sidecar) && has_token(&pod["spec"]["containers"][0]), "{}", pod["spec"]);
     }
     shop.until("client", &["http://web/"], 200)?;
     let caller = "spiffe://cluster.local/ns/identities/sa/client";
