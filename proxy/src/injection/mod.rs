@@ -130,7 +130,7 @@ pub(crate) fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) ->
     if let Some(reason) = wish::left(&read.metadata, namespace)? {
         return Ok(Outcome::Left(reason));
     }
-    refuse_unfit(spec)?;
+    refuse_unfit(spec, settings)?;
     let earlier = forged::earlier(&read)?;
     let inherited = inherited(&read, namespace);
     let annotations: BTreeMap<_, _> = read.metadata.annotations.iter().flatten().chain(&inherited).collect();
@@ -172,14 +172,29 @@ impl Injected {
 }
 
 /// A pod that no sidecar can serve.
-fn refuse_unfit(spec: &PodSpec) -> Result<(), Refusal> {
+fn refuse_unfit(spec: &PodSpec, settings: &Settings) -> Result<(), Refusal> {
     if spec.host_network == Some(true) {
         return Err(Refusal::HostNetwork);
     }
     if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
         return Err(Refusal::Windows);
     }
-    Ok(())
+    refuse_deaf(spec, &settings.control)
+}
+
+/// A pod whose resolver does not know where the control plane is: its sidecar would never have a configuration, and the pod never
+/// start. A name `X.NAMESPACE.svc` is one of the cluster's DNS, which a search domain makes whole.
+fn refuse_deaf(spec: &PodSpec, control: &str) -> Result<(), Refusal> {
+    let (name, _port) = control.rsplit_once(':').unwrap_or((control, ""));
+    let is_relative = name.ends_with(".svc");
+    let searches =
+        spec.dns_config.as_ref().and_then(|config| config.searches.as_ref()).is_some_and(|searches| !searches.is_empty());
+    let policy = match spec.dns_policy.as_deref() {
+        Some("Default") if is_relative || name.contains(".svc.") => "Default",
+        Some("None") if is_relative && !searches => "None",
+        _knows_it => return Ok(()),
+    };
+    Err(Refusal::DnsPolicy { policy, name: name.to_owned() })
 }
 
 /// Annotations of the mesh that the namespace has and the pod has not. They are written at the pod: whoever reads them later

@@ -23,6 +23,10 @@ pub(crate) enum Refusal {
     HostNetwork,
     #[error("os.name: the sidecar runs on Linux; label the pod {}: disabled", marks::INJECT)]
     Windows,
+    #[error(
+        "dnsPolicy: {policy}: the pod's resolver does not know {name}, the mesh's control plane; write ClusterFirst, or None with the cluster's DNS in dnsConfig.nameservers and its domains (NAMESPACE.svc.DOMAIN, svc.DOMAIN, DOMAIN) in dnsConfig.searches"
+    )]
+    DnsPolicy { policy: &'static str, name: String },
     #[error("annotation {name}: there is none of that name; {remedy}")]
     UnknownAnnotation { name: String, remedy: String },
     #[error("annotation {name}: {value:?} is no {what}; write {remedy}")]
@@ -73,6 +77,7 @@ impl Refusal {
             Self::InjectAnnotation { .. } => "inject_annotation",
             Self::HostNetwork => "host_network",
             Self::Windows => "windows",
+            Self::DnsPolicy { .. } => "dns_policy",
             Self::UnknownAnnotation { .. } => "unknown_annotation",
             Self::Annotation { .. } | Self::Limit { .. } | Self::Capture(_) => "annotation",
             Self::Mark { .. } | Self::Status { .. } => "forged_mark",

@@ -34,6 +34,23 @@ fn a_pod_that_no_sidecar_can_serve_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn a_pod_whose_resolver_does_not_know_the_control_plane_is_refused_and_would_never_start() {
+    let asks = |spec: Value| pod(&json!({ "spec": spec }));
+    let node = asks(json!({ "dnsPolicy": "Default" }));
+    check(&node, "dns_policy", "dnsPolicy: Default: the pod's resolver does not know control.outrigger-system.svc");
+    let servers = json!({ "nameservers": ["169.254.20.10"] });
+    check(&asks(json!({ "dnsPolicy": "None", "dnsConfig": servers })), "dns_policy", "in dnsConfig.searches");
+    let whole = json!({ "nameservers": ["169.254.20.10"], "searches": ["svc.cluster.local", "cluster.local"] });
+    injected(&asks(json!({ "dnsPolicy": "None", "dnsConfig": whole })));
+    injected(&asks(json!({ "dnsPolicy": "ClusterFirst" })));
+    // Where the control plane is known otherwise, it is the pod's own affair how it resolves names.
+    for control in ["10.96.0.7:14010", "[fd00::7]:14010", "control.mesh.example:14010"] {
+        let settings = Settings { control: control.to_owned(), ..Settings::default() };
+        assert!(inject(&node, &shop(), &settings).is_ok(), "{control}");
+    }
+}
+
+#[test]
 fn a_label_that_says_nothing_is_refused() {
     let labelled = pod(&json!({ "metadata": { "labels": { "outrigger.dev/inject": "true" } } }));
     check(&labelled, "inject_label", "of the pod: \"true\" says nothing; write enabled or disabled");
