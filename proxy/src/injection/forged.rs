@@ -33,6 +33,9 @@ pub(super) fn earlier(pod: &Pod) -> Result<Option<Earlier>, Refusal> {
         (Some((mode, container)), Some(label), Some(status)) if label == marks::INJECTED => {
             Some(read_earlier(spec, mode, container, status)?)
         }
+        // A copy of a pod (`kubectl debug --copy-to`) has its containers and neither its labels nor its annotations. What it was
+        // asked for is not known any more, so it is made as for a new pod.
+        (Some((mode, container)), None, None) if looks_made(container) => Some(read_earlier(spec, mode, container, "{}")?),
         (Some(_), ..) => return Err(Refusal::ContainerName),
     };
     refuse_others(spec, earlier.is_some())?;
@@ -47,6 +50,10 @@ pub(super) fn earlier(pod: &Pod) -> Result<Option<Earlier>, Refusal> {
 pub(crate) fn refuse_forged(pod: &Value) -> Result<(), Refusal> {
     let read: Pod = serde_json::from_value(pod.clone()).map_err(|error| Refusal::Shape(error.to_string()))?;
     let Some(earlier) = earlier(&read)? else { return Ok(()) };
+    // A copy that nobody has made a pod of the mesh again.
+    if read.metadata.labels.as_ref().is_none_or(|labels| !labels.contains_key(marks::SIDECAR)) {
+        return Err(Refusal::ContainerName);
+    }
     let first = match earlier.mode {
         Mode::Native => read.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()).and_then(|list| list.first()),
         Mode::Classic => read.spec.as_ref().and_then(|spec| spec.containers.first()),
@@ -55,6 +62,11 @@ pub(crate) fn refuse_forged(pod: &Value) -> Result<(), Refusal> {
         return Err(Refusal::NotOurs { fault: "it is not the first, so what stands before it would have no network" });
     }
     Ok(())
+}
+
+/// Has the container what only the injection writes? Whether it is whole is looked at by [`read_earlier`].
+fn looks_made(container: &Container) -> bool {
+    container.env.iter().flatten().any(|variable| variable.name == super::sidecar::PROBES)
 }
 
 fn read_earlier(spec: &PodSpec, mode: Mode, container: &Container, status: &str) -> Result<Earlier, Refusal> {

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{annotated, doors, injected, pod, shop, sidecar, variable};
-use crate::injection::{Outcome, Settings, inject, refuse_forged};
+use super::{annotated, doors, injected, pod, refused, shop, sidecar, variable};
+use crate::injection::{Outcome, Refusal, Settings, inject, refuse_forged};
 use crate::model::marks::Mode;
 
 fn busy() -> Value {
@@ -67,6 +67,50 @@ fn what_another_webhook_adds_is_covered_and_stays() {
     assert_eq!(doors(&again)["metrics"]["port"], 9102);
     assert_eq!(refuse_forged(&again), Ok(()));
     assert_eq!(injected(&again).pod, again);
+}
+
+/// As `kubectl debug --copy-to` makes it: without labels and annotations, and with what the API server wrote into the pod.
+fn copied(injected: &Value, keeps: &[&str]) -> Value {
+    let mut copy = injected.clone();
+    copy["metadata"] = json!({ "name": "web-copy", "namespace": "shop" });
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"].iter().filter(|probe| !keeps.contains(probe)) {
+        copy["spec"]["containers"][0].as_object_mut().unwrap().remove(*probe);
+    }
+    copy["spec"]["containers"].as_array_mut().unwrap().push(json!({ "name": "dbg", "image": "busybox" }));
+    copy
+}
+
+#[test]
+fn a_copy_of_a_pod_that_lost_its_marks_gets_a_sidecar_of_its_own() {
+    for original in [busy(), annotated("outrigger.dev/sidecar-mode", "classic")] {
+        let first = injected(&original).pod;
+        assert_eq!(refuse_forged(&copied(&first, &[])), Err(Refusal::ContainerName), "as it stands it is none");
+        let copy = injected(&copied(&first, &[])).pod;
+        assert_eq!(copy["metadata"]["labels"]["outrigger.dev/sidecar"], "injected");
+        assert_eq!(doors(&copy), json!({}), "its probes were left behind");
+        assert_eq!(refuse_forged(&copy), Ok(()));
+        assert_eq!(injected(&copy).pod, copy);
+        let names = |list: &str| -> Vec<Value> {
+            copy["spec"][list].as_array().into_iter().flatten().map(|one| one["name"].clone()).collect()
+        };
+        let all = [names("initContainers"), names("containers")].concat();
+        assert_eq!(all, ["outrigger", "web", "dbg"]);
+    }
+    let kept = injected(&copied(&injected(&busy()).pod, &["livenessProbe"])).pod;
+    assert_eq!(doors(&kept)["probes"].as_object().unwrap().keys().collect::<Vec<_>>(), ["web/liveness"]);
+}
+
+#[test]
+fn what_is_called_like_the_sidecar_and_is_not_what_the_injection_makes_is_no_copy_of_one() {
+    let forged = |change: &dyn Fn(&mut Value)| {
+        let mut copy = copied(&injected(&busy()).pod, &[]);
+        change(&mut copy["spec"]);
+        refused(&copy).to_string()
+    };
+    let image = |spec: &mut Value| spec["initContainers"][0]["args"] = json!(["sh"]);
+    assert!(forged(&image).contains("it runs something else; take it out"), "{}", forged(&image));
+    let volume = |spec: &mut Value| spec["volumes"].as_array_mut().unwrap().retain(|volume| volume["name"] != "outrigger");
+    assert!(forged(&volume).contains("its volume is not the node agent's"), "{}", forged(&volume));
 }
 
 #[test]

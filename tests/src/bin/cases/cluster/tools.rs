@@ -44,8 +44,24 @@ fn tools(cluster: &Cluster) -> Result<()> {
         let page = from_node(&format!("http://127.0.0.1:{}/forwarded", forwarded.port))?.ok()?;
         ensure!(page.contains("/forwarded"), "{mode}: {page}");
         debugged(&shop, mode)?;
+        copied(&shop, mode)?;
     }
     Ok(())
+}
+
+/// A copy of a pod to look into is a pod of the mesh with a sidecar of its own.
+fn copied(shop: &Namespace<'_>, pod: &str) -> Result<()> {
+    let (copy, image) = (format!("{pod}-copy"), format!("--image={TESTS_IMAGE}"));
+    let to = format!("--copy-to={copy}");
+    let debug = ["debug", pod, &to, &image, "--image-pull-policy=Never", "--profile=restricted", "--container=look", "--"];
+    shop.run(&[&debug[..], &["/bin/busybox", "sleep", "infinity"]].concat())?;
+    shop.wait("Ready", PATIENCE, &[&format!("pod/{copy}")])?;
+    let called = wait_for("a call of the copy's", PATIENCE, || {
+        let (status, body) = shop.ask(&copy, "look", &["http://web/"])?;
+        ensure!(status == 200, "{status} {body}");
+        Ok(())
+    });
+    called.with_context(|| shop.cluster.story(shop.name))
 }
 
 /// A container that comes later is of the pod as all others are: it calls through the mesh.
