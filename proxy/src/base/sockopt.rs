@@ -2,12 +2,13 @@
 //!
 //! The sidecar declares the true client of a connection that it opens to its own application by a private option. The
 //! kernel programs of capture take it, so that the application's `getpeername` tells that client. Without capture the
-//! kernel does not know the option and says so (`ENOPROTOOPT`). What a peer acknowledged is asked of the kernel too.
-#![expect(unsafe_code, reason = "neither an option of our own nor SIOCOUTQ has a safe wrapper")]
+//! kernel does not know the option and says so (`ENOPROTOOPT`). What a peer acknowledged, and which process it is, is asked of
+//! the kernel too.
+#![expect(unsafe_code, reason = "neither an option of our own nor SIOCOUTQ nor SO_PEERPIDFD has a safe wrapper")]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use socket2::SockRef;
 
@@ -67,6 +68,27 @@ pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
     if answer == 0 { Ok(u64::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The process that connected a Unix socket, or made the pair that it is of, as a pidfd: it stands for that process, whoever
+/// has its id later.
+///
+/// # Errors
+/// `ENOPROTOOPT`: the kernel is older than 6.5. `ESRCH`: the process has ended (the kernel is older than 6.16).
+pub(crate) fn peer_process(socket: &impl AsFd) -> io::Result<OwnedFd> {
+    let mut process: libc::c_int = -1;
+    let mut length: libc::socklen_t = 4;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `process`, and both live through the call.
+    let answer = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut process).cast(), &raw mut length)
+    };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(process) })
+}
+
+/// Of `include/uapi/asm-generic/socket.h`.
+const SO_PEERPIDFD: libc::c_int = 77;
 /// The highest one that a process without capabilities may give (socket(7)). Nothing schedules by it on loopback.
 pub(crate) const OWN_DIAL_PRIORITY: u32 = 6;
 /// Of `include/uapi/linux/netlink.h`.

@@ -2,7 +2,7 @@
 //!
 //! One Unix socket for the node, or on Kubernetes one for each pod; one connection per sidecar, kept open for as long as the sidecar lives; the messages are
 //! [`handover`]'s. Who asks is read from the kernel: the network namespace of the asking socket and of the listener
-//! (`SO_NETNS_COOKIE`), the cgroup of the asking process (`SO_PEERCRED`). What the question says of itself is only compared
+//! (`SO_NETNS_COOKIE`), the cgroup of the asking process (`peer.rs`). What the question says of itself is only compared
 //! with that, so that a mistake is named. [`decide`] is the whole decision, without a system call in it. A sidecar that is
 //! enrolled goes on to ask there to be dialled, and tells what came of its probes (`proof.rs`).
 
@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use super::Agent;
 use super::callers::{Callers, Place};
 use super::kubernetes::{self, Cluster, Owner};
+use super::peer::Peer;
 use super::pods::{self, Pod, Pods};
 use super::refusal::Refusal;
 use super::{admission, netns, proof};
@@ -67,17 +68,26 @@ pub(crate) fn decide<'a>(question: &Question, facts: &Facts, pods: &'a Pods) -> 
     if actual != asked {
         return Err(Refusal::AnotherPod { pid, actual, asked });
     }
-    let expected = pod.record.sidecar_cgroup();
-    if facts.caller_cgroup.as_ref() != Some(&expected) {
-        let actual = facts.caller_cgroup.as_ref().map_or_else(|| "unknown".to_owned(), |cgroup| cgroup.display().to_string());
-        return Err(Refusal::NotTheSidecar { pid, actual, expected: expected.display().to_string() });
-    }
+    is_sidecar(pod, pid, facts.caller_cgroup.as_deref())?;
     if question.purpose == Purpose::Enrol {
         are_listeners(facts, &actual)?
     } else if !facts.listeners.is_empty() {
         return Err(Refusal::Descriptors(facts.listeners.len()));
     }
     Ok(pod)
+}
+
+/// Does a process in `cgroup` speak for the sidecar of `pod`? No other process of the pod does, whatever it can reach.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn is_sidecar(pod: &Pod, pid: u32, cgroup: Option<&Path>) -> Result<(), Refusal> {
+    let expected = pod.record.sidecar_cgroup();
+    if cgroup == Some(expected.as_path()) {
+        return Ok(());
+    }
+    let actual = cgroup.map_or_else(|| "unknown".to_owned(), |cgroup| cgroup.display().to_string());
+    Err(Refusal::NotTheSidecar { pid, actual, expected: expected.display().to_string() })
 }
 
 /// One inbound listener of the pod, first, and the outbound ones of one family or two.
@@ -105,7 +115,7 @@ fn listener_port(listener: Option<&ListenerFacts>, facts: &Facts, pod: &Named) -
 }
 
 /// At whose socket somebody asks.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Door {
     /// At the node's.
     Node,
@@ -153,6 +163,10 @@ fn turn_away(agent: &Agent, stream: &UnixStream) {
 }
 
 async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place, door: Door) {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => return debug!(%error, "who connected to the enrolment socket is not known"),
+    };
     let mut enrolled: Option<Enrolment> = None;
     let mut prove = agent.prove.subscribe();
     loop {
@@ -163,7 +177,7 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place, door: 
             timeout(QUESTION_AT_MOST, handover::receive(&stream)).await
         };
         let (answer, given) = match received {
-            Ok(Ok(Some((line, descriptors)))) => match take(&agent, &door, &stream, &line, descriptors).await {
+            Ok(Ok(Some((line, descriptors)))) => match take(&agent, &door, (&stream, &peer), &line, descriptors).await {
                 Ok(Taken { answer, enrolment, given }) => {
                     enrolled = enrolment.or(enrolled);
                     (answer, given)
@@ -242,14 +256,20 @@ impl Taken {
     }
 }
 
-async fn take(agent: &Agent, door: &Door, stream: &UnixStream, line: &[u8], descriptors: Vec<OwnedFd>) -> Result<Taken, Refusal> {
+async fn take(
+    agent: &Agent,
+    door: &Door,
+    (stream, peer): (&UnixStream, &Peer),
+    line: &[u8],
+    descriptors: Vec<OwnedFd>,
+) -> Result<Taken, Refusal> {
     let question: Question = serde_json::from_slice(line).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     let asked = Named::new(question.namespace.as_str(), question.name.as_str());
     if let Door::Pod { owner, cluster } = door {
         if matches!(question.purpose, Purpose::Prove | Purpose::Wait) {
             return Err(Refusal::NotHere);
         }
-        Box::pin(kubernetes::admission::admit(agent, cluster, owner, stream, &asked)).await?;
+        Box::pin(kubernetes::admission::admit(agent, cluster, owner, (stream, peer), &asked)).await?;
         if let Some(refusal) = unenrolled(agent, &asked) {
             return Err(refusal);
         }
@@ -278,7 +298,8 @@ async fn take(agent: &Agent, door: &Door, stream: &UnixStream, line: &[u8], desc
         // It may be all that this pod waited for. What is not well is said below.
         drop(wait_for(agent, &asked).await);
     }
-    let facts = facts(stream, &descriptors, &agent.cgroup_root).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+    let facts =
+        facts((stream, peer), &descriptors, &agent.cgroup_root).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     let pod = decide(&question, &facts, &agent.pods.borrow()).map(Arc::clone)?;
     let cookie = pod.record.netns_cookie;
     match question.purpose {
@@ -383,15 +404,11 @@ fn unenrolled(agent: &Agent, asked: &Named) -> Option<Refusal> {
     Some(Refusal::Unenrolled { pod: asked.clone(), why: fault.text.clone(), remedy: fault.remedy.clone() })
 }
 
-fn facts(stream: &UnixStream, descriptors: &[OwnedFd], cgroup_root: &Path) -> io::Result<Facts> {
-    let peer = sockopt::socket_peercred(stream)?;
-    let caller_pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+fn facts((stream, peer): (&UnixStream, &Peer), descriptors: &[OwnedFd], cgroup_root: &Path) -> io::Result<Facts> {
     Ok(Facts {
         caller_cookie: netns::cookie_of_socket(stream)?,
-        caller_pid,
-        caller_cgroup: std::fs::read_to_string(format!("/proc/{caller_pid}/cgroup"))
-            .ok()
-            .and_then(|text| kubernetes::container_of(&text, cgroup_root).or_else(|| cgroup_of(&text, cgroup_root))),
+        caller_pid: peer.pid,
+        caller_cgroup: peer.cgroup(cgroup_root),
         listeners: descriptors.iter().map(|descriptor| listener_facts(descriptor).ok()).collect(),
     })
 }
@@ -407,12 +424,6 @@ fn listener_facts(descriptor: &OwnedFd) -> io::Result<ListenerFacts> {
         listening: sockopt::socket_acceptconn(descriptor)?,
         port: address.map_or(0, |address| address.port()),
     })
-}
-
-/// The cgroup2 folder in a `/proc/PID/cgroup`: its line has hierarchy 0 and no controllers (cgroups(7)).
-pub(crate) fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
-    let path = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(root.join(path))
 }
 
 /// Both ways, both families, and what the agent itself told.
@@ -531,13 +542,5 @@ mod tests {
     #[test]
     fn another_version_is_refused() {
         refused(&Question { outrigger: 2, ..web() }, &sidecar(), "the question is of version 2");
-    }
-
-    #[test]
-    fn a_process_is_found_in_its_cgroup_on_pure_and_hybrid_hosts() {
-        let root = Path::new("/sys/fs/cgroup");
-        assert_eq!(cgroup_of("0::/outrigger/pods/a.b/sidecar\n", root), Some(root.join("outrigger/pods/a.b/sidecar")));
-        assert_eq!(cgroup_of("4:memory:/x\n1:name=systemd:/y\n0::/\n", root), Some(root.join("")));
-        assert_eq!(cgroup_of("4:memory:/x\n", root), None);
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGauge,
     /// Questions of sidecars, by what became of them.
     pub(crate) enrolments: IntCounterVec,
+    /// Calls of the Workload API, by what became of them.
+    pub(crate) identity_calls: IntCounterVec,
     /// Pods that could not be enrolled, by why.
     pub(crate) refused: IntCounterVec,
     /// What became of pods that lost their sidecar.
@@ -72,6 +74,12 @@ impl Metrics {
                 &registry,
                 "outrigger_node_enrolments_total",
                 "Questions of sidecars, by what became of them.",
+                &["outcome"],
+            )?,
+            identity_calls: metrics::counters(
+                &registry,
+                "outrigger_node_workload_api_calls_total",
+                "Calls of the Workload API, by what became of them.",
                 &["outcome"],
             )?,
             refused: metrics::counters(

@@ -23,6 +23,7 @@ mod maps;
 pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod nftables;
+pub(crate) mod peer;
 pub(crate) mod pods;
 pub(crate) mod proof;
 mod refusal;
@@ -322,7 +323,8 @@ pub(crate) async fn run(config: Config, footing: Footing, clock: WallClock, mut 
         }
         Doors::Kubernetes(cluster) => {
             let client = kubernetes::client().await?;
-            kubernetes::start(&agent, &Arc::new(Cluster::new()), client, cluster, &config.state, clock.clone(), &mut parts)?;
+            let heard = Arc::new(Cluster::new(client.clone()));
+            kubernetes::start(&agent, &heard, client, cluster, &config.state, clock.clone(), &mut parts)?;
         }
     }
     let joined = agent.authority.clone();

@@ -77,7 +77,7 @@ impl Refusal {
             Self::Version(_) => "run the sidecar and the node agent from one release",
             Self::NoPod { .. } => "start the sidecar inside a pod that `outrigger run` made",
             Self::AnotherPod { .. } => "give the sidecar the namespace and name of its own pod",
-            Self::NotTheSidecar { .. } => "only the process in the pod's sidecar cgroup may enrol it",
+            Self::NotTheSidecar { .. } => "only the pod's sidecar may ask, in the cgroup in which it was enrolled",
             Self::Descriptors(_) => "send the inbound listener, the outbound ones, and nothing else with the question",
             Self::NotTcp | Self::NotListening => "send a TCP socket that listens",
             Self::ForeignListener(_) => "make the listener inside the pod",

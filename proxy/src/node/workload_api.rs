@@ -1,10 +1,13 @@
 //! The SPIFFE Workload API: who asks is told who it is, and is told again whenever that changes.
 //!
 //! Source: the SPIFFE Workload API standard, sections 4 (security header), 5 (X.509 profile) and 6 (errors). The caller
-//! is known by the network namespace in which its socket was made (`SO_NETNS_COOKIE` of the accepted socket), never by
-//! what it says; a caller outside every pod gets nothing. Where pods have their identities from elsewhere, nobody gets any.
+//! is known by the network namespace in which its socket was made (`SO_NETNS_COOKIE` of the accepted socket) and by the cgroup
+//! of its process (`peer.rs`), never by what it says. Invariant: a pod's key goes to its sidecar alone, to the process in the
+//! cgroup in which that is enrolled. This is looked at for each call, and again before each answer of a stream. Where pods
+//! have their identities from elsewhere, nobody gets any.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +23,15 @@ use tonic::{Request, Response, Status};
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
-use super::Agent;
 use super::authority::Bundle;
 use super::callers::{Callers, Place};
 use super::identities::{Issuer, Svid};
 use super::kubernetes::Owner;
-use super::netns;
-use super::pods::Pod;
+use super::peer::Peer;
+use super::pods::{Pod, Pods};
 use super::workload_proto::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use super::workload_proto::{X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse};
+use super::{Agent, enrolment, netns};
 
 /// Answers on `socket` until the agent ends, `most` connections at once; where it is one pod's socket, that `owner` alone.
 pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener, owner: Option<Arc<Owner>>, most: usize) {
@@ -60,9 +63,13 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener, owner: Option
     }
 }
 
-/// The network namespace in which the caller's socket was made.
-#[derive(Clone, Copy, Debug)]
-struct Caller(u64);
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+struct Caller {
+    /// Of the network namespace in which its socket was made.
+    cookie: u64,
+    peer: Peer,
+}
 
 #[derive(Clone)]
 struct Api {
@@ -73,9 +80,13 @@ struct Api {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 async fn connection(api: Api, stream: UnixStream, place: Place) {
-    let caller = Caller(place.cookie());
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => return debug!(%error, "who connected to the Workload API is not known"),
+    };
+    let caller = Arc::new(Caller { cookie: place.cookie(), peer });
     let service = SpiffeWorkloadApiServer::new(api).map_request(move |mut request: http::Request<_>| {
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(Arc::clone(&caller));
         request
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -95,9 +106,9 @@ impl SpiffeWorkloadApi for Api {
     type FetchX509BundlesStream = Answers<X509BundlesResponse>;
 
     async fn fetch_x509svid(&self, request: Request<X509svidRequest>) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        let pod = self.caller(&request)?;
+        let (caller, pod) = self.caller(&request)?;
         let domain = trust_domain_id(&pod);
-        let states = states(&self.agent, pod);
+        let states = self.states(caller, &pod);
         let answers = unfold(states, move |mut states| {
             let domain = domain.clone();
             async move {
@@ -118,9 +129,9 @@ impl SpiffeWorkloadApi for Api {
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        let pod = self.caller(&request)?;
+        let (caller, pod) = self.caller(&request)?;
         let domain = trust_domain_id(&pod);
-        let states = states(&self.agent, pod);
+        let states = self.states(caller, &pod);
         let answers = unfold(states, move |mut states| {
             let domain = domain.clone();
             async move {
@@ -140,8 +151,8 @@ impl SpiffeWorkloadApi for Api {
 }
 
 impl Api {
-    /// The caller's pod, if it may ask at all.
-    fn caller<T>(&self, request: &Request<T>) -> Result<Arc<Pod>, Status> {
+    /// The caller and its pod, if it may ask at all.
+    fn caller<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, Arc<Pod>), Status> {
         // "Servers MUST reject requests that do not carry the metadata key `workload.spiffe.io` with the value `true`": a
         // browser or a confused proxy cannot send it.
         if request.metadata().get(SECURITY_HEADER).is_none_or(|value| value != "true") {
@@ -152,17 +163,49 @@ impl Api {
                 "the mesh has its identities from another Workload API; make the pod anew, so that its sidecar asks there",
             ));
         }
-        let Caller(cookie) = request.extensions().get().copied().ok_or_else(|| Status::internal("no caller"))?;
-        let pod = self.agent.pods.borrow().get(&cookie).map(Arc::clone).ok_or_else(no_identity)?;
-        let is_his = self.owner.as_ref().is_none_or(|owner| pod.record.uid.as_ref() == Some(&owner.uid));
-        if is_his { Ok(pod) } else { Err(no_identity()) }
+        let caller = request.extensions().get().map(Arc::clone).ok_or_else(|| Status::internal("no caller"))?;
+        let pod = self.pod_of(&caller);
+        self.agent.metrics.identity_calls.with_label_values(&[if pod.is_ok() { "answered" } else { "refused" }]).inc();
+        Ok((caller, pod?))
     }
+
+    /// The pod of which the caller is the sidecar now.
+    fn pod_of(&self, Caller { cookie, peer }: &Caller) -> Result<Arc<Pod>, Status> {
+        let cgroup = peer.cgroup(&self.agent.cgroup_root);
+        decide(&self.agent.pods.borrow(), self.owner.as_deref(), *cookie, (peer.pid, cgroup.as_deref()))
+    }
+
+    fn states(&self, caller: Arc<Caller>, pod: &Pod) -> States {
+        States {
+            api: self.clone(),
+            caller,
+            svid: pod.svid.subscribe(),
+            bundle: self.agent.authority.bundle(),
+            sent: Bundle::default(),
+            fresh: true,
+            ended: false,
+        }
+    }
+}
+
+/// The pod of which a process is the sidecar, who asks from the network namespace `cookie` at the socket of `owner`, or at
+/// everybody's.
+fn decide(pods: &Pods, owner: Option<&Owner>, cookie: u64, (pid, cgroup): (u32, Option<&Path>)) -> Result<Arc<Pod>, Status> {
+    let pod = pods.get(&cookie).ok_or_else(no_identity)?;
+    if owner.is_some_and(|owner| pod.record.uid.as_ref() != Some(&owner.uid)) {
+        return Err(no_identity());
+    }
+    enrolment::is_sidecar(pod, pid, cgroup).map_err(|refusal| {
+        warn!(pod = %pod.record.named(), error = %refusal, remedy = refusal.remedy(), "an identity was refused");
+        Status::permission_denied(format!("no identity issued; {refusal}; {}", refusal.remedy()))
+    })?;
+    Ok(Arc::clone(pod))
 }
 
 /// What a stream follows.
 struct States {
-    cookie: u64,
-    agent: Arc<Agent>,
+    api: Api,
+    caller: Arc<Caller>,
     svid: watch::Receiver<Option<Arc<Svid>>>,
     bundle: watch::Receiver<Bundle>,
     /// The bundle sent last.
@@ -171,21 +214,9 @@ struct States {
     ended: bool,
 }
 
-fn states(agent: &Arc<Agent>, pod: Arc<Pod>) -> States {
-    States {
-        cookie: pod.record.netns_cookie,
-        agent: Arc::clone(agent),
-        svid: pod.svid.subscribe(),
-        bundle: agent.authority.bundle(),
-        sent: Bundle::default(),
-        fresh: true,
-        ended: false,
-    }
-}
-
 impl States {
-    /// Returns at once the first time, then after each change; a pod that is gone ends the stream. Nothing is held of the
-    /// pod itself, so that its certificates end with it.
+    /// Returns at once the first time, then after each change; a pod that is gone ends the stream, and so does a caller that
+    /// is its sidecar no more. Nothing is held of the pod itself, so that its certificates end with it.
     async fn changed(&mut self) -> Result<(), Status> {
         if self.ended {
             return Err(no_identity());
@@ -200,8 +231,8 @@ impl States {
             changed = self.svid.changed() => changed,
             changed = self.bundle.changed() => changed,
         };
-        let present = self.agent.pods.borrow().contains_key(&self.cookie);
-        if changed.is_err() || !present { Err(no_identity()) } else { Ok(()) }
+        changed.map_err(|_pod_is_gone| no_identity())?;
+        self.api.pod_of(&self.caller).map(drop)
     }
 
     /// The stream's last word was said; the next time there is none.
@@ -255,3 +286,56 @@ pub(super) const CONNECTIONS_MAX: usize = 4096;
 const STREAMS_MAX: u32 = 16;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::super::pods::tests::{known, record};
+    use super::*;
+    use crate::model::pod_record::PodRecord;
+
+    #[track_caller]
+    fn is_told(pods: &Pods, owner: Option<&str>, cookie: u64, cgroup: Option<&str>) -> Result<String, String> {
+        let owner = owner.map(|uid| Owner {
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: uid.into(),
+            service_account: "web".into(),
+        });
+        let decided = decide(pods, owner.as_ref(), cookie, (7, cgroup.map(Path::new)));
+        decided.map(|pod| pod.record.name.clone()).map_err(|status| {
+            assert_eq!(status.code(), tonic::Code::PermissionDenied);
+            status.message().to_owned()
+        })
+    }
+
+    #[test]
+    fn a_pods_key_goes_to_its_sidecar_and_to_no_other_process_of_its_network() {
+        let pods = known(&[record("web", 1), record("api", 2)]);
+        let of = |cgroup| is_told(&pods, None, 1, cgroup);
+        assert_eq!(of(Some("/sys/fs/cgroup/outrigger/pods/shop.web/sidecar")).as_deref(), Ok("web"));
+        for other in [
+            Some("/sys/fs/cgroup/outrigger/pods/shop.web/app"),
+            Some("/sys/fs/cgroup/outrigger/pods/shop.web/sidecar/below"),
+            Some("/sys/fs/cgroup/outrigger/pods/shop.api/sidecar"),
+            None,
+        ] {
+            let refused = of(other).unwrap_err();
+            assert!(refused.contains("(pid 7)") && refused.contains("only the pod's sidecar may ask"), "{refused}");
+        }
+        assert!(is_told(&pods, None, 9, None).unwrap_err().contains("in no pod of this node"));
+    }
+
+    #[test]
+    fn a_container_of_a_pod_that_is_not_the_enrolled_one_is_told_nothing_and_the_next_life_of_the_sidecar_is() {
+        let container = |id: &str| format!("/sys/fs/cgroup/kubepods/pod0a-1/{id}");
+        let enrolled = |id: &str| {
+            let sidecar = Some(container(id).into());
+            known(&[PodRecord { uid: Some("0a-1".into()), sidecar, ..record("web", 1) }])
+        };
+        let (before, after) = (enrolled("aa11"), enrolled("cc33"));
+        let of = |pods: &Pods, id: &str| is_told(pods, Some("0a-1"), 1, Some(&container(id))).is_ok();
+        assert_eq!((of(&before, "aa11"), of(&before, "bb22"), of(&before, "cc33")), (true, false, false));
+        assert_eq!((of(&after, "aa11"), of(&after, "bb22"), of(&after, "cc33")), (false, false, true));
+        assert!(is_told(&before, Some("0b-2"), 1, Some(&container("aa11"))).is_err(), "at another pod's socket");
+    }
+}

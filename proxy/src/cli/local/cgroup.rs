@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::node::enrolment::cgroup_of;
+use crate::node::peer::cgroup_of;
 
 /// Below the cgroup2 mount, one for each pod.
 pub(crate) use crate::model::pod_record::CGROUPS as PODS;

@@ -154,10 +154,6 @@ pub(crate) fn app_command(
     if record.unprotected {
         child.envs(PROXY_VARIABLES);
     }
-    // SPIFFE Workload Endpoint 4: where a program finds the Workload API, unless it was told of another one.
-    if std::env::var_os(WORKLOAD_ENDPOINT).is_none() {
-        child.env(WORKLOAD_ENDPOINT, format!("unix://{}", runtime("workload.sock").display()));
-    }
     if let Some(user) = user {
         user.tell(&mut child);
     }
@@ -363,7 +359,6 @@ const PROXY_VARIABLES: [(&str, &str); 6] = [
     ("no_proxy", "localhost,127.0.0.1,::1"),
     ("NO_PROXY", "localhost,127.0.0.1,::1"),
 ];
-const WORKLOAD_ENDPOINT: &str = "SPIFFE_ENDPOINT_SOCKET";
 /// Where the C library reads who answers for names.
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 const SIDECAR_VARIABLES: [&str; 5] =

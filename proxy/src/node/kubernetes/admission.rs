@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::sockopt;
 use tokio::net::UnixStream;
 use tracing::info;
 
@@ -17,6 +17,7 @@ use crate::base::names::Named;
 use crate::base::state;
 use crate::model::capture::CaptureError;
 use crate::model::pod_record::PodRecord;
+use crate::node::peer::Peer;
 use crate::node::pods::Pod;
 use crate::node::{Agent, addresses, admission, netns};
 
@@ -35,6 +36,9 @@ pub(crate) enum Refused {
     /// The environment: the API server is away, or does not know the pod.
     #[error("the API server has not said anything of the pod {0}")]
     Unheard(Named),
+    /// The caller: another container is the sidecar, and runs.
+    #[error("the caller (pid {pid}) is another container than the sidecar of the pod {pod}, which runs")]
+    Beside { pid: u32, pod: Named },
     /// The environment: one of them speaks of another pod.
     #[error("the kubelet and the API server do not agree about the pod {0}")]
     Disagree(Named),
@@ -63,6 +67,7 @@ impl Refused {
     pub(crate) fn remedy(&self) -> &'static str {
         match self {
             Self::AnotherName { .. } => "give the sidecar its own pod's namespace and name (the downward API)",
+            Self::Beside { .. } => "let no other container mount the sidecar's volume",
             Self::NotOfPod { .. } => "only the pod's own sidecar may ask there",
             Self::NoCgroup => "mount the node's cgroup2 hierarchy at /sys/fs/cgroup of the node agent's container",
             Self::Unheard(_) => {
@@ -93,18 +98,21 @@ pub(crate) async fn admit(
     agent: &Agent,
     cluster: &Cluster,
     owner: &Owner,
-    stream: &UnixStream,
+    (stream, peer): (&UnixStream, &Peer),
     asked: &Named,
 ) -> Result<(), Refused> {
-    let caller = caller(agent, owner, stream)?;
+    let caller = caller(agent, owner, stream, peer)?;
     if *asked != owner.named() {
         return Err(Refused::AnotherName { pid: caller.pid, asked: asked.clone(), actual: owner.named() });
     }
     if agent.pods.borrow().get(&caller.cookie).is_some_and(|pod| is_his(pod, owner, &caller)) {
         return Ok(());
     }
-    let record = match cluster.pod(&owner.uid).await {
-        Some(described) => record(owner, &caller, &described, stream)?,
+    let record = match cluster.pod(owner, &caller.container.id).await {
+        Some(described) => {
+            beside(agent, owner, &caller, &described)?;
+            record(owner, &caller, &described, stream)?
+        }
         // An agent that comes back while the API server is away: the same container was made sure of before.
         None => written(agent, owner, &caller).ok_or_else(|| Refused::Unheard(owner.named()))?,
     };
@@ -140,11 +148,10 @@ fn is_his(pod: &Pod, owner: &Owner, caller: &Caller) -> bool {
     pod.record.uid.as_ref() == Some(&owner.uid) && pod.record.sidecar.as_ref() == Some(&caller.folders.container)
 }
 
-fn caller(agent: &Agent, owner: &Owner, stream: &UnixStream) -> Result<Caller, Refused> {
+fn caller(agent: &Agent, owner: &Owner, stream: &UnixStream, peer: &Peer) -> Result<Caller, Refused> {
     let kernel = |error: io::Error| Refused::Kernel(error.to_string());
-    let peer = sockopt::socket_peercred(stream).map_err(|error| kernel(error.into()))?;
-    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let pid = peer.pid;
+    let text = peer.proc_cgroup().unwrap_or_default();
     let container = container(&text, pid, owner)?;
     let folders = container.folders(&agent.cgroup_root).ok_or(Refused::NoCgroup)?;
     Ok(Caller { pid, cookie: netns::cookie_of_socket(stream).map_err(kernel)?, container, folders })
@@ -200,6 +207,26 @@ fn check(owner: &Owner, container: &Container, described: &Described) -> Result<
         return Err(Refused::HostNetwork(owner.named()));
     }
     Ok(described.check_sidecar(&container.id)?)
+}
+
+/// A container that the status does not name yet takes nobody's place that is taken: the kubelet starts a sidecar anew when
+/// its former container has ended.
+fn beside(agent: &Agent, owner: &Owner, caller: &Caller, described: &Described) -> Result<(), Refused> {
+    let former = agent.pods.borrow().get(&caller.cookie).and_then(|pod| pod.record.sidecar.clone());
+    let former = former.filter(|former| *former != caller.folders.container);
+    if !described.names_sidecar(&caller.container.id) && former.is_some_and(|former| is_populated(&former)) {
+        return Err(Refused::Beside { pid: caller.pid, pod: owner.named() });
+    }
+    Ok(())
+}
+
+/// Does a process run in this cgroup, or in one below it? One of which that cannot be told is not taken for empty.
+fn is_populated(cgroup: &Path) -> bool {
+    match std::fs::read_to_string(cgroup.join("cgroup.events")) {
+        Ok(events) => !events.lines().any(|line| line == "populated 0"),
+        // It went with its container. One that goes while it is read is told by another error.
+        Err(error) => error.kind() != io::ErrorKind::NotFound && error.raw_os_error() != Some(libc::ENODEV),
+    }
 }
 
 /// The record of the pod, if it is of the very container that asks.
@@ -273,6 +300,19 @@ mod tests {
         assert!(matches!(container("", 7, &owner()), Err(Refused::NotOfPod { .. })));
         let host = pod(|pod| pod["spec"]["hostNetwork"] = json!(true));
         assert_eq!(check(&owner(), &of("0a-1", ID).unwrap(), &host), Err(Refused::HostNetwork(owner().named())));
+    }
+
+    #[test]
+    fn a_sidecars_place_is_taken_for_as_long_as_a_process_runs_in_its_cgroup() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let says = |text: &str| {
+            std::fs::write(cgroup.path().join("cgroup.events"), text).unwrap();
+            is_populated(cgroup.path())
+        };
+        assert!(says("populated 1\nfrozen 0\n"));
+        assert!(!says("populated 0\nfrozen 0\n"));
+        assert!(says(""), "what says nothing is not taken for empty");
+        assert!(!is_populated(&cgroup.path().join("gone")));
     }
 
     #[test]

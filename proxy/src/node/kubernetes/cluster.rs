@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::ListParams;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::described::Described;
+use super::volume::Owner;
 use crate::injection;
 use crate::model::marks;
 
@@ -24,8 +26,8 @@ pub(crate) type PodsByUid = BTreeMap<String, Arc<Described>>;
 pub(crate) type Namespaces = BTreeMap<String, injection::Namespace>;
 
 /// What was heard.
-#[derive(Debug)]
 pub(crate) struct Cluster {
+    client: Client,
     /// `None` before the first whole list.
     pub(crate) pods: watch::Sender<Option<PodsByUid>>,
     pub(crate) namespaces: watch::Sender<Option<Namespaces>>,
@@ -33,33 +35,45 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Nothing was heard yet.
-    pub(crate) fn new() -> Self {
-        Self { pods: watch::Sender::new(None), namespaces: watch::Sender::new(None) }
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, pods: watch::Sender::new(None), namespaces: watch::Sender::new(None) }
     }
 
-    /// The pod `uid`, waited for a while: its kubelet may have heard of it a moment earlier.
-    pub(crate) async fn pod(&self, uid: &str) -> Option<Arc<Described>> {
-        let mut heard = self.pods.subscribe();
-        let found = async {
-            loop {
-                let found = heard.borrow_and_update().as_ref().and_then(|pods| pods.get(uid).map(Arc::clone));
-                if found.is_some() || heard.changed().await.is_err() {
-                    return found;
-                }
+    /// The pod of `owner`, in which the container `id` asks. What was heard of it is enough where it names that container. Where
+    /// it does not, the API server is asked for the pod as it is now: a container may have been added that this watch has
+    /// not heard of, and the kubelet has.
+    pub(crate) async fn pod(&self, owner: &Owner, id: &str) -> Option<Arc<Described>> {
+        let heard = self.pods.borrow().as_ref().and_then(|pods| pods.get(&owner.uid).map(Arc::clone));
+        match heard.filter(|pod| pod.names_sidecar(id)) {
+            Some(pod) => Some(pod),
+            None => tokio::time::timeout(HEARD_WITHIN, self.pod_now(owner)).await.unwrap_or_default().map(Arc::new),
+        }
+    }
+
+    /// A list without a version is of what is written at that moment (Kubernetes' API concepts, "resource versions").
+    async fn pod_now(&self, owner: &Owner) -> Option<Described> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &owner.namespace);
+        let of_name = ListParams::default().fields(&format!("metadata.name={}", owner.name));
+        match api.list(&of_name).await {
+            Ok(listed) => listed.items.iter().filter_map(Described::of).find(|pod| pod.owner.uid == owner.uid),
+            Err(error) => {
+                warn!(pod = %owner.named(), error = super::super::chain(&error), "the API server does not say what the pod is");
+                None
             }
-        };
-        tokio::time::timeout(HEARD_WITHIN, found).await.unwrap_or_default()
+        }
     }
 
     /// Follows the pods of `node` for ever.
-    pub(crate) async fn follow_pods(&self, client: Client, node: &str) {
+    pub(crate) async fn follow_pods(&self, node: &str) {
+        let client = self.client.clone();
         let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         let entry = |pod: &Pod| Described::of(pod).map(|described| (described.owner.uid.clone(), Arc::new(described)));
         follow(Api::<Pod>::all(client), config, "pods", entry, &self.pods).await;
     }
 
     /// Follows the namespaces for ever.
-    pub(crate) async fn follow_namespaces(&self, client: Client) {
+    pub(crate) async fn follow_namespaces(&self) {
+        let client = self.client.clone();
         let entry = |namespace: &Namespace| {
             let metadata = &namespace.metadata;
             let name = metadata.name.clone()?;
@@ -146,6 +160,9 @@ const HEARD_WITHIN: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::described::NotSidecar;
     use super::*;
 
     type Known = Option<BTreeMap<String, u8>>;
@@ -155,6 +172,49 @@ mod tests {
         let (mut listed, mut known) = (BTreeMap::new(), None);
         let changed = events.into_iter().map(|event| apply(event, &entry, &mut listed, &mut known)).collect();
         (known, changed)
+    }
+
+    /// A pod with its sidecar, and the ephemeral containers of that name that mount its volume.
+    fn pod(debugging: Option<&str>) -> serde_json::Value {
+        let mounts = json!([{ "name": "outrigger", "mountPath": "/run/outrigger" }]);
+        let debugging: Vec<_> = debugging.iter().map(|name| json!({ "name": name, "volumeMounts": mounts })).collect();
+        json!({
+            "metadata": { "namespace": "shop", "name": "web-1", "uid": "0a-1" },
+            "spec": {
+                "initContainers": [{ "name": "outrigger", "restartPolicy": "Always", "volumeMounts": mounts }],
+                "containers": [{ "name": "app" }],
+                "ephemeralContainers": debugging,
+                "volumes": [{ "name": "outrigger", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } }],
+            },
+        })
+    }
+
+    /// An API server that says of every list that this is in it; none: it is away.
+    fn server(listed: Option<serde_json::Value>) -> Client {
+        let answer = move |_asked: http::Request<kube::client::Body>| {
+            let listed = listed.clone();
+            async move {
+                let pod = listed.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;
+                let list = json!({ "apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [pod] });
+                Ok::<_, std::io::Error>(http::Response::new(kube::client::Body::from(list.to_string().into_bytes())))
+            }
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test]
+    async fn a_container_that_was_added_and_not_heard_of_yet_is_not_taken_for_the_sidecar() {
+        let described = |pod| Described::of(&serde_json::from_value(pod).unwrap()).unwrap();
+        let heard = described(pod(None));
+        let owner = heard.owner.clone();
+        let asked = async |now: Option<serde_json::Value>| {
+            let cluster = Cluster::new(server(now));
+            cluster.pods.send_replace(Some([(owner.uid.clone(), Arc::new(heard.clone()))].into()));
+            cluster.pod(&owner, "cc33").await.map(|pod| pod.check_sidecar("cc33"))
+        };
+        assert_eq!(asked(Some(pod(Some("look")))).await, Some(Err(NotSidecar::Shared("look".into()))));
+        assert_eq!(asked(Some(pod(None))).await, Some(Ok(())));
+        assert_eq!(asked(None).await, None, "while nobody says what the pod is now, nobody new is let in");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) struct Described {
     pub(crate) others_begun: bool,
     /// The containers that mount a volume of this driver.
     mounted_by: BTreeSet<String>,
+    /// Those of them that were added to a pod that runs, and are never started anew.
+    debugging: BTreeSet<String>,
     /// Names of containers by their ids, of those that have one yet.
     containers: BTreeMap<String, String>,
 }
@@ -69,7 +71,8 @@ impl Described {
         let lasting = spec.init_containers.iter().flatten().chain(&spec.containers);
         let lasting = lasting.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone());
         let debugging = spec.ephemeral_containers.iter().flatten();
-        let debugging = debugging.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone());
+        let debugging: BTreeSet<String> =
+            debugging.filter(|one| mounts(&one.volume_mounts)).map(|one| one.name.clone()).collect();
         let is_classic = marks::container(spec).is_some_and(|(mode, _)| mode == Mode::Classic);
         let has_first = spec.init_containers.iter().flatten().next().is_some();
         let status = pod.status.clone().unwrap_or_default();
@@ -88,7 +91,8 @@ impl Described {
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             begins_without: is_classic && has_first && !has_begun,
             others_begun,
-            mounted_by: lasting.chain(debugging).collect(),
+            mounted_by: lasting.chain(debugging.iter().cloned()).collect(),
+            debugging,
             containers,
         })
     }
@@ -115,6 +119,11 @@ impl Described {
         self.mounted_by.contains(SIDECAR)
     }
 
+    /// Does its status say that the container with this id is the sidecar?
+    pub(crate) fn names_sidecar(&self, id: &str) -> bool {
+        self.containers.get(id).is_some_and(|name| name == SIDECAR)
+    }
+
     /// Is the container with this id its sidecar?
     pub(crate) fn check_sidecar(&self, id: &str) -> Result<(), NotSidecar> {
         if !self.has_sidecar() {
@@ -123,10 +132,14 @@ impl Described {
         match self.containers.get(id) {
             Some(name) if name == SIDECAR => Ok(()),
             Some(name) => Err(NotSidecar::Another(name.clone())),
-            None if self.mounted_by.len() == 1 => Ok(()),
             None => {
-                let others: Vec<&str> = self.mounted_by.iter().map(String::as_str).filter(|name| *name != SIDECAR).collect();
-                Err(NotSidecar::Shared(others.join(", ")))
+                // Whose one id is known is not the one that calls with another.
+                let is_told = |name: &str| self.debugging.contains(name) && self.containers.values().any(|known| known == name);
+                let others = self.mounted_by.iter().map(String::as_str).filter(|name| *name != SIDECAR && !is_told(name));
+                match others.collect::<Vec<_>>().as_slice() {
+                    [] => Ok(()),
+                    others => Err(NotSidecar::Shared(others.join(", "))),
+                }
             }
         }
     }
@@ -196,6 +209,7 @@ pub(super) mod tests {
         let running = pod(status);
         assert_eq!(running.check_sidecar("aa11"), Ok(()));
         assert_eq!(running.check_sidecar("bb22"), Err(NotSidecar::Another("app".into())));
+        assert_eq!(["aa11", "bb22", "cc33"].map(|id| running.names_sidecar(id)), [true, false, false]);
         assert_eq!(
             running.check_sidecar("cc33"),
             Ok(()),
@@ -221,6 +235,20 @@ pub(super) mod tests {
             pod["spec"]["ephemeralContainers"] = json!([{ "name": "debugger", "volumeMounts": mounts }]);
         });
         assert_eq!(debugged.check_sidecar("aa11"), Err(NotSidecar::Shared("debugger".into())));
+    }
+
+    #[test]
+    fn a_debugging_container_that_runs_does_not_keep_a_sidecar_from_coming_back() {
+        let debugged = pod(|pod| {
+            status(pod);
+            let mounts = json!([{ "name": "outrigger", "mountPath": "/x" }]);
+            pod["spec"]["ephemeralContainers"] = json!([{ "name": "debugger", "volumeMounts": mounts }]);
+            pod["status"]["ephemeralContainerStatuses"] = json!([
+                { "name": "debugger", "containerID": "containerd://dd44", "image": "", "imageID": "", "ready": false, "restartCount": 0 },
+            ]);
+        });
+        assert_eq!(debugged.check_sidecar("dd44"), Err(NotSidecar::Another("debugger".into())));
+        assert_eq!(debugged.check_sidecar("cc33"), Ok(()), "the sidecar's next container");
     }
 
     #[test]

@@ -90,10 +90,10 @@ pub(crate) fn start(
 ) -> Result<(), NodeError> {
     let node = agent.authority.node().to_owned();
     let (pods, namespaces) = (Arc::clone(cluster), Arc::clone(cluster));
-    let (asked, of) = (client.clone(), node.clone());
-    let events = Events::new(client.clone(), node.clone(), clock);
-    parts.spawn(async move { pods.follow_pods(asked, &of).await });
-    parts.spawn(async move { namespaces.follow_namespaces(client).await });
+    let of = node.clone();
+    let events = Events::new(client, node.clone(), clock);
+    parts.spawn(async move { pods.follow_pods(&of).await });
+    parts.spawn(async move { namespaces.follow_namespaces().await });
     parts.spawn(ending::follow(Arc::clone(agent), Arc::clone(cluster)));
     parts.spawn(quarantine::follow(Arc::clone(agent), Arc::clone(cluster), events));
 

@@ -148,7 +148,7 @@ pub(crate) fn agent_counts(pod: &str, name: &str, value: &str) -> Result<f64> {
         .with_context(|| format!("no {name} of {pod} and {value} in {text}"))
 }
 
-fn agent_metrics() -> Result<String> {
+pub(crate) fn agent_metrics() -> Result<String> {
     let url = "http://127.0.0.1:14030/metrics";
     finish(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "--max-time", "5", url]), PATIENCE)?.ok()
 }

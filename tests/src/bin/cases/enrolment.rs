@@ -8,6 +8,7 @@ use e2e::mesh::{Mesh, PATIENCE, Pod, Said, binary, cgroup_root, finish, kill, ou
 use e2e::runner::{Case, Runner};
 use rustix::process::Signal;
 
+use crate::capture::agent_metrics;
 use crate::world::{client, echo, expect, metric, service, until};
 
 struct World {
@@ -34,6 +35,7 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "the_user_of_one_sidecar_can_do_nothing_to_another_one", run: |world, _| other_users(world) },
             Case { name: "a_program_with_a_user_of_its_own_has_no_privilege", run: |world, _| without_privilege(world) },
             Case { name: "the_workload_api_tells_nothing_outside_a_pod", run: |world, _| workload_api(world) },
+            Case { name: "the_workload_api_gives_a_pods_key_to_its_sidecar_and_not_to_its_app", run: |world, _| no_key(world) },
             Case { name: "a_killed_agent_finds_its_pods_again", run: |world, _| agent_again(world) },
             Case { name: "a_pod_that_starts_while_the_agent_is_away_waits_for_it", run: |world, _| away(world, "node") },
             Case {
@@ -271,6 +273,24 @@ fn workload_api(_world: &World) -> Result<()> {
     ensure!(without.stdout.contains("grpc-status: 3"), "without the security header: {}", without.all());
     let with = call("workload.spiffe.io: true")?;
     ensure!(with.stdout.contains("grpc-status: 7"), "from outside every pod: {}", with.all());
+    Ok(())
+}
+
+/// The app shares the sidecar's network namespace and reaches the same socket.
+fn no_key(world: &World) -> Result<()> {
+    let call = "printf '\\0\\0\\0\\0\\0' | curl -sS -i --max-time 5 --http2-prior-knowledge --unix-socket /run/outrigger/workload.sock \
+        -H 'content-type: application/grpc' -H 'te: trailers' -H 'workload.spiffe.io: true' --data-binary @- \
+        http://localhost/SpiffeWorkloadAPI/FetchX509SVID";
+    let said = world.web.exec(["sh", "-c", call])?;
+    ensure!(said.stdout.contains("grpc-status: 7") && !said.stdout.contains("spiffe://"), "the app is told {}", said.all());
+    let counted = agent_metrics()?;
+    for (outcome, least) in [("answered", 2), ("refused", 1)] {
+        let line = format!("outrigger_node_workload_api_calls_total{{outcome=\"{outcome}\"}} ");
+        let count = counted.lines().find_map(|counted| counted.strip_prefix(&line)?.trim().parse::<u64>().ok());
+        ensure!(count.is_some_and(|count| count >= least), "{outcome}: {count:?} in {counted}");
+    }
+    let log = world.mesh.log();
+    ensure!(log.contains("an identity was refused"), "the agent's log does not tell of it: {log}");
     Ok(())
 }
 

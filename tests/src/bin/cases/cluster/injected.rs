@@ -74,16 +74,21 @@ fn comes_back(cluster: &Cluster) -> Result<()> {
     shop.ready("client")?;
     shop.until("client", &["http://web/"], 200)?;
     for app in ["web", "client"] {
-        kill(sidecar_of(&shop, app)?, Signal::KILL);
-        wait_for("the sidecar's next life", PATIENCE, || {
-            let status = &shop.pods(app)?[0]["status"];
-            let sidecar = &status["initContainerStatuses"][0];
-            ensure!(sidecar["restartCount"] == 1 && sidecar["ready"] == true, "{sidecar}");
-            Ok(())
-        })?;
+        killed_and_back(&shop, app)?;
         shop.until("client", &["http://web/"], 200)?;
     }
     cluster.rolled_out(SYSTEM, "daemonset/node", PATIENCE)
+}
+
+/// Kills the sidecar of an app's one pod, and waits for the next one.
+pub(super) fn killed_and_back(shop: &Namespace<'_>, app: &str) -> Result<()> {
+    kill(sidecar_of(shop, app)?, Signal::KILL);
+    wait_for("the sidecar's next life", PATIENCE, || {
+        let status = &shop.pods(app)?[0]["status"];
+        let sidecar = &status["initContainerStatuses"][0];
+        ensure!(sidecar["restartCount"] == 1 && sidecar["ready"] == true, "{sidecar}");
+        Ok(())
+    })
 }
 
 /// The process of the sidecar of an app's one pod.

@@ -15,6 +15,7 @@ pub(super) const CASES: &[OnCluster] = &[
         run: |cluster, _| quarantine(cluster),
     },
     Case { name: "pods_that_bear_marks_of_the_mesh_or_cannot_be_served_are_refused_by_name", run: |cluster, _| refused(cluster) },
+    Case { name: "a_debugging_container_gets_neither_its_pods_key_nor_its_sidecars_place", run: |cluster, _| debugging(cluster) },
     Case { name: "a_namespace_that_is_being_deleted_is_guarded_to_its_last_pod", run: |cluster, _| deleted(cluster) },
 ];
 
@@ -65,6 +66,36 @@ pub(super) fn closed(namespace: &Namespace<'_>, pod: &str, outside: &str) -> Res
     let frames = sent()? - before;
     ensure!(frames < 600, "{frames} bytes left the pod");
     Ok(())
+}
+
+/// It is in the pod's network namespace, and its author has it mount the sidecar's volume.
+fn debugging(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "debugging")?;
+    shop.web(1)?;
+    shop.client("client")?;
+    shop.ready("web")?;
+    shop.ready("client")?;
+    let name = shop.pods("web")?[0]["metadata"]["name"].as_str().context("a pod without a name")?.to_owned();
+    let mounts = json!([{ "name": "outrigger", "mountPath": "/run/outrigger" }]);
+    let command = json!(["/bin/busybox", "sleep", "infinity"]);
+    let more = json!({ "command": command, "volumeMounts": mounts, "targetContainerName": "outrigger" });
+    let patch = json!({ "spec": { "ephemeralContainers": [container("look", more)] } }).to_string();
+    shop.run(&["patch", "pod", &name, "--subresource=ephemeralcontainers", "--type=strategic", "--patch", &patch])?;
+    wait_for("the debugging container", PATIENCE, || {
+        let status = &shop.get(&format!("pod/{name}"))?["status"]["ephemeralContainerStatuses"][0];
+        ensure!(!status["state"]["running"].is_null(), "{status}");
+        Ok(())
+    })?;
+    let call = "printf '\\0\\0\\0\\0\\0' | /bin/curl -sS -i --max-time 5 --http2-prior-knowledge --unix-socket /run/outrigger/workload.sock \
+        -H 'content-type: application/grpc' -H 'te: trailers' -H 'workload.spiffe.io: true' --data-binary @- \
+        http://localhost/SpiffeWorkloadAPI/FetchX509SVID";
+    let said = cluster.exec(shop.name, &name, "look", &["/bin/busybox", "sh", "-c", call])?;
+    let all = said.all();
+    ensure!(all.contains("grpc-status: 7") && !all.contains("spiffe://"), "the debugging container is told {all}");
+    shop.until("client", &["http://web/"], 200)?;
+    // It does not keep the sidecar from its own place either.
+    super::injected::killed_and_back(&shop, "web")?;
+    shop.until("client", &["http://web/"], 200).map(drop)
 }
 
 fn metric_of_agent(cluster: &Cluster) -> Result<f64> {
