@@ -23,6 +23,64 @@ fn the_resource_definitions_say_what_the_structs_say() {
     expect_file![root().join("deploy/crds/outrigger.yaml")].assert_eq(&text);
 }
 
+/// Takes away what the schema does not know, as the API server does before it asks anybody ("Field pruning").
+fn prune(schema: &Value, value: &mut Value) {
+    let keeps = schema.get("x-kubernetes-preserve-unknown-fields").is_some_and(|keeps| keeps == true);
+    match value {
+        Value::Object(fields) => {
+            let known = |name: &str| schema.get("properties")?.get(name).or_else(|| schema.get("additionalProperties"));
+            // Metadata has a schema of its own, which no definition writes.
+            fields.retain(|name, _| keeps || known(name).is_some());
+            for (name, field) in fields.iter_mut().filter(|(name, _)| *name != "metadata") {
+                known(name).into_iter().for_each(|schema| prune(schema, field));
+            }
+        }
+        Value::Array(elements) => {
+            let schema = schema.get("items").unwrap_or(&Value::Null);
+            elements.iter_mut().for_each(|element| prune(schema, element));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn the_api_server_takes_no_field_away_that_the_model_refuses() {
+    let schemas: Vec<_> = schemas().into_iter().map(|(kind, schema)| (kind, definition(kind, schema))).collect();
+    let stored = |kind: &str, spec: &str| {
+        let (_, definition) = schemas.iter().find(|(of, _)| of.as_str() == kind).unwrap();
+        let text = format!("apiVersion: outrigger.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a, namespace: shop}}\n{spec}\n");
+        let mut document: Value = serde_saphyr::from_str(&text).unwrap();
+        prune(definition.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap(), &mut document);
+        document.to_string()
+    };
+    let refused = |text: &str| crate::model::yaml::read(text).remove(0).err().map(|fault| fault.text);
+    let target = "targetRefs: [{kind: Service, name: web}]";
+    for (kind, spec, unknown) in [
+        ("AuthorizationPolicy", "spec: {action: ALLOW, rules: [{}]}\nrulez: []", "rulez"),
+        ("AuthorizationPolicy", "spec: {action: DENY, rules: [{}], rulez: []}", "rulez"),
+        ("AuthorizationPolicy", "spec: {action: ALLOW, rules: [{to: [{paths: [/x], methodz: [PUT]}]}]}", "methodz"),
+        ("AuthorizationPolicy", "spec: {action: ALLOW, rules: [{from: [{namespaces: [two], principalz: [a]}]}]}", "principalz"),
+        ("AuthorizationPolicy", "spec: {action: ALLOW, rules: [{wen: [{claim: sub, values: [a]}]}]}", "wen"),
+        ("AuthorizationPolicy", "spec: {action: ALLOW, rules: [{when: [{claim: sub, values: [a], valuez: [b]}]}]}", "valuez"),
+        ("AuthorizationPolicy", "spec: {targetRefs: [{kind: Service, name: web, port: 80}], action: ALLOW}", "port"),
+        ("RequestAuthentication", "spec: {providers: [{issuer: a, audiences: [b], jwks: {keys: []}, audience: b}]}", "audience"),
+        ("PeerAuthentication", "spec: {mode: Permissive, portLevel: [{port: 80, mode: Strict, modes: Strict}]}", "modes"),
+        ("TrafficPolicy", &format!("spec: {{{target}, rateLimit: {{requests: 1, per: 1s, pir: 1m}}}}"), "pir"),
+        ("TrafficPolicy", &format!("spec: {{{target}, fault: {{abort: {{percent: 1, status: 503, code: 1}}}}}}"), "code"),
+        ("Mesh", "spec: {limits: {headerByte: 9000}}", "headerByte"),
+        ("Workload", "spec: {addresses: [192.0.2.9], ports: [{port: 80, protocl: http}]}", "protocl"),
+    ] {
+        let stored = stored(kind, spec);
+        let told = refused(&stored);
+        assert!(told.as_ref().is_some_and(|told| told.contains(unknown)), "{kind} {spec}: {told:?}");
+    }
+    // What is known comes through as it is written.
+    let good = "spec: {targetRefs: [{kind: Service, name: web}], action: ALLOW, rules: [{to: [{paths: [/x], methods: [PUT]}]}]}";
+    assert_eq!(refused(&stored("AuthorizationPolicy", good)), None);
+    // What the control plane says is its own: nobody puts there what no schema knows.
+    assert!(!stored("AuthorizationPolicy", &format!("{good}\nstatus: {{kept: [], more: 1}}")).contains("more"));
+}
+
 fn definition(kind: Kind, schema: Value) -> Value {
     let singular = kind.as_str().to_lowercase();
     let mut spec = structural(schema);
@@ -55,6 +113,7 @@ fn definition(kind: Kind, schema: Value) -> Value {
                 "additionalPrinterColumns": columns(kind),
                 "schema": { "openAPIV3Schema": {
                     "type": "object",
+                    "x-kubernetes-preserve-unknown-fields": true,
                     "required": ["spec"],
                     "properties": {
                         "apiVersion": { "type": "string" },
@@ -336,6 +395,10 @@ fn structural(schema: Value) -> Value {
     let has_fields = schema.contains_key("properties");
     match schema.remove("additionalProperties") {
         Some(Value::Bool(true)) if !has_fields => {
+            schema.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
+        }
+        // The model refuses what it does not know; the API server must not take that away before anybody has seen it.
+        Some(Value::Bool(false)) => {
             schema.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
         }
         Some(values @ Value::Object(_)) => {
