@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::body::Body;
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
+use futures_util::StreamExt as _;
 use kube::Client;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -110,15 +110,11 @@ pub(crate) async fn run(
 }
 
 fn routes(webhook: Webhook) -> Router {
-    Router::new()
-        .route("/mutate", post(mutate))
-        .route("/validate", post(validate))
-        .layer(DefaultBodyLimit::max(REVIEW_BYTES_MAX))
-        .with_state(Arc::new(webhook))
+    Router::new().route("/mutate", post(mutate)).route("/validate", post(validate)).with_state(Arc::new(webhook))
 }
 
-async fn mutate(State(webhook): State<Arc<Webhook>>, body: Result<Bytes, BytesRejection>) -> Response {
-    let request = match read(body) {
+async fn mutate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
+    let request = match read(body).await {
         Ok(request) => request,
         Err(refused) => return webhook.refused("mutate", *refused),
     };
@@ -131,8 +127,8 @@ async fn mutate(State(webhook): State<Arc<Webhook>>, body: Result<Bytes, BytesRe
     webhook.told("mutate", &request, answer)
 }
 
-async fn validate(State(webhook): State<Arc<Webhook>>, body: Result<Bytes, BytesRejection>) -> Response {
-    let request = match read(body) {
+async fn validate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
+    let request = match read(body).await {
         Ok(request) => request,
         Err(refused) => return webhook.refused("validate", *refused),
     };
@@ -146,30 +142,54 @@ async fn validate(State(webhook): State<Arc<Webhook>>, body: Result<Bytes, Bytes
     answered.await.unwrap_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
 }
 
-/// What cannot be answered in the form of a review.
+/// A question that is not answered.
 struct Unread {
     status: StatusCode,
     word: &'static str,
     text: String,
+    /// By which a refusal in the form of a review is known to whoever asked, where it could be read.
+    uid: Option<String>,
 }
 
-fn read(body: Result<Bytes, BytesRejection>) -> Result<Request, Box<Unread>> {
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let text = format!("an admission review of more than {REVIEW_BYTES_MAX} bytes is not read");
-            Box::new(Unread { status: StatusCode::PAYLOAD_TOO_LARGE, word: "too_large", text })
+impl Unread {
+    fn new(status: StatusCode, word: &'static str, text: String) -> Box<Self> {
+        Box::new(Self { status, word, text, uid: None })
+    }
+}
+
+/// Reads a question. One that is too large is taken to its end all the same and thrown away: the API server asks in HTTP/1.1, and
+/// reads no answer while it writes.
+async fn read(body: Body) -> Result<Request, Box<Unread>> {
+    let (mut kept, mut taken) = (Vec::new(), 0);
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| Unread::new(StatusCode::BAD_REQUEST, "broken_off", error.to_string()))?;
+        taken += piece.len();
+        if taken <= REVIEW_BYTES_MAX {
+            kept.extend_from_slice(&piece);
+        } else {
+            kept.truncate(HEAD_BYTES_MAX);
         }
-        status => Box::new(Unread { status, word: "broken_off", text: rejection.body_text() }),
-    })?;
-    review::read(&body)
-        .map_err(|fault| Box::new(Unread { status: StatusCode::BAD_REQUEST, word: fault.word(), text: fault.to_string() }))
+        if taken > THROWN_AWAY_BYTES_MAX {
+            break;
+        }
+    }
+    if taken > REVIEW_BYTES_MAX {
+        let text = format!("an admission review of more than {REVIEW_BYTES_MAX} bytes is not read; write a smaller object");
+        let unread = Unread::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text);
+        return Err(Box::new(Unread { uid: review::uid(&kept), ..*unread }));
+    }
+    review::read(&kept).map_err(|fault| Unread::new(StatusCode::BAD_REQUEST, fault.word(), fault.to_string()))
 }
 
 impl Webhook {
-    fn refused(&self, webhook: &'static str, Unread { status, word, text }: Unread) -> Response {
+    fn refused(&self, webhook: &'static str, Unread { status, word, text, uid }: Unread) -> Response {
         warn!(webhook, reason = word, "a question was refused: {text}");
         self.metrics.admission(webhook, word);
-        (status, text + "\n").into_response()
+        match uid {
+            Some(uid) => axum::Json(Answer::refused(word, text).review(&uid)).into_response(),
+            None => (status, text + "\n").into_response(),
+        }
     }
 
     fn told(&self, webhook: &'static str, request: &Request, answer: Answer) -> Response {
@@ -190,5 +210,9 @@ fn place(request: &Request) -> &Path {
 
 /// An object has 1.5 MiB at most, and a change carries it twice.
 const REVIEW_BYTES_MAX: usize = 8 << 20;
+/// In what comes first of a larger one stands by what it is known.
+const HEAD_BYTES_MAX: usize = 4 << 10;
+/// Nobody who has an object to ask about sends more.
+const THROWN_AWAY_BYTES_MAX: usize = 64 << 20;
 const COMPILING_MAX: usize = 4;
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);

@@ -105,6 +105,17 @@ pub(super) fn read(body: &[u8]) -> Result<Request, Fault> {
     Ok(serde_json::from_value(request.ok_or(Fault::Empty)?)?)
 }
 
+/// The uid of a question of which only the beginning is there. The API server writes it before all that comes from people.
+pub(super) fn uid(beginning: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(beginning);
+    let (_, request) = text.split_once("\"request\"")?;
+    let (_, after) = request.split_once("\"uid\"")?;
+    let (_, quoted) = after.split_once('"')?;
+    let (uid, _) = quoted.split_once('"')?;
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (uid.len() <= UID_MAX && uid.bytes().all(fits)).then(|| uid.to_owned())
+}
+
 impl Answer {
     pub(super) fn allowed(word: &'static str) -> Self {
         Self::Allowed { word, patch: None, warnings: Vec::new() }
@@ -154,3 +165,5 @@ impl Answer {
 
 const VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
+/// A UUID has 36 letters.
+const UID_MAX: usize = 64;

@@ -194,6 +194,43 @@ async fn reviews_of_another_version_size_or_kind_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_question_that_is_too_large_is_refused_in_the_form_that_the_api_server_hands_on() {
+    let bench = bench().await;
+    let mut pod = pod();
+    pod["metadata"]["annotations"] = json!({ "large": "x".repeat(REVIEW_BYTES_MAX) });
+    // As the API server writes it: the uid first, then whose object it is, then the object.
+    let body = format!(
+        r#"{{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{{"uid":"7","kind":{{"group":"","version":"v1","kind":"Pod"}},"namespace":"shop","operation":"CREATE","object":{pod}}}}}"#
+    );
+    for webhook in ["mutate", "validate"] {
+        let (status, text) = bench.post(&format!("/{webhook}"), body.clone().into_bytes()).await;
+        assert_eq!(status, 200, "{text}");
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&json!("7"), &json!(false)));
+        let told = answer["response"]["status"]["message"].as_str().unwrap();
+        assert!(told.contains("more than 8388608 bytes"), "{told}");
+        assert!(bench.counted(&format!(r#"outrigger_control_admissions_total{{outcome="too_large",webhook="{webhook}"}} 1"#)));
+    }
+}
+
+#[test]
+fn the_uid_of_a_question_is_found_in_its_beginning_alone() {
+    for (beginning, uid) in [
+        (
+            r#"{"kind":"AdmissionReview","request":{"uid":"705ab4f5-6393-11e8-b7cc-42010a800002","kind":{"#,
+            Some("705ab4f5-6393-11e8-b7cc-42010a800002"),
+        ),
+        (r#"{"request": {"uid" : "7", "#, Some("7")),
+        (r#"{"request":{"uid":"7"#, None),
+        (r#"{"request":{"uid":"a b"}"#, None),
+        (r#"{"uid":"7","kind":"#, None),
+        ("", None),
+    ] {
+        assert_eq!(review::uid(beginning.as_bytes()).as_deref(), uid, "{beginning}");
+    }
+}
+
+#[tokio::test]
 async fn documents_of_ours_are_compiled_and_routes_get_warnings() {
     let bench = bench().await;
     let object = |version: &str, kind: &str, spec: Value| {
