@@ -323,8 +323,8 @@ mod tests {
             expect![[r#"
                 Service/shop/web
                 HTTPRoute/shop/foreign
+                HTTPRoute/shop/shares
                 HTTPRoute/shop/web
-                GRPCRoute/shop/calls
                 TrafficPolicy/shop/slow
                 TrafficPolicy/shop/usual
             "#]],

@@ -309,7 +309,10 @@ fn backends(
             let written = Written { is_service, namespace: namespace.as_deref(), name, port: *port, weight: *weight };
             let wanted = wanted(route, &written, &at, problems);
             let policies = backend_filters(route, filters, rule, &at, problems);
-            Some(Wanted { policies: policies?, ..wanted? })
+            let wanted = Wanted { policies: policies?, ..wanted? };
+            // "The filter MUST NOT be skipped": its share meets what leads nowhere.
+            let is_extended = filters.iter().any(|filter| filter.kind == FilterType::ExtensionRef);
+            Some(Wanted { service: wanted.service.filter(|_| !is_extended), ..wanted })
         })
         .collect();
     backends.into_iter().collect()
@@ -446,7 +449,14 @@ fn backend_filters(
                     rewrite.and_then(|rewrite| rewrite.compile(rule.matches, &at.field("urlRewrite"), problems)).map(Arc::new);
                 good &= policies.rewrite.is_some();
             }
-            FilterType::RequestRedirect | FilterType::Cors | FilterType::ExtensionRef => {
+            FilterType::ExtensionRef => {
+                let Some(ExtensionRef { kind, group, .. }) = &filter.extension_ref else { continue };
+                let outcome = format!("its share of {} is {}", carried(route.kind), refused(route.kind));
+                let text = format!("a {kind} of {group:?} means nothing at a backend; {outcome}");
+                let remedy = "leave the filter out; one of the rule's may name a TrafficPolicy of outrigger.dev";
+                problems.warn_as(Condition::InvalidKind, &at.field("extensionRef"), text, remedy);
+            }
+            FilterType::RequestRedirect | FilterType::Cors => {
                 problems.refuse(&at, "this filter cannot stand at a backend", "move it to the rule's filters");
                 good = false;
             }

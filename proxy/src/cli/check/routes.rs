@@ -141,6 +141,30 @@ fn a_policy_that_a_rule_refers_to_and_cannot_take_from_is_told_as_its_references
 }
 
 #[test]
+fn what_a_backend_refers_to_is_told_as_a_reference_and_the_route_counts() {
+    let filter =
+        |group: &str, kind: &str| format!("{{type: ExtensionRef, extensionRef: {{group: {group}, kind: {kind}, name: a}}}}");
+    let backends = |filter: &str| {
+        format!("{{{PARENT}, rules: [{{backendRefs: [{{name: web, port: 80, filters: [{filter}]}}, {{name: web, port: 80}}]}}]}}")
+    };
+    let foreign = document("HTTPRoute", "http", &backends(&filter("example.com", "Guard")));
+    let own = document(
+        "GRPCRoute",
+        "calls",
+        &backends(&filter("outrigger.dev", "TrafficPolicy")).replace("name: web}]", "name: far, namespace: lab}]"),
+    );
+    check(
+        &format!("{SERVICES}{foreign}{own}"),
+        expect![[r#"
+            HTTPRoute/shop/http: spec.rules[0].backendRefs[0].filters[0].extensionRef: a Guard of "example.com" means nothing at a backend; its share of requests is answered with 500 [ResolvedRefs InvalidKind]
+                leave the filter out; one of the rule's may name a TrafficPolicy of outrigger.dev
+            GRPCRoute/shop/calls: spec.rules[0].backendRefs[0].filters[0].extensionRef: a TrafficPolicy of "outrigger.dev" means nothing at a backend; its share of calls is ended with UNAVAILABLE [ResolvedRefs InvalidKind]
+                leave the filter out; one of the rule's may name a TrafficPolicy of outrigger.dev
+        "#]],
+    );
+}
+
+#[test]
 fn of_several_kinds_at_one_port_the_others_are_told_that_they_do_not_count() {
     let rules = "rules: [{backendRefs: [{name: web, port: 80}]}]";
     let calls = document("GRPCRoute", "calls", &format!("{{parentRefs: [{{kind: Service, name: web, port: 80}}], {rules}}}"));

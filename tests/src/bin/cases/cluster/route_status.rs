@@ -60,6 +60,14 @@ fn conditions(cluster: &Cluster) -> Result<()> {
             ),
             [ACCEPTED, "ResolvedRefs False InvalidKind"],
         ),
+        (
+            "HTTPRoute",
+            "extended-share",
+            format!(
+                "{parent}, rules: [{{ backendRefs: [{{ name: web, port: 80, filters: [{{ type: ExtensionRef, extensionRef: {{ group: example.com, kind: Lua, name: a }} }}] }}] }}]"
+            ),
+            [ACCEPTED, "ResolvedRefs False InvalidKind"],
+        ),
         ("GRPCRoute", "calls", format!("parentRefs: [{{ group: '', kind: Service, name: old }}], {web}"), [ACCEPTED, RESOLVED]),
         (
             "TCPRoute",
