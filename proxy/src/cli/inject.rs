@@ -10,9 +10,10 @@ use serde_json::Value;
 use super::given::{Given, texts};
 use super::{Failure, print, warn};
 use crate::injection::document::inject_document;
-use crate::injection::{Namespace, Settings, WorkloadApi};
+use crate::injection::{Namespace, Settings, WorkloadApi, is_amount, is_image};
 use crate::model::marks::{ENABLED, INJECT, Mode};
 use crate::model::yaml::{self, Written};
+use crate::telemetry::log::is_filter;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -37,7 +38,7 @@ pub(crate) struct InjectArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SidecarsArgs {
     /// The image of sidecars
-    #[arg(long, env = "OUTRIGGER_SIDECAR_IMAGE", value_name = "IMAGE")]
+    #[arg(long, env = "OUTRIGGER_SIDECAR_IMAGE", value_name = "IMAGE", value_parser = image)]
     sidecar_image: Option<String>,
     /// Where sidecars find the control plane's stream
     #[arg(long, env = "OUTRIGGER_SIDECAR_CONTROL", value_name = "HOST:PORT")]
@@ -50,18 +51,36 @@ pub(crate) struct SidecarsArgs {
     #[arg(long, env = "OUTRIGGER_SIDECAR_MODE", value_name = "MODE", value_parser = mode)]
     sidecar_mode: Option<Mode>,
     /// What sidecars log
-    #[arg(long, env = "OUTRIGGER_SIDECAR_LOG_LEVEL", value_name = "FILTER")]
+    #[arg(long, env = "OUTRIGGER_SIDECAR_LOG_LEVEL", value_name = "FILTER", value_parser = filter)]
     sidecar_log_level: Option<String>,
     /// How much of a processor a sidecar asks for
-    #[arg(long, env = "OUTRIGGER_SIDECAR_CPU", value_name = "QUANTITY")]
+    #[arg(long, env = "OUTRIGGER_SIDECAR_CPU", value_name = "QUANTITY", value_parser = amount)]
     sidecar_cpu: Option<String>,
     /// How much memory a sidecar asks for
-    #[arg(long, env = "OUTRIGGER_SIDECAR_MEMORY", value_name = "QUANTITY")]
+    #[arg(long, env = "OUTRIGGER_SIDECAR_MEMORY", value_name = "QUANTITY", value_parser = amount)]
     sidecar_memory: Option<String>,
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
     Mode::parse(text).ok_or_else(|| format!("{text:?} is no mode; write native or classic"))
+}
+
+/// What every pod would be refused for is refused before there is one.
+fn image(text: &str) -> Result<String, String> {
+    let is_fit = is_image(text).then(|| text.to_owned());
+    is_fit.ok_or_else(|| format!("{text:?} is no image; write one as registry.example/outrigger:1.0"))
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    let is_fit = is_filter(text).then(|| text.to_owned());
+    is_fit.ok_or_else(|| {
+        format!("{text:?} is no level; write error, warn, info, debug or trace, or a list as info,outrigger::dataplane=debug")
+    })
+}
+
+fn amount(text: &str) -> Result<String, String> {
+    let is_fit = is_amount(text).then(|| text.to_owned());
+    is_fit.ok_or_else(|| format!("{text:?} is no amount, or none above nothing; write one as 50m, 0.5 or 64Mi"))
 }
 
 impl SidecarsArgs {
@@ -174,6 +193,58 @@ fn labelled(name: &str) -> Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser, Debug)]
+    struct Asked {
+        #[command(flatten)]
+        sidecars: SidecarsArgs,
+    }
+
+    fn asked(flag: &str, value: &str) -> Result<Asked, clap::Error> {
+        <Asked as clap::Parser>::try_parse_from(["it", &format!("--{flag}={value}")])
+    }
+
+    #[test]
+    fn what_no_pod_could_be_made_with_is_refused_by_its_flag() {
+        for (flag, value) in [
+            ("sidecar-cpu", "foo"),
+            ("sidecar-cpu", "0"),
+            ("sidecar-memory", "-1"),
+            ("sidecar-memory", "64MB"),
+            ("sidecar-log-level", "loud"),
+            ("sidecar-image", "no image"),
+        ] {
+            let told = asked(flag, value).unwrap_err().to_string();
+            assert!(told.contains(&format!("--{flag}")) && told.contains(value) && told.contains("write "), "{told}");
+        }
+        for (flag, value) in
+            [("sidecar-cpu", "0.5"), ("sidecar-memory", "64Mi"), ("sidecar-log-level", "info,outrigger::dataplane=debug")]
+        {
+            assert!(asked(flag, value).is_ok(), "{flag}={value}");
+        }
+    }
+
+    #[test]
+    fn the_charts_schema_admits_what_is_admitted_here() {
+        let schema: Value = serde_json::from_str(include_str!("../../../deploy/chart/values.schema.json")).unwrap();
+        let pattern = |pointer: &str| regex::Regex::new(schema.pointer(pointer).unwrap().as_str().unwrap()).unwrap();
+        let amounts =
+            ["foo", "-1", "10m", "0.5", "1", "0", "0.0", "0.5m", "1.5Gi", "64MB", "64Mi", "1.", ".5", "1e3", "", "1 Gi"];
+        let filters =
+            ["info", "INFO", "loud", "", "off", "outrigger", "warn,outrigger::dataplane=debug", "info,=x=", "outrigger=debug"];
+        let images = ["outrigger", "registry.example:5000/a/outrigger", "no image", "", "/outrigger", "a/"];
+        for (flag, pointer, texts) in [
+            ("sidecar-cpu", "/properties/sidecar/properties/cpu/pattern", &amounts[..]),
+            ("sidecar-memory", "/properties/sidecar/properties/memory/pattern", &amounts),
+            ("sidecar-log-level", "/$defs/filter/pattern", &filters),
+            ("sidecar-image", "/properties/image/properties/repository/pattern", &images),
+        ] {
+            let pattern = pattern(pointer);
+            for text in texts {
+                assert_eq!(pattern.is_match(text), asked(flag, text).is_ok(), "{flag}={text}");
+            }
+        }
+    }
 
     const DEPLOYMENT: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\nspec:\n  template:\n    metadata:\n      annotations: {on: \"yes\", time: \"12:30:45\", port: \"080\"}\n    spec:\n      containers:\n      - name: web\n        image: web:1\n        livenessProbe: {httpGet: {port: 8080, path: /healthz}}\n";
     const SERVICE: &str = "# Kept as it is.\napiVersion: v1\nkind: Service\nmetadata: {name: web}   # here too\n";

@@ -78,9 +78,7 @@ impl Wishes {
                 Some(value) => Err(Refusal::Annotation { name, value: value.clone(), what, remedy }),
             }
         };
-        let amount = |name: &'static str, default: &str, remedy: &'static str| {
-            read(name, default, "amount", remedy, &|text| thousandths(text).is_some())
-        };
+        let amount = |name: &'static str, default: &str, remedy: &'static str| read(name, default, "amount", remedy, &is_amount);
         let mode =
             read(marks::SIDECAR_MODE, settings.mode.as_str(), "mode", "native or classic", &|text| Mode::parse(text).is_some())?;
         let limit = |name: &'static str, remedy| amount(name, "", remedy).map(|text| Some(text).filter(|text| !text.is_empty()));
@@ -138,8 +136,13 @@ fn refuse_unknown(annotations: &BTreeMap<String, String>) -> Result<(), Refusal>
     Ok(())
 }
 
+/// Is it an amount that a sidecar can ask of its node?
+pub(crate) fn is_amount(text: &str) -> bool {
+    thousandths(text).is_some()
+}
+
 /// Can it be an image's reference? Whether there is one, the node will see.
-fn is_image(text: &str) -> bool {
+pub(crate) fn is_image(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
     let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     text.len() <= IMAGE_MAX && text.bytes().all(allowed) && ends(text.as_bytes().first()) && ends(text.as_bytes().last())

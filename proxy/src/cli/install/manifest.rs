@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::identity::spiffe::TrustDomain;
-use crate::injection::{WorkloadApi, WorkloadApiError};
+use crate::injection::{WorkloadApi, WorkloadApiError, is_image};
+use crate::telemetry::log::is_filter;
 
 /// Where the system lives.
 pub(in crate::cli) const NAMESPACE: &str = "outrigger-system";
@@ -78,6 +79,14 @@ impl Settings {
         }
         if let Some(Err(error)) = self.workload_api() {
             return Some(format!("--workload-api: {error}"));
+        }
+        if let Some(image) = self.image.as_deref().filter(|image| !is_image(image)) {
+            return Some(format!("--image: {image:?} is no image; write one as registry.example/outrigger:1.0"));
+        }
+        if let Some(filter) = self.log_level.as_deref().filter(|filter| !is_filter(filter)) {
+            return Some(format!(
+                "--system-log-level: {filter:?} names no level; write one as info, or info,outrigger::node=debug"
+            ));
         }
         let folders = [("--kubelet-dir", &self.kubelet_dir), ("--node-state-dir", &self.node_state_dir)];
         folders.into_iter().find_map(|(flag, folder)| {
@@ -326,6 +335,12 @@ mod tests {
         let api = |text: &str| Settings { workload_api: Some(text.to_owned()), ..Settings::default() }.problem();
         assert_eq!(api("csi.spiffe.io/agent.sock"), None);
         assert!(api("/run/spire/agent.sock").unwrap().starts_with("--workload-api: /run/spire/agent.sock is a path on the node"));
+        let level = |text: &str| Settings { log_level: Some(text.to_owned()), ..Settings::default() }.problem();
+        assert_eq!(level("info,outrigger::node=debug"), None);
+        assert!(level("loud").unwrap().starts_with("--system-log-level: \"loud\" names no level"));
+        let image = |text: &str| Settings { image: Some(text.to_owned()), ..Settings::default() }.problem();
+        assert_eq!(image("registry.example/outrigger:1.0@sha256:abc"), None);
+        assert!(image("no image").unwrap().starts_with("--image: \"no image\" is no image"));
         let domain = Settings { trust_domain: Some("Not A Domain".to_owned()), ..Settings::default() };
         assert!(domain.problem().unwrap().starts_with("--trust-domain: "));
     }
