@@ -444,7 +444,7 @@ async fn follow(store: Arc<Store>, statuses: Arc<Statuses>, mut arrived: mpsc::R
 
 async fn take(store: &Arc<Store>, statuses: &Statuses, batch: Batch) {
     let store = Arc::clone(store);
-    let Batch { changes, problems, objects } = batch;
+    let Batch { changes, problems, objects, standing } = batch;
     // The state folder's locks and writes block.
     let taken = tokio::task::spawn_blocking(move || {
         store.tell(problems);
@@ -453,7 +453,7 @@ async fn take(store: &Arc<Store>, statuses: &Statuses, batch: Batch) {
     if let Err(error) = taken.await {
         error!(%error, "a batch of changes was lost");
     }
-    statuses.take(objects);
+    statuses.take(objects, standing);
 }
 
 /// Tells the log what is wrong with the resources, each problem once.

@@ -178,6 +178,11 @@ impl Store {
         self.news.send_modify(|count| *count += 1);
     }
 
+    /// What the source could not take, or not whole.
+    pub(crate) fn told(&self) -> Vec<Wrong> {
+        self.told.lock().clone()
+    }
+
     /// Everything that is wrong with the resources, in order. Found once for each revision.
     pub(crate) fn problems(&self) -> Arc<[Wrong]> {
         let mut found = self.problems.lock();

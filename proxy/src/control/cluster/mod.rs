@@ -1,5 +1,7 @@
-//! What a control plane keeps in a Kubernetes cluster: the authority's root, who writes status, and what is written there.
+//! What a control plane keeps in a Kubernetes cluster: the authority's root, who writes status, what is written there, and the last
+//! good forms of what is refused.
 
+pub(crate) mod last_good;
 mod lease;
 pub(crate) mod root;
 mod status;
@@ -41,6 +43,7 @@ impl Keeper {
         let candidate = Candidate::new(client.clone(), name(&clock), clock.clone());
         tasks.spawn(candidate.run(leading, stop.clone()));
         tasks.spawn(publish(client.clone(), authority, leads.clone(), stop.clone()));
+        tasks.spawn(last_good::keep(client.clone(), statuses.standing(), leads.clone(), stop.clone()));
         tasks.spawn(writer::run(client, statuses, store, metrics, clock, leads, stop.clone()));
     }
 }

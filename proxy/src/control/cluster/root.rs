@@ -97,7 +97,7 @@ fn read(secret: Secret) -> Result<Root, String> {
     Ok(Root { certificate: part(CERTIFICATE)?, key: part(KEY)? })
 }
 
-fn metadata(name: &str) -> ObjectMeta {
+pub(super) fn metadata(name: &str) -> ObjectMeta {
     let labels = BTreeMap::from([("app.kubernetes.io/part-of".to_owned(), "outrigger".to_owned())]);
     ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() }
 }

@@ -3,7 +3,7 @@
 //! A write names the version that it was made for: where the object has changed meanwhile it is refused, and the change, which
 //! is told by the source, makes another one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +16,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::last_good::Standing;
 use super::status::{Known, wanted};
 use crate::base::clock::WallClock;
 use crate::base::drain::DrainGuard;
+use crate::base::problems::Problem;
 use crate::control::metrics::Metrics;
 use crate::control::source::kubernetes::told;
 use crate::control::source::kubernetes::watched::Watched;
@@ -32,6 +34,7 @@ use crate::snapshot::compile;
 #[derive(Debug, Default)]
 pub(crate) struct Statuses {
     written: Mutex<BTreeMap<ResourceKey, Written>>,
+    standing: watch::Sender<Standing>,
     changed: watch::Sender<u64>,
 }
 
@@ -40,9 +43,12 @@ pub(crate) type Objects = Vec<(ResourceKey, Option<Written>)>;
 
 impl Statuses {
     /// Takes what the source saw, once the store has taken it as well: a problem of a form is known when the form is.
-    pub(crate) fn take(&self, objects: Objects) {
-        if objects.is_empty() {
+    pub(crate) fn take(&self, objects: Objects, standing: Option<Standing>) {
+        if objects.is_empty() && standing.is_none() {
             return;
+        }
+        if let Some(standing) = standing {
+            self.standing.send_replace(standing);
         }
         let mut written = self.written.lock();
         for (key, object) in objects {
@@ -53,6 +59,11 @@ impl Statuses {
         }
         drop(written);
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// How refused documents stand.
+    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
     }
 }
 
@@ -124,9 +135,13 @@ pub(crate) async fn run(
 /// Everything whose status is not as it should be.
 fn to_write(store: &Store, statuses: &Statuses, now: &str) -> Vec<Write> {
     let problems = store.problems();
+    // What is wrong with a form that is refused is told by the source; all else is about what is in force.
+    let told: BTreeSet<Problem> = store.told().into_iter().map(|wrong| wrong.problem).collect();
+    let standing = statuses.standing.borrow().clone();
     let (mut kept, mut known): (BTreeMap<String, Vec<Value>>, BTreeMap<&str, Known<'_>>) = Default::default();
     for wrong in problems.iter() {
-        known.entry(&wrong.problem.resource).or_default().problems.push(&wrong.problem);
+        let known = known.entry(&wrong.problem.resource).or_default();
+        if told.contains(&wrong.problem) { &mut known.problems } else { &mut known.of_what_is_in_force }.push(&wrong.problem);
     }
     let without_target = {
         let world = store.world();
@@ -145,6 +160,20 @@ fn to_write(store: &Store, statuses: &Statuses, now: &str) -> Vec<Write> {
     }
     for (policy, covers) in &kept {
         known.entry(policy).or_default().kept.clone_from(covers);
+    }
+    let last_good: BTreeMap<String, Option<i64>> =
+        standing.last_good.iter().map(|(key, good)| (key.to_string(), good.generation)).collect();
+    for (resource, generation) in &last_good {
+        known.entry(resource).or_default().last_good = Some(*generation);
+    }
+    // What both forms have in common was told of the newest alone.
+    let own = standing.last_good.iter().flat_map(|(key, good)| compile::alone(key, &good.resource).into_vec());
+    let own: Vec<Problem> = own.collect();
+    for problem in &own {
+        let of_what_is_in_force = &mut known.entry(&problem.resource).or_default().of_what_is_in_force;
+        if !of_what_is_in_force.contains(&problem) {
+            of_what_is_in_force.push(problem);
+        }
     }
     let nothing = Known::default();
     let written = statuses.written.lock();

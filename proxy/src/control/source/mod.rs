@@ -10,6 +10,7 @@ pub(crate) mod kubernetes;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::cluster::last_good::Standing;
 use super::cluster::writer::Objects;
 use super::world::Change;
 use crate::base::problems::{Problem, Severity};
@@ -23,6 +24,8 @@ pub(crate) struct Batch {
     pub(crate) problems: Vec<Told>,
     /// Of a cluster: the objects whose status is to be written.
     pub(crate) objects: Objects,
+    /// Of a cluster: how refused documents stand, where that changed.
+    pub(crate) standing: Option<Standing>,
 }
 
 /// A problem and the place in a file where it is.

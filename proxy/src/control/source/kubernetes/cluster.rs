@@ -15,8 +15,9 @@ use super::pods::{self, Pods};
 use super::ranges::{self, Ranges};
 use super::slices::{self, Slice};
 use super::watched::Watched;
-use super::written::Written;
+use super::written::{self, Written};
 use crate::base::names::Named;
+use crate::control::cluster::last_good::{LastGood, Standing};
 use crate::control::cluster::writer::Objects;
 use crate::control::placed::Placed;
 use crate::control::source::{Batch, Told};
@@ -50,12 +51,15 @@ pub(super) struct Cluster {
     ranges: Ranges,
     /// Namespaces that are being deleted.
     ending: BTreeSet<String>,
+    /// What stood in the place of refused documents, as an earlier life or another replica knew it.
+    remembered: BTreeMap<ResourceKey, LastGood>,
     /// Security policies that went with their namespace, before its last pod.
     left: BTreeSet<ResourceKey>,
     is_mesh_nobodys: bool,
     changes: Vec<Change>,
     objects: Objects,
     is_told_anew: bool,
+    stands_anew: bool,
 }
 
 /// The objects of one watch.
@@ -78,9 +82,30 @@ struct Version {
 
 #[derive(Debug)]
 struct Known {
+    uid: String,
     /// What is in force, as it is written. None: nothing of it.
     form: Option<Form>,
+    stands: Stands,
     told: Vec<Told>,
+}
+
+/// Which form of a document is in force, by its generation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stands {
+    /// The newest one, which is good.
+    Newest(Option<i64>),
+    /// An earlier one, which was good: the newest is refused.
+    LastGood(Option<i64>),
+    /// None that is good.
+    None,
+}
+
+impl Known {
+    /// What was good of the object `uid`, and which form of it that is.
+    fn good(self, uid: &str) -> Option<(Form, Option<i64>)> {
+        let (Stands::Newest(generation) | Stands::LastGood(generation)) = self.stands else { return None };
+        self.form.filter(|_| self.uid == uid).map(|form| (form, generation))
+    }
 }
 
 impl Cluster {
@@ -130,7 +155,8 @@ impl Cluster {
     /// What changed since the last batch; None: nothing did.
     pub(super) fn batch(&mut self) -> Option<Batch> {
         let is_new = std::mem::take(&mut self.is_told_anew);
-        if self.changes.is_empty() && self.objects.is_empty() && !is_new {
+        let standing = std::mem::take(&mut self.stands_anew).then(|| self.standing());
+        if self.changes.is_empty() && self.objects.is_empty() && !is_new && standing.is_none() {
             return None;
         }
         let mut problems: Vec<Told> = self.documents.values().flat_map(|known| &known.told).cloned().collect();
@@ -139,7 +165,44 @@ impl Cluster {
         let of_slices = self.pods.problems();
         problems.extend(of_slices.map(|problem| Told { path: PathBuf::from(&problem.resource), position: None, problem }));
         let (changes, objects) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.objects));
-        Some(Batch { changes, problems, objects })
+        Some(Batch { changes, problems, objects, standing })
+    }
+
+    /// Learns what stood in the place of refused documents.
+    pub(super) fn remember(&mut self, known: BTreeMap<ResourceKey, LastGood>) {
+        for (key, good) in known {
+            if let Some(document) = self.documents.get_mut(&key)
+                && document.stands == Stands::None
+                && document.uid == good.uid
+            {
+                document.form = Some(Form::Read(Arc::clone(&good.resource)));
+                document.stands = Stands::LastGood(good.generation);
+                self.stands_anew = true;
+                self.tell(&key);
+            }
+            self.remembered.insert(key, good);
+        }
+    }
+
+    /// Is there a refused document of which no good form is known?
+    pub(super) fn is_without(&self) -> bool {
+        self.documents.values().any(|known| known.stands == Stands::None)
+    }
+
+    /// How refused documents stand.
+    fn standing(&self) -> Standing {
+        let mut standing = Standing::default();
+        for (key, known) in &self.documents {
+            match (known.stands, &known.form) {
+                (Stands::LastGood(generation), Some(Form::Read(resource))) => {
+                    let (uid, resource) = (known.uid.clone(), Arc::clone(resource));
+                    standing.last_good.insert(key.clone(), LastGood { uid, generation, resource });
+                }
+                (Stands::None, _) => drop(standing.without.insert(known.uid.clone())),
+                (Stands::Newest(_) | Stands::LastGood(_), _) => {}
+            }
+        }
+        standing
     }
 
     fn put(&mut self, watched: Watched, object: &Object, placed: &Placed) {
@@ -212,11 +275,30 @@ impl Cluster {
         let before = self.documents.remove(&key);
         let old_told = before.as_ref().map(|known| known.told.as_slice()).unwrap_or_default();
         self.is_told_anew |= old_told != found.told;
-        // What was good stays in force while the new form is not.
-        let kept = before.and_then(|known| known.form).filter(|_| !found.good);
-        let form = kept.or(found.form);
-        self.documents.insert(key.clone(), Known { form, told: found.told });
+        let was_refused = before.as_ref().is_some_and(|known| !matches!(known.stands, Stands::Newest(_)));
+        let (form, stands) = if found.good {
+            self.remembered.remove(&key);
+            (found.form, Stands::Newest(object.generation))
+        } else {
+            // What was good stays in force while the new form is not.
+            match before.and_then(|known| known.good(&object.uid)).or_else(|| self.recall(&key, object)) {
+                Some((form, generation)) => (Some(form), Stands::LastGood(generation)),
+                None => (found.form, Stands::None),
+            }
+        };
+        self.stands_anew |= was_refused || !found.good;
+        self.documents.insert(key.clone(), Known { uid: object.uid.clone(), form, stands, told: found.told });
         self.tell(&key);
+    }
+
+    /// The good form of this object that an earlier life or another replica knew.
+    fn recall(&self, key: &ResourceKey, object: &Object) -> Option<(Form, Option<i64>)> {
+        let good = self.remembered.get(key).filter(|good| good.uid == object.uid)?;
+        let mut resource = Arc::clone(&good.resource);
+        if key.kind.is_security() {
+            Arc::make_mut(&mut resource).keep(written::kept_by_what_stood(object));
+        }
+        Some((Form::Read(resource), good.generation))
     }
 
     fn remove_document(&mut self, key: &ResourceKey) {
@@ -229,7 +311,9 @@ impl Cluster {
             return;
         }
         let Some(known) = self.documents.remove(key) else { return };
+        self.remembered.remove(key);
         self.is_told_anew |= !known.told.is_empty();
+        self.stands_anew |= !matches!(known.stands, Stands::Newest(_));
         if known.form.is_some() {
             self.changes.push(Change::Remove { key: key.clone(), origin: origin(key) });
         }

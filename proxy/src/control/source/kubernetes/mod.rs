@@ -38,6 +38,7 @@ use watched::Watched;
 use super::Batch;
 use crate::base::drain::DrainGuard;
 use crate::base::random::Dice;
+use crate::control::cluster::last_good;
 use crate::control::placed::Placed;
 
 /// Why the API server cannot be asked. The environment is at fault.
@@ -78,11 +79,16 @@ pub(crate) async fn watch(
     }
     drop(news);
     let mut cluster = Cluster::default();
+    tokio::select! {
+        () = stop.stopped() => return,
+        () = remember(&client, &mut cluster) => {}
+    }
     let mut is_first = true;
     let begun = Instant::now();
     let mut complain = begun + COMPLAIN;
     let mut placing = placed.news();
     let mut forget = begun + FORGET;
+    let mut ask_others = begun + ASK_OTHERS;
     loop {
         let first = tokio::select! {
             () = stop.stopped() => return,
@@ -96,6 +102,14 @@ pub(crate) async fn watch(
                 placed.keep(|uid| cluster.is_nowhere(uid));
                 forget = Instant::now() + FORGET;
                 continue;
+            }
+            // Another replica may have seen the form that was good, before this one began and after it asked.
+            () = tokio::time::sleep_until(ask_others), if cluster.is_without() => {
+                if let Ok(known) = last_good::read(&client).await {
+                    cluster.remember(known);
+                }
+                ask_others = Instant::now() + ASK_OTHERS;
+                None
             }
             () = tokio::time::sleep_until(complain), if is_first => {
                 let awaited: Vec<&str> = cluster.awaited().map(Watched::kind).collect();
@@ -127,6 +141,19 @@ pub(crate) async fn watch(
         if batches.send(batch).await.is_err() {
             return;
         }
+    }
+}
+
+/// Learns what stood in the place of refused documents. Nobody is served before that: it would go out of force for a while.
+async fn remember(client: &Client, cluster: &mut Cluster) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        match last_good::read(client).await {
+            Ok(known) => return cluster.remember(known),
+            Err(error) => warn!(error, "last good forms cannot be read; it is tried again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
@@ -254,6 +281,9 @@ const MOMENT: Duration = Duration::from_millis(10);
 
 /// How often the words of nodes are looked through.
 const FORGET: Duration = Duration::from_secs(60);
+
+/// How often other replicas are asked what stood in the place of a document that is refused.
+const ASK_OTHERS: Duration = Duration::from_secs(10);
 
 /// How often people are told what is waited for before the first batch.
 const COMPLAIN: Duration = Duration::from_secs(10);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::cluster::{Cluster, News};
 use super::object::testing::object;
 use super::watched::Watched;
+use crate::control::cluster::last_good::{LastGood, Standing};
 use crate::control::placed::Placed;
 use crate::control::world::{Change, Form, World};
 use crate::model::{Kind, ResourceKey};
@@ -15,6 +16,7 @@ struct Scene {
     cluster: Cluster,
     world: World,
     problems: Vec<String>,
+    standing: Standing,
 }
 
 impl Scene {
@@ -46,11 +48,31 @@ impl Scene {
     fn settle(&mut self) -> usize {
         let Some(batch) = self.cluster.batch() else { return 0 };
         self.problems = batch.problems.iter().map(ToString::to_string).collect();
+        if let Some(standing) = batch.standing {
+            self.standing = standing;
+        }
         let count = batch.changes.len();
         for change in batch.changes {
             self.world.apply(change);
         }
         count
+    }
+
+    /// Everything was listed anew by a control plane that knows what this one kept.
+    fn restarted(&mut self, kept: BTreeMap<ResourceKey, LastGood>, objects: &[&str]) {
+        let mut scene = Self::default();
+        scene.cluster.remember(kept);
+        for watched in Watched::all() {
+            scene.cluster.take(watched, News::Begins, &Placed::default());
+        }
+        for text in objects {
+            scene.is(text);
+        }
+        for watched in Watched::all() {
+            scene.cluster.take(watched, News::Ends, &Placed::default());
+        }
+        scene.settle();
+        *self = scene;
     }
 
     fn json(&self, key: &str) -> serde_json::Value {
@@ -421,4 +443,66 @@ fn a_policy_covers_what_an_earlier_control_plane_wrote_down_unless_it_was_writte
         scene.is(&service("web", "clusterIP: 10.65.0.9, selector: {app: web}, ports: [{port: 80}]"));
         assert_eq!(scene.json("AuthorizationPolicy/shop/none")["status"]["kept"], kept, "{generation}");
     }
+}
+
+fn route(generation: u64, path: &str, more: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: shop, generation: {generation}{more}}}\nspec: {{parentRefs: [{{kind: Service, name: web}}], rules: [{{matches: [{{path: {path}}}], backendRefs: [{{name: web, port: 80}}]}}]}}\n"
+    )
+}
+
+const BROKEN: &str = "{type: RegularExpression, value: '/a('}";
+
+/// The path that the route in force matches.
+fn path_in_force(scene: &Scene) -> serde_json::Value {
+    scene.json("HTTPRoute/shop/web").pointer("/spec/rules/0/matches/0/path/value").cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_route_whose_update_is_refused_has_its_last_good_form_after_a_restart_too() {
+    let mut scene = Scene::empty();
+    scene.is(&route(1, "{value: /good}", ""));
+    assert_eq!(scene.standing, Standing::default());
+    let broken = route(2, BROKEN, "");
+    scene.is(&broken);
+    assert_eq!(path_in_force(&scene), "/good");
+    let kept = scene.standing.last_good.clone();
+    let key: ResourceKey = "HTTPRoute/shop/web".parse().unwrap();
+    assert_eq!((kept[&key].generation, kept[&key].uid.as_str()), (Some(1), "uid-of-web"));
+    scene.restarted(kept.clone(), &[&broken]);
+    assert_eq!(path_in_force(&scene), "/good");
+    assert_eq!(scene.standing.last_good, kept, "what stands is kept for the next life as well");
+
+    // One that began before the others wrote it down learns of it later.
+    scene.restarted(BTreeMap::new(), &[&broken]);
+    assert_eq!(path_in_force(&scene), serde_json::Value::Null);
+    assert!(scene.cluster.is_without() && scene.standing.without.contains("uid-of-web"));
+    scene.cluster.remember(kept.clone());
+    scene.settle();
+    assert_eq!((path_in_force(&scene), scene.cluster.is_without()), ("/good".into(), false));
+
+    // What is good again is what is written.
+    scene.is(&route(3, "{value: /better}", ""));
+    assert_eq!((path_in_force(&scene), &scene.standing), ("/better".into(), &Standing::default()));
+
+    // An object that was deleted and made anew has no earlier form.
+    scene.restarted(kept, &[&route(1, BROKEN, ", uid: another")]);
+    assert_eq!(path_in_force(&scene), serde_json::Value::Null);
+}
+
+#[test]
+fn a_policy_that_was_never_good_closes_what_its_newest_form_names() {
+    let policy = |target: &str| {
+        POLICY.replace(
+            "{action: DENY, rules: [{}]}",
+            &format!(
+                "{{targetRefs: [{{kind: Service, name: {target}}}], action: DENY, rules: [{{to: [{{paths: [no-slash]}}]}}]}}"
+            ),
+        )
+    };
+    let mut scene = Scene::empty();
+    scene.is(&policy("web"));
+    scene.is(&policy("other"));
+    assert_eq!(scene.json("AuthorizationPolicy/shop/none").pointer("/spec/targetRefs/0/name").unwrap(), "other");
+    assert!(scene.standing.last_good.is_empty() && scene.standing.without.contains("uid-of-none"));
 }

@@ -16,6 +16,8 @@ pub(crate) struct Written {
     pub(crate) generation: Option<i64>,
     /// Of a route: its parents as they are written, each Service with its place among all.
     pub(crate) parents: Option<Vec<(usize, Value)>>,
+    /// Of a route: how many rules it has.
+    pub(crate) rules: usize,
     /// `status.parents` of a route, `status.conditions` of another kind.
     pub(crate) status: Vec<Value>,
     /// Of a security policy: what it covers beyond where its Services lead, as it stands there.
@@ -39,7 +41,8 @@ impl Written {
         let text = |path: &str| object.body.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, version) = (text("/apiVersion"), text("/metadata/resourceVersion"));
         let kept = list("/status/kept").unwrap_or_default();
-        is_ours.then_some(Self { api_version, version, generation: object.generation, parents, status, kept })
+        let rules = list("/spec/rules").map_or(0, |rules| rules.len());
+        is_ours.then_some(Self { api_version, version, generation: object.generation, parents, rules, status, kept })
     }
 }
 
@@ -51,6 +54,11 @@ pub(super) fn kept(object: &Object) -> Vec<Former> {
     if observed.is_none() || observed != object.generation {
         return Vec::new();
     }
+    kept_by_what_stood(object)
+}
+
+/// The same, in whatever form the policy was then.
+pub(super) fn kept_by_what_stood(object: &Object) -> Vec<Former> {
     let kept = object.body.pointer("/status/kept").cloned().unwrap_or_default();
     serde_json::from_value(kept).unwrap_or_default()
 }

@@ -18,10 +18,16 @@ pub(super) const CASES: &[OnCluster] = &[Case {
 }];
 
 /// They replace what all other cases use.
-pub(super) const ALONE: &[OnCluster] = &[Case {
-    name: "restarts_of_ten_pods_the_node_agent_and_the_control_plane_lose_no_request",
-    run: |cluster, wish| restarts(cluster, wish),
-}];
+pub(super) const ALONE: &[OnCluster] = &[
+    Case {
+        name: "restarts_of_ten_pods_the_node_agent_and_the_control_plane_lose_no_request",
+        run: |cluster, wish| restarts(cluster, wish),
+    },
+    Case {
+        name: "the_last_good_form_of_a_refused_route_outlives_every_control_plane_that_saw_it",
+        run: |cluster, _| last_good(cluster),
+    },
+];
 
 /// More load than runs beside other cases.
 pub(super) const LONG: &[OnCluster] = &[Case {
@@ -51,6 +57,50 @@ fn restarts(cluster: &Cluster, wish: &Wish) -> Result<()> {
     shop.run(&["scale", "deployment/client", "--replicas=2"])?;
     shop.ready("client")?;
     shop.until("client", &["http://web/"], 200).map(drop)
+}
+
+fn last_good(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "lastgood")?;
+    shop.web(1)?;
+    shop.client("client")?;
+    shop.ready("web")?;
+    shop.ready("client")?;
+    let route = |rule: &str| {
+        cluster.apply(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: web, namespace: lastgood }}\nspec: {{ parentRefs: [{{ group: '', kind: Service, name: web }}], rules: [{{ {rule} }}] }}\n"
+        ))
+    };
+    route("filters: [{ type: RequestRedirect, requestRedirect: { hostname: elsewhere.example, statusCode: 302 } }]")?;
+    shop.until("client", &["http://web/"], 302)?;
+    route("matches: [{ path: { type: RegularExpression, value: '/a(' } }], backendRefs: [{ name: web, port: 80 }]")?;
+    let says = || {
+        wait_for("the status of the route", PATIENCE, || {
+            let status = cluster.get(&["--namespace", "lastgood", "httproute", "web"])?["status"].clone();
+            let of = |number: usize| {
+                let one = &status["parents"][0]["conditions"][number];
+                format!("{} {} {}", one["type"], one["status"], one["observedGeneration"])
+            };
+            ensure!(of(0) == r#""Accepted" "False" 2"# && of(1) == r#""ResolvedRefs" "True" 1"#, "{status}");
+            Ok(())
+        })
+    };
+    says()?;
+    // Twice: the second time, whoever wrote it down is gone as well.
+    for _ in 0..2 {
+        cluster.run(&["--namespace", SYSTEM, "rollout", "restart", "deployment/control"])?;
+        cluster.rolled_out(SYSTEM, "deployment/control", RESTARTED_WITHIN)?;
+    }
+    // A sidecar that knows nothing of before.
+    shop.run(&["rollout", "restart", "deployment/client"])?;
+    shop.ready("client")?;
+    shop.until("client", &["http://web/"], 302)?;
+    says()?;
+    cluster.run(&["--namespace", "lastgood", "delete", "httproute", "web"])?;
+    wait_for("nothing is kept of what is gone", PATIENCE, || {
+        let kept = cluster.get(&["--namespace", SYSTEM, "configmap", "outrigger-last-good"])?;
+        ensure!(kept["data"].as_object().is_none_or(serde_json::Map::is_empty), "{kept}");
+        Ok(())
+    })
 }
 
 /// As an autoscaler does it: by the Deployment's scale alone.
