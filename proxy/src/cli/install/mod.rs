@@ -56,10 +56,14 @@ pub(crate) struct UpgradeArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   outrigger uninstall
+  outrigger uninstall --check
   outrigger uninstall --force --crds
 
 It refuses while pods have sidecars, which could not renew their certificates any more. The definitions of our kinds stay, and with them what was written of them.")]
 pub(crate) struct UninstallArgs {
+    /// Only say whether pods have sidecars, and change nothing
+    #[arg(long, conflicts_with_all = ["force", "crds"])]
+    check: bool,
     /// Also while pods have sidecars
     #[arg(long)]
     force: bool,
@@ -111,8 +115,12 @@ pub(crate) fn uninstall(args: UninstallArgs) -> Result<ExitCode, Failure> {
             let shown: Vec<String> = injected.into_iter().take(5).collect();
             return Err(Failure::refused([
                 format!("{count} pods have sidecars: {}{}", shown.join(", "), if count > shown.len() { ", ..." } else { "" }),
-                "remedy: take the label outrigger.dev/inject off and restart them, or say --force".to_owned(),
+                "remedy: take the label outrigger.dev/inject off and restart them, or say --force (with Helm: --no-hooks)"
+                    .to_owned(),
             ]));
+        }
+        if args.check {
+            return print("no pod has a sidecar\n");
         }
         // In the reverse order: nobody is sent to a webhook that has gone.
         for object in objects.iter().rev() {

@@ -64,7 +64,25 @@ fn helms_end(cluster: &Cluster) -> Result<()> {
     finish(upgrade.args(["--set", "control.replicas=1", "--wait"]), limit)?.ok()?;
     let control = cluster.get(&["--namespace", SYSTEM, "deployment", "control"])?;
     ensure!(control["spec"]["replicas"] == 1 && control["status"]["readyReplicas"] == 1, "{control}");
+    guarded(cluster)?;
     emptied(cluster)
+}
+
+/// A release is not taken away from under pods that have sidecars.
+fn guarded(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "guarded")?;
+    shop.client("client")?;
+    shop.ready("client")?;
+    let mut uninstall = cluster.helm(["uninstall", "outrigger", "--namespace", SYSTEM]);
+    let said = finish(&mut uninstall, INSTALLED_WITHIN + PATIENCE)?;
+    ensure!(said.code != 0 && said.stderr.contains("guard"), "{}", said.all());
+    let log = cluster.run(&["--namespace", SYSTEM, "logs", "job/guard"])?;
+    ensure!(log.contains("guarded/client-") && log.contains("remedy: "), "{log}");
+    let control = cluster.get(&["--namespace", SYSTEM, "deployment", "control"])?;
+    ensure!(control["status"]["readyReplicas"] == 1, "it took something away: {control}");
+    // Pods are made as before.
+    shop.run(&["rollout", "restart", "deployment/client"])?;
+    shop.ready("client")
 }
 
 /// Takes Helm's installation away, where there is one.
