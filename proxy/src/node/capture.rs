@@ -220,6 +220,7 @@ mod tests {
         let [fall] = fallen.as_slice() else { panic!("{fallen:?}") };
         assert_eq!((fall.rung, fall.errno, fall.kernel.as_str()), (Rung::Ebpf, Some(libc::EEXIST), kernel::release().as_str()));
         assert!(fall.text.contains("pins") && !fall.remedy.is_empty(), "{fall:?}");
+        assert!(Kernel::remove_all(&pins).is_ok(), "there is nothing to take away");
         // Asked for alone, it is an error.
         assert!(matches!(climb(&[Rung::Ebpf], Path::new("/sys/fs/cgroup"), ground), Err(NodeError::Kernel(_))));
     }

@@ -8,6 +8,7 @@ mod recent;
 
 use std::sync::Arc;
 
+use proxy_common::PORT_PROBE;
 use proxy_common::counters::Counter;
 use proxy_common::flows::{Direction, End, Flow};
 use tracing::warn;
@@ -48,6 +49,9 @@ pub(crate) fn report(agent: &Agent, question: &Question) -> FlowsReport {
 }
 
 fn take(agent: &Agent, flow: &Flow, clock: &WallClock) {
+    if is_probe(flow) {
+        return;
+    }
     let known = agent.pods.borrow().get(&flow.netns).map(|pod| pod.record.named());
     if let Some(pod) = &known {
         agent.metrics.flows.record(flow, &pod.namespace, &pod.name);
@@ -56,6 +60,11 @@ fn take(agent: &Agent, flow: &Flow, clock: &WallClock) {
     if !agent.flows.lock().take(flow, known, clock.since_epoch()) {
         agent.metrics.flows.is_unnamed();
     }
+}
+
+/// Is it of the agent's own look at a pod's capture? No program's connection leads to that port.
+fn is_probe(flow: &Flow) -> bool {
+    flow.direction == Direction::Inbound as u16 && flow.local_port == PORT_PROBE
 }
 
 /// The word for a record's direction.
@@ -97,5 +106,17 @@ fn flow(direction: Direction, end: End) -> Flow {
         remote_port: 40000,
         direction: direction as u16,
         end: end as u16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_dials_to_prove_capture_is_no_connection_of_the_pods() {
+        assert!(is_probe(&Flow { local_port: PORT_PROBE, ..flow(Direction::Inbound, End::Finished) }));
+        assert!(!is_probe(&flow(Direction::Inbound, End::Finished)));
+        assert!(!is_probe(&Flow { local_port: PORT_PROBE, ..flow(Direction::Outbound, End::Finished) }), "an ephemeral port");
     }
 }

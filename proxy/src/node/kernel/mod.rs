@@ -250,7 +250,8 @@ impl Kernel {
     pub(crate) fn remove_all(pins: &Path) -> Result<(), KernelError> {
         let entries = match fs::read_dir(pins) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // A file in its place keeps pins from being there.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
             Err(error) => return Err(KernelError::file("list", pins, error)),
         };
         if !is_bpffs(pins)? {
