@@ -11,6 +11,7 @@ use tracing::info;
 use super::cgroup::{Container, Folders};
 use super::cluster::Cluster;
 use super::described::{Described, NotSidecar};
+use super::quarantine;
 use super::volume::Owner;
 use crate::base::clock::WallClock;
 use crate::base::names::Named;
@@ -122,6 +123,7 @@ pub(crate) async fn admit(
     held.map_err(|error| Refused::Kernel(error.to_string()))?;
     info!(pod = %owner.named(), pid = caller.pid, container = caller.container.id, addresses = ?record.addresses, "a sidecar asks for the first time");
     taken_in(agent, owner, &caller).await;
+    quarantine::let_out(agent, owner);
     Ok(())
 }
 

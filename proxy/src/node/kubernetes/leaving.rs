@@ -33,6 +33,10 @@ pub(crate) fn leave(agent: &Agent, config: &Config, pins: &Path, state: &Path) {
     }
     let folders = [pins.to_owned(), state.join("volumes"), state.join("pods")];
     failed.extend(folders.iter().filter_map(|folder| self::failed(folder, fs::remove_dir(folder))));
+    // Where it is mounted into the agent's container, it is not the agent's to remove.
+    let of_driver = config.kubelet.join("plugins").join(DRIVER);
+    let removed = fs::remove_dir(&of_driver);
+    failed.extend(self::failed(&of_driver, removed.or_else(|error| if is_mounted(&error) { Ok(()) } else { Err(error) })));
     if failed.is_empty() {
         info!("no pod of the mesh is on this node: nothing of the agent stays on it");
     } else {
@@ -51,6 +55,10 @@ fn needed(agent: &Agent, state: &Path) -> Option<&'static str> {
         return Some("pods are captured");
     }
     kernel.closed_pods().map_or(true, |pods| !pods.is_empty()).then_some("pods are in quarantine")
+}
+
+fn is_mounted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy
 }
 
 fn failed(path: &Path, removed: io::Result<()>) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Pods that ask for a sidecar and came up without one: the webhook was away, or the label came later. They are closed, both
-//! ways, until they are made anew or the label is taken back. A container that is called like the sidecar and never asks to be
-//! enrolled is none. And pods of which init containers run before a classic sidecar:
-//! they are closed until that has asked to be enrolled.
+//! ways, until they are made anew or the label is taken back. And pods that have one, until it has asked to be enrolled: what
+//! is called like the sidecar may be none, and init containers may run before a classic one. So no pod that asks for a
+//! sidecar is open before it is known to have one.
 //!
 //! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
 //! is needed beyond those of capture. It is closed as soon as the API server says what it is and its cgroup is there, which is
@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::cluster::{Cluster, Namespaces, PodsByUid};
 use super::described::Described;
 use super::events::Events;
+use super::volume::Owner;
 use super::{admission, cgroup};
 use crate::injection;
 use crate::node::kernel::Kernel;
@@ -59,7 +60,7 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events:
 enum Why {
     /// It asks for a sidecar and has none.
     NoSidecar,
-    /// Its sidecar has not begun, and other containers have.
+    /// Its sidecar has not asked to be enrolled, and nothing says that it will not.
     NotYet,
 }
 
@@ -83,11 +84,14 @@ fn wanted(
         if !pod.has_sidecar() {
             return lacks(pod).then_some(Why::NoSidecar);
         }
-        if pod.begins_without && !is_heard(pod) {
-            return Some(Why::NotYet);
+        if is_heard(pod) {
+            return None;
         }
-        // A sidecar is ready, and so was heard, before any other container begins.
-        (pod.others_begun && lacks(pod) && !is_heard(pod)).then_some(Why::NoSidecar)
+        // A sidecar is ready, and so was heard, before any other container begins, but for init containers before a classic one.
+        if pod.others_begun && !pod.begins_without {
+            return lacks(pod).then_some(Why::NoSidecar);
+        }
+        (pod.begins_without || lacks(pod)).then_some(Why::NotYet)
     };
     pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), (why(pod)?, Arc::clone(pod))))).collect()
 }
@@ -115,7 +119,14 @@ fn put(
     let mut is_waiting = false;
     for (uid, (why, pod)) in wanted {
         let outcome = match folder(agent, uid) {
-            Some(folder) => kernel.lock().close_pod(uid, &folder).map_err(|error| chain(&error)),
+            Some(folder) => {
+                let kernel = kernel.lock();
+                // Its sidecar may have been heard since, see `let_out`.
+                if *why == Why::NotYet && admission::is_recorded(agent, &pod.owner) {
+                    continue;
+                }
+                kernel.close_pod(uid, &folder).map_err(|error| chain(&error))
+            }
             // It has none before it has a sandbox.
             None => {
                 is_waiting = true;
@@ -127,7 +138,7 @@ fn put(
             continue;
         }
         if text.is_empty() && *why == Why::NotYet {
-            info!(pod = %pod.owner.named(), uid, "a pod is closed until its sidecar has begun, behind its init containers");
+            debug!(pod = %pod.owner.named(), uid, "a pod is closed until its sidecar asks to be enrolled");
             continue;
         }
         if text.is_empty() {
@@ -138,6 +149,16 @@ fn put(
         }
     }
     is_waiting
+}
+
+/// Lets out a pod whose sidecar is enrolled, before that is told so: its first connection would wait a second for its second
+/// attempt. Its record is written by then, and who closes pods looks for that with the kernel held.
+pub(super) fn let_out(agent: &Agent, owner: &Owner) {
+    let Some(kernel) = agent.capture.kernel() else { return };
+    let opened = kernel.lock().open_pod(&owner.uid);
+    if let Err(error) = opened {
+        warn!(pod = %owner.named(), error = chain(&error), "a pod whose sidecar is enrolled cannot be let out yet");
+    }
 }
 
 fn folder(agent: &Agent, uid: &str) -> Option<PathBuf> {
@@ -159,10 +180,14 @@ mod tests {
     use super::*;
 
     fn is_closed(namespace: &str, change: impl FnOnce(&mut Value)) -> bool {
+        why(namespace, false, change).is_some()
+    }
+
+    fn why(namespace: &str, is_heard: bool, change: impl FnOnce(&mut Value)) -> Option<Why> {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(change)))].into();
         let labels = [("outrigger.dev/inject".to_owned(), namespace.to_owned())].into();
         let shop = injection::Namespace { name: "shop".into(), labels, ..injection::Namespace::default() };
-        !wanted(&pods, &[("shop".to_owned(), shop)].into(), |_pod| false).is_empty()
+        wanted(&pods, &[("shop".to_owned(), shop)].into(), |_pod| is_heard).remove("0a-1").map(|(why, _pod)| why)
     }
 
     fn bare(pod: &mut Value) {
@@ -172,8 +197,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_asks_for_a_sidecar_and_has_none_is_closed() {
-        assert!(is_closed("enabled", bare));
-        assert!(!is_closed("enabled", |_with_sidecar| {}));
+        assert_eq!(why("enabled", false, bare), Some(Why::NoSidecar));
         assert!(!is_closed("disabled", bare));
         assert!(is_closed("disabled", |pod| {
             bare(pod);
@@ -199,21 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_closed_from_the_first_on_until_its_sidecar_was_heard() {
+        let as_made = |_pod: &mut Value| {};
+        assert_eq!(why("enabled", false, as_made), Some(Why::NotYet));
+        assert_eq!(why("enabled", true, as_made), None);
+        assert_eq!(why("disabled", false, as_made), None, "one that asks for nothing is not waited for");
+    }
+
+    #[test]
     fn a_container_of_the_sidecars_name_that_was_never_heard_is_none_once_another_one_has_begun() {
         let begun = |pod: &mut Value| {
             pod["status"] = json!({ "containerStatuses": [
                 { "name": "app", "containerID": "containerd://aa11", "image": "", "imageID": "", "ready": true, "restartCount": 0 },
             ] });
         };
-        assert!(is_closed("enabled", begun));
-        assert!(!is_closed("disabled", begun));
-        let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(begun)))].into();
-        let shop = injection::Namespace {
-            name: "shop".into(),
-            labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
-            ..injection::Namespace::default()
-        };
-        assert!(wanted(&pods, &[("shop".to_owned(), shop)].into(), |_heard| true).is_empty());
+        assert_eq!(why("enabled", false, begun), Some(Why::NoSidecar));
+        assert_eq!(why("disabled", false, begun), None);
+        assert_eq!(why("enabled", true, begun), None);
     }
 
     #[test]
@@ -248,7 +274,7 @@ mod tests {
         };
         assert_eq!(why(&["0b-2"]), Some(Why::NotYet));
         assert_eq!(why(&["0a-1"]), None);
-        assert!(!is_closed("enabled", |pod| {
+        assert!(!is_closed("disabled", |pod| {
             let sidecar = pod["spec"]["initContainers"][0].take();
             pod["spec"]["initContainers"] = json!([]);
             pod["spec"]["containers"].as_array_mut().unwrap().insert(0, sidecar);

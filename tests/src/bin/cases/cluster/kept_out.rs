@@ -19,6 +19,12 @@ pub(super) const CASES: &[OnCluster] = &[
     Case { name: "a_namespace_that_is_being_deleted_is_guarded_to_its_last_pod", run: |cluster, _| deleted(cluster) },
 ];
 
+/// They take away the webhook, which all other cases use.
+pub(super) const ALONE: &[OnCluster] = &[Case {
+    name: "what_only_passes_for_a_sidecar_has_no_moment_in_which_its_pod_is_open",
+    run: |cluster, _| passes_for_one(cluster),
+}];
+
 /// Bytes that a pod's link has carried out; what is not IP (who has which address) passes a closed one too.
 const TRANSMITTED: &str = "/sys/class/net/eth0/statistics/tx_bytes";
 
@@ -65,6 +71,54 @@ pub(super) fn closed(namespace: &Namespace<'_>, pod: &str, outside: &str) -> Res
     ensure!(name.code != 0, "a name resolves: {}", name.all());
     let frames = sent()? - before;
     ensure!(frames < 600, "{frames} bytes left the pod");
+    Ok(())
+}
+
+/// The webhook is away, and a container that is called like the sidecar has its volume. Its app sends from its first moment on.
+fn passes_for_one(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::labelled(cluster, "passes", "outrigger.dev/inject: enabled")?;
+    let hooks =
+        ["mutatingwebhookconfiguration/outrigger", "validatingwebhookconfiguration/outrigger"].map(|hook| cluster.get(&[hook]));
+    let [mutating, validating] = hooks;
+    let kept = [mutating?, validating?].map(|mut hook| {
+        for field in ["resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"] {
+            hook["metadata"].as_object_mut().map(|metadata| metadata.remove(field));
+        }
+        hook
+    });
+    let mounts = json!([{ "name": "outrigger", "mountPath": "/run/outrigger", "readOnly": true }]);
+    let forged = container(
+        "outrigger",
+        json!({ "command": ["/bin/busybox", "sleep", "infinity"], "restartPolicy": "Always", "volumeMounts": mounts }),
+    );
+    let send = "i=0; while [ $i -lt 300 ]; do echo 0123456789012345678901234567890123456789 | /bin/busybox nc -u -w1 10.99.0.1 9999 & \
+        i=$((i+1)); done; exec /bin/busybox sleep infinity";
+    let app = container("app", json!({ "command": ["/bin/busybox", "sh", "-c", send] }));
+    let volumes = json!([{ "name": "outrigger", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } }]);
+    let forged = pod("forged", &[app], json!({ "initContainers": [forged], "volumes": volumes }));
+    let made = (|| {
+        cluster.run(&["delete", "mutatingwebhookconfiguration,validatingwebhookconfiguration", "outrigger"])?;
+        shop.make(&[forged])
+    })();
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": kept }).to_string();
+    cluster.apply(&list)?;
+    made?;
+    wait_for("the app's start", PATIENCE, || {
+        let app = &shop.get("pod/forged")?["status"]["containerStatuses"][0];
+        ensure!(!app["state"]["running"].is_null(), "{app}");
+        Ok(())
+    })?;
+    let sent = || -> Result<u64> {
+        let said = cluster.exec("passes", "forged", "app", &["/bin/busybox", "cat", TRANSMITTED])?.ok()?;
+        Ok(said.trim().parse()?)
+    };
+    // What is not IP, and what the kernel itself says of its IPv6 addresses, is not held back.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let sent = sent()?;
+    println!("    {sent} bytes left the pod");
+    ensure!(sent < 2_048, "{sent} bytes left the pod");
+    let quarantined = metric_of_agent(cluster)?;
+    ensure!(quarantined >= 1.0, "the agent counts {quarantined} in quarantine");
     Ok(())
 }
 

@@ -59,7 +59,8 @@ pub(crate) fn run(runner: &mut Runner) {
     ]
     .concat();
     // They change the mesh itself, or look at all that was done before them.
-    let mut alone: Vec<OnCluster> = [rollout::ALONE, failing::ALONE, away::ALONE, rights::CASES, without_helm::CASES].concat();
+    let mut alone: Vec<OnCluster> =
+        [rollout::ALONE, failing::ALONE, away::ALONE, kept_out::ALONE, rights::CASES, without_helm::CASES].concat();
     if runner.is_long() {
         alone.splice(0..0, [measured::ALONE, gateway_api::CASES, rollout::LONG, many::LONG, spire::LONG].concat());
     }
