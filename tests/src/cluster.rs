@@ -112,7 +112,8 @@ impl Cluster {
         self.try_apply_with(&["--namespace", namespace], yaml)
     }
 
-    fn try_apply_with(&self, words: &[&str], yaml: &str) -> Result<Said> {
+    /// The same with further words for `kubectl apply`.
+    pub fn try_apply_with(&self, words: &[&str], yaml: &str) -> Result<Said> {
         let mut file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         file.write_all(yaml.as_bytes())?;
         let mut apply = self.kubectl([words, &["apply", "--server-side", "--filename"]].concat());

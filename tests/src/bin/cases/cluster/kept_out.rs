@@ -25,6 +25,9 @@ pub(super) const ALONE: &[OnCluster] = &[Case {
     run: |cluster, _| passes_for_one(cluster),
 }];
 
+/// Both are called `outrigger`.
+const HOOKS: [&str; 2] = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"];
+
 /// Bytes that a pod's link has carried out; what is not IP (who has which address) passes a closed one too.
 const TRANSMITTED: &str = "/sys/class/net/eth0/statistics/tx_bytes";
 
@@ -77,12 +80,14 @@ pub(super) fn closed(namespace: &Namespace<'_>, pod: &str, outside: &str) -> Res
 /// The webhook is away, and a container that is called like the sidecar has its volume. Its app sends from its first moment on.
 fn passes_for_one(cluster: &Cluster) -> Result<()> {
     let shop = Namespace::labelled(cluster, "passes", "outrigger.dev/inject: enabled")?;
-    let hooks =
-        ["mutatingwebhookconfiguration/outrigger", "validatingwebhookconfiguration/outrigger"].map(|hook| cluster.get(&[hook]));
-    let [mutating, validating] = hooks;
+    let [mutating, validating] = HOOKS.map(|kind| cluster.get(&[kind, "outrigger"]));
     let kept = [mutating?, validating?].map(|mut hook| {
         for field in ["resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"] {
             hook["metadata"].as_object_mut().map(|metadata| metadata.remove(field));
+        }
+        // The control plane's own.
+        for one in hook["webhooks"].as_array_mut().into_iter().flatten() {
+            one["clientConfig"].as_object_mut().map(|config| config.remove("caBundle"));
         }
         hook
     });
@@ -97,12 +102,21 @@ fn passes_for_one(cluster: &Cluster) -> Result<()> {
     let volumes = json!([{ "name": "outrigger", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } }]);
     let forged = pod("forged", &[app], json!({ "initContainers": [forged], "volumes": volumes }));
     let made = (|| {
-        cluster.run(&["delete", "mutatingwebhookconfiguration,validatingwebhookconfiguration", "outrigger"])?;
+        cluster.run(&["delete", &HOOKS.join(","), "outrigger"])?;
         shop.make(&[forged])
     })();
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": kept }).to_string();
-    cluster.apply(&list)?;
+    // In the name of who owns its fields, or nobody could upgrade it.
+    cluster.try_apply_with(&["--field-manager=helm"], &list)?.ok()?;
     made?;
+    wait_for("the webhooks are known again", PATIENCE, || {
+        for kind in HOOKS {
+            let hook = cluster.get(&[kind, "outrigger"])?;
+            let webhooks = hook["webhooks"].as_array().context("a configuration without webhooks")?;
+            ensure!(webhooks.iter().all(|one| one["clientConfig"]["caBundle"].is_string()), "{hook}");
+        }
+        Ok(())
+    })?;
     wait_for("the app's start", PATIENCE, || {
         let app = &shop.get("pod/forged")?["status"]["containerStatuses"][0];
         ensure!(!app["state"]["running"].is_null(), "{app}");
@@ -119,7 +133,7 @@ fn passes_for_one(cluster: &Cluster) -> Result<()> {
     ensure!(sent < 2_048, "{sent} bytes left the pod");
     let quarantined = metric_of_agent(cluster)?;
     ensure!(quarantined >= 1.0, "the agent counts {quarantined} in quarantine");
-    Ok(())
+    shop.run(&["delete", "pod", "forged", "--now"]).map(drop)
 }
 
 /// It is in the pod's network namespace, and its author has it mount the sidecar's volume.
