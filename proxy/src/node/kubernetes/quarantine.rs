@@ -101,7 +101,7 @@ fn put(
     agent: &Agent,
     kernel: &Mutex<Kernel>,
     wanted: &BTreeMap<String, (Why, Arc<Described>)>,
-    told: &mut BTreeMap<String, String>,
+    told: &mut BTreeMap<String, (Why, String)>,
     events: &mut Events,
 ) -> bool {
     let closed = kernel.lock().closed_pods().unwrap_or_else(|error| {
@@ -115,7 +115,7 @@ fn put(
             Err(error) => warn!(uid, error = chain(&error), "a pod cannot be let out of quarantine"),
         }
     }
-    told.retain(|uid, _text| wanted.contains_key(uid));
+    told.retain(|uid, _outcome| wanted.contains_key(uid));
     let mut is_waiting = false;
     for (uid, (why, pod)) in wanted {
         let outcome = match folder(agent, uid) {
@@ -134,7 +134,9 @@ fn put(
             }
         };
         let text = outcome.err().unwrap_or_default();
-        if told.insert(uid.clone(), text.clone()).as_ref() == Some(&text) {
+        // What passed for a sidecar is closed already when it is found out.
+        let now = (*why, text.clone());
+        if told.insert(uid.clone(), now.clone()).as_ref() == Some(&now) {
             continue;
         }
         if text.is_empty() && *why == Why::NotYet {

@@ -133,6 +133,12 @@ fn passes_for_one(cluster: &Cluster) -> Result<()> {
     ensure!(sent < 2_048, "{sent} bytes left the pod");
     let quarantined = metric_of_agent(cluster)?;
     ensure!(quarantined >= 1.0, "the agent counts {quarantined} in quarantine");
+    wait_for("the pod's owner is told", PATIENCE, || {
+        let events =
+            shop.run(&["get", "events", "--field-selector=involvedObject.name=forged,reason=NoSidecar", "--output=name"])?;
+        ensure!(!events.is_empty(), "no event");
+        Ok(())
+    })?;
     shop.run(&["delete", "pod", "forged", "--now"]).map(drop)
 }
 
