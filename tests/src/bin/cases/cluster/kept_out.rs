@@ -96,8 +96,9 @@ fn passes_for_one(cluster: &Cluster) -> Result<()> {
         "outrigger",
         json!({ "command": ["/bin/busybox", "sleep", "infinity"], "restartPolicy": "Always", "volumeMounts": mounts }),
     );
-    let send = "i=0; while [ $i -lt 300 ]; do echo 0123456789012345678901234567890123456789 | /bin/busybox nc -u -w1 10.99.0.1 9999 & \
-        i=$((i+1)); done; exec /bin/busybox sleep infinity";
+    // A hundred SYNs and more, of 66 bytes and more each.
+    let send = "i=0; while [ $i -lt 100 ]; do /bin/curl --silent --max-time 2 http://10.99.0.1/ & i=$((i+1)); done; \
+        exec /bin/busybox sleep infinity";
     let app = container("app", json!({ "command": ["/bin/busybox", "sh", "-c", send] }));
     let volumes = json!([{ "name": "outrigger", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } }]);
     let forged = pod("forged", &[app], json!({ "initContainers": [forged], "volumes": volumes }));
