@@ -5,7 +5,7 @@
 //! has to name the file.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ use crate::control::source::file::read_at_most;
 /// Where the control plane answers, and what proves to it that it may be asked.
 #[derive(Args, Debug)]
 pub(crate) struct ApiArgs {
-    /// The control plane's API
-    #[arg(long = "api", env = "OUTRIGGER_API", value_name = "ADDR", default_value = API)]
-    address: SocketAddr,
+    /// The control plane's API [default: 127.0.0.1:14080]
+    #[arg(long = "api", env = "OUTRIGGER_API", value_name = "ADDR")]
+    address: Option<SocketAddr>,
     /// The file that holds the API's token; by default `api-token` in the state folder of the mesh that is up
     #[arg(long, env = "OUTRIGGER_API_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -42,12 +42,26 @@ impl ApiArgs {
     pub(crate) fn of_mesh(mesh: &UpRecord) -> Result<Self, Failure> {
         let address = mesh.api.strip_prefix("http://").and_then(|address| address.parse().ok());
         let address = address.ok_or_else(|| Failure::environment(format!("{:?} is no API", mesh.api), "start the mesh anew"))?;
-        Ok(Self { address, token_file: Some(mesh.state.join(API_TOKEN)) })
+        Ok(Self { address: Some(address), token_file: Some(mesh.state.join(API_TOKEN)) })
     }
 
     /// Is it the control plane of the mesh that is up on this machine?
     pub(crate) fn is_of_this_machine(&self) -> bool {
-        local::supervised(self.address).is_some()
+        local::supervised(self.address()).is_some()
+    }
+
+    /// Did somebody say which API it is?
+    pub(crate) fn is_named(&self) -> bool {
+        self.address.is_some() || self.token_file.is_some()
+    }
+
+    /// Does anybody listen there?
+    pub(crate) fn is_served(&self) -> bool {
+        std::net::TcpStream::connect_timeout(&self.address(), CONNECT_MAX).is_ok()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address.unwrap_or(API)
     }
 
     /// The file that holds the token for this address; none where nobody told.
@@ -56,8 +70,8 @@ impl ApiArgs {
             return Some(named.clone());
         }
         match read_up_record() {
-            Some(mesh) => (mesh.api == format!("http://{}", self.address)).then(|| mesh.state.join(API_TOKEN)),
-            None => (self.address.to_string() == API).then(|| Path::new(STATE).join(API_TOKEN)),
+            Some(mesh) => (mesh.api == format!("http://{}", self.address())).then(|| mesh.state.join(API_TOKEN)),
+            None => (self.address() == API).then(|| Path::new(STATE).join(API_TOKEN)),
         }
     }
 
@@ -68,7 +82,7 @@ impl ApiArgs {
     fn credentials(&self) -> Result<HeaderValue, Failure> {
         let Some(path) = self.token_path() else {
             return Err(Failure::environment(
-                format!("nothing tells which token the API at {} wants", self.address),
+                format!("nothing tells which token the API at {} wants", self.address()),
                 "name its file with --token-file, or leave --api to the mesh that is up",
             ));
         };
@@ -96,14 +110,14 @@ pub(crate) fn get(api: &ApiArgs, path: &str) -> Result<Value, Failure> {
 
 /// The same, for who has a runtime. Cancel-safe: nothing is changed.
 pub(crate) async fn fetch(api: &ApiArgs, path: &str) -> Result<Value, Failure> {
-    let (status, answer) = insist(api, &Method::GET, path, &[], || local::supervised(api.address)).await?;
+    let (status, answer) = insist(api, &Method::GET, path, &[], || local::supervised(api.address())).await?;
     if status.is_success() { Ok(answer) } else { Err(objection(status, &answer)) }
 }
 
 /// Sends a change. An answer that names problems of documents is an answer, not a failure.
 pub(crate) fn post(api: &ApiArgs, path: &str, body: &impl serde::Serialize) -> Result<Value, Failure> {
     let body = serde_json::to_vec(body).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
-    let asked = insist(api, &Method::POST, path, &body, || local::supervised(api.address));
+    let asked = insist(api, &Method::POST, path, &body, || local::supervised(api.address()));
     let (status, answer) = runtime()?.block_on(asked)?;
     if status.is_success() || status == StatusCode::UNPROCESSABLE_ENTITY { Ok(answer) } else { Err(objection(status, &answer)) }
 }
@@ -145,7 +159,7 @@ async fn insist(
             Ok(answer) => return Ok(answer),
             Err(NotAnswered { reason, again, doubtful }) => {
                 if !again || supervisor.is_none() || !patience.wait().await {
-                    return Err(unreachable(api.address, &reason, supervisor.as_ref()));
+                    return Err(unreachable(api.address(), &reason, supervisor.as_ref()));
                 }
                 // What is deleted twice is not there the second time, and that is as it should be.
                 if doubtful && path == DELETE {
@@ -172,7 +186,7 @@ async fn ask(
     path: &str,
     body: &[u8],
 ) -> Result<Result<(StatusCode, Value), NotAnswered>, Failure> {
-    let stream = match TcpStream::connect(api.address).await {
+    let stream = match TcpStream::connect(api.address()).await {
         Ok(stream) => stream,
         Err(error) => {
             // Reset: it ended while the connection was still waiting to be taken.
@@ -184,7 +198,7 @@ async fn ask(
     // made a token of its own.
     let credentials = api.credentials()?;
     let shown = credentials.clone();
-    match exchange(stream, api.address, credentials, method.clone(), path, body.to_vec()).await {
+    match exchange(stream, api.address(), credentials, method.clone(), path, body.to_vec()).await {
         Ok((StatusCode::UNAUTHORIZED, _)) if api.credentials().is_ok_and(|now| now != shown) => {
             Ok(Err(NotAnswered { reason: "it made another token just now".to_owned(), again: true, doubtful: false }))
         }
@@ -251,12 +265,14 @@ async fn exchange(
 
 const READ_MAX: Duration = Duration::from_secs(10);
 const CHANGE_MAX: Duration = Duration::from_secs(30);
-const ANSWER_BYTES_MAX: usize = 256 << 20;
+pub(crate) const ANSWER_BYTES_MAX: usize = 256 << 20;
 const TOKEN_BYTES_MAX: u64 = 4 << 10;
 /// The only request of which the answer depends on whether it was made before.
 const DELETE: &str = "/api/delete";
-/// Where `up` has the API served.
-const API: &str = "127.0.0.1:14080";
+/// How long a connection on this machine may take.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Where `up` has the API served, and a control plane in a pod.
+pub(crate) const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 14080);
 
 #[cfg(test)]
 mod tests {
@@ -265,7 +281,7 @@ mod tests {
     use super::*;
 
     fn api(address: SocketAddr, token_file: Option<PathBuf>) -> ApiArgs {
-        ApiArgs { address, token_file }
+        ApiArgs { address: Some(address), token_file }
     }
 
     #[test]

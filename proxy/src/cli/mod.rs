@@ -23,6 +23,7 @@ mod holder;
 mod inject;
 mod install;
 mod local;
+mod mesh;
 mod node;
 mod restart;
 mod sidecar;
@@ -124,6 +125,13 @@ impl Failure {
 
     fn new(code: u8, causes: impl IntoIterator<Item = impl Display>) -> Self {
         Self { code, causes: causes.into_iter().map(|cause| cause.to_string()).collect() }
+    }
+}
+
+impl Display for Failure {
+    /// In one line, for what goes on without what failed.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.causes.join("; "))
     }
 }
 

@@ -12,47 +12,49 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::apply::line;
-use super::client::{self, ApiArgs};
 use super::local::{has_lost_supervisor, is_ending};
+use super::mesh::{Mesh, MeshArgs};
 use super::table::{self, Output, day, moment};
 use super::{Failure, agent, print, warn};
 use crate::control::api::Wrong;
 use crate::node::report::{PodReport, Waiting};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   outrigger status -o json
+  outrigger status --kubernetes
 
 Exit codes: 0 all is well; 1 something is not: a document or a sidecar's configuration is refused, a security policy is for a Service or Workload that does not exist, denies whom no peer can be, or covers more than its Services ever led to, a pod's supervisor is gone, a pod's sidecar or the node agent is not connected, connections wait for a pod's sidecar, a kernel program is not attached, a certificate has ended, or the authority's ends within 30 days; 3 the control plane does not answer. With -o json, `unwell` lists it.
 
-Of a control plane that was just started it waits up to 6 s for sidecars and the node agent to come back. With -o wide, pods are listed with all of their addresses.")]
+Of a control plane that was just started it waits up to 6 s for sidecars and the node agent to come back. With -o wide, pods are listed with all of their addresses. Of a cluster all replicas of the control plane are asked.")]
 pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
     #[command(flatten)]
-    pub(crate) api: ApiArgs,
+    pub(crate) mesh: MeshArgs,
 }
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  outrigger proxies -o wide\n\nWith -o wide, each is told with its identity, software and address."
+    after_help = "Examples:\n  outrigger proxies -o wide\n  outrigger proxies --kubernetes\n\nWith -o wide, each is told with its identity, software and address."
 )]
 pub(crate) struct ProxiesArgs {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<Output>,
     #[command(flatten)]
-    pub(crate) api: ApiArgs,
+    pub(crate) mesh: MeshArgs,
 }
 
 /// Runs `outrigger status`.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let mut answer = settled(&args.api)?;
-    if args.api.is_of_this_machine() {
+    let mesh = args.mesh.find()?;
+    let mut answer = settled(&mesh)?;
+    if mesh.is_of_this_machine() {
         note_ending(&mut answer, &is_ending);
     }
-    let capture = args.api.is_of_this_machine().then(agent::capture);
+    let capture = mesh.is_of_this_machine().then(agent::capture);
     note_waiting(&mut answer, capture.iter().flatten().flat_map(|report| &report.pods));
     let mut unwell = unwell(&answer, &has_lost_supervisor);
     unwell.extend(capture.iter().flatten().flat_map(agent::unwell));
@@ -70,14 +72,22 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mut text = String::new();
     let width = table::width();
     let mut say = |title: &str, line: String| text.push_str(&table::fold(&format!("{title:<15}{line}"), width, 15));
-    let control = format!(
-        "up for {}, version {}, trust domain {}, revision {}",
-        moment(number(&answer, "/control/started"), now).trim_end_matches(" ago"),
-        string(&answer, "/control/version"),
-        string(&answer, "/control/trustDomain"),
-        number(&answer, "/control/revision"),
-    );
-    say("control plane", control);
+    let control = |control: &Value| {
+        format!(
+            "up for {}, version {}, trust domain {}, revision {}",
+            moment(number(control, "/started"), now).trim_end_matches(" ago"),
+            string(control, "/version"),
+            string(control, "/trustDomain"),
+            number(control, "/revision"),
+        )
+    };
+    let replicas = list(&answer, "/replicas");
+    if replicas.is_empty() {
+        say("control plane", answer.get("control").map(control).unwrap_or_default());
+    }
+    for replica in replicas {
+        say("control plane", format!("{}: {}", string(replica, "/name"), control(replica)));
+    }
     let nodes = list(&answer, "/nodes");
     if nodes.is_empty() {
         say("node agent", "none connected".to_owned());
@@ -114,7 +124,7 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
             (false, _) => "outside the mesh".to_owned(),
             (true, false) => "not connected".to_owned(),
             (true, true) if refused > 0 => format!("{refused} refused"),
-            (true, true) if number(pod, "/acknowledged") < number(&answer, "/control/revision") => "behind".to_owned(),
+            (true, true) if number(pod, "/acknowledged") < revision_for(&answer, pod) => "behind".to_owned(),
             (true, true) => "acknowledged".to_owned(),
         };
         let report = capture.iter().flatten().next().filter(|_report| is_local(pod));
@@ -150,10 +160,10 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
 
 /// How the mesh stands. A control plane that was just started knows of nobody yet: those who are on their way back are given
 /// their time, so that nobody is told to be missing who is not.
-fn settled(api: &ApiArgs) -> Result<Value, Failure> {
+fn settled(mesh: &Mesh<'_>) -> Result<Value, Failure> {
     let mut told = false;
     loop {
-        let answer = client::get(api, "/api/status")?;
+        let answer = mesh.get("/api/status")?;
         let left = time_to_return(&answer);
         if left == 0 {
             return Ok(answer);
@@ -169,19 +179,19 @@ fn settled(api: &ApiArgs) -> Result<Value, Failure> {
 fn time_to_return(answer: &Value) -> u64 {
     let up_for = number(answer, "/control/now").saturating_sub(number(answer, "/control/started"));
     let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
-    let mut pods = list(answer, "/pods").iter().filter(|pod| is(pod, "/local") && is(pod, "/meshed") && !is(pod, "/terminating"));
+    let pods = list(answer, "/pods").iter();
+    let mut pods = pods.filter(|pod| is_looked_at(answer, pod) && is(pod, "/meshed") && !is(pod, "/terminating"));
     let is_missed = list(answer, "/nodes").is_empty() && pods.clone().next().is_some() || pods.any(|pod| !is(pod, "/connected"));
     if is_missed { RECONNECT_SECONDS.saturating_sub(up_for) } else { 0 }
 }
 
 /// Runs `outrigger proxies`.
 pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
-    let answer = client::get(&args.api, "/api/proxies")?;
+    let answer = args.mesh.find()?.get("/api/proxies")?;
     if written(args.output, &answer)? {
         return Ok(ExitCode::SUCCESS);
     }
     let wide = args.output == Some(Output::Wide);
-    let revision = number(&answer, "/revision");
     let mut titles = vec!["NAMESPACE", "POD", "CONFIGURATION", "RESOURCES", "REFUSED"];
     if wide {
         titles.extend(["IDENTITY", "SCOPES", "SOFTWARE", "ADDRESS"]);
@@ -189,6 +199,8 @@ pub(crate) fn proxies(args: &ProxiesArgs) -> Result<ExitCode, Failure> {
     let items = list(&answer, "/items");
     let rows = items.iter().map(|item| {
         let acknowledged = number(item, "/acknowledged");
+        // Of several replicas each counts its own.
+        let revision = number(if item.get("revision").is_some() { item } else { &answer }, "/revision");
         let configuration =
             if acknowledged >= revision { "acknowledged".to_owned() } else { format!("revision {acknowledged} of {revision}") };
         let mut row = vec![
@@ -266,9 +278,9 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
     let is = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
     let ended = |item: &Value| item.pointer("/certificateExpires").and_then(Value::as_u64).is_some_and(|ends| ends <= now);
     let mut local = false;
-    for pod in list(answer, "/pods").iter().filter(|pod| is_local(pod)) {
+    for pod in list(answer, "/pods").iter().filter(|pod| is_looked_at(answer, pod)) {
         let (namespace, name) = (string(pod, "/namespace"), string(pod, "/name"));
-        if !is(pod, "/connected") && has_lost_supervisor(&namespace, &name) {
+        if !is(pod, "/connected") && is_local(pod) && has_lost_supervisor(&namespace, &name) {
             lines.push(format!(
                 "{namespace}/{name} has lost its supervisor, `outrigger run`, and with it its program and sidecar: run it again \
                  under its name; what is left goes by itself in a moment, or by `outrigger stop {name} -n {namespace}`"
@@ -298,7 +310,12 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
         }
     }
     let nodes = list(answer, "/nodes");
-    if local && nodes.is_empty() {
+    let silent = list(answer, "/silent");
+    for replica in silent {
+        let (name, reason) = (string(replica, "/name"), string(replica, "/reason"));
+        lines.push(format!("{name} does not answer, and who is connected to it is not known here: {reason}"));
+    }
+    if local && nodes.is_empty() && silent.is_empty() {
         lines.push("no node agent is connected: no certificate is renewed, and no pod can enrol".to_owned());
     }
     for node in nodes.iter().filter(|node| ended(node)) {
@@ -315,6 +332,22 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
         lines.push(format!("the authority's root is good until {} only", day(root)));
     }
     lines
+}
+
+/// Is it told of this pod what is not well? Of pods of this machine; and of those of a cluster that are connected, or should
+/// be: they are ready, and every replica was asked.
+fn is_looked_at(answer: &Value, pod: &Value) -> bool {
+    let is = |pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
+    let is_missed = || {
+        let runs = pod.get("node").is_some_and(Value::is_string) && !is("/unready") && !is("/finished");
+        runs && list(answer, "/silent").is_empty()
+    };
+    is_local(pod) || (answer.get("replicas").is_some() && (is("/connected") || is_missed()))
+}
+
+/// The revision that the pod's sidecar is to have: of several control planes each counts its own.
+fn revision_for(answer: &Value, pod: &Value) -> u64 {
+    if pod.get("revision").is_some() { number(pod, "/revision") } else { number(answer, "/control/revision") }
 }
 
 /// Did `outrigger run` make the pod?
@@ -336,15 +369,15 @@ fn written(output: Option<Output>, answer: &Value) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn string(item: &Value, pointer: &str) -> String {
+pub(super) fn string(item: &Value, pointer: &str) -> String {
     item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn number(item: &Value, pointer: &str) -> u64 {
+pub(super) fn number(item: &Value, pointer: &str) -> u64 {
     item.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
 }
 
-fn list<'a>(item: &'a Value, pointer: &str) -> &'a [Value] {
+pub(super) fn list<'a>(item: &'a Value, pointer: &str) -> &'a [Value] {
     item.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -384,6 +417,26 @@ mod tests {
         // A pod outside of the mesh is one as well; one that is connected has its sidecar.
         assert!(lost("out-1").iter().any(|line| line.starts_with("shop/out-1 has lost its supervisor")));
         assert_eq!(answer_with(|_| (), &|_, name| name == "web-1"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_pod_of_a_cluster_is_missed_if_it_is_ready_and_every_replica_was_asked() {
+        let told = |silent: Value, pod: Value| {
+            answer(|all| {
+                all["replicas"] = json!([{ "name": "control-a" }]);
+                all["silent"] = silent;
+                all["pods"] = json!([pod]);
+            })
+        };
+        let pod = |connected: bool, unready: bool, node: Option<&str>| json!({ "namespace": "shop", "name": "web", "meshed": true, "connected": connected, "unready": unready, "node": node });
+        let [missed] = told(json!([]), pod(false, false, Some("one"))).try_into().unwrap();
+        assert!(missed.starts_with("shop/web is not connected"), "{missed}");
+        for well in [pod(true, false, Some("one")), pod(false, true, Some("one")), pod(false, false, None)] {
+            assert_eq!(told(json!([]), well), Vec::<String>::new());
+        }
+        let silent = json!([{ "name": "control-b", "reason": "gone" }]);
+        let [silent] = told(silent, pod(false, false, Some("one"))).try_into().unwrap();
+        assert!(silent.starts_with("control-b does not answer"), "{silent}");
     }
 
     #[test]

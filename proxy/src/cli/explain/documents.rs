@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::super::Failure;
 use super::super::check::Loaded;
-use super::super::client::{self, ApiArgs};
+use super::super::mesh::Mesh;
 use super::told::Told;
 use crate::base::names::{Named, nearest};
 use crate::model::mesh::Network;
@@ -20,8 +20,8 @@ use crate::model::{Kind, Resource, ResourceKey, Resources};
 use crate::snapshot::compile;
 
 /// What the control plane has in force.
-pub(super) fn ask(api: &ApiArgs) -> Result<(Resources, String), Failure> {
-    let answer = client::get(api, "/api/resources")?;
+pub(super) fn ask(mesh: &Mesh<'_>) -> Result<(Resources, String), Failure> {
+    let answer = mesh.get("/api/resources")?;
     let mut resources = Resources::default();
     for item in answer.get("items").and_then(Value::as_array).into_iter().flatten() {
         let kind = item.get("kind").and_then(Value::as_str).unwrap_or_default();
@@ -38,7 +38,7 @@ pub(super) fn ask(api: &ApiArgs) -> Result<(Resources, String), Failure> {
             resources.by_key.insert(key, resource);
         }
     }
-    let status = client::get(api, "/api/status")?;
+    let status = mesh.get("/api/status")?;
     let domain = status.pointer("/control/trustDomain").and_then(Value::as_str).unwrap_or("cluster.local");
     Ok((resources, domain.to_owned()))
 }

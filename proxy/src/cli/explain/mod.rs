@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::Args;
 use http::Method;
 
-use super::client::ApiArgs;
+use super::mesh::MeshArgs;
 use super::table::{self, JsonOutput};
 use super::{Failure, print};
 use crate::base::clock::WallClock;
@@ -37,6 +37,7 @@ use walk::explain;
   outrigger explain --from shop/front-1 --to payments --method POST --path /pay
   outrigger explain --from shop/front-1 --to reviews.shop:80 -f ./mesh -o json
   outrigger explain --from shop/front-1 --to web --header 'x-user: ada'
+  outrigger explain --kubernetes --from shop/front-7d9-abcde --to web
 
 The request is read as one of HTTP/1.1. Whether a program listens at the port, and whether it answers, is not asked.
 
@@ -72,13 +73,13 @@ pub(crate) struct ExplainArgs {
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) output: Option<JsonOutput>,
     #[command(flatten)]
-    pub(crate) api: ApiArgs,
+    pub(crate) mesh: MeshArgs,
 }
 
 /// Runs `outrigger explain`.
 pub(crate) fn run(args: ExplainArgs) -> Result<ExitCode, Failure> {
     let (mut resources, domain) =
-        if args.files.is_empty() { ask(&args.api)? } else { (load(&args.files)?, args.trust_domain.clone()) };
+        if args.files.is_empty() { ask(&args.mesh.find()?)? } else { (load(&args.files)?, args.trust_domain.clone()) };
     let trust_domain: TrustDomain = domain.parse().map_err(|error| Failure::invalid([error]))?;
     let question = Question::read(&args)?;
     let mut told = Told::default();

@@ -19,6 +19,11 @@ use crate::node::flows::{FlowReport, FlowsReport, Question};
 
 /// Runs it.
 pub(super) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
+    if args.mesh.api().is_none() {
+        return Err(Failure::invalid([
+            "flows are held by the agent of each node, and are asked for on that node, without --kubernetes",
+        ]));
+    }
     let mut question = Question { namespace: args.namespace.clone(), pod: args.name.clone(), after: None };
     let mut report = agent::flows(&question).map_err(|error| {
         Failure::environment(format!("the node agent does not tell of flows: {error}"), "start the mesh with `outrigger up`")
@@ -79,7 +84,7 @@ fn name(report: &mut FlowsReport, args: &GetArgs) {
     if report.flows.iter().all(|flow| flow.peer.is_some()) {
         return;
     }
-    let Ok(workloads) = client::get(&args.api, "/api/resources?kind=Workload") else { return };
+    let Some(Ok(workloads)) = args.mesh.api().map(|api| client::get(api, "/api/resources?kind=Workload")) else { return };
     let names = workloads_by_address(&workloads);
     for flow in report.flows.iter_mut().filter(|flow| flow.peer.is_none()) {
         flow.peer = names.get(&flow.remote.ip()).cloned();

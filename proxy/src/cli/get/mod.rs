@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::Failure;
-use super::client::{self, ApiArgs};
+use super::mesh::MeshArgs;
 use super::table::{self, Output};
 use crate::control::api::kind_named;
 use crate::model::Kind;
@@ -19,13 +19,16 @@ use crate::model::Kind;
   outrigger get httproute web -n shop -o yaml
   outrigger get all -o wide
   outrigger get flows web-1 -n shop --watch
+  outrigger get authz --kubernetes
+  outrigger get --raw /api/status
 
 `flows` are connections of this machine's pods that ended of late, as the kernel saw them.
 
 Kinds: mesh, service (svc), workload (wl), httproute (route), authorizationpolicy (authz), requestauthentication (authn), peerauthentication (peer), trafficpolicy (tp); plurals too.")]
 pub(crate) struct GetArgs {
     /// A kind by its name, its plural or its short form, `all`, or `flows`
-    pub(crate) kind: String,
+    #[arg(required_unless_present = "raw")]
+    pub(crate) kind: Option<String>,
     /// Only documents of this name; only flows of this pod
     pub(crate) name: Option<String>,
     /// Only this namespace
@@ -37,25 +40,33 @@ pub(crate) struct GetArgs {
     /// Go on with flows as they end, until interrupted
     #[arg(short, long)]
     pub(crate) watch: bool,
+    /// What the API answers to this path, in its own form and nothing else
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kind", "name", "namespace", "output", "watch"])]
+    pub(crate) raw: Option<String>,
     #[command(flatten)]
-    pub(crate) api: ApiArgs,
+    pub(crate) mesh: MeshArgs,
 }
 
 /// Runs `outrigger get`.
 pub(crate) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
-    if args.kind == "flows" {
+    if let Some(path) = &args.raw {
+        let answer = args.mesh.find()?.get(path)?;
+        super::print(&format!("{answer}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let named = args.kind.as_deref().unwrap_or(ALL);
+    if named == "flows" {
         return flows::run(args);
     }
     if args.watch {
         return Err(Failure::invalid(["only flows can be watched"]));
     }
     let mut query = Vec::new();
-    if args.kind != "all" {
-        let Some(kind) = kind_named(&args.kind) else {
+    if named != ALL {
+        let Some(kind) = kind_named(named) else {
             let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
             return Err(Failure::invalid([format!(
-                "there is no kind {:?}; there are {}, `all` and `flows`",
-                args.kind,
+                "there is no kind {named:?}; there are {}, `{ALL}` and `flows`",
                 known.join(", ")
             )]));
         };
@@ -69,11 +80,11 @@ pub(crate) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
             format!("{key}={}", percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC))
         })
         .collect();
-    let answer = client::get(&args.api, &format!("/api/resources?{}", query.join("&")))?;
+    let answer = args.mesh.find()?.get(&format!("/api/resources?{}", query.join("&")))?;
     let none = Vec::new();
     let items = answer.get("items").and_then(Value::as_array).unwrap_or(&none);
     if items.is_empty() && args.name.is_some() {
-        return Err(Failure::refused([format!("there is no {} of this name", args.kind)]));
+        return Err(Failure::refused([format!("there is no {named} of this name")]));
     }
     match (args.output, items.as_slice()) {
         (Some(Output::Json), [item]) if args.name.is_some() => table::json(item)?,
@@ -86,10 +97,13 @@ pub(crate) fn run(args: &GetArgs) -> Result<ExitCode, Failure> {
                 table::yaml(item)?;
             }
         }
-        (output, items) => list(items, args.kind == "all", output == Some(Output::Wide))?,
+        (output, items) => list(items, named == ALL, output == Some(Output::Wide))?,
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// Every kind.
+const ALL: &str = "all";
 
 fn list(items: &[Value], kinds: bool, wide: bool) -> Result<(), Failure> {
     let mut titles = vec!["NAMESPACE", "NAME", "WHAT", "STATUS"];

@@ -1,19 +1,27 @@
-//! What people do with pods: look into them, copy, connect, debug, scale.
+//! What people do with pods: look into them, copy, connect, debug, scale; and ask the mesh of them from a machine of their own.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::cluster::{Cluster, PATIENCE, TESTS_IMAGE};
-use e2e::mesh::{finish, wait_for};
+use e2e::cluster::{Cluster, PATIENCE, TESTS_IMAGE, programs};
+use e2e::mesh::{Said, finish, wait_for};
 use e2e::runner::Case;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::OnCluster;
 use super::pods::{Namespace, container, from_node, idle, pod};
+use super::{OnCluster, SYSTEM};
 
 pub(super) const CASES: &[OnCluster] = &[
     Case { name: "exec_logs_cp_port_forward_and_debug_work_with_injected_pods_of_both_forms", run: |cluster, _| tools(cluster) },
     Case { name: "a_deployment_is_scaled_to_zero_and_back", run: |cluster, _| scaled(cluster) },
+    Case {
+        name: "status_get_and_explain_ask_all_replicas_of_the_cluster_that_the_kubeconfig_names",
+        run: |cluster, _| asked(cluster),
+    },
+    Case {
+        name: "who_may_not_enter_the_control_planes_pods_is_told_which_rights_it_takes",
+        run: |cluster, _| permitted(cluster),
+    },
 ];
 
 fn tools(cluster: &Cluster) -> Result<()> {
@@ -103,5 +111,109 @@ fn scaled(cluster: &Cluster) -> Result<()> {
         finish(&mut rolled, PATIENCE + Duration::from_secs(5))?.ok()?;
         until(200)?;
     }
+    Ok(())
+}
+
+/// The product's command line where kubectl is in PATH, as a user has it.
+fn outrigger(cluster: &Cluster, words: &[&str]) -> Result<Said> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(programs()).chain(std::env::split_paths(&path)))?;
+    finish(cluster.outrigger(words).env("PATH", path), PATIENCE)
+}
+
+fn asked(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "asked")?;
+    shop.web(1)?;
+    shop.make(&[pod("caller", &[idle("app")], json!({}))])?;
+    cluster.apply(
+        "apiVersion: outrigger.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: no-secrets, namespace: asked }
+spec:
+  targetRefs: [{ kind: Service, name: web }]
+  action: DENY
+  rules: [{ to: [{ paths: ['/secret*'] }] }]
+",
+    )?;
+    shop.ready("web")?;
+    shop.wait("Ready", PATIENCE, &["pod/caller"])?;
+    // What other cases do at the same time may not be well; these pods are.
+    let status = wait_for("a mesh that has these pods", PATIENCE, || {
+        let said = outrigger(cluster, &["status", "--output", "json"])?;
+        ensure!(said.code <= 1 && said.stderr.contains("no mesh is up on this machine"), "{}", said.all());
+        let status: Value = serde_json::from_str(&said.stdout)?;
+        let pods = status["pods"].as_array().context("no pods")?;
+        let ours = pods.iter().filter(|pod| pod["namespace"] == "asked" && pod["connected"] == true).count();
+        ensure!(ours == 2, "{ours} of 2 pods are connected: {status}");
+        Ok(status)
+    })
+    .with_context(|| cluster.story("asked"))?;
+    let replicas = status["replicas"].as_array().context("no replicas")?;
+    ensure!(replicas.len() == 2 && status["silent"] == json!([]), "not all replicas were asked: {status}");
+    ensure!(
+        status["unwell"].as_array().is_some_and(|lines| !lines.iter().any(|line| line.to_string().contains("asked/"))),
+        "{status}"
+    );
+    let text = outrigger(cluster, &["status", "--kubernetes"])?;
+    ensure!(
+        text.code <= 1 && text.stderr.is_empty() && text.stdout.matches("control plane  control-").count() == 2,
+        "{}",
+        text.all()
+    );
+    ensure!(text.stdout.lines().any(|line| line.contains("caller") && line.contains("acknowledged")), "{}", text.all());
+    let listed = outrigger(cluster, &["get", "authz", "--kubernetes", "--namespace", "asked"])?.ok()?;
+    ensure!(listed.contains("no-secrets") && listed.contains("accepted"), "{listed}");
+    let sidecars = outrigger(cluster, &["proxies", "--kubernetes"])?.ok()?;
+    ensure!(sidecars.lines().any(|line| line.starts_with("asked") && line.contains("caller")), "{sidecars}");
+    let explain =
+        |path: &str| outrigger(cluster, &["explain", "--kubernetes", "--from", "asked/caller", "--to", "web", "--path", path]);
+    let (let_in, refused) = (explain("/")?, explain("/secret")?);
+    ensure!(let_in.code == 0, "{}", let_in.all());
+    ensure!(refused.code == 1 && refused.stdout.contains("AuthorizationPolicy/asked/no-secrets"), "{}", refused.all());
+    let without = finish(cluster.outrigger(["status"]).env("PATH", "/nowhere"), PATIENCE)?;
+    ensure!(without.code == 3 && without.stderr.contains("kubectl is not in PATH"), "{}", without.all());
+    Ok(())
+}
+
+fn permitted(cluster: &Cluster) -> Result<()> {
+    let mut config: Value = serde_json::from_str(&cluster.run(&["config", "view", "--raw", "--output=json"])?)?;
+    config["users"][0]["user"]["as"] = json!("visitor");
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), config.to_string())?;
+    let kubeconfig = file.path().to_string_lossy().into_owned();
+    let ask = || {
+        let path = std::env::join_paths([programs()])?;
+        let mut command = cluster.outrigger(["get", "mesh", "--kubernetes"]);
+        finish(command.env("PATH", path).env("KUBECONFIG", &kubeconfig), PATIENCE)
+    };
+    let role = |pods_exec: &str| {
+        cluster.apply(&format!(
+            "apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{ name: visitor, namespace: {SYSTEM} }}
+rules:
+  - {{ apiGroups: [''], resources: [pods], verbs: [get, list] }}
+{pods_exec}---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{ name: visitor, namespace: {SYSTEM} }}
+roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: Role, name: visitor }}
+subjects: [{{ apiGroup: rbac.authorization.k8s.io, kind: User, name: visitor }}]
+"
+        ))
+    };
+    let refused = |what: &str| {
+        let said = ask()?;
+        ensure!(said.code == 3 && said.stderr.contains("forbidden") && said.stderr.contains(what), "{}", said.all());
+        ensure!(said.stderr.contains("remedy: it takes the rights"), "{}", said.all());
+        Ok(())
+    };
+    refused("pods")?;
+    role("")?;
+    refused("pods/exec")?;
+    role("  - { apiGroups: [''], resources: [pods/exec], verbs: [get, create] }\n")?;
+    let said = wait_for("an answer", PATIENCE, || ask()?.ok())?;
+    cluster.run(&["--namespace", SYSTEM, "delete", "role,rolebinding", "visitor"])?;
+    ensure!(said.contains("STATUS"), "{said}");
     Ok(())
 }
