@@ -1,5 +1,5 @@
 //! A mesh on Kubernetes, as its API server tells of it: can the cluster have one, is it installed, does each part run, which
-//! pods ask for a sidecar and have none, which documents are refused.
+//! pods ask for a sidecar and have none, which documents and routes are refused or lead nowhere.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::super::install::checks::{self, Verdict};
 use super::super::install::manifest::NAMESPACE;
 use super::super::install::server::Server;
 use super::Finding;
+use crate::control::source::kubernetes::written::is_of_ours;
 use crate::injection;
 use crate::model::Kind;
 use crate::model::marks::DRIVER;
@@ -34,7 +35,7 @@ const ALWAYS: [(&str, Look); 3] = [
 ];
 
 /// What is looked at where a mesh is installed.
-const OF_A_MESH: [(&str, Look); 8] = [
+const OF_A_MESH: [(&str, Look); 9] = [
     ("control", |client| Box::pin(control(client))),
     ("agents", |client| Box::pin(agents(client))),
     ("driver", |client| Box::pin(driver(client))),
@@ -43,6 +44,7 @@ const OF_A_MESH: [(&str, Look); 8] = [
     ("sidecars", |client| Box::pin(sidecars(client))),
     ("documents", |client| Box::pin(documents(client))),
     ("gateway api", |client| Box::pin(gateway_api(client))),
+    ("routes", |client| Box::pin(routes(client))),
 ];
 
 /// Looks at the cluster that KUBECONFIG names.
@@ -230,30 +232,86 @@ async fn sidecars(client: &Client) -> kube::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Documents of our kinds that are not in force.
+/// Documents of our kinds that are not in force, or are for what is not there.
 async fn documents(client: &Client) -> kube::Result<Vec<Finding>> {
-    let (mut count, mut refused) = (0_usize, Vec::new());
-    for kind in Kind::ALL {
-        let Some(version) = kind.api_versions().find(|version| version.starts_with("outrigger.dev/")) else { continue };
-        let (group, short) = version.split_once('/').unwrap_or(("", version));
-        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, short, kind.as_str()), kind.plural());
-        for object in Api::<DynamicObject>::all_with(client.clone(), &resource).list(&ListParams::default()).await?.items {
+    let (mut count, mut found) = (0_usize, Vec::new());
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.api_version().starts_with("outrigger.dev/")) {
+        for object in served(client, kind).await? {
             count += 1;
-            let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-            let is = |condition: &&Value, field: &str, text: &str| condition.get(field).is_some_and(|value| value == text);
-            let no = conditions.into_iter().find(|one| is(one, "type", "Accepted") && is(one, "status", "False"));
-            if let Some(condition) = no {
-                let place = object.namespace().map(|namespace| format!("{namespace}/")).unwrap_or_default();
-                let message = condition.get("message").and_then(Value::as_str).unwrap_or_default();
-                refused.push(format!("{} {place}{}: {message}", kind.as_str(), object.name_any()));
-            }
+            found.extend(standing("documents", kind, &object));
         }
     }
-    if refused.is_empty() {
-        return Ok(vec![Finding::ok("documents", format!("{count} of our kinds, none is refused"))]);
+    let well = Finding::ok("documents", format!("{count} of our kinds, none is refused"));
+    Ok(summed(well, found))
+}
+
+/// Routes that count for nothing, in part or as a whole, or lead to what is not there.
+async fn routes(client: &Client) -> kube::Result<Vec<Finding>> {
+    let (mut count, mut found) = (0_usize, Vec::new());
+    for kind in [Kind::HttpRoute, Kind::GrpcRoute, Kind::TlsRoute, Kind::TcpRoute] {
+        for object in served(client, kind).await? {
+            let parents = object.data.pointer("/status/parents").and_then(Value::as_array).into_iter().flatten();
+            count += usize::from(parents.into_iter().any(is_of_ours));
+            found.extend(standing("routes", kind, &object));
+        }
     }
-    let remedy = "correct it; what was good before stays in force";
-    Ok(refused.into_iter().take(SHOWN).map(|text| Finding::fail("documents", text, remedy)).collect())
+    let well = Finding::ok("routes", format!("{count} of Services, each is accepted and leads somewhere"));
+    Ok(summed(well, found))
+}
+
+/// All objects of a kind, of the first of its versions that the API server has; none where it knows none of them.
+async fn served(client: &Client, kind: Kind) -> kube::Result<Vec<DynamicObject>> {
+    for version in kind.api_versions() {
+        let (group, short) = version.split_once('/').unwrap_or(("", version));
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, short, kind.as_str()), kind.plural());
+        match Api::<DynamicObject>::all_with(client.clone(), &resource).list(&ListParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            listed => return listed.map(|listed| listed.items),
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// What the conditions of a document say that is not as its author wants it. A route has some for each of its parents; what
+/// other controllers say of it is theirs.
+fn standing(check: &'static str, kind: Kind, object: &DynamicObject) -> Vec<Finding> {
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let place = object.namespace().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+    let name = format!("{} {place}{}", kind.as_str(), object.name_any());
+    let own = list(object.data.pointer("/status/conditions")).into_iter().map(|condition| (name.clone(), condition));
+    let parents = list(object.data.pointer("/status/parents")).into_iter().filter(is_of_ours);
+    let of_parents = parents.flat_map(|parent| {
+        let of = parent.pointer("/parentRef/name").and_then(Value::as_str).unwrap_or_default();
+        let named = format!("{name} at Service {of}");
+        list(parent.get("conditions")).into_iter().map(move |condition| (named.clone(), condition)).collect::<Vec<_>>()
+    });
+    let conditions = own.chain(of_parents).filter_map(|(named, condition)| {
+        let [of, status, reason, message] = ["type", "status", "reason", "message"].map(|field| text(&condition, field));
+        let told = format!("{named}: {of} is {status}, {reason}: {message}");
+        match (of.as_str(), status.as_str()) {
+            ("Accepted", "False") | ("PartiallyInvalid", "True") => {
+                Some(Finding::fail(check, told, "correct it; what was good before stays in force"))
+            }
+            ("ResolvedRefs", "False") => Some(Finding::warn(check, told, "make what it names, or name something else")),
+            _ => None,
+        }
+    });
+    conditions.collect()
+}
+
+/// The worst, as many as are shown, and how many more there are; or that all is well.
+fn summed(well: Finding, mut found: Vec<Finding>) -> Vec<Finding> {
+    if found.is_empty() {
+        return vec![well];
+    }
+    found.sort_by_key(|finding| finding.verdict != super::Verdict::Fail);
+    let more = found.len().saturating_sub(SHOWN);
+    found.truncate(SHOWN);
+    if more > 0 {
+        found.push(Finding::warn(well.check, format!("{more} more are not shown"), "correct these first"));
+    }
+    found
 }
 
 async fn gateway_api(client: &Client) -> kube::Result<Vec<Finding>> {
@@ -296,6 +354,54 @@ mod tests {
         let waiting = json!({ "waiting": { "reason": "ErrImagePull", "message": "no such image" } });
         assert_eq!(of(container(waiting)).unwrap(), "node-1: ErrImagePull no such image");
         assert_eq!(of(container(json!({ "running": {} }))), None);
+    }
+
+    fn of(kind: Kind, status: &Value) -> Vec<Finding> {
+        let object = json!({ "metadata": { "name": "web", "namespace": "shop" }, "status": status });
+        standing("routes", kind, &serde_json::from_value(object).unwrap())
+    }
+
+    fn condition(of: &str, status: &str) -> Value {
+        json!({ "type": of, "status": status, "reason": "Why", "message": "because" })
+    }
+
+    #[test]
+    fn a_route_is_told_for_each_parent_at_which_it_is_not_as_written() {
+        let parent = |controller: &str, name: &str, conditions: Value| json!({ "controllerName": controller, "parentRef": { "name": name }, "conditions": conditions });
+        let found = of(
+            Kind::HttpRoute,
+            &json!({ "parents": [
+                parent("outrigger.dev/mesh", "good", json!([condition("Accepted", "True"), condition("ResolvedRefs", "True")])),
+                parent("outrigger.dev/mesh", "no", json!([condition("Accepted", "False"), condition("ResolvedRefs", "Unknown")])),
+                parent("outrigger.dev/mesh", "part", json!([condition("Accepted", "True"), condition("PartiallyInvalid", "True")])),
+                parent("outrigger.dev/mesh", "gone", json!([condition("ResolvedRefs", "False")])),
+                parent("example.com/gateway", "edge", json!([condition("Accepted", "False")])),
+            ] }),
+        );
+        let told: Vec<_> = found.iter().map(|finding| (finding.verdict, finding.text.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                (super::super::Verdict::Fail, "HTTPRoute shop/web at Service no: Accepted is False, Why: because"),
+                (super::super::Verdict::Fail, "HTTPRoute shop/web at Service part: PartiallyInvalid is True, Why: because"),
+                (super::super::Verdict::Warn, "HTTPRoute shop/web at Service gone: ResolvedRefs is False, Why: because"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_document_of_ours_is_told_by_its_own_conditions() {
+        let found = of(Kind::AuthorizationPolicy, &json!({ "conditions": [condition("Accepted", "False")] }));
+        assert_eq!(found[0].text, "AuthorizationPolicy shop/web: Accepted is False, Why: because");
+        assert_eq!(of(Kind::AuthorizationPolicy, &json!({ "conditions": [condition("Accepted", "True")] })), []);
+    }
+
+    #[test]
+    fn failures_are_shown_before_warnings_and_the_rest_is_counted() {
+        let found = (0..6).map(|_| Finding::warn("routes", "w", "r")).chain([Finding::fail("routes", "f", "r")]).collect();
+        let shown = summed(Finding::ok("routes", "all"), found);
+        assert_eq!((shown[0].text.as_str(), shown.len(), shown[5].text.as_str()), ("f", 6, "2 more are not shown"));
+        assert_eq!(summed(Finding::ok("routes", "all"), Vec::new())[0].text, "all");
     }
 
     #[test]
