@@ -64,7 +64,7 @@ pub(crate) enum Wish {
     Manifests,
     /// End it and remove all that it made: processes, mounts, namespaces, links, rules, files
     Down,
-    /// End one of its parts without a word (SIGKILL), and start it again after a while
+    /// Kill one of its parts (SIGKILL), start it again after a while, and see that it stays; one that is dead is started
     ///
     /// Example: cargo xtask kube fail etcd --away 60
     Fail {
@@ -152,11 +152,22 @@ fn status(root: &Path) -> Result<()> {
     for process in &processes {
         let alive = process.is_alive();
         dead += usize::from(!alive);
-        println!("{:<24} {:>8}  {}", process.name, process.id, if alive { "runs" } else { "has ended" });
+        let stands =
+            if alive { "runs".to_owned() } else { format!("is dead; the last that it said is: {}", process.last_words()) };
+        println!("{:<24} {:>8}  {stands}", process.name, process.id);
     }
     println!();
-    print!("{}", shell::output(kubectl(root, &["get", "nodes,pods", "--all-namespaces"]))?);
+    match shell::output(kubectl(root, &["get", "nodes,pods", "--all-namespaces"])) {
+        Ok(listed) => print!("{listed}"),
+        // Without the part that is dead nobody may answer.
+        Err(error) if dead > 0 => println!("its pods are not told: {error:#}"),
+        Err(error) => return Err(error),
+    }
     println!();
     print_variables();
-    if dead > 0 { Err(Stop::No(format!("{dead} parts have ended; their logs stand in {STATE}/log")).into()) } else { Ok(()) }
+    if dead > 0 {
+        let remedy = "`cargo xtask kube fail PART` starts one again, unless one is at work that killed it";
+        return Err(Stop::No(format!("{dead} parts are dead; {remedy}; their logs stand in {STATE}/log")).into());
+    }
+    Ok(())
 }

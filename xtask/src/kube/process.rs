@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use e2e::mesh::{kill, wait_for};
@@ -34,6 +34,8 @@ struct Begun {
 
 /// How long one may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
+/// For how long one that was started again is looked at.
+const SETTLED: Duration = Duration::from_secs(1);
 
 impl Process {
     /// Starts `command` with its output in a log of its name, in a session of its own.
@@ -63,20 +65,36 @@ impl Process {
         let ended = wait_for(&self.name, limit, || if self.is_alive() { ready().map(|()| false) } else { Ok(true) })
             .with_context(|| format!("see {}", log.display()))?;
         if ended {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let last = text.lines().next_back().unwrap_or("nothing");
-            bail!("{} has ended; the last that it said is: {last} ({})", self.name, log.display());
+            bail!("{} ended by itself; the last that it said is: {} ({})", self.name, self.last_words(), log.display());
         }
         Ok(())
     }
 
-    /// Ends it without a word, and starts it again after a while, as what looks after such parts on other machines does.
+    /// The last line of its log.
+    pub(super) fn last_words(&self) -> String {
+        let log = Path::new(STATE).join("log").join(format!("{}.log", self.name));
+        std::fs::read_to_string(log).unwrap_or_default().lines().next_back().unwrap_or("nothing").to_owned()
+    }
+
+    /// Ends it without a word, and starts it again after a while, as what looks after such parts on other machines does. One
+    /// that is dead already is only started.
     pub(super) fn fail(&self, away: Duration) -> Result<()> {
-        kill(self.id, Signal::KILL);
-        let gone = || if self.is_alive() { bail!("{} still runs", self.name) } else { Ok(()) };
-        wait_for(&self.name, GRACE, gone)?;
-        std::thread::sleep(away);
-        Self::start(&self.name, self.begun.command()?).map(drop)
+        let Self { name, id, .. } = self;
+        if self.is_alive() {
+            kill(*id, Signal::KILL);
+            let gone = || if self.is_alive() { bail!("{name} still runs") } else { Ok(()) };
+            wait_for(name, GRACE, gone)?;
+            println!("{name} (process {id}) is killed; it is started again in {} s", away.as_secs());
+            std::thread::sleep(away);
+        } else {
+            println!("{name} (process {id}) was dead already");
+        }
+        let again = Self::start(name, self.begun.command()?)?;
+        // One that cannot go on where the other was killed says so and ends.
+        let until = Instant::now() + SETTLED;
+        again.wait(GRACE, || if Instant::now() < until { bail!("{name} may still end") } else { Ok(()) })?;
+        println!("{name} runs again (process {})", again.id);
+        Ok(())
     }
 
     /// Ends it: asks, waits, then makes it.
