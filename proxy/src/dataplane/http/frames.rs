@@ -19,7 +19,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::credit::Account;
 use super::cut::{
-    CONTINUATION, Cut, Cutter, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM, WINDOW_UPDATE,
+    CONTINUATION, Cut, Cutter, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PADDED, PREFACE_BYTES, RST_STREAM,
+    WINDOW_UPDATE,
 };
 use super::reject::{Flood, Limit, REASON, Reject, Told};
 use super::unseen::{Unseen, Written};
@@ -40,6 +41,9 @@ pub(crate) struct Traffic {
     /// Pieces of bodies that cost the codec more than they carry; and whether such a piece came last.
     tiny: AtomicU32,
     in_body: AtomicBool,
+    /// The same of pieces with padding, of which it is not seen what they carry.
+    padded: AtomicU32,
+    in_padding: AtomicBool,
     taken_back: AtomicU32,
     /// Requests that the client may still take back: each of them once, and no more than can be under way.
     resettable: AtomicU32,
@@ -132,6 +136,8 @@ impl Traffic {
             empties: AtomicU32::new(0),
             tiny: AtomicU32::new(0),
             in_body: AtomicBool::new(false),
+            padded: AtomicU32::new(0),
+            in_padding: AtomicBool::new(false),
             taken_back: AtomicU32::new(0),
             resettable: AtomicU32::new(0),
             grants: AtomicU32::new(GRANTS_FIRST),
@@ -217,6 +223,8 @@ impl Traffic {
             Flood::EmptyData
         } else if self.in_body.load(Ordering::Relaxed) && self.tiny.load(Ordering::Relaxed) >= TINY_LEAST {
             Flood::TinyData
+        } else if self.in_padding.load(Ordering::Relaxed) && self.padded.load(Ordering::Relaxed) >= PADDED_LEAST {
+            Flood::PaddedData
         } else if self.taken_back.load(Ordering::Relaxed) >= self.limits.pending_resets {
             Flood::PendingResets(self.limits.pending_resets)
         } else if self.heads.load(Ordering::Relaxed) >= self.limits.error_resets {
@@ -392,6 +400,12 @@ impl Framed {
         if tiny {
             one_more(&self.traffic.tiny);
         }
+        // What a piece carries may be shorter by the padding and the byte that says how much that is.
+        let padded = kind == DATA && flags & PADDED != 0 && length < TINY + PADDING_MOST;
+        self.traffic.in_padding.store(padded, Ordering::Relaxed);
+        if padded {
+            one_more(&self.traffic.padded);
+        }
         match kind {
             HEADERS | CONTINUATION => {
                 let traffic = &self.traffic;
@@ -566,6 +580,10 @@ const GRANTS_MAX: u32 = 1 << 20;
 /// What is shorter costs the codec as much as this, and so many of one byte are the fewest that it ends a connection for.
 const TINY: usize = 256;
 const TINY_LEAST: u32 = 1 << 16;
+/// What padding can add to a piece (RFC 9113 6.1), and so many that are empty but for it are the fewest that the codec ends a
+/// connection for.
+const PADDING_MOST: usize = 256;
+const PADDED_LEAST: u32 = 100;
 /// More than an ordinary client has of what the codec counts.
 const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);

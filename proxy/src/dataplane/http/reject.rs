@@ -126,6 +126,8 @@ pub(crate) enum Flood {
     EmptyData,
     /// It sent DATA frames of a few bytes, beyond what the codec holds where nobody takes them.
     TinyData,
+    /// It sent DATA frames of padding and a few bytes at most, beyond what the codec takes.
+    PaddedData,
     /// It spread one head over more frames than the codec takes.
     Continuations,
     /// It had more requests under way at once.
@@ -320,7 +322,9 @@ impl Flood {
     fn reason(self) -> Reason {
         match self {
             Self::Resets(_) | Self::LateResets(_) | Self::PendingResets(_) | Self::ErrorResets(_) => Reason::TooManyResets,
-            Self::ControlFrames(_) | Self::EmptyData | Self::TinyData | Self::Continuations => Reason::TooManyFrames,
+            Self::ControlFrames(_) | Self::EmptyData | Self::TinyData | Self::PaddedData | Self::Continuations => {
+                Reason::TooManyFrames
+            }
             Self::Streams(_) => Reason::TooManyStreams,
         }
     }
@@ -342,6 +346,7 @@ impl Flood {
             }
             Self::EmptyData => return Cow::Borrowed("the client sent too many empty DATA frames"),
             Self::TinyData => return Cow::Borrowed("the client sent too many tiny DATA frames that nobody took"),
+            Self::PaddedData => return Cow::Borrowed("the client sent too many DATA frames of little but padding"),
             Self::Continuations => return Cow::Borrowed("the client spread one head over too many frames"),
         })
     }

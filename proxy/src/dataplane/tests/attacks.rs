@@ -26,6 +26,7 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
 /// `:method GET`, `:scheme http`, `:path /`, `:authority api.shop` in HPACK.
 pub(super) const HEAD: &[u8] = b"\x82\x86\x84\x01\x08api.shop";
 /// The same with POST.
@@ -356,6 +357,19 @@ async fn a_body_of_tiny_frames_that_nobody_takes_is_ended() {
         let (code, text) = goodbye(&flood(stream, attack, LARGE / 100).await);
         assert_eq!((code, &*text), (CALM, "too_many_data_frames"), "{direction}");
         told(proxy, &["outrigger_refusals_total", direction, "reason=\"too_many_frames\"", "shop/api"]);
+    }
+}
+
+/// Padding is no part of what a piece carries: without it these are empty.
+#[tokio::test(start_paused = true)]
+async fn a_body_of_padding_is_ended_and_told_as_a_flood_of_frames() {
+    for padding in [0_u8, 255] {
+        let piece = [vec![padding], vec![0; usize::from(padding)]].concat();
+        let attack = |index| match index {
+            0 => frame(HEADERS, END_HEADERS, 1, POST_HEAD),
+            _ => frame(DATA, PADDED, 1, &piece),
+        };
+        check_flood("too_many_frames", "too_many_data_frames", 1_000, attack).await;
     }
 }
 
