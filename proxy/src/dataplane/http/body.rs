@@ -54,6 +54,21 @@ pub(crate) enum BodyError {
 }
 
 impl BodyError {
+    /// What its sender did wrong, where it did and was not told otherwise.
+    fn fault(&self) -> BodyFault {
+        let sentence = match self {
+            Self::Sender(error) => std::error::Error::source(error).map(ToString::to_string).unwrap_or_default(),
+            Self::Stream(_) | Self::Stalled | Self::GivenUp => String::new(),
+        };
+        // The codec keeps the limits on heads here as well, and says which one in a sentence and no other way.
+        match &*sentence {
+            "chunk trailers bytes over limit" => BodyFault::TrailerBytes,
+            "chunk trailers count overflow" => BodyFault::TrailerCount,
+            _ if self.is_malformed() => BodyFault::Malformed,
+            _ => BodyFault::Left,
+        }
+    }
+
     /// Did its sender break the rules? Otherwise it left, or took it back.
     fn is_malformed(&self) -> bool {
         match self {
@@ -71,6 +86,10 @@ pub(crate) enum BodyFault {
     Stalled,
     /// Its chunks or lengths are not valid.
     Malformed,
+    /// Its trailers have more bytes than a head may have.
+    TrailerBytes,
+    /// There are more of them than headers of a head.
+    TrailerCount,
     /// It left before the end.
     Left,
 }
@@ -390,7 +409,7 @@ impl http_body::Body for Cursor {
                 },
                 Some(Err(error)) => {
                     if !matches!(error, BodyError::Stalled | BodyError::GivenUp) {
-                        shared.fault = Some(if error.is_malformed() { BodyFault::Malformed } else { BodyFault::Left });
+                        shared.fault = Some(error.fault());
                     }
                     shared.lost = true;
                     shared.copies.clear();

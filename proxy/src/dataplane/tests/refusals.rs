@@ -214,6 +214,22 @@ async fn a_slow_upload_and_a_slow_answer_have_no_clock_of_a_head() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn trailers_over_a_limit_are_refused_by_its_name() {
+    let (world, web, api) = pair();
+    for (direction, proxy) in [("outbound", &web), ("inbound", &api)] {
+        for (trailers, limit) in
+            [(format!("x: {}\r\n", "a".repeat(70_000)), "(headerBytes)"), ("x: a\r\n".repeat(300), "(headerCount)")]
+        {
+            let mut stream = opened(&world, proxy, direction);
+            let head = "POST / HTTP/1.1\r\nhost: api.shop\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n";
+            stream.write_all(format!("{head}{trailers}\r\n").as_bytes()).await.unwrap();
+            let heard = rest(&mut stream).await;
+            check_answer(&heard, "400", "bad_request", limit);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_is_none_is_the_callers_fault_and_ejects_nobody() {
     let (world, web, api) = pair();
     for (direction, proxy) in [("outbound", &web), ("inbound", &api)] {
