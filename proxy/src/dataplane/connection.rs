@@ -32,6 +32,7 @@ use crate::snapshot::compile::is_own_port;
 use crate::snapshot::{
     AppProtocol, Backend, Egress, Endpoint, InboundPort, Plaintext, ServicePort, Snapshot, Transport, WeightedBackend,
 };
+use crate::telemetry::handshake::HandshakeFault;
 use crate::telemetry::metrics::EgressVerdict;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::{Direction, Protocol};
@@ -213,7 +214,7 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             return None;
         }
     };
-    let (link, first) = if sniffed == Sniffed::Tls {
+    let (offers, first) = if sniffed == Sniffed::Tls {
         match tls::offers_link(&mut io, first, limits.handshake_timeout).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -222,7 +223,17 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             }
         }
     } else {
-        (false, first)
+        (Ok(false), first)
+    };
+    let link = match offers {
+        Ok(link) => link,
+        // Where plaintext is let through it may be something else that the application understands.
+        Err(_unfinished) if quiet.is_some() => false,
+        Err(fault) => {
+            debug!(%peer, detail = fault.as_str(), remedy = fault.remedy(), "a handshake did not become whole");
+            handshake_failed(&proxy, peer, original, fault);
+            return None;
+        }
     };
     let connection = |identity, link| {
         Arc::new(Connection {
@@ -260,12 +271,7 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             Err(error) => {
                 let (fault, error) = (error.fault(), &error as &dyn std::error::Error);
                 debug!(error, %peer, detail = fault.as_str(), remedy = fault.remedy(), "a link was refused");
-                let mut record = ConnectionRecord::start(&proxy, Direction::Inbound, peer);
-                record.protocol = Protocol::Link;
-                record.ends = Ends::of(&proxy, Direction::Inbound, None, original);
-                record.reason = Reason::HandshakeFailed;
-                record.detail = Some(fault.as_str());
-                record.logged();
+                handshake_failed(&proxy, peer, original, fault);
             }
         }
         return None;
@@ -279,6 +285,16 @@ async fn meet_inbound(proxy: Arc<Proxy>, accepted: Accepted) -> Option<Caller> {
             None
         }
     }
+}
+
+/// Tells of a link that did not come about.
+fn handshake_failed(proxy: &Arc<Proxy>, peer: SocketAddr, original: SocketAddr, fault: HandshakeFault) {
+    let mut record = ConnectionRecord::start(proxy, Direction::Inbound, peer);
+    record.protocol = Protocol::Link;
+    record.ends = Ends::of(proxy, Direction::Inbound, None, original);
+    record.reason = Reason::HandshakeFailed;
+    record.detail = Some(fault.as_str());
+    record.logged();
 }
 
 /// Carries a connection of a workload whose sidecar says that it brings no request. Where a rule looks into requests, what comes

@@ -75,13 +75,16 @@ impl AcceptError {
     }
 }
 
-/// Reads the rest of a ClientHello and says whether it wants a link. What was read is given back.
+/// Reads the rest of a ClientHello and says whether it wants a link, or why it did not become whole. What was read is given back.
 ///
 /// # Errors
 /// The connection broke.
-pub(crate) async fn offers_link(io: &mut BoxedIo, first: Bytes, at_most: Duration) -> io::Result<(bool, Bytes)> {
-    let (ours, bytes) = read_hello(io, first, at_most, hello_offers_link).await?;
-    Ok((ours.unwrap_or(false), bytes))
+pub(crate) async fn offers_link(
+    io: &mut BoxedIo,
+    first: Bytes,
+    at_most: Duration,
+) -> io::Result<(Result<bool, HandshakeFault>, Bytes)> {
+    read_hello(io, first, at_most, hello_offers_link).await
 }
 
 /// Reads a ClientHello, if one comes, and says which name it asks for, in lower case. What was read is given back.
@@ -96,30 +99,33 @@ pub(crate) async fn server_name(io: &mut BoxedIo, at_most: Duration) -> io::Resu
         hello(bytes, |hello| hello.server_name().map(|name| name.to_ascii_lowercase().into_boxed_str())).map(Option::flatten)
     })
     .await?;
-    Ok((name.flatten(), bytes))
+    Ok((name.ok().flatten(), bytes))
 }
 
-/// Reads until `told` knows what it is asked; a hello that never becomes whole tells nothing.
+/// Reads until `told` knows what it is asked, or says why it will not: a hello that never becomes whole tells nothing.
 async fn read_hello<T>(
     io: &mut BoxedIo,
     first: Bytes,
     at_most: Duration,
     told: impl Fn(&[u8]) -> Option<T>,
-) -> io::Result<(Option<T>, Bytes)> {
+) -> io::Result<(Result<T, HandshakeFault>, Bytes)> {
     let mut bytes = BytesMut::from(&first[..]);
     let read = async {
         loop {
             if let Some(answer) = told(&bytes) {
-                return Ok::<_, io::Error>(Some(answer));
+                return Ok::<_, io::Error>(Ok(answer));
             }
-            if bytes.len() >= BYTES_MAX || io.read_buf(&mut bytes).await? == 0 {
-                return Ok(None);
+            if bytes.len() >= BYTES_MAX {
+                return Ok(Err(HandshakeFault::Malformed));
+            }
+            if io.read_buf(&mut bytes).await? == 0 {
+                return Ok(Err(HandshakeFault::PeerLeft));
             }
         }
     };
     let answer = match timeout(at_most, read).await {
         Ok(answer) => answer?,
-        Err(_elapsed) => None,
+        Err(_elapsed) => Err(HandshakeFault::Timeout),
     };
     Ok((answer, bytes.freeze()))
 }

@@ -9,7 +9,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use crate::dataplane::Proxy;
 use crate::dataplane::tls::tests::hello_for;
-use crate::dataplane::world::{World, app_at, ask, document, get, pod, service, text, vip};
+use crate::dataplane::world::{World, app_at, ask, document, get, pod, service, text, told, vip};
 
 fn pair(more: &[serde_json::Value]) -> World {
     let mut api = pod("api", "api-1", 3);
@@ -302,6 +302,27 @@ async fn garbage_instead_of_a_handshake_is_refused() {
         let mut heard = Vec::new();
         stream.read_to_end(&mut heard).await.unwrap();
         assert!(heard.is_empty());
+    }
+}
+
+/// It is a link that did not come about, and says nothing of plaintext.
+#[tokio::test(start_paused = true)]
+async fn half_a_hello_is_a_handshake_that_failed() {
+    let hello = hello_for("example.org", &[b"outrigger-h2"]);
+    for ends in [false, true] {
+        let world = pair(&[]);
+        let api = world.sidecar("api", "api-1", 3);
+        let mut stream = world.connect_inbound(&api, app_at(3));
+        stream.write_all(&hello[..hello.len() / 2]).await.unwrap();
+        if ends {
+            stream.shutdown().await.unwrap();
+        }
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        assert!(heard.is_empty());
+        sleep(Duration::from_secs(1)).await;
+        told(&api, &["outrigger_refusals_total", "inbound", "reason=\"handshake_failed\""]);
+        assert!(!api.telemetry.metrics.render().contains("plaintext_refused"), "{ends}");
     }
 }
 
