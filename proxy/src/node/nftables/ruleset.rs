@@ -63,11 +63,17 @@ pub(super) fn text(wanted: &Wanted<'_>) -> String {
 /// What the app sends to others: rewritten to the sidecar, which asks the kernel where it was to go.
 fn outbound(text: &mut String, wanted: &Wanted<'_>) {
     let sidecar = sidecar(wanted);
-    let mut chain = Chain::begin(text, "link_local", "type filter hook output priority -110; policy accept;");
+    let mut chain = Chain::begin(text, "astray", "type filter hook output priority -110; policy accept;");
     // As the programs of the kernel do: an original destination has no room for the interface that it needs.
     let link_local = "meta l4proto tcp ip6 daddr fe80::/10 ct state new";
     chain.rule(&format!("{link_local} {sidecar} accept"));
     chain.rule(&format!("{link_local} {} reject with icmpv6 admin-prohibited", count(Counter::LinkLocalRefused)));
+    // Of a socket that is bound to a device. Asked before anything is rewritten: the device stays the one from before. No answer
+    // to it can come.
+    let (uncaptured, dropped) = (count(Counter::UncapturedSocket), count(Counter::BypassDropped));
+    for loopback in ["ip daddr 127.0.0.0/8", "ip6 daddr ::1"] {
+        chain.rule(&format!("oif != lo {loopback} {SYN} {uncaptured} {dropped} drop"));
+    }
     chain.end();
 
     let mut chain = Chain::begin(text, "outbound", "type nat hook output priority -100; policy accept;");
@@ -255,6 +261,20 @@ mod tests {
                 "tproxy ip to :14006",
                 "tproxy ip6 to :14006",
                 "counter name no_listener reject with tcp reset",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_is_for_loopback_and_leaves_by_a_device_is_dropped_before_anything_is_redirected() {
+        in_order(
+            &of(&[]),
+            &[
+                "type filter hook output priority -110",
+                "oif != lo ip daddr 127.0.0.0/8 tcp flags & (syn | ack) == syn ",
+                "counter name uncaptured_socket counter name bypass_dropped drop",
+                "oif != lo ip6 daddr ::1 ",
+                "type nat hook output",
             ],
         );
     }

@@ -246,3 +246,26 @@ fn what_a_former_agent_laid_is_taken_over_without_a_record_and_put_back_without_
     assert_eq!(next.attest(a.cookie, &netns_of(a)).unwrap(), None);
     assert!(a.connect(Who::App, (IpAddr::from(b.v4), 9999)).is_err(), "no sidecar listens, and nothing passes it by");
 }
+
+#[test]
+fn what_is_for_loopback_and_would_leave_by_a_device_is_counted_and_dropped() {
+    let Some((world, nftables)) = world() else { return };
+    lay(&world.a, &nftables, &CaptureConfig::default());
+    let _sidecar = listeners(&world.a, &nftables);
+    let app = world.a.listen(Who::App, "::", 7777);
+    for to in ["127.0.0.1:7777", "[::1]:7777"].map(|to| to.parse::<SocketAddr>().unwrap()) {
+        let dialled = world.a.as_(Who::App, || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+            socket.bind_device(Some(b"eth0")).unwrap();
+            // Before its first segment is sent again.
+            socket.connect_timeout(&to.into(), Duration::from_millis(500))
+        });
+        assert!(dialled.is_err(), "{to}");
+        // What stays on loopback passes.
+        drop(world.a.connect(Who::App, to).unwrap());
+    }
+    drop(app);
+    // There is no way to ::1 by a device: that one ended before it began.
+    let counted = nftables.counters(world.a.cookie, &netns_of(&world.a)).unwrap();
+    assert_eq!([Counter::UncapturedSocket, Counter::BypassDropped].map(|counter| counted.of(counter)), [1, 1]);
+}
