@@ -19,7 +19,7 @@ use super::capture::Capture;
 use super::kernel::{Fault, Kernel, KernelError};
 use super::nftables::Nftables;
 use super::pods::Pod;
-use super::{Agent, NodeError, admission, chain};
+use super::{Agent, NodeError, admission, chain, device};
 use crate::base::names::Named;
 
 /// What is not as it was attached, each in a sentence.
@@ -132,8 +132,12 @@ fn look(agent: &Agent) -> Faults {
 fn look_at_programs(agent: &Agent, kernel: &Mutex<Kernel>, pods: &[Arc<Pod>], faults: &mut Faults) {
     let found = kernel.lock().attest_node();
     faults.node = judge(agent, None, found, || kernel.lock().mend_node().map_err(NodeError::from));
+    let devices = device::Links::of_node();
     for pod in pods {
         let (name, cookie) = (pod.record.named(), pod.record.netns_cookie);
+        if let Some(fault) = astray(agent, kernel, pod, devices.as_ref()) {
+            faults.pods.entry(name.clone()).or_default().push(fault);
+        }
         // One that was withdrawn meanwhile has none.
         let mut found = kernel.lock().attest_pod(cookie);
         // A container that ended took what hung at it along, and the one that takes its place gets all anew.
@@ -149,7 +153,33 @@ fn look_at_programs(agent: &Agent, kernel: &Mutex<Kernel>, pods: &[Arc<Pod>], fa
             Some(_watch) => Ok(()),
             None => Err(NodeError::Unseen),
         });
-        faults.pods.insert(name, told);
+        faults.pods.entry(name).or_default().extend(told);
+    }
+}
+
+/// Whether a device of the pod's left its namespace. Nothing puts it back: who took it away is root in the pod, and what is there
+/// in its place leads past the node, if anywhere.
+fn astray(agent: &Agent, kernel: &Mutex<Kernel>, pod: &Pod, devices: Result<&device::Links, &io::Error>) -> Option<String> {
+    let look = || {
+        let ends = kernel.lock().links_of(pod.record.netns_cookie).map_err(|error| chain(&error))?;
+        let netns = admission::namespace(agent, &pod.record).map_err(|error| chain(&error))?;
+        let (Some(netns), false) = (netns, ends.is_empty()) else { return Ok(Vec::new()) };
+        let devices = devices.map_err(ToString::to_string)?;
+        devices.astray(&netns, &ends).map_err(|error| error.to_string())
+    };
+    match look() {
+        Ok(ends) if ends.is_empty() => None,
+        Ok(_ends) if is_going(pod) => None,
+        Ok(ends) => {
+            let ends: Vec<String> = ends.iter().map(u32::to_string).collect();
+            Some(format!(
+                "the pod's device whose other end on the node is number {} is not in the pod any more; find who moved it, and start \
+                 the pod again",
+                ends.join(", ")
+            ))
+        }
+        Err(_gone) if is_going(pod) => None,
+        Err(error) => Some(format!("whether the pod's devices are where they were is not known: {error}")),
     }
 }
 

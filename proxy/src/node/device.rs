@@ -15,12 +15,41 @@ use super::rtnetlink::{ask, attribute, half, number_of, short_piece, word};
 /// # Errors
 /// The kernel does not answer, or the caller may not ask.
 pub(crate) fn nodes_ends(netns: &File) -> io::Result<Vec<u32>> {
-    // First, because by the list of links the kernel gives numbers to the namespaces that they lead to.
-    let ours = links(None)?;
-    let Some(number) = number_of(netns)? else { return Ok(Vec::new()) };
-    let theirs = links(Some(number))?;
-    let paired = |(device, link): (&u32, &u32)| (ours.get(link) == Some(device)).then_some(*link);
-    Ok(theirs.iter().filter_map(paired).collect())
+    Links::of_node()?.ends_of(netns)
+}
+
+/// The devices of the caller's own namespace that are paired with others, for a look at many pods.
+#[derive(Debug)]
+pub(crate) struct Links(BTreeMap<u32, u32>);
+
+impl Links {
+    /// # Errors
+    /// The kernel does not answer.
+    pub(crate) fn of_node() -> io::Result<Self> {
+        links(None).map(Self)
+    }
+
+    /// Those that are paired with one of `netns`, by number. After [`Self::of_node`], because by the list of links the kernel gives
+    /// numbers to the namespaces that they lead to.
+    fn ends_of(&self, netns: &File) -> io::Result<Vec<u32>> {
+        let Some(number) = number_of(netns)? else { return Ok(Vec::new()) };
+        let theirs = links(Some(number))?;
+        let paired = |(device, link): (&u32, &u32)| (self.0.get(link) == Some(device)).then_some(*link);
+        Ok(theirs.iter().filter_map(paired).collect())
+    }
+
+    /// Those of a pod's `ends` that stand, and are not paired with a device of the pod's namespace any more. An end that is gone
+    /// took the other one with it: nothing leaves there.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or the caller may not ask.
+    pub(crate) fn astray(&self, netns: &File, ends: &[u32]) -> io::Result<Vec<u32>> {
+        if ends.is_empty() {
+            return Ok(Vec::new());
+        }
+        let paired = self.ends_of(netns)?;
+        Ok(ends.iter().copied().filter(|end| self.0.contains_key(end) && !paired.contains(end)).collect())
+    }
 }
 
 /// Every device of this thread's namespace, or of the one with this number, that names a link, and the link.

@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use proxy_common::pods::WATCHED;
+use proxy_common::pods::{POD_LINKS_MAX, WATCHED};
 
 use super::links::{self, Place, Target};
 use super::programs::{self, Program};
@@ -90,6 +90,15 @@ impl Kernel {
             faults.extend(self.fault(programs::LINK, &self.device_pin(cookie, place), expected)?);
         }
         Ok(faults)
+    }
+
+    /// The node's ends of a pod's links, as they were at its enrolment; none of one that is not enrolled.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub(crate) fn links_of(&self, cookie: u64) -> Result<Vec<u32>, KernelError> {
+        let links = self.maps.pod(cookie)?.map_or([0; POD_LINKS_MAX], |pod| pod.links);
+        Ok(links.into_iter().filter(|link| *link != 0).collect())
     }
 
     /// Attaches again what of the programs of the node is not attached, and puts ours in the place of others. Where a pin of a

@@ -305,6 +305,28 @@ fn what_a_pod_forwards_for_a_namespace_behind_it_is_no_connection_of_its_own() {
 }
 
 #[test]
+fn device_that_the_pods_root_moves_away_is_astray_until_it_is_back() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    enrol_watched(&world, &mut kernel, &mode(false));
+    let netns = File::open(Path::new("/run/netns").join(&world.a.netns)).unwrap();
+    let ends = kernel.links_of(world.a.cookie).unwrap();
+    let astray = || world.b.as_(Who::App, || device::Links::of_node().unwrap().astray(&netns, &ends).unwrap());
+    assert_eq!((ends.len(), astray()), (1, vec![]));
+    let behind = format!("{}n", world.a.netns);
+    ip(&["netns", "add", &behind]);
+    ip(&["-n", &world.a.netns, "link", "set", "eth0", "netns", &behind]);
+    let moved = astray();
+    ip(&["-n", &behind, "link", "set", "eth0", "netns", &world.a.netns]);
+    let back = astray();
+    ip(&["netns", "del", &behind]);
+    assert_eq!((moved, back), (ends.clone(), vec![]));
+    // Nothing leaves by a pair that is gone.
+    ip(&["-n", &world.a.netns, "link", "del", "eth0"]);
+    assert!(astray().is_empty());
+}
+
+#[test]
 fn app_gets_none_of_the_sidecars_ports() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.open();
