@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 
+mod arrivals;
 mod bind;
 mod connect;
 mod inbound;

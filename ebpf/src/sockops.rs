@@ -3,15 +3,14 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_RTO_CB_FLAG,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
 };
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use proxy_common::address::Address;
-use proxy_common::arrivals::Arrived;
 use proxy_common::counters::Counter;
 use proxy_common::decide::{Accepted, Closed, decide_accepted, decide_closed, decide_end, decide_redirected};
 use proxy_common::flows::{Direction, End, Flow};
@@ -20,12 +19,11 @@ use proxy_common::owndials::{OwnDial, OwnDialKey};
 use proxy_common::pods::Pod;
 use proxy_common::sockets::{DECLARED, ESTABLISHED, OWN, Role, Socket, TIMED_OUT, UNSENT};
 
-use crate::maps::{ARRIVALS, FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
+use crate::arrivals::{RECORDED, begin, begins_at_accept, now, place};
+use crate::maps::{FLOWS, ORIGINALS, OWN_DIALS, count, excluded_inbound, note, noted, pod, read, read_words};
 
 /// AF_INET6.
 const V6: u32 = 10;
-/// The events of a connection that ends in a flow record: its changes of state, its close above all, and what it sends again.
-const RECORDED: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
 
 /// What the program returns, always: the kernel takes another program's reply (the first timeout, the first window) only if all of
 /// a socket's programs return 1.
@@ -76,21 +74,27 @@ pub fn or_sockops(ctx: SockOpsContext) -> u32 {
     if connects && noted.is_none() {
         return HEARD;
     }
+    let v6 = read!(ctx.ops, family) == V6;
+    let (local4, local6) = (read!(ctx.ops, local_ip4), read_words!(ctx.ops, local_ip6));
+    let (remote4, remote6) = (read!(ctx.ops, remote_ip4), read_words!(ctx.ops, remote_ip6));
+    let local = if v6 { Address(local6) } else { Address::v4(local4) };
+    let remote = if v6 { Address(remote6) } else { Address::v4(remote4) };
+    // What came in from outside is met again at `accept`.
+    if accepted && begins_at_accept() && !within(&local, &remote) {
+        return HEARD;
+    }
     // SAFETY: the helper is free to this kind of program.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let pod = if accepted { pod(netns) } else { None };
     if accepted && pod.is_none() {
         return HEARD;
     }
-    let v6 = read!(ctx.ops, family) == V6;
-    let (local4, local6) = (read!(ctx.ops, local_ip4), read_words!(ctx.ops, local_ip6));
-    let (remote4, remote6) = (read!(ctx.ops, remote_ip4), read_words!(ctx.ops, remote_ip6));
     let event = Event {
         ctx: &ctx,
         socket,
         netns,
-        local: if v6 { Address(local6) } else { Address::v4(local4) },
-        remote: if v6 { Address(remote6) } else { Address::v4(remote4) },
+        local,
+        remote,
         local_port: read!(ctx.ops, local_port) as u16,
         // The one field that the kernel keeps in network byte order, as 32 bits.
         remote_port: u32::from_be(read!(ctx.ops, remote_port)) as u16,
@@ -151,14 +155,11 @@ impl Event<'_> {
             Accepted::Outbound => self.take_original(),
             Accepted::Own => self.take_own_dial(),
             Accepted::Inbound => {
-                let cookie = self.cookie();
-                if let Some(place) = place(cookie).filter(|place| place.cookie == 0) {
-                    *place = Arrived { cookie, since_ns: now(), timed_out: 0 };
+                let watch = || {
                     self.watch(RECORDED);
-                } else if let Some(socket) = note(self.socket) {
-                    socket.role = Role::Inbound as u8;
-                    self.begin(socket);
-                } else {
+                    true
+                };
+                if !begin(self.socket, self.cookie(), watch) {
                     count(self.netns, Counter::FlowLost);
                 }
             }
@@ -240,17 +241,11 @@ impl Event<'_> {
             // SAFETY: as above.
             unsafe { core::ptr::write_volatile(&raw mut place.cookie, 0) };
             self.record(Direction::Inbound, arrived.since_ns, decide_end(arrived.timed_out != 0, before));
-        } else if read!(self.ctx.ops, bpf_sock_ops_cb_flags) & RECORDED == RECORDED && !self.within() {
+        } else if read!(self.ctx.ops, bpf_sock_ops_cb_flags) & RECORDED == RECORDED && !within(&self.local, &self.remote) {
             // Two took one place in one moment, and the other was the later. Of a connection within the pod that another's program
             // asked about, it is that program's business.
             count(self.netns, Counter::FlowLost);
         }
-    }
-
-    /// Are both ends in the pod?
-    #[inline(always)]
-    fn within(&self) -> bool {
-        self.local.is_loopback() || self.local.same(&self.remote)
     }
 
     #[inline(always)]
@@ -309,15 +304,8 @@ impl Event<'_> {
     }
 }
 
-/// The place of the accepted socket with this cookie, free, its own or another's.
+/// Are both ends in one pod?
 #[inline(always)]
-fn place<'a>(cookie: u64) -> Option<&'a mut Arrived> {
-    // SAFETY: the map stands for as long as the programs. Who finds a place that is neither free nor its own leaves it alone.
-    ARRIVALS.get_ptr_mut(Arrived::place(cookie)).map(|place| unsafe { &mut *place })
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper is free to every program.
-    unsafe { bpf_ktime_get_ns() }
+fn within(local: &Address, remote: &Address) -> bool {
+    local.is_loopback() || local.same(remote)
 }

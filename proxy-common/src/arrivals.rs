@@ -15,7 +15,7 @@ pub const ARRIVALS_LEN: usize = 0x1_0000;
 pub struct Arrived {
     /// Cookie of the socket that a sidecar accepted; 0 where the place is free.
     pub cookie: u64,
-    /// When the handshake was done, in nanoseconds of the kernel's monotonic clock.
+    /// When the handshake was done, or its sidecar accepted it, in nanoseconds of the kernel's monotonic clock.
     pub since_ns: u64,
     /// 1 once the kernel sent again until it gave up.
     pub timed_out: u64,

@@ -37,7 +37,7 @@ pub enum Counter {
     ClientShown = 13,
     /// The true client not shown, for want of memory.
     ClientLost = 14,
-    /// A flow record lost because user space is slow.
+    /// A flow record lost because user space is slow, or not begun.
     FlowLost = 15,
     /// A connection of the app refused because its socket is bound to a device that it may not be taken from.
     DeviceRefused = 16,

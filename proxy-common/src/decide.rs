@@ -234,6 +234,12 @@ pub fn decide_accepted(local: &Address, remote: &Address, port: u16, excluded: b
     if port == PORT_METRICS || excluded { Accepted::Other } else { Accepted::Inbound }
 }
 
+/// Is what a sidecar accepts at `local`:`port` a connection from outside?
+#[inline(always)]
+pub fn decide_came_in(local: &Address, remote: &Address, port: u16) -> bool {
+    matches!(decide_accepted(local, remote, port, false), Accepted::Inbound)
+}
+
 /// Is a socket whose SYN leaves for `remote`:`port` still the connection that was sent to the sidecar?
 #[inline(always)]
 pub fn decide_redirected(socket: &Socket, remote: &Address, port: u16) -> bool {

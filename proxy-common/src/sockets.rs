@@ -42,7 +42,7 @@ pub const TIMED_OUT: u8 = 16;
 pub struct Socket {
     /// See [`Role`].
     pub address: Address,
-    /// When the handshake was done, in nanoseconds of the kernel's monotonic clock.
+    /// When the handshake was done, or its sidecar accepted it, in nanoseconds of the kernel's monotonic clock.
     pub since_ns: u64,
     /// Port of `address`, in host byte order.
     pub port: u16,

@@ -9,7 +9,7 @@ use proxy_common::flows::FLOWS;
 use proxy_common::pods::LISTENERS;
 
 use super::Options;
-use super::error::KernelError;
+use super::error::{KernelError, release};
 use super::links::Hook;
 use crate::node::maps;
 
@@ -92,7 +92,15 @@ fn with_maps(loader: &mut EbpfLoader<'_>, log: bool) -> Result<Ebpf, KernelError
     // Read-only data of the programs: with 0 the verifier removes every line that would log.
     let level: &'static u8 = if log { &u8::MAX } else { &0 };
     loader.override_global("AYA_LOG_LEVEL", level, true);
+    let at_accept: &'static u8 = if begins_at_accept(&release()) { &1 } else { &0 };
+    loader.override_global("BEGINS_AT_ACCEPT", at_accept, true);
     loader.load(OBJECT).map_err(KernelError::object)
+}
+
+/// Can a program ask for a socket's events at `accept`? The option of `bpf_setsockopt` for that is there since Linux 6.12.
+fn begins_at_accept(release: &str) -> bool {
+    let mut numbers = release.split(|sign: char| !sign.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
 }
 
 pub(super) fn load_one(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, KernelError> {

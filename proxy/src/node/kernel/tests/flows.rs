@@ -18,7 +18,7 @@ async fn flow_record_tells_of_both_ends_when_a_connection_closes() {
     let to = world.b.both(7777)[0];
     let mut caller = world.a.dial(to, None).unwrap();
     let port = caller.local_addr().unwrap().port();
-    let (mut called, _) = accept(&listener);
+    let (mut called, _) = accept(&world, &listener);
     caller.write_all(&[7; 1000]).unwrap();
     called.read_exact(&mut [0; 1000]).unwrap();
     called.write_all(&[7; 300]).unwrap();
@@ -39,6 +39,11 @@ async fn flow_record_tells_of_both_ends_when_a_connection_closes() {
     assert_eq!((inbound.end, outbound.end), (End::Finished as u16, End::Finished as u16));
 }
 
+/// Taken as a sidecar takes it.
+fn accept(world: &World, listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    world.b.as_(Who::Sidecar, || super::accept(listener))
+}
+
 /// The places for connections that came in.
 fn arrivals(world: &World) -> Array<MapData, [u64; 3]> {
     Map::Array(MapData::from_pin(world.pins.join(ARRIVALS)).unwrap()).try_into().unwrap()
@@ -55,7 +60,7 @@ fn nothing_is_kept_of_a_connection_that_is_closed() {
     let mut kernel = world.open();
     let listener = world.b.enrol_with_listener(&mut kernel);
     let arrivals = arrivals(&world);
-    let call = |port| (world.a.connect(Who::App, (world.b.v4, port)).unwrap(), accept(&listener).0);
+    let call = |port| (world.a.connect(Who::App, (world.b.v4, port)).unwrap(), accept(&world, &listener).0);
     let open: Vec<_> = (7000..7020).map(call).collect();
     assert_eq!(taken(&arrivals), 20);
     // Half of them by the one side first, half by the other.
@@ -75,13 +80,36 @@ fn nothing_is_kept_of_a_connection_that_is_closed() {
     panic!("{} are kept", taken(&arrivals));
 }
 
+#[tokio::test]
+async fn a_connection_that_is_cut_short_before_it_is_accepted_is_told_of_once_and_nothing_is_kept_of_it() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let listener = world.b.enrol_with_listener(&mut kernel);
+    let mut flows = kernel.flows().unwrap();
+    let caller = world.a.connect(Who::App, world.b.both(7777)[0]).unwrap();
+    SockRef::from(&caller).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(caller);
+    let (called, _) = accept(&world, &listener);
+    drop(called);
+    let lost = || kernel.counters(world.b.cookie).unwrap().unwrap().of(Counter::FlowLost);
+    let mut records = 0;
+    for _ in 0..100 {
+        records += u64::from(flows.take().is_some());
+        if records + lost() > 0 && taken(&arrivals(&world)) == 0 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((records + lost(), taken(&arrivals(&world))), (1, 0));
+}
+
 /// Of nobody's socket.
 const ANOTHER: [u64; 3] = [u64::MAX, 0, 0];
 
 /// A connection into `b`: who calls, who is called, and the place that is the latter's by its cookie.
 fn call(world: &World, listener: &TcpListener) -> (TcpStream, TcpStream, u32) {
     let caller = world.a.connect(Who::App, world.b.both(7777)[0]).unwrap();
-    let (called, _) = accept(listener);
+    let (called, _) = accept(world, listener);
     let place = Arrived::place(rustix::net::sockopt::socket_cookie(&called).unwrap());
     (caller, called, place)
 }
@@ -161,7 +189,7 @@ async fn a_flow_record_tells_whether_a_connection_was_cut_short_or_given_up() {
     let to = world.b.both(7777)[0];
     // Closed with bytes that nobody read.
     let mut caller = world.a.dial(to, None).unwrap();
-    let (called, _) = accept(&listener);
+    let (called, _) = accept(&world, &listener);
     caller.write_all(&[7; 1000]).unwrap();
     thread::sleep(Duration::from_millis(100));
     drop(called);
@@ -170,7 +198,7 @@ async fn a_flow_record_tells_whether_a_connection_was_cut_short_or_given_up() {
     assert_eq!(two_records(&mut flows).await.map(|flow| flow.end), [End::Reset as u16; 2]);
     // The other side is not there any more.
     let mut caller = world.a.dial(to, None).unwrap();
-    let (called, _) = accept(&listener);
+    let (called, _) = accept(&world, &listener);
     SockRef::from(&caller).set_tcp_user_timeout(Some(Duration::from_millis(500))).unwrap();
     ip(&["-n", &world.b.netns, "addr", "del", &format!("{}/24", world.b.v4), "dev", "eth0"]);
     caller.write_all(&[7; 1000]).unwrap();
