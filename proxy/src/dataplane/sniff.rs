@@ -3,13 +3,15 @@
 //! Sources: RFC 8446 5.1 (record header), RFC 9112 3 (request line), RFC 9113 3.4 (connection preface). What is not
 //! surely one of them is opaque: a protocol in which the server speaks first must not wait for long.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::net::BoxedIo;
@@ -64,7 +66,7 @@ pub(crate) struct Sniffer {
 impl Sniffer {
     /// Waits at most `wait` for the first byte, and [`SILENCE_MAX`] from there.
     pub(crate) fn new(wait: Duration) -> Self {
-        Self { bytes: BytesMut::with_capacity(FIRST_READ), until: Instant::now() + wait }
+        Self { bytes: BytesMut::new(), until: Instant::now() + wait }
     }
 
     /// Reads until it is clear what the client speaks, or the time is up. Cancel-safe: what was read stays here.
@@ -80,7 +82,7 @@ impl Sniffer {
                 return Ok(settle(&self.bytes));
             }
             let silent = self.bytes.is_empty();
-            match timeout_at(self.until, io.read_buf(&mut self.bytes)).await {
+            match timeout_at(self.until, poll_fn(|cx| poll_more(io, &mut self.bytes, cx))).await {
                 // The end of what the client sends, or of the time: what is there has to do.
                 Err(_) | Ok(Ok(0)) => return Ok(settle(&self.bytes)),
                 Ok(Ok(_)) if silent => self.until = Instant::now() + SILENCE_MAX,
@@ -99,6 +101,15 @@ impl Sniffer {
     pub(crate) fn into_bytes(self) -> Bytes {
         self.bytes.freeze()
     }
+}
+
+/// Reads once. There is room only while there is something to read: whoever is silent may be so for hours.
+fn poll_more(io: &mut BoxedIo, bytes: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut room = [MaybeUninit::uninit(); FIRST_READ];
+    let mut room = ReadBuf::uninit(&mut room);
+    ready!(Pin::new(io).poll_read(cx, &mut room))?;
+    bytes.extend_from_slice(room.filled());
+    Poll::Ready(Ok(room.filled().len()))
 }
 
 /// A stream whose first bytes were read already.

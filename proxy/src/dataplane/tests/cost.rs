@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-use super::world::{World, app_at, get, pod, service, text, vip};
+use super::world::{World, app_at, document, get, pod, service, text, vip};
 use crate::dataplane::connection::{inbound, outbound};
 use crate::dataplane::http::{attempt, pipeline};
 use crate::dataplane::pool::Pool;
@@ -151,6 +152,49 @@ async fn a_connection_at_rest_keeps_little() {
     drop((first, streams));
 }
 
+/// Nobody says what the port speaks, and nobody says anything on it: client and server are both listened to.
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_of_an_undeclared_port_keeps_little() {
+    let undeclared = |mut pod: serde_json::Value| {
+        pod["spec"]["ports"] = json!([]);
+        pod
+    };
+    let mut alone = undeclared(pod("old", "old-1", 4));
+    alone["spec"]["transport"] = json!("Plaintext");
+    let world = World::new(&[
+        pod("web", "web-1", 2),
+        undeclared(pod("api", "api-1", 3)),
+        service("api", "api", 1),
+        alone,
+        service("old", "old", 2),
+        document("PeerAuthentication", "open", json!({ "mode": "Permissive" })),
+    ]);
+    let (web, api) = (world.sidecar("web", "web-1", 2), world.sidecar("api", "api-1", 3));
+    for last in [3, 4] {
+        world.raw_app(app_at(last), |mut stream, _| {
+            tokio::spawn(async move { drop(stream.read(&mut [0; 1]).await) });
+        });
+    }
+    let ways: [(&str, usize, &dyn Fn() -> DuplexStream); 3] = [
+        ("in", SILENT_IN_MAX, &|| world.connect_inbound(&api, app_at(3))),
+        ("out", SILENT_OUT_MAX, &|| world.connect(&web, vip(2))),
+        ("over a link, at both of its ends", SILENT_LINK_MAX, &|| world.connect(&web, vip(1))),
+    ];
+    for (way, most, open) in ways {
+        // Caches are filled.
+        let first = open();
+        tokio::time::sleep(AT_REST).await;
+        let before = HELD.get();
+        let streams: Vec<_> = (0..CONNECTIONS).map(|_| open()).collect();
+        tokio::time::sleep(AT_REST).await;
+        let each = (HELD.get() - before) / CONNECTIONS;
+        // What the test and the application have of a connection in memory is among it.
+        assert!(each <= most, "{way}: {each} bytes each");
+        drop((first, streams));
+        tokio::time::sleep(AT_REST).await;
+    }
+}
+
 #[test]
 fn what_is_kept_of_a_connection_is_small() {
     fn kept<A, B, F: Future>(_function: impl Fn(A, B) -> F) -> usize {
@@ -164,6 +208,10 @@ fn what_is_kept_of_a_connection_is_small() {
 const AT_REST: Duration = Duration::from_secs(3);
 const CONNECTIONS: usize = 100;
 const RESTED_MAX: usize = 1_900;
+/// A few more than were measured; over a link both ends have what a session of TLS keeps.
+const SILENT_IN_MAX: usize = 7_500;
+const SILENT_OUT_MAX: usize = 5_300;
+const SILENT_LINK_MAX: usize = 70_000;
 const CONNECTION_MAX: usize = 850;
 /// A few more than were measured.
 const ALLOCATIONS_MAX: u64 = 70;
