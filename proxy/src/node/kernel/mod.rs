@@ -104,6 +104,18 @@ pub(crate) struct Enrolled {
     pub(crate) sidecar_cgroup_id: u64,
 }
 
+impl Enrolled {
+    fn of((cookie, pod): (u64, Pod)) -> Self {
+        let ip = |address: Address| (address != Address::NONE).then(|| IpAddr::from(address));
+        Self {
+            cookie,
+            v4: ip(pod.v4).and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None }),
+            v6: ip(pod.v6).and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
+            sidecar_cgroup_id: pod.sidecar_cgroup,
+        }
+    }
+}
+
 impl Kernel {
     /// Loads the programs, attaches them once at `cgroup_root` and pins all of it under `pins`, a folder on a bpffs (see
     /// [`mount_bpffs`]). Where pins stand, adopts them: attached programs of this build go on untouched, those of another
@@ -181,16 +193,12 @@ impl Kernel {
 
     /// The enrolled pods, by cookie.
     pub(crate) fn enrolled(&self) -> Result<Vec<Enrolled>, KernelError> {
-        let pods = self.maps.pods()?.into_iter().map(|(cookie, pod)| {
-            let ip = |address: Address| (address != Address::NONE).then(|| IpAddr::from(address));
-            Enrolled {
-                cookie,
-                v4: ip(pod.v4).and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None }),
-                v6: ip(pod.v6).and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
-                sidecar_cgroup_id: pod.sidecar_cgroup,
-            }
-        });
-        Ok(pods.collect())
+        Ok(self.maps.pods()?.into_iter().map(Enrolled::of).collect())
+    }
+
+    /// The pod that is enrolled with this cookie.
+    pub(crate) fn find(&self, cookie: u64) -> Result<Option<Enrolled>, KernelError> {
+        Ok(self.maps.pod(cookie)?.map(|pod| Enrolled::of((cookie, pod))))
     }
 
     /// Withdraws every pod whose network namespace is gone; its link points nowhere, but its pins would stay for ever.

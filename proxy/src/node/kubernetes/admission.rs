@@ -107,6 +107,8 @@ pub(crate) async fn admit(
         return Err(Refused::AnotherName { pid: caller.pid, asked: asked.clone(), actual: owner.named() });
     }
     if agent.pods.borrow().get(&caller.cookie).is_some_and(|pod| is_his(pod, owner, &caller)) {
+        // It may have been taken in after who asked first had waited in vain.
+        quarantine::let_out(agent, owner);
         return Ok(());
     }
     let record = match cluster.pod(owner, &caller.container.id).await {
@@ -233,17 +235,15 @@ fn is_populated(cgroup: &Path) -> bool {
 
 /// The record of the pod, if it is of the very container that asks.
 fn written(agent: &Agent, owner: &Owner, caller: &Caller) -> Option<PodRecord> {
-    let record = PodRecord::parse(&std::fs::read(file(agent, owner)).ok()?).ok()?;
-    let is_same = record.uid.as_ref() == Some(&owner.uid)
-        && record.sidecar.as_ref() == Some(&caller.folders.container)
-        && record.netns_cookie == caller.cookie;
-    is_same.then_some(record)
+    let is_same =
+        |record: &PodRecord| record.sidecar.as_ref() == Some(&caller.folders.container) && record.netns_cookie == caller.cookie;
+    recorded(agent, owner).filter(is_same)
 }
 
-/// Did a sidecar of this pod ask to be enrolled, in this life of the agent or before?
-pub(super) fn is_recorded(agent: &Agent, owner: &Owner) -> bool {
-    let record = std::fs::read(file(agent, owner)).ok().and_then(|bytes| PodRecord::parse(&bytes).ok());
-    record.is_some_and(|record| record.uid.as_ref() == Some(&owner.uid))
+/// What was written down when a sidecar of this pod asked to be enrolled, in this life of the agent or before.
+pub(super) fn recorded(agent: &Agent, owner: &Owner) -> Option<PodRecord> {
+    let record = PodRecord::parse(&std::fs::read(file(agent, owner)).ok()?).ok()?;
+    (record.uid.as_ref() == Some(&owner.uid)).then_some(record)
 }
 
 /// Writes a pod's record; what was found of the one before counts no more.

@@ -34,7 +34,7 @@ pub(crate) struct Described {
     /// Containers run in it before its sidecar does, which has not begun: it is of the classic form, and there are init
     /// containers.
     pub(crate) begins_without: bool,
-    /// A container that is not called like the sidecar has begun.
+    /// A container has begun that comes behind the sidecar.
     pub(crate) others_begun: bool,
     /// The containers that mount a volume of this driver.
     mounted_by: BTreeSet<String>,
@@ -77,7 +77,10 @@ impl Described {
         let has_first = spec.init_containers.iter().flatten().next().is_some();
         let status = pod.status.clone().unwrap_or_default();
         let mut begun = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-        let others_begun = begun.any(|one| one.container_id.is_some() && one.name != SIDECAR);
+        let inits = spec.init_containers.iter().flatten().map(|one| one.name.as_str());
+        let before: BTreeSet<&str> = inits.take_while(|name| *name != SIDECAR).collect();
+        let others_begun =
+            begun.any(|one| one.container_id.is_some() && one.name != SIDECAR && !before.contains(one.name.as_str()));
         let all = [status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses];
         let containers = all.into_iter().flatten().flatten().filter_map(|one| Some((bare(&one.container_id?), one.name)));
         let containers: BTreeMap<String, String> = containers.collect();

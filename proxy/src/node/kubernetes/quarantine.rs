@@ -1,13 +1,14 @@
 //! Pods that ask for a sidecar and came up without one: the webhook was away, or the label came later. They are closed, both
-//! ways, until they are made anew or the label is taken back. And pods that have one, until it has asked to be enrolled: what
-//! is called like the sidecar may be none, and init containers may run before a classic one. So no pod that asks for a
-//! sidecar is open before it is known to have one.
+//! ways, until they are made anew or the label is taken back. And pods that have one, until it is enrolled and the pod captured:
+//! what is called like the sidecar may be none, init containers may run before a classic one, and to capture may fail. So no
+//! pod that asks for a sidecar is open before its traffic is that sidecar's.
 //!
 //! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
 //! is needed beyond those of capture. It is closed as soon as the API server says what it is and its cgroup is there, which is
 //! before its sandbox has a network as a rule; what it did before ends too, since every packet is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use super::events::Events;
 use super::volume::Owner;
 use super::{admission, cgroup};
 use crate::injection;
-use crate::node::kernel::Kernel;
+use crate::model::pod_record::PodRecord;
+use crate::node::kernel::{Enrolled, Kernel};
 use crate::node::{Agent, chain};
 
 /// Closes and opens until the agent ends.
@@ -35,8 +37,10 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events:
         let mut is_waiting = false;
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
-            let is_recorded = |pod: &Described| uids.contains(&pod.owner.uid) || admission::is_recorded(&agent, &pod.owner);
-            let wanted = wanted(&pods, &namespaces, is_recorded);
+            let got = |pod: &Described| {
+                if uids.contains(&pod.owner.uid) { Got::Captured } else { got(&agent, &kernel.lock(), &pod.owner) }
+            };
+            let wanted = wanted(&pods, &namespaces, got);
             is_waiting = put(&agent, kernel, &wanted, &mut told, &mut events);
             let lacking = wanted.values().filter(|(why, _pod)| *why == Why::NoSidecar).count();
             agent.metrics.quarantined.set(i64::try_from(lacking).unwrap_or(i64::MAX));
@@ -60,16 +64,21 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events:
 enum Why {
     /// It asks for a sidecar and has none.
     NoSidecar,
-    /// Its sidecar has not asked to be enrolled, and nothing says that it will not.
+    /// Its sidecar is not enrolled, and nothing says that it will not be.
     NotYet,
 }
 
-/// The pods that are to be closed, by UID; `is_heard` are those of which the sidecar asked to be enrolled.
-fn wanted(
-    pods: &PodsByUid,
-    namespaces: &Namespaces,
-    is_heard: impl Fn(&Described) -> bool,
-) -> BTreeMap<String, (Why, Arc<Described>)> {
+/// How far a pod's sidecar has got.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Got {
+    Unheard,
+    /// It asked to be enrolled, and the pod is not captured: it cannot be, or not yet; or the node was started anew since.
+    Asked,
+    Captured,
+}
+
+/// The pods that are to be closed, by UID.
+fn wanted(pods: &PodsByUid, namespaces: &Namespaces, got: impl Fn(&Described) -> Got) -> BTreeMap<String, (Why, Arc<Described>)> {
     let lacks = |pod: &Described| {
         // A namespace that was not heard of says nothing; its pod's own label counts.
         let unheard = || injection::Namespace { name: pod.owner.namespace.clone(), ..injection::Namespace::default() };
@@ -84,14 +93,15 @@ fn wanted(
         if !pod.has_sidecar() {
             return lacks(pod).then_some(Why::NoSidecar);
         }
-        if is_heard(pod) {
-            return None;
+        match got(pod) {
+            Got::Captured => None,
+            // Whatever its labels say, it is of the mesh: what cannot be captured is not open.
+            Got::Asked => Some(Why::NotYet),
+            // A sidecar is ready, and so was heard, before any container behind it begins. What was enrolled is forgotten
+            // before the API server says that the pod is gone.
+            Got::Unheard if pod.others_begun && !pod.begins_without && !pod.terminating => lacks(pod).then_some(Why::NoSidecar),
+            Got::Unheard => (pod.begins_without || lacks(pod)).then_some(Why::NotYet),
         }
-        // A sidecar is ready, and so was heard, before any other container begins, but for init containers before a classic one.
-        if pod.others_begun && !pod.begins_without {
-            return lacks(pod).then_some(Why::NoSidecar);
-        }
-        (pod.begins_without || lacks(pod)).then_some(Why::NotYet)
     };
     pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), (why(pod)?, Arc::clone(pod))))).collect()
 }
@@ -121,8 +131,8 @@ fn put(
         let outcome = match folder(agent, uid) {
             Some(folder) => {
                 let kernel = kernel.lock();
-                // Its sidecar may have been heard since, see `let_out`.
-                if *why == Why::NotYet && admission::is_recorded(agent, &pod.owner) {
+                // Its sidecar may have been enrolled since, see `let_out`.
+                if got(agent, &kernel, &pod.owner) == Got::Captured {
                     continue;
                 }
                 kernel.close_pod(uid, &folder).map_err(|error| chain(&error))
@@ -153,11 +163,32 @@ fn put(
     is_waiting
 }
 
+/// By the pod's record and the kernel's own word, so that the next agent finds the same.
+fn got(agent: &Agent, kernel: &Kernel, owner: &Owner) -> Got {
+    let Some(record) = admission::recorded(agent, owner) else { return Got::Unheard };
+    match kernel.find(record.netns_cookie) {
+        Ok(Some(enrolled)) if is_of(&enrolled, &record) => Got::Captured,
+        _another_or_none => Got::Asked,
+    }
+}
+
+/// Is this what the record's pod was enrolled as? A record outlives its boot, after which another namespace may have the cookie.
+fn is_of(enrolled: &Enrolled, record: &PodRecord) -> bool {
+    let own = [enrolled.v4.map(IpAddr::V4), enrolled.v6.map(IpAddr::V6)];
+    enrolled.cookie == record.netns_cookie && own.into_iter().flatten().any(|own| record.addresses.contains(&own))
+}
+
 /// Lets out a pod whose sidecar is enrolled, before that is told so: its first connection would wait a second for its second
-/// attempt. Its record is written by then, and who closes pods looks for that with the kernel held.
+/// attempt. One that could not be captured stays closed. Who closes pods looks for the same, with the kernel held.
 pub(super) fn let_out(agent: &Agent, owner: &Owner) {
     let Some(kernel) = agent.capture.kernel() else { return };
-    let opened = kernel.lock().open_pod(&owner.uid);
+    let opened = {
+        let kernel = kernel.lock();
+        if got(agent, &kernel, owner) != Got::Captured {
+            return;
+        }
+        kernel.open_pod(&owner.uid)
+    };
     if let Err(error) = opened {
         warn!(pod = %owner.named(), error = chain(&error), "a pod whose sidecar is enrolled cannot be let out yet");
     }
@@ -180,16 +211,25 @@ mod tests {
 
     use super::super::described::tests::pod;
     use super::*;
+    use crate::node::pods::tests::record;
 
     fn is_closed(namespace: &str, change: impl FnOnce(&mut Value)) -> bool {
-        why(namespace, false, change).is_some()
+        why(namespace, Got::Unheard, change).is_some()
     }
 
-    fn why(namespace: &str, is_heard: bool, change: impl FnOnce(&mut Value)) -> Option<Why> {
+    fn why(namespace: &str, got: Got, change: impl FnOnce(&mut Value)) -> Option<Why> {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(change)))].into();
         let labels = [("outrigger.dev/inject".to_owned(), namespace.to_owned())].into();
         let shop = injection::Namespace { name: "shop".into(), labels, ..injection::Namespace::default() };
-        wanted(&pods, &[("shop".to_owned(), shop)].into(), |_pod| is_heard).remove("0a-1").map(|(why, _pod)| why)
+        wanted(&pods, &[("shop".to_owned(), shop)].into(), |_pod| got).remove("0a-1").map(|(why, _pod)| why)
+    }
+
+    fn running(name: &str) -> Value {
+        json!({ "name": name, "containerID": format!("containerd://{name}"), "image": "", "imageID": "", "ready": true, "restartCount": 0 })
+    }
+
+    fn begun(pod: &mut Value) {
+        pod["status"] = json!({ "containerStatuses": [running("app")] });
     }
 
     fn bare(pod: &mut Value) {
@@ -199,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_asks_for_a_sidecar_and_has_none_is_closed() {
-        assert_eq!(why("enabled", false, bare), Some(Why::NoSidecar));
+        assert_eq!(why("enabled", Got::Unheard, bare), Some(Why::NoSidecar));
         assert!(!is_closed("disabled", bare));
         assert!(is_closed("disabled", |pod| {
             bare(pod);
@@ -225,23 +265,65 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_closed_from_the_first_on_until_its_sidecar_was_heard() {
+    fn a_pod_is_closed_from_the_first_on_until_it_is_captured() {
         let as_made = |_pod: &mut Value| {};
-        assert_eq!(why("enabled", false, as_made), Some(Why::NotYet));
-        assert_eq!(why("enabled", true, as_made), None);
-        assert_eq!(why("disabled", false, as_made), None, "one that asks for nothing is not waited for");
+        assert_eq!(why("enabled", Got::Unheard, as_made), Some(Why::NotYet));
+        assert_eq!(why("enabled", Got::Captured, as_made), None);
+        assert_eq!(why("disabled", Got::Unheard, as_made), None, "one that asks for nothing is not waited for");
+    }
+
+    #[test]
+    fn a_pod_whose_sidecar_asked_and_that_is_not_captured_is_closed_and_not_told_to_have_none() {
+        for namespace in ["enabled", "disabled"] {
+            assert_eq!(why(namespace, Got::Asked, |_as_made| {}), Some(Why::NotYet), "{namespace}");
+            assert_eq!(
+                why(namespace, Got::Asked, begun),
+                Some(Why::NotYet),
+                "as its status was before its node was started anew"
+            );
+            assert_eq!(why(namespace, Got::Captured, begun), None, "{namespace}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_boot_is_not_taken_for_what_has_its_cookie_now() {
+        let record = record("web-1", 7);
+        let of = |cookie: u64, v4: &str| Enrolled { cookie, v4: v4.parse().ok(), v6: None, sidecar_cgroup_id: 1 };
+        assert!(is_of(&of(7, "10.64.0.5"), &record));
+        assert!(!is_of(&of(7, "10.64.0.6"), &record) && !is_of(&of(8, "10.64.0.5"), &record));
+    }
+
+    #[test]
+    fn a_pod_that_is_about_to_be_gone_stays_closed_and_is_not_told_to_have_no_sidecar() {
+        let ending = |pod: &mut Value| {
+            begun(pod);
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        };
+        assert_eq!(why("enabled", Got::Unheard, ending), Some(Why::NotYet));
+    }
+
+    #[test]
+    fn what_begins_before_the_sidecar_does_not_say_that_there_is_none() {
+        let first_begun = |pod: &mut Value| {
+            let sidecar = pod["spec"]["initContainers"][0].take();
+            pod["spec"]["initContainers"] = json!([{ "name": "first" }, sidecar]);
+            pod["status"] = json!({ "initContainerStatuses": [running("first")] });
+        };
+        assert_eq!(why("enabled", Got::Unheard, first_begun), Some(Why::NotYet));
+        let sidecar_begun = |pod: &mut Value| {
+            let sidecar = pod["spec"]["initContainers"][0].take();
+            pod["spec"]["initContainers"] = json!([{ "name": "first" }]);
+            pod["spec"]["containers"].as_array_mut().unwrap().insert(0, sidecar);
+            pod["status"] = json!({ "initContainerStatuses": [running("first")], "containerStatuses": [running("outrigger")] });
+        };
+        assert_eq!(why("enabled", Got::Unheard, sidecar_begun), Some(Why::NotYet), "it has begun and is about to ask");
     }
 
     #[test]
     fn a_container_of_the_sidecars_name_that_was_never_heard_is_none_once_another_one_has_begun() {
-        let begun = |pod: &mut Value| {
-            pod["status"] = json!({ "containerStatuses": [
-                { "name": "app", "containerID": "containerd://aa11", "image": "", "imageID": "", "ready": true, "restartCount": 0 },
-            ] });
-        };
-        assert_eq!(why("enabled", false, begun), Some(Why::NoSidecar));
-        assert_eq!(why("disabled", false, begun), None);
-        assert_eq!(why("enabled", true, begun), None);
+        assert_eq!(why("enabled", Got::Unheard, begun), Some(Why::NoSidecar));
+        assert_eq!(why("disabled", Got::Unheard, begun), None);
+        assert_eq!(why("enabled", Got::Captured, begun), None);
     }
 
     #[test]
@@ -271,8 +353,8 @@ mod tests {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(classic))].into();
         // Its status takes some time to say that it runs.
         let why = |enrolled: &[&str]| {
-            let is_heard = |pod: &Described| enrolled.contains(&pod.owner.uid.as_str());
-            wanted(&pods, &Namespaces::new(), is_heard).remove("0a-1").map(|(why, _pod)| why)
+            let got = |pod: &Described| if enrolled.contains(&pod.owner.uid.as_str()) { Got::Captured } else { Got::Unheard };
+            wanted(&pods, &Namespaces::new(), got).remove("0a-1").map(|(why, _pod)| why)
         };
         assert_eq!(why(&["0b-2"]), Some(Why::NotYet));
         assert_eq!(why(&["0a-1"]), None);
