@@ -10,16 +10,17 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::kernel::{PodEntry, Watch};
+use super::kernel::{Kernel, KernelError, PodEntry, Watch};
 use super::ladder::Rung;
 use super::pods::{self, Pod};
+use super::undescribed::is_populated;
 use super::{Agent, NodeError, device, netns, place};
 use crate::base::names::Named;
 use crate::model::pod_record::PodRecord;
@@ -94,25 +95,66 @@ pub(super) fn meet(agent: &Agent, pod: &Named, socket: impl AsFd) -> bool {
     is_news
 }
 
-/// Enrols a pod with the kernel, then makes it known. `None`: nobody has shown yet that its namespace is the one described.
-pub(super) fn add(agent: &Agent, record: PodRecord) -> Result<Option<Arc<Pod>>, NodeError> {
+/// Enrols a pod with the kernel, then makes it known. `described`: all pods that are. `None`: nobody has shown yet that its namespace is the one described.
+pub(super) fn add(agent: &Agent, record: PodRecord, described: &[PodRecord]) -> Result<Option<Arc<Pod>>, NodeError> {
     let id = agent.authority.trust_domain().service_account(&record.account())?;
     if agent.standing.rung == Rung::Explicit && !record.unprotected {
         return Err(NodeError::Unprotected);
     }
+    are_own(agent, &record, described)?;
     let Some(watch) = enrol(agent, &record)? else { return Ok(None) };
     if let Watch::Not(reason) = &watch
         && agent.standing.rung == Rung::Ebpf
     {
         warn!(pod = %record.named(), reason, "what gets past the pod's sidecar is not seen");
     }
-    agent.flows.lock().came(&record);
     let cookie = record.netns_cookie;
+    let former = agent.pods.borrow().get(&cookie).map(Arc::clone);
+    if former.is_some_and(|former| former.record.sidecar == record.sidecar && former.record.addresses != record.addresses) {
+        // An address that it did not have before leads to its listener too.
+        let listener = agent.keeper.lock().listeners(cookie).first().map(OwnedFd::try_clone);
+        if let Some(listener) = listener.transpose().map_err(place("the pod's listener"))? {
+            agent.capture.register_listener(cookie, listener.as_fd())?;
+        }
+    }
+    agent.flows.lock().came(&record);
     let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None) });
     agent.pods.send_modify(|pods| {
         pods.insert(cookie, Arc::clone(&pod));
     });
     Ok(Some(pod))
+}
+
+/// May this pod have these addresses? What arrives at an address goes by the entries of one pod: a namespace of somebody's own
+/// making with the address of a neighbour would decide about the neighbour's connections.
+fn are_own(agent: &Agent, record: &PodRecord, described: &[PodRecord]) -> Result<(), NodeError> {
+    let Some(kernel) = agent.capture.kernel() else { return Ok(()) };
+    if record.uid.is_some() && record.addresses.is_empty() {
+        // It was enrolled before it was known which addresses are the pod's.
+        agent.pods.send_modify(|pods| {
+            pods.remove(&record.netns_cookie);
+        });
+        kernel.lock().withdraw(record.netns_cookie)?;
+        return Err(NodeError::Foreign);
+    }
+    let held = held(&kernel.lock(), record)?;
+    let holder = |cookie| running(cookie, described).or_else(|| agent.undescribed.lock().who(cookie));
+    let held = held.into_iter().find_map(|(address, cookie)| Some((address, holder(cookie)?)));
+    held.map_or(Ok(()), |(address, holder)| Err(NodeError::Held { address, holder }))
+}
+
+/// Those of its addresses with which another pod is enrolled, each with the cookie of that.
+fn held(kernel: &Kernel, record: &PodRecord) -> Result<Vec<(IpAddr, u64)>, KernelError> {
+    let holders = record.addresses.iter().map(|address| Ok((*address, kernel.holder(*address)?)));
+    let holders: Vec<(IpAddr, Option<u64>)> = holders.collect::<Result<_, _>>()?;
+    let of_another = |cookie: &u64| *cookie != record.netns_cookie;
+    Ok(holders.into_iter().filter_map(|(address, cookie)| Some((address, cookie.filter(of_another)?))).collect())
+}
+
+/// The pod with this cookie, if a process of it runs. An address is given again once a pod has ended.
+fn running(cookie: u64, described: &[PodRecord]) -> Option<String> {
+    let pod = described.iter().find(|pod| pod.netns_cookie == cookie)?;
+    is_populated(&pod.cgroup).then(|| format!("the pod {}", pod.named()))
 }
 
 /// Puts into the kernel what is described of a pod, as far as it is not there. `None`: see [`add`].
@@ -169,7 +211,36 @@ fn address_of<T>(record: &PodRecord, pick: impl Fn(&IpAddr) -> Option<T>) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernel::tests::{Side, World};
+    use super::super::pods::tests::record;
     use super::*;
+
+    #[test]
+    fn a_pod_holds_its_address_for_as_long_as_a_process_of_it_runs() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let events = |text: &str| std::fs::write(cgroup.path().join("cgroup.events"), text).unwrap();
+        let described = [PodRecord { cgroup: cgroup.path().to_owned(), ..record("web", 7) }];
+        events("populated 1\nfrozen 0\n");
+        assert_eq!(running(7, &described), Some("the pod shop/web".to_owned()));
+        assert_eq!(running(8, &described), None, "of another namespace nobody is described");
+        events("populated 0\nfrozen 0\n");
+        assert_eq!(running(7, &described), None);
+    }
+
+    #[test]
+    fn a_namespace_with_a_neighbours_address_is_told_from_the_neighbours_own() {
+        let Some(world) = World::new() else { return };
+        let mut kernel = world.open();
+        let record = |side: &Side| PodRecord { addresses: vec![side.v4.into(), side.v6.into()], ..record("web", side.cookie) };
+        let (own, forged) = (record(&world.b), PodRecord { netns_cookie: world.a.cookie, ..record(&world.b) });
+        assert_eq!(held(&kernel, &own).unwrap(), []);
+        world.b.enrol(&mut kernel);
+        assert_eq!(held(&kernel, &own).unwrap(), [], "its own hold nobody up");
+        let of_b = [world.b.v4.into(), world.b.v6.into()].map(|address: IpAddr| (address, world.b.cookie));
+        assert_eq!(held(&kernel, &forged).unwrap(), of_b);
+        kernel.withdraw(world.b.cookie).unwrap();
+        assert_eq!(held(&kernel, &forged).unwrap(), []);
+    }
 
     #[test]
     fn what_was_seen_is_not_forgotten_by_a_look_that_began_before() {

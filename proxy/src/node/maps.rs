@@ -124,13 +124,18 @@ impl Maps {
         Ok(pods)
     }
 
+    /// The cookie of the pod that has this address.
+    pub(super) fn holder(&self, address: Address) -> Result<Option<u64>, KernelError> {
+        some(self.addresses.get(&address, 0)).map_err(|error| KernelError::map(ADDRESSES, error))
+    }
+
     /// Writes a pod and its addresses. Its counters begin at nothing if it is new.
     pub(super) fn put_pod(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
         if let Some(former) = self.pod(cookie)? {
-            // With other flags or links alone it keeps its listener.
-            if (Pod { flags: pod.flags, links: pod.links, ..former }) != pod {
-                self.remove_addresses(cookie, former)?;
-            }
+            // With another sidecar it loses its listener, with other addresses those that it has no more.
+            let is_his = Pod { v4: pod.v4, v6: pod.v6, flags: pod.flags, links: pod.links, ..former } == pod;
+            let stay: Vec<Address> = if is_his { addresses(pod).collect() } else { Vec::new() };
+            self.remove_addresses(cookie, former, &stay)?;
             if former.links != pod.links {
                 self.remove_links(cookie, former)?;
             }
@@ -213,7 +218,7 @@ impl Maps {
     /// Removes a pod and what is keyed by it. What another pod has taken over stays.
     pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), KernelError> {
         if let Some(pod) = self.pod(cookie)? {
-            self.remove_addresses(cookie, pod)?;
+            self.remove_addresses(cookie, pod, &[])?;
             self.remove_links(cookie, pod)?;
             self.keep_excluded(cookie, pod.flags, &Exclusions::default())?;
         }
@@ -278,8 +283,8 @@ impl Maps {
         }))
     }
 
-    fn remove_addresses(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
-        for address in addresses(pod) {
+    fn remove_addresses(&mut self, cookie: u64, pod: Pod, stay: &[Address]) -> Result<(), KernelError> {
+        for address in addresses(pod).filter(|address| !stay.contains(address)) {
             let owner = some(self.addresses.get(&address, 0)).map_err(|error| KernelError::map(ADDRESSES, error))?;
             if owner == Some(cookie) {
                 some(self.listeners.remove(&address)).map_err(|error| KernelError::map(LISTENERS, error))?;

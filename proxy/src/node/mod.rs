@@ -36,7 +36,7 @@ pub(crate) mod workload_proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -137,6 +137,12 @@ pub(crate) enum NodeError {
     /// The user: an annotation of a pod.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// Who passes for the pod's sidecar: the namespace that it showed is none of the pod's.
+    #[error("the network namespace that was shown has no address of the pod")]
+    Foreign,
+    /// Who made the pod, or passes for its sidecar.
+    #[error("the address {address} is that of {holder}, which runs")]
+    Held { address: IpAddr, holder: String },
     /// Nobody has shown a socket of the pod's namespace, and nothing is attached there.
     #[error("nobody has shown yet that the pod's network namespace is the one described")]
     Unseen,
@@ -216,6 +222,8 @@ impl NodeError {
             Self::Place { .. } => "run as root, and stop whatever else uses it".to_owned(),
             Self::Name(_) => "use letters, digits, '.', '-' and '_'".to_owned(),
             Self::Capture(_) => "start the pod again with another annotation".to_owned(),
+            Self::Foreign => "let the pod's own sidecar ask, from the pod's network namespace".to_owned(),
+            Self::Held { .. } => "give each pod an address of its own; one that has ended is forgotten by itself".to_owned(),
             Self::Unseen => "wait for the pod's sidecar, which shows it, or start the pod again".to_owned(),
             Self::Cluster(_) => "let the pod have its service account token, or set KUBECONFIG".to_owned(),
             Self::Metrics(_) | Self::Ended(_) => "report this with the log; a restart helps".to_owned(),
@@ -231,6 +239,7 @@ impl NodeError {
             Self::Place { .. } => "place",
             Self::Name(_) => "name",
             Self::Capture(_) => "annotation",
+            Self::Foreign | Self::Held { .. } => "address",
             Self::Unseen => "unseen",
             Self::Cluster(_) => "cluster",
             Self::Metrics(_) | Self::Ended(_) => "internal",
@@ -449,7 +458,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     }
     for record in enrol {
         let (name, cookie) = (record.named(), record.netns_cookie);
-        match admission::add(agent, record) {
+        match admission::add(agent, record, &found.records) {
             Ok(None) => debug!(pod = %name, "the pod waits until its namespace is shown"),
             Ok(Some(pod)) => {
                 info!(pod = %name, id = %pod.id, "pod enrolled");

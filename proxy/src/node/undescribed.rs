@@ -57,6 +57,11 @@ impl Undescribed {
         self.0.remove(&cookie);
     }
 
+    /// The pod with this cookie, if it is one of them.
+    pub(crate) fn who(&self, cookie: u64) -> Option<String> {
+        self.0.get(&cookie).map(|stranger| stranger.who.clone())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -201,6 +201,11 @@ impl Kernel {
         Ok(self.maps.pod(cookie)?.map(|pod| Enrolled::of((cookie, pod))))
     }
 
+    /// The cookie of the pod that is enrolled with this address.
+    pub(crate) fn holder(&self, address: IpAddr) -> Result<Option<u64>, KernelError> {
+        self.maps.holder(Address::from(address))
+    }
+
     /// Withdraws every pod whose network namespace is gone; its link points nowhere, but its pins would stay for ever.
     /// Returns their cookies.
     pub(crate) fn forget_gone(&mut self) -> Result<Vec<u64>, KernelError> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -58,6 +59,9 @@ pub(crate) enum Refused {
     /// The environment.
     #[error("the pod's network namespace has no address")]
     NoAddress,
+    /// The caller: it made a network namespace of its own.
+    #[error("the caller (pid {pid}) shows a network namespace with {shown:?}, none of which is an address of the pod {pod}")]
+    Foreign { pid: u32, shown: Vec<IpAddr>, pod: Named },
     /// The environment.
     #[error("the pod's record cannot be written: {0}")]
     Record(String),
@@ -80,6 +84,7 @@ impl Refused {
             Self::Capture(_) => "correct the annotation, and make the pod anew",
             Self::Kernel(_) => "give the node agent CAP_NET_ADMIN",
             Self::NoAddress => "look whether the network plugin of the node works",
+            Self::Foreign { .. } => "ask from the pod's own network namespace",
             Self::Record(_) => "look whether the node agent's state folder can be written to",
         }
     }
@@ -174,6 +179,14 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
     check(owner, &caller.container, described)?;
     let kernel = |error: io::Error| Refused::Kernel(error.to_string());
     let namespace = netns::of_socket(stream).map(File::from).map_err(kernel)?;
+    let shown = addresses::of(&namespace).map_err(kernel)?;
+    if shown.is_empty() {
+        return Err(Refused::NoAddress);
+    }
+    let addresses = described.own(&shown);
+    if addresses.is_empty() {
+        return Err(Refused::Foreign { pid: caller.pid, shown, pod: owner.named() });
+    }
     let record = PodRecord {
         namespace: owner.namespace.clone(),
         name: owner.name.clone(),
@@ -182,7 +195,7 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
         annotations: described.capture(),
         // Who makes endpoints of pods hears of their ports from the API server.
         ports: Vec::new(),
-        addresses: addresses::of(&namespace).map_err(kernel)?,
+        addresses,
         uid: Some(owner.uid.clone()),
         netns: None,
         netns_cookie: caller.cookie,
@@ -195,9 +208,6 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
         supervisor: 0,
         started_ms: u64::try_from(WallClock::system().since_epoch().as_millis()).unwrap_or(u64::MAX),
     };
-    if record.addresses.is_empty() {
-        return Err(Refused::NoAddress);
-    }
     record.capture()?;
     Ok(record)
 }

@@ -6,6 +6,7 @@
 //! reached the socket is the sidecar. And the pod's status says which container has which id, some time after its start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
@@ -25,6 +26,8 @@ pub(crate) struct Described {
     pub(crate) labels: BTreeMap<String, String>,
     /// Those that are of the mesh.
     annotations: BTreeMap<String, String>,
+    /// Its addresses; none before its status says some.
+    addresses: Vec<IpAddr>,
     /// It is in its node's network.
     pub(crate) host_network: bool,
     /// It is to end.
@@ -81,6 +84,7 @@ impl Described {
         let before: BTreeSet<&str> = inits.take_while(|name| *name != SIDECAR).collect();
         let others_begun =
             begun.any(|one| one.container_id.is_some() && one.name != SIDECAR && !before.contains(one.name.as_str()));
+        let addresses = status.pod_ips.iter().flatten().filter_map(|address| address.ip.parse().ok()).collect();
         let all = [status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses];
         let containers = all.into_iter().flatten().flatten().filter_map(|one| Some((bare(&one.container_id?), one.name)));
         let containers: BTreeMap<String, String> = containers.collect();
@@ -89,6 +93,7 @@ impl Described {
             owner,
             labels: metadata.labels.clone().unwrap_or_default(),
             annotations: metadata.annotations.iter().flatten().filter(is_told).map(owned).collect(),
+            addresses,
             host_network: spec.host_network == Some(true),
             terminating: metadata.deletion_timestamp.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
@@ -115,6 +120,13 @@ impl Described {
     pub(crate) fn hold(&self) -> Duration {
         let written = self.annotations.get(marks::HOLD).and_then(|text| text.parse::<Span>().ok());
         written.map_or(HOLD, |written| written.0)
+    }
+
+    /// Those of `shown`, of a namespace that passes for the pod's, which are its own; all of them for as long as nothing is
+    /// said of its addresses.
+    pub(crate) fn own(&self, shown: &[IpAddr]) -> Vec<IpAddr> {
+        let is_own = |address: &&IpAddr| self.addresses.is_empty() || self.addresses.contains(*address);
+        shown.iter().filter(is_own).copied().collect()
     }
 
     /// Has it a sidecar at all?
@@ -205,6 +217,16 @@ pub(super) mod tests {
         assert_eq!(starting.check_sidecar("aa11"), Ok(()));
         assert_eq!((starting.capture().len(), starting.hold()), (1, HOLD));
         assert!(starting.has_sidecar() && !starting.host_network && !starting.terminating && !starting.ended);
+    }
+
+    #[test]
+    fn an_address_is_the_pods_own_if_the_api_server_says_so_or_nothing_yet() {
+        let [own, second, foreign]: [IpAddr; 3] = ["10.244.0.7", "fd00::7", "10.244.0.9"].map(|text| text.parse().unwrap());
+        let told =
+            pod(|pod| pod["status"] = json!({ "podIP": "10.244.0.7", "podIPs": [{ "ip": "10.244.0.7" }, { "ip": "fd00::7" }] }));
+        assert_eq!(told.own(&[foreign, own, second]), [own, second]);
+        assert_eq!(told.own(&[foreign]), Vec::<IpAddr>::new());
+        assert_eq!(pod(|_same| {}).own(&[foreign]), [foreign]);
     }
 
     #[test]

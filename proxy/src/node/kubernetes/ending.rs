@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::admission::{file, write};
 use super::cluster::{Cluster, PodsByUid};
+use super::described::Described;
 use super::volume::Owner;
 use crate::model::pod_record::PodRecord;
 use crate::node::pods::Pod;
@@ -76,15 +77,22 @@ fn describe(agent: &Agent, described: &PodsByUid) {
     let pods: Vec<Arc<Pod>> = agent.pods.borrow().values().map(Arc::clone).collect();
     for pod in pods {
         let Some(now) = pod.record.uid.as_ref().and_then(|uid| described.get(uid)) else { continue };
-        if now.terminating == pod.record.terminating && now.labels == pod.record.labels {
+        let record = corrected(&pod.record, now);
+        if record == pod.record {
             continue;
         }
-        let record = PodRecord { terminating: now.terminating, labels: now.labels.clone(), ..pod.record.clone() };
         if let Err(error) = write(agent, &record) {
             warn!(pod = %record.named(), %error, "a pod's record cannot be written");
         }
         agent.look.notify_one();
     }
+}
+
+/// What is said of a pod now. It is enrolled before the API server says its addresses as a rule; those that its namespace
+/// showed and that are not its own are taken from it.
+fn corrected(record: &PodRecord, now: &Described) -> PodRecord {
+    let addresses = now.own(&record.addresses);
+    PodRecord { terminating: now.terminating, labels: now.labels.clone(), addresses, ..record.clone() }
 }
 
 /// Removes the record of a pod that is gone. `false`: some of its processes run yet.
@@ -116,8 +124,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::described::tests::pod;
     use super::*;
     use crate::node::pods::tests::record;
+
+    #[test]
+    fn addresses_that_are_not_the_pods_own_are_taken_from_it_once_its_own_are_known() {
+        let enrolled = PodRecord { labels: [("app".to_owned(), "web".to_owned())].into(), ..record("web", 1) };
+        let told = |ips: serde_json::Value| pod(|pod| pod["status"] = json!({ "podIPs": ips }));
+        assert_eq!(corrected(&enrolled, &told(json!([]))), enrolled);
+        assert_eq!(corrected(&enrolled, &told(json!([{ "ip": "10.64.0.5" }, { "ip": "fd64::5" }]))), enrolled);
+        let narrowed = PodRecord { addresses: vec!["fd64::5".parse().unwrap()], ..enrolled.clone() };
+        assert_eq!(corrected(&enrolled, &told(json!([{ "ip": "fd64::5" }]))), narrowed);
+        assert!(corrected(&enrolled, &told(json!([{ "ip": "10.64.0.9" }]))).addresses.is_empty());
+    }
 
     #[test]
     fn a_pod_whose_volume_went_before_its_record_is_about_to_end() {

@@ -95,7 +95,7 @@ impl World {
         Self::new()
     }
 
-    fn open(&self) -> Kernel {
+    pub(in crate::node) fn open(&self) -> Kernel {
         Kernel::open(&self.pins, &self.root, Options::default()).unwrap()
     }
 }
@@ -164,7 +164,7 @@ impl Side {
         }
     }
 
-    fn enrol(&self, kernel: &mut Kernel) {
+    pub(in crate::node) fn enrol(&self, kernel: &mut Kernel) {
         self.enrol_as(kernel, &CaptureConfig::default());
     }
 
@@ -475,6 +475,29 @@ fn pod_that_calls_itself_goes_through_its_sidecar_once() {
     let counters = kernel.counters(world.b.cookie).unwrap().unwrap();
     assert_eq!((counters.of(Counter::SelfSteered), counters.of(Counter::ClientShown)), (2, 2));
     assert_eq!(counters.of(Counter::ForeignOwnDial), 1);
+}
+
+#[test]
+fn a_pod_that_loses_one_of_its_addresses_is_served_at_the_other_and_closed_at_the_one() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let inbound = world.b.enrol_with_listener(&mut kernel);
+    greet(inbound);
+    let [v4, v6] = world.b.both(7777);
+    assert!(world.a.greets(Who::Sidecar, v4) && world.a.greets(Who::Sidecar, v6));
+    let netns = File::open(Path::new("/run/netns").join(&world.b.netns)).unwrap();
+    let capture = CaptureConfig::default();
+    let narrowed = PodEntry {
+        cookie: world.b.cookie,
+        v4: None,
+        v6: Some(world.b.v6),
+        sidecar_cgroup: world.b.cgroup(Who::Sidecar),
+        netns: netns.as_fd(),
+        capture: &capture,
+        links: &[],
+    };
+    kernel.enrol(&narrowed).unwrap();
+    assert!(!world.a.greets(Who::Sidecar, v4) && world.a.greets(Who::Sidecar, v6));
 }
 
 #[test]
