@@ -6,9 +6,11 @@
 //! The last one is a Unix socket, for a pod's application shares its sidecar's loopback interface: the kernel says who calls
 //! (unix(7), `SO_PEERCRED`), and only root and the process's own user are let in. Every role uses this room.
 //!
-//! Invariant: connections and the time that each may take are bounded, so that a scraper that hangs costs nothing.
+//! Invariant: connections and the time that each may take are bounded, and who asks nothing makes room for who does, so that a
+//! scraper that hangs costs nothing and nobody keeps the kubelet out.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,16 +19,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::response::Response;
 use axum::{Extension, Router};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+mod room;
 pub(crate) mod routes;
+
+use self::room::{Room, Work};
 
 /// Serves until it is dropped.
 #[derive(Debug)]
@@ -178,11 +187,10 @@ pub(crate) fn on_this_runtime(listener: TcpListener, address: SocketAddr) -> Res
 /// Serves one listener over TLS, HTTP/1.1 and HTTP/2, until the future is dropped. Its callers are few and known, and each may
 /// hold as many connections as there is room for.
 pub(crate) async fn serve_tls(listener: tokio::net::TcpListener, config: Arc<rustls::ServerConfig>, routes: Router) {
-    let room = Arc::new(Semaphore::new(TLS_CONNECTIONS_MAX));
+    let mut room = Room::new(TLS_CONNECTIONS_MAX);
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _peer)) => stream,
             Err(error) => {
@@ -191,18 +199,25 @@ pub(crate) async fn serve_tls(listener: tokio::net::TcpListener, config: Arc<rus
                 continue;
             }
         };
-        let (acceptor, routes) = (TlsAcceptor::from(Arc::clone(&config)), routes.clone());
-        connections.spawn(async move {
+        if !room.make() {
+            tracing::debug!("a connection too many was closed");
+            continue;
+        }
+        let (acceptor, work) = (TlsAcceptor::from(Arc::clone(&config)), Work::new());
+        let service = at_work(routes.clone(), work.clone());
+        let task = connections.spawn(async move {
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_AT_MOST, acceptor.accept(stream)).await else { return };
             let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_AT_MOST).max_headers(64);
-            server.http2().timer(TokioTimer::new()).keep_alive_interval(IDLE_AT_MOST).max_concurrent_streams(STREAMS_MAX);
-            let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_AT_MOST).max_headers(64).max_buf_size(BUFFER_MAX);
+            let mut http2 = server.http2();
+            http2.timer(TokioTimer::new()).keep_alive_interval(IDLE_AT_MOST).max_concurrent_streams(STREAMS_MAX);
+            http2.initial_connection_window_size(WINDOW).initial_stream_window_size(WINDOW);
+            let connection = server.serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
                 tracing::debug!(%error, "connection ended");
             }
-            drop(permit);
         });
+        room.add(task, work);
     }
 }
 
@@ -291,13 +306,12 @@ impl Drop for Place {
 }
 
 async fn serve_from<A: Accept>(listener: A, routes: Router) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut room = Room::new(CONNECTIONS_MAX);
     let places = Places::default();
     let mut connections = JoinSet::new();
     loop {
         // Connections that ended are taken out of the set as new ones come.
         while connections.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let stream = match listener.next().await {
             Ok(Some(stream)) => stream,
             Ok(None) => continue,
@@ -319,8 +333,13 @@ async fn serve_from<A: Accept>(listener: A, routes: Router) {
             }
             routes = routes.layer(Extension(Caller(caller)));
         }
-        let service = TowerToHyperService::new(routes);
-        connections.spawn(async move {
+        if !room.make() {
+            tracing::debug!("an operator's connection too many was closed");
+            continue;
+        }
+        let work = Work::new();
+        let service = at_work(routes, work.clone());
+        let task = connections.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(IDLE_AT_MOST)
@@ -330,9 +349,26 @@ async fn serve_from<A: Accept>(listener: A, routes: Router) {
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
                 tracing::debug!(%error, "operator's connection ended");
             }
-            drop((permit, place));
+            drop(place);
         });
+        room.add(task, work);
     }
+}
+
+/// Answers by `routes`, and has `work` know while it does.
+fn at_work(
+    routes: Router,
+    work: Work,
+) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static> + Send + 'static {
+    let service = TowerToHyperService::new(routes);
+    service_fn(move |request| {
+        let (answering, answer) = (work.begin(), service.call(request));
+        async move {
+            let answer = answer.await;
+            drop(answering);
+            answer
+        }
+    })
 }
 
 async fn serve_all(doors: Vec<(Listening, Router)>, mut stopped: watch::Receiver<bool>) {
@@ -348,7 +384,7 @@ async fn serve_all(doors: Vec<(Listening, Router)>, mut stopped: watch::Receiver
 }
 
 const BACKLOG: i32 = 128;
-/// Connections of one door at a time; the next waits.
+/// Connections of one door at a time; then who is silent the longest makes room for the next.
 const CONNECTIONS_MAX: usize = 256;
 /// Connections of one address of the network at a time; the next is closed.
 const CONNECTIONS_OF_ONE_MAX: usize = 64;
@@ -356,9 +392,55 @@ const CONNECTIONS_OF_ONE_MAX: usize = 64;
 const IDLE_AT_MOST: Duration = Duration::from_secs(65);
 /// How long a connection may live: a reader that never reads gives its place back.
 const CONNECTION_AT_MOST: Duration = Duration::from_secs(3_600);
-/// Connections over TLS at a time; the next waits.
+/// Connections over TLS at a time; then it is the same.
 const TLS_CONNECTIONS_MAX: usize = 512;
 /// Requests at a time of one such connection over HTTP/2.
 const STREAMS_MAX: u32 = 256;
+/// What of such a connection stands in memory before it is read.
+const BUFFER_MAX: usize = 64 << 10;
+const WINDOW: u32 = 256 << 10;
 const HANDSHAKE_AT_MOST: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpSocket, TcpStream};
+
+    use super::*;
+
+    /// A connection from a place of its own at loopback.
+    async fn from(place: u8, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 1, place), 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn silent_connections_of_many_places_keep_nobody_out() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, Router::new().route("/ready", get(|| async { "ready" }))));
+        let mut silent = Vec::new();
+        for place in 1..=5 {
+            for _ in 0..CONNECTIONS_OF_ONE_MAX {
+                silent.push(from(place, at).await);
+            }
+        }
+        let asked = async {
+            let mut kubelet = from(200, at).await;
+            kubelet.write_all(b"GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            kubelet.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(5), asked).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ready"), "{answer}");
+        let read = tokio::time::timeout(Duration::from_secs(5), silent[0].read(&mut [0])).await;
+        assert_eq!(read.unwrap().unwrap_or(0), 0, "the oldest made room");
+    }
+}
