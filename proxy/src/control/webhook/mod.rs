@@ -21,10 +21,11 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use futures_util::StreamExt as _;
 use kube::Client;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+mod bodies;
 mod cluster;
 mod mutate;
 mod review;
@@ -33,6 +34,7 @@ mod serving;
 mod tests;
 mod validate;
 
+use self::bodies::{Bodies, Room};
 use self::cluster::Cluster;
 use self::review::{Answer, Request};
 use super::ca::Authority;
@@ -68,6 +70,9 @@ struct Webhook {
     settings: Settings,
     namespaces: Arc<dyn Namespaces>,
     store: Arc<Store>,
+    bodies: Arc<Bodies>,
+    /// Bytes of questions that are answered at a time: read, one takes several times as many.
+    answering: Semaphore,
     /// Documents that are compiled at a time: whoever reaches the port may ask.
     compiling: Semaphore,
     metrics: Arc<Metrics>,
@@ -102,7 +107,7 @@ pub(crate) async fn run(
     let settings = Settings { mode, ..config.settings };
     info!(listen = %config.listen, mode = mode.as_str(), image = settings.image, "the webhooks are served");
     let namespaces: Arc<dyn Namespaces> = Arc::<Cluster>::clone(&cluster);
-    let webhook = Webhook { settings, namespaces, store, compiling: Semaphore::new(COMPILING_MAX), metrics };
+    let webhook = Webhook::new(settings, namespaces, store, metrics);
     tasks.spawn(admin::serve_tls(listener, serving, routes(webhook)));
     tasks.spawn(async move { cluster.keep_known(&ca.root_pem()).await });
     stop.stopped().await;
@@ -114,8 +119,8 @@ fn routes(webhook: Webhook) -> Router {
 }
 
 async fn mutate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
-    let request = match read(body).await {
-        Ok(request) => request,
+    let (request, _turn) = match webhook.read(body).await {
+        Ok(read) => read,
         Err(refused) => return webhook.refused("mutate", *refused),
     };
     let name = request.namespace.clone().unwrap_or_default();
@@ -128,11 +133,11 @@ async fn mutate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
 }
 
 async fn validate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
-    let request = match read(body).await {
-        Ok(request) => request,
+    let (request, _turn) = match webhook.read(body).await {
+        Ok(read) => read,
         Err(refused) => return webhook.refused("validate", *refused),
     };
-    let Ok(_turn) = webhook.compiling.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let Ok(_compiling) = webhook.compiling.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let asked = Arc::clone(&webhook);
     // Compiling takes its time; other reviews must not wait for it.
     let answered = tokio::task::spawn_blocking(move || {
@@ -159,16 +164,33 @@ impl Unread {
 
 /// Reads a question. One that is too large is taken to its end all the same and thrown away: the API server asks in HTTP/1.1, and
 /// reads no answer while it writes.
-async fn read(body: Body) -> Result<Request, Box<Unread>> {
+async fn whole(body: Body, room: &mut Room) -> Result<Vec<u8>, Box<Unread>> {
+    let busy = || {
+        let text = "others ask more than is read at a time; ask again".to_owned();
+        Unread::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text)
+    };
     let (mut kept, mut taken) = (Vec::new(), 0);
     let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
+    loop {
+        // Cancel-safe: what was read is in `kept`, and who gave way reads on no more.
+        let piece = tokio::select! {
+            piece = pieces.next() => piece,
+            () = room.gone() => return Err(busy()),
+        };
+        let Some(piece) = piece else { break };
         let piece = piece.map_err(|error| Unread::new(StatusCode::BAD_REQUEST, "broken_off", error.to_string()))?;
         taken += piece.len();
         if taken <= REVIEW_BYTES_MAX {
+            // What it grows to, and not only what is in it, is memory.
+            kept.reserve(piece.len());
+            if !room.resize(kept.capacity()) {
+                return Err(busy());
+            }
             kept.extend_from_slice(&piece);
-        } else {
+        } else if kept.len() > HEAD_BYTES_MAX {
             kept.truncate(HEAD_BYTES_MAX);
+            kept.shrink_to_fit();
+            room.resize(kept.capacity());
         }
         if taken > THROWN_AWAY_BYTES_MAX {
             break;
@@ -179,10 +201,30 @@ async fn read(body: Body) -> Result<Request, Box<Unread>> {
         let unread = Unread::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text);
         return Err(Box::new(Unread { uid: review::uid(&kept), ..*unread }));
     }
-    review::read(&kept).map_err(|fault| Unread::new(StatusCode::BAD_REQUEST, fault.word(), fault.to_string()))
+    if room.keep() { Ok(kept) } else { Err(busy()) }
 }
 
 impl Webhook {
+    fn new(settings: Settings, namespaces: Arc<dyn Namespaces>, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
+        let (bodies, answering) = (Bodies::new(BODIES_BYTES_MAX), Semaphore::new(ANSWERED_BYTES_MAX));
+        Self { settings, namespaces, store, bodies, answering, compiling: Semaphore::new(COMPILING_MAX), metrics }
+    }
+
+    /// The question, and its turn to be answered, which lasts until that is dropped.
+    async fn read(&self, body: Body) -> Result<(Request, SemaphorePermit<'_>), Box<Unread>> {
+        let mut room = self.bodies.begin();
+        let read = tokio::time::timeout(READ_WITHIN, whole(body, &mut room)).await;
+        let late = || Unread::new(StatusCode::REQUEST_TIMEOUT, "slow", format!("no whole question came within {READ_WITHIN:?}"));
+        let body = read.map_err(|_elapsed| late())??;
+        let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let turn = self.answering.acquire_many(bytes).await;
+        let turn = turn.map_err(|closed| Unread::new(StatusCode::SERVICE_UNAVAILABLE, "busy", closed.to_string()))?;
+        match review::read(&body) {
+            Ok(request) => Ok((request, turn)),
+            Err(fault) => Err(Unread::new(StatusCode::BAD_REQUEST, fault.word(), fault.to_string())),
+        }
+    }
+
     fn refused(&self, webhook: &'static str, Unread { status, word, text, uid }: Unread) -> Response {
         warn!(webhook, reason = word, "a question was refused: {text}");
         self.metrics.admission(webhook, word);
@@ -210,6 +252,12 @@ fn place(request: &Request) -> &Path {
 
 /// An object has 1.5 MiB at most, and a change carries it twice.
 const REVIEW_BYTES_MAX: usize = 8 << 20;
+/// Of all that are read at a time.
+const BODIES_BYTES_MAX: usize = 32 << 20;
+/// Of all that are answered at a time: the values of a question may take thirty times its bytes.
+const ANSWERED_BYTES_MAX: usize = REVIEW_BYTES_MAX;
+/// The API server waits for ten seconds altogether, unless it is told otherwise.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 /// In what comes first of a larger one stands by what it is known.
 const HEAD_BYTES_MAX: usize = 4 << 10;
 /// Nobody who has an object to ask about sends more.

@@ -9,6 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
@@ -44,13 +45,8 @@ async fn bench() -> Bench {
     let clock = WallClock::system();
     let ca = Arc::new(Authority::open(&state.path().join("ca"), "cluster.local".parse().unwrap(), clock).unwrap());
     let metrics = Arc::new(Metrics::new().unwrap());
-    let webhook = Webhook {
-        settings: Settings::default(),
-        namespaces: Arc::new(Table),
-        store: Arc::new(Store::new(state.path())),
-        compiling: Semaphore::new(COMPILING_MAX),
-        metrics: Arc::clone(&metrics),
-    };
+    let store = Arc::new(Store::new(state.path()));
+    let webhook = Webhook::new(Settings::default(), Arc::new(Table), store, Arc::clone(&metrics));
     let mut tasks = JoinSet::new();
     let serving = serving::start(&ca, &mut tasks).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -115,6 +111,27 @@ fn creation(namespace: &str, object: &Value) -> Value {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     let kind = json!({ "group": group, "version": version, "kind": object["kind"] });
     json!({ "uid": "7", "kind": kind, "namespace": namespace, "name": object["metadata"]["name"], "operation": "CREATE", "object": object })
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_end_give_way_to_a_question_that_is_whole() {
+    let bench = bench().await;
+    let mut strangers = Vec::new();
+    for _ in 0..6 {
+        let mut stream = bench.connect(HOST, "http/1.1").await.unwrap();
+        let head = format!("POST /mutate HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: {REVIEW_BYTES_MAX}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; REVIEW_BYTES_MAX - 1]).await.unwrap();
+        stream.flush().await.unwrap();
+        strangers.push(stream);
+    }
+    let response = bench.ask("/mutate", creation("shop", &pod())).await;
+    assert_eq!(response["allowed"], true);
+    let mut told = [0; 12];
+    let read = tokio::time::timeout(READ_WITHIN / 2, strangers[0].read_exact(&mut told)).await;
+    read.expect("the first of them is told at once").unwrap();
+    assert_eq!(&told, b"HTTP/1.1 503");
+    assert!(bench.counted(r#"reason="busy""#) || bench.counted(r#""busy""#));
 }
 
 #[tokio::test]
