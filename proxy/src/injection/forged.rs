@@ -89,7 +89,7 @@ fn read_earlier(spec: &PodSpec, mode: Mode, container: &Container, status: &str)
     }
     let variable = container.env.iter().flatten().find(|variable| variable.name == super::sidecar::PROBES);
     let text = variable.and_then(|variable| variable.value.as_deref()).unwrap_or("{}");
-    match text.parse() {
+    match super::sidecar::given(text).parse() {
         Ok(doors) => Ok(Earlier { mode, status, doors }),
         Err(_not_doors) => not_ours("its OUTRIGGER_PROBES cannot be read"),
     }

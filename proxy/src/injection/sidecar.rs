@@ -21,8 +21,20 @@ pub(super) struct Sidecar<'a> {
 
 /// The variable with [`AppDoors`].
 pub(super) const PROBES: &str = "OUTRIGGER_PROBES";
+
 /// The variable with the socket of a Workload API that is not the node agent's.
 const WORKLOAD_API: &str = "OUTRIGGER_WORKLOAD_API";
+
+/// The value of a variable that the kubelet gives a container as `text`: it replaces `$(NAME)` in it, and makes one `$` of two
+/// (Kubernetes' API reference, `EnvVar.value`).
+fn kept(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+/// What a container gets of a variable with the value that [`kept`] made.
+pub(super) fn given(value: &str) -> String {
+    value.replace("$$", "$")
+}
 
 impl Sidecar<'_> {
     /// What is written down at the pod: which injection it was, and what it asked for, so that the next one can tell what
@@ -83,7 +95,7 @@ impl Sidecar<'_> {
                 { "name": "OUTRIGGER_CONTROL", "value": control },
                 { "name": "OUTRIGGER_TRUST_DOMAIN", "value": trust_domain },
                 { "name": "OUTRIGGER_STATE", "value": STATE_FOLDER },
-                { "name": PROBES, "value": self.doors.to_string() },
+                { "name": PROBES, "value": kept(&self.doors.to_string()) },
                 { "name": "OUTRIGGER_LOG", "value": "json" },
                 { "name": "OUTRIGGER_LOG_LEVEL", "value": log_level },
                 // Beside its own log, as all that containers tell; how many requests get a line, Mesh says.

@@ -1,7 +1,7 @@
 //! A GET at the own app: a probe, or its metrics.
 //!
 //! Source: the kubelet's HTTP prober (`pkg/probe/http`): 200 to 399 is well, a redirection to the same place is followed, any
-//! other is taken as it is.
+//! other is taken as it is; each question has a connection of its own. A path is written as Go's `net/url` writes it.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -10,42 +10,63 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
 use axum::response::{IntoResponse as _, Response};
+use futures_util::future::BoxFuture;
 use http_body_util::Empty;
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::tls;
 use crate::base::net::BoxedIo;
 use crate::model::app_doors::HttpDoor;
 
-/// Is the app well? Redirections go on over the same connection.
-pub(super) async fn probe(io: BoxedIo, at: SocketAddr, door: &HttpDoor) -> Result<(), String> {
+/// A connection to the app, on its way.
+type Connected<'a> = BoxFuture<'a, Result<(BoxedIo, SocketAddr), String>>;
+
+/// Is the app well?
+pub(super) async fn probe<'a>(connect: impl Fn() -> Connected<'a>, door: &HttpDoor) -> Result<(), String> {
+    let mut path = written(&door.path);
+    for _step in 0..=REDIRECTIONS_MAX {
+        let (io, at) = connect().await?;
+        let answer = asked(io, at, &path, door).await?;
+        match answer.status().as_u16() {
+            300..400 => match same_place(answer.headers(), at) {
+                Some(next) => path = next,
+                None => return Ok(()),
+            },
+            200..300 => return Ok(()),
+            status => return Err(format!("the app answered with status {status}")),
+        }
+    }
+    Err(format!("the app redirected more than {REDIRECTIONS_MAX} times"))
+}
+
+/// The head of the answer to one question; its body interests nobody.
+async fn asked(io: BoxedIo, at: SocketAddr, path: &str, door: &HttpDoor) -> Result<http::Response<Incoming>, String> {
     let io = if door.tls { tls::over(io, at).await? } else { io };
     let (mut sender, connection) = begin(io).await?;
-    let exchange = async {
-        let mut path = door.path.clone();
-        for _step in 0..=REDIRECTIONS_MAX {
-            sender.ready().await.map_err(|_closed| "the app closed the connection before it answered".to_owned())?;
-            let answer = sender.send_request(request(at, &path, door)?).await;
-            let answer = answer.map_err(|error| format!("no answer from the app: {error}"))?;
-            match answer.status().as_u16() {
-                300..400 => match same_place(answer.headers(), at) {
-                    Some(next) => path = next,
-                    None => return Ok(()),
-                },
-                200..300 => return Ok(()),
-                status => return Err(format!("the app answered with status {status}")),
-            }
-            skip(answer.into_body()).await?;
-        }
-        Err(format!("the app redirected more than {REDIRECTIONS_MAX} times"))
+    let mut request = request(at, path, door)?;
+    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // The answer may be there all the same.
+        _ended = connection => answer.await,
     };
-    tokio::select! {
-        verdict = exchange => verdict,
-        // It may end with the answer; who waits for one is told by the exchange.
-        ended = async { drop(connection.await); std::future::pending().await } => ended,
-    }
+    answer.map_err(|error| format!("no answer from the app: {error}"))
+}
+
+/// A path and its query, with what may not stand in a path percent-encoded. A path with a `%` that encodes nothing encodes nothing
+/// at all.
+fn written(path: &str) -> String {
+    let path = path.split_once('#').map_or(path, |(path, _fragment)| path);
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    let encodes =
+        |at: usize| path.get(at + 1..at + 3).is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+    let is_encoded = path.match_indices('%').all(|(at, _sign)| encodes(at));
+    let path = utf8_percent_encode(path, if is_encoded { PATH } else { PLAIN_PATH });
+    query.map_or_else(|| path.to_string(), |query| format!("{path}?{query}"))
 }
 
 /// The app's metrics as they come.
@@ -111,19 +132,6 @@ fn same_place(headers: &HeaderMap, at: SocketAddr) -> Option<String> {
     Some(path.as_str().to_owned())
 }
 
-/// Reads what nobody wants to know, so that the next request can follow; not endlessly.
-async fn skip(mut body: Incoming) -> Result<(), String> {
-    let mut read = 0;
-    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
-        let frame = frame.map_err(|error| format!("the app's answer broke off: {error}"))?;
-        read += frame.data_ref().map_or(0, Bytes::len);
-        if read > SKIPPED_MAX {
-            return Err("the app redirected with an endless body".to_owned());
-        }
-    }
-    Ok(())
-}
-
 /// A body that moves its own connection on while it is read: nobody else does.
 struct Carried {
     connection: Option<Pin<Box<Connection>>>,
@@ -145,7 +153,21 @@ impl hyper::body::Body for Carried {
 }
 
 const REDIRECTIONS_MAX: usize = 10;
-const SKIPPED_MAX: usize = 64 << 10;
+/// What Go encodes in a path that holds encoded signs (RFC 3986 3.3: all that is no `pchar`; brackets it leaves).
+const PATH: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+const PLAIN_PATH: &AsciiSet = &PATH.add(b'%');
 /// Apps know the kubelet by how it begins.
 const USER_AGENT: &str = concat!("kube-probe/outrigger-", env!("CARGO_PKG_VERSION"));
 const SCRAPE_TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");

@@ -168,10 +168,7 @@ impl Deputy {
 
     async fn ask(&self, ask: &Ask, caller: SocketAddr) -> Verdict {
         match ask {
-            Ask::Http(door) => {
-                let (io, at) = self.connect(door.port, caller).await?;
-                http::probe(io, at, door).await
-            }
+            Ask::Http(door) => http::probe(|| self.connect(door.port, caller).boxed(), door).await,
             Ask::Tcp(door) => self.connect(door.port, caller).await.map(drop),
             Ask::Grpc(door) => {
                 let (io, at) = self.connect(door.port, caller).await?;

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::Request;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -155,6 +155,79 @@ async fn whoever_asks_meanwhile_gets_the_answer_that_is_on_its_way() {
 }
 
 #[tokio::test]
+async fn a_redirection_is_followed_whether_the_app_keeps_its_connection_or_not() {
+    let listener = TcpListener::bind((OWN, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = async {
+        for (path, answer) in [("/d", "HTTP/1.0 302 Found\r\nlocation: /d/\r\n\r\n"), ("/d/", "HTTP/1.0 200 OK\r\n\r\nwell")] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = head(&mut stream).await.unwrap();
+            assert!(head.starts_with(&format!("GET {path} HTTP/1.1\r\n")) && head.contains("connection: close\r\n"), "{head}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    };
+    let (routes, _) = doors(http(json!({ "port": port, "path": "/d" })));
+    let (answer, ()) = tokio::join!(ask(&routes, "/probe/web/liveness"), serve);
+    assert_eq!(answer, (200, "the app is well\n".to_owned()));
+}
+
+#[tokio::test]
+async fn a_path_is_written_as_the_kubelet_writes_it() {
+    for (path, expected) in [
+        ("/he alth", "/he%20alth"),
+        ("/a<b>", "/a%3Cb%3E"),
+        ("/gesund/ü", "/gesund/%C3%BC"),
+        ("/a%20b/[c]?x=%zz&y=/?", "/a%20b/[c]?x=%zz&y=/?"),
+        ("/50%/%41", "/50%25/%2541"),
+        ("/well#there", "/well"),
+        ("/a$$b", "/a$$b"),
+    ] {
+        let (port, _app) = app(move |_, head| {
+            assert!(head.starts_with(&format!("GET {expected} HTTP/1.1\r\n")), "{head}");
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()
+        })
+        .await;
+        let (routes, _) = doors(http(json!({ "port": port, "path": path })));
+        assert_eq!(ask(&routes, "/probe/web/liveness").await.0, 200, "{path}");
+    }
+}
+
+/// A certificate of X.509's first version (RFC 5280 4.1, without version and extensions), for the key whose public half is `key`.
+fn first_version(key: &[u8]) -> Vec<u8> {
+    let der = |tag: u8, parts: &[&[u8]]| {
+        let body = parts.concat();
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [&[tag, 0x82][..], &length, &body].concat()
+    };
+    let algorithm = der(0x30, &[&[0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]]);
+    let (nobody, time) = (der(0x30, &[]), |text: &str| der(0x17, &[text.as_bytes()]));
+    let validity = der(0x30, &[&time("260101000000Z"), &time("490101000000Z")]);
+    let body = der(0x30, &[&[2, 1, 1], &algorithm, &nobody, &validity, &nobody, key]);
+    der(0x30, &[&body, &algorithm, &der(0x03, &[&[0, 1, 2, 3]])])
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_first_version_is_taken_from_the_own_app() {
+    #[derive(Debug)]
+    struct Shows(Arc<rustls::sign::CertifiedKey>);
+    impl rustls::server::ResolvesServerCert for Shows {
+        fn resolve(&self, _hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+            Some(Arc::clone(&self.0))
+        }
+    }
+    let key = KeyPair::generate().unwrap();
+    let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into()).unwrap();
+    let certificate = first_version(&key.subject_public_key_info()).into();
+    let shows = Arc::new(Shows(Arc::new(rustls::sign::CertifiedKey::new(vec![certificate], signing))));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
+        let config = config.with_no_client_auth().with_cert_resolver(Arc::clone(&shows) as _);
+        assert_eq!(ask_over_tls(config).await, (200, "the app is well\n".to_owned()));
+    }
+}
+
+#[tokio::test]
 async fn a_certificate_of_nobodys_is_taken_from_the_own_app() {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec!["elsewhere.example".to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -162,6 +235,11 @@ async fn a_certificate_of_nobodys_is_taken_from_the_own_app() {
     let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
     let config = config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    assert_eq!(ask_over_tls(config).await, (200, "the app is well\n".to_owned()));
+}
+
+/// What a probe of an app that serves this way comes to.
+async fn ask_over_tls(config: rustls::ServerConfig) -> (u16, String) {
     let listener = TcpListener::bind((OWN, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let serve = async {
@@ -173,7 +251,7 @@ async fn a_certificate_of_nobodys_is_taken_from_the_own_app() {
     };
     let (routes, _) = doors(http(json!({ "port": port, "path": "/", "tls": true })));
     let (answer, _stream) = tokio::join!(ask(&routes, "/probe/web/liveness"), serve);
-    assert_eq!(answer, (200, "the app is well\n".to_owned()));
+    answer
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{doors, injected, pod};
+use super::{doors, injected, pod, variable};
 
 fn probed(probe: &Value) -> Value {
     pod(
@@ -125,4 +125,19 @@ fn hooks_that_come_over_the_network_are_warned_of() {
     let warnings = injected(&hooked(json!({ "httpGet": { "port": 8080, "path": "/quit" } }))).warnings;
     assert!(warnings[0].starts_with("container web: lifecycle.preStop is a connection of the kubelet"), "{warnings:?}");
     assert!(injected(&hooked(json!({ "exec": { "command": ["true"] } }))).warnings.is_empty());
+}
+
+#[test]
+fn a_dollar_of_a_probe_is_kept_from_the_kubelet_who_replaces_variables() {
+    let web = |path: &str| json!({ "name": "web", "livenessProbe": { "httpGet": { "path": path, "port": 8080 } } });
+    for path in ["/$(OUTRIGGER_NAMESPACE)", "/a$$b", "/$"] {
+        let pod = json!({ "metadata": { "name": "web-1" }, "spec": { "containers": [web(path)] } });
+        let once = injected(&pod).pod;
+        let value = variable(&once, "OUTRIGGER_PROBES").unwrap();
+        assert_eq!(value.matches('$').count(), 2 * path.matches('$').count(), "{value}");
+        let given = crate::injection::sidecar::given(value);
+        let asked: Value = serde_json::from_str(&given).unwrap();
+        assert_eq!(asked["probes"]["web/liveness"]["ask"]["http"]["path"], path);
+        assert_eq!(injected(&once).pod, once, "the next injection reads what it is given");
+    }
 }
