@@ -371,9 +371,14 @@ impl Control {
         stopped.stopped().await;
         drop(stop);
         info!("the control plane stops");
+        let lingers_until = tokio::time::Instant::now() + LINGER;
         // Streams end by themselves; whoever holds on longer than the deadline is cut off.
         if !drain.drain(STOP_MAX).await {
             warn!("some streams did not end in time");
+        }
+        if cluster.is_some() {
+            // The API server is led here until the cluster's proxies have heard that this replica ends.
+            tokio::time::sleep_until(lingers_until).await;
         }
         tasks.shutdown().await;
     }
@@ -552,5 +557,7 @@ const RENEW_AGAIN: Duration = Duration::from_secs(60);
 
 /// How long streams may take to end.
 const STOP_MAX: Duration = Duration::from_secs(2);
+/// How long the webhooks are served after the stop: kube-proxy writes what it hears each second, or each few where it has much.
+const LINGER: Duration = Duration::from_secs(4);
 
 const SETTLE: Duration = Duration::from_millis(200);

@@ -51,6 +51,19 @@ pub(super) fn lead_to_sidecar(
     }
 }
 
+/// Refuses an init container that stays and whose start is asked for over the network: containers behind it, as a classic sidecar,
+/// begin when it has started.
+pub(super) fn refuse_probed_before(spec: &PodSpec) -> Result<(), Refusal> {
+    let is_asked = |container: &&Container| {
+        let probe = container.startup_probe.as_ref().filter(|_probe| container.restart_policy.as_deref() == Some("Always"));
+        probe.is_some_and(|probe| probe.exec.is_none())
+    };
+    match spec.init_containers.iter().flatten().find(is_asked) {
+        Some(container) => Err(Refusal::StartsBefore { container: container.name.clone() }),
+        None => Ok(()),
+    }
+}
+
 impl Asked {
     fn lead_probes(&mut self, container: &Container, value: &mut Value, earlier: Option<&AppDoors>) -> Result<(), Refusal> {
         for kind in ProbeKind::ALL {

@@ -136,6 +136,10 @@ pub(crate) fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) ->
     let annotations: BTreeMap<_, _> = read.metadata.annotations.iter().flatten().chain(&inherited).collect();
     let wishes = Wishes::of(&annotations.into_iter().map(|(name, text)| (name.clone(), text.clone())).collect(), settings)?;
 
+    if wishes.mode == Mode::Classic {
+        app::refuse_probed_before(spec)?;
+    }
+
     let mut pod = object(pod);
     let mut metadata = take_object(&mut pod, "metadata");
     let mut body = take_object(&mut pod, "spec");

@@ -64,6 +64,11 @@ pub(crate) enum Refusal {
         "annotation prometheus.io/path: it leads to the sidecar, which knows of no metrics of the app; write the app's own port and path"
     )]
     MetricsForged,
+    #[error(
+        "container {container}: startupProbe: it is asked before the classic sidecar runs, without which the pod has no network; write annotation {mode}: native, or a probe with exec",
+        mode = marks::SIDECAR_MODE
+    )]
+    StartsBefore { container: String },
     #[error("the pod's probes take {0} bytes to write down; the sidecar is given {max} at most", max = super::app::DOORS_BYTES_MAX)]
     TooManyProbes(usize),
 }
@@ -86,6 +91,7 @@ impl Refusal {
             Self::Port { .. } => "own_port",
             Self::NamedPort { .. } | Self::ProbePort { .. } => "probe_port",
             Self::ProbeForged { .. } | Self::MetricsForged => "forged_probe",
+            Self::StartsBefore { .. } => "starts_before",
             Self::TooManyProbes(_) => "too_many_probes",
         }
     }

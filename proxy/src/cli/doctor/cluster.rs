@@ -67,7 +67,7 @@ async fn asked(client: &Client, looks: &[(&'static str, Look)]) -> Vec<Finding> 
     for (check, look) in looks {
         match tokio::time::timeout(ANSWER_AT_MOST, look(client)).await {
             Ok(Ok(found)) => findings.extend(found),
-            Ok(Err(error)) => findings.push(Finding::fail(check, error.to_string(), remedy)),
+            Ok(Err(error)) => findings.push(Finding::fail(check, checks::said(&error), remedy)),
             Err(_elapsed) => {
                 let text = format!("the API server did not answer within {ANSWER_AT_MOST:?}");
                 findings.push(Finding::fail(check, text, remedy));

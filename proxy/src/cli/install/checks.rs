@@ -181,13 +181,28 @@ async fn former(server: &Server) -> kube::Result<Verdict> {
     })
 }
 
+/// What the API server says. Its error's own text has the whole answer behind it, as a program writes it.
+pub(in crate::cli) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 fn unasked(error: kube::Error) -> Verdict {
-    Verdict::Fail(error.to_string(), "see that the API server answers, and what this user may read".to_owned())
+    Verdict::Fail(said(&error), "see that the API server answers, and what this user may read".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_of_the_api_servers_is_told_in_its_own_words() {
+        let status = kube::core::Status::failure("nodes is forbidden", "Forbidden").with_code(403).boxed();
+        let Verdict::Fail(told, _remedy) = unasked(kube::Error::Api(status)) else { panic!() };
+        assert_eq!(told, "nodes is forbidden");
+    }
 
     #[test]
     fn a_server_without_our_volumes_is_refused_and_one_without_native_sidecars_is_told() {

@@ -69,7 +69,10 @@ async fn within<T>(object: &Value, asked: impl Future<Output = kube::Result<T>>)
 }
 
 fn failed(object: &Value, error: &kube::Error) -> Failure {
-    Failure::environment(format!("{}: {error}", name(object)), "look at what the API server refuses, then run it again")
+    Failure::environment(
+        format!("{}: {}", name(object), super::checks::said(error)),
+        "look at what the API server refuses, then run it again",
+    )
 }
 
 fn silent(object: &Value) -> Failure {

@@ -42,6 +42,7 @@ use super::metrics::Metrics;
 use super::store::Store;
 use crate::admin;
 use crate::base::drain::DrainGuard;
+use crate::base::names;
 use crate::injection::{Namespace, Settings};
 
 /// What the webhooks are told.
@@ -71,14 +72,14 @@ struct Webhook {
     namespaces: Arc<dyn Namespaces>,
     store: Arc<Store>,
     bodies: Arc<Bodies>,
-    /// Bytes of questions that are answered at a time: read, one takes several times as many.
+    /// Bytes of memory of the questions that are answered at a time.
     answering: Semaphore,
     /// Documents that are compiled at a time: whoever reaches the port may ask.
     compiling: Semaphore,
     metrics: Arc<Metrics>,
 }
 
-/// Serves until `stop` says so, and keeps the API server told by which authority.
+/// Serves until it is dropped, also while the control plane stops, and keeps the API server told by which authority.
 pub(crate) async fn run(
     config: WebhookConfig,
     client: Client,
@@ -110,8 +111,9 @@ pub(crate) async fn run(
     let webhook = Webhook::new(settings, namespaces, store, metrics);
     tasks.spawn(admin::serve_tls(listener, serving, routes(webhook)));
     tasks.spawn(async move { cluster.keep_known(&ca.root_pem()).await });
-    stop.stopped().await;
-    tasks.shutdown().await;
+    // Nobody has to wait for this.
+    drop(stop);
+    std::future::pending().await
 }
 
 fn routes(webhook: Webhook) -> Router {
@@ -124,6 +126,10 @@ async fn mutate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
         Err(refused) => return webhook.refused("mutate", *refused),
     };
     let name = request.namespace.clone().unwrap_or_default();
+    // It becomes a part of a path of the API server, and whoever reaches the port may ask.
+    if let Err(fault) = names::check_part(&name) {
+        return webhook.told("mutate", &request, Answer::refused("no_namespace", format!("namespace: {fault}")));
+    }
     let answer = match webhook.namespaces.of(&name).await {
         Ok(namespace) => mutate::answer(&request, &namespace, &webhook.settings),
         // The API server asks again with the pod's next attempt.
@@ -206,7 +212,7 @@ async fn whole(body: Body, room: &mut Room) -> Result<Vec<u8>, Box<Unread>> {
 
 impl Webhook {
     fn new(settings: Settings, namespaces: Arc<dyn Namespaces>, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        let (bodies, answering) = (Bodies::new(BODIES_BYTES_MAX), Semaphore::new(ANSWERED_BYTES_MAX));
+        let (bodies, answering) = (Bodies::new(BODIES_BYTES_MAX), Semaphore::new(ANSWERED_WEIGHT_MAX));
         Self { settings, namespaces, store, bodies, answering, compiling: Semaphore::new(COMPILING_MAX), metrics }
     }
 
@@ -216,8 +222,13 @@ impl Webhook {
         let read = tokio::time::timeout(READ_WITHIN, whole(body, &mut room)).await;
         let late = || Unread::new(StatusCode::REQUEST_TIMEOUT, "slow", format!("no whole question came within {READ_WITHIN:?}"));
         let body = read.map_err(|_elapsed| late())??;
-        let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        let turn = self.answering.acquire_many(bytes).await;
+        let weight = review::weight(&body);
+        if weight > review::WEIGHT_MAX {
+            let heavy = review::Fault::Heavy;
+            let unread = Unread::new(StatusCode::PAYLOAD_TOO_LARGE, heavy.word(), heavy.to_string());
+            return Err(Box::new(Unread { uid: review::uid(&body), ..*unread }));
+        }
+        let turn = self.answering.acquire_many(u32::try_from(weight).unwrap_or(u32::MAX)).await;
         let turn = turn.map_err(|closed| Unread::new(StatusCode::SERVICE_UNAVAILABLE, "busy", closed.to_string()))?;
         match review::read(&body) {
             Ok(request) => Ok((request, turn)),
@@ -254,8 +265,8 @@ fn place(request: &Request) -> &Path {
 const REVIEW_BYTES_MAX: usize = 8 << 20;
 /// Of all that are read at a time.
 const BODIES_BYTES_MAX: usize = 32 << 20;
-/// Of all that are answered at a time: the values of a question may take thirty times its bytes.
-const ANSWERED_BYTES_MAX: usize = REVIEW_BYTES_MAX;
+/// What all that are answered at a time take in memory.
+const ANSWERED_WEIGHT_MAX: usize = 2 * review::WEIGHT_MAX;
 /// The API server waits for ten seconds altogether, unless it is told otherwise.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 /// In what comes first of a larger one stands by what it is known.

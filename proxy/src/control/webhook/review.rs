@@ -50,6 +50,10 @@ pub(super) enum Fault {
     Version { found: String },
     #[error("the admission review holds no request")]
     Empty,
+    #[error(
+        "an admission review that takes more than {WEIGHT_MAX} bytes to take in is not read; write a smaller object, or several"
+    )]
+    Heavy,
 }
 
 impl Fault {
@@ -59,6 +63,7 @@ impl Fault {
             Self::Json(_) => "not_a_review",
             Self::Version { .. } => "version",
             Self::Empty => "no_request",
+            Self::Heavy => "too_large",
         }
     }
 }
@@ -83,6 +88,33 @@ struct Response<'a> {
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     warnings: &'a [String],
 }
+
+/// Bytes that the values of a JSON text take in memory, roughly: an object of one member is eight bytes of text, and a node of a tree
+/// with room for eleven.
+pub(super) fn weight(text: &[u8]) -> usize {
+    let (mut weight, mut in_text, mut is_escaped) = (text.len(), false, false);
+    for byte in text {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'{' => weight += TREE_NODE,
+            b',' | b'[' => weight += VALUE,
+            b':' => weight += MEMBER,
+            _ => {}
+        }
+    }
+    weight
+}
+
+/// Of a map of texts to values, in the standard library: eleven of both, and what holds them together.
+const TREE_NODE: usize = 640;
+const MEMBER: usize = TREE_NODE / 11;
+const VALUE: usize = size_of::<Value>();
+
+/// The heaviest question that is read. It is held several times over while it is answered.
+pub(super) const WEIGHT_MAX: usize = 32 << 20;
 
 /// Reads a question.
 ///

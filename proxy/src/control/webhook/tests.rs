@@ -307,3 +307,40 @@ async fn the_webhooks_are_known_by_the_name_of_their_service_and_no_other() {
     let lifetime = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
     assert!((86_400..86_600).contains(&lifetime), "{lifetime}");
 }
+
+#[tokio::test]
+async fn a_namespace_that_cannot_be_one_is_asked_of_nobody() {
+    let bench = bench().await;
+    for name in ["outrigger-system/secrets/ca", "..", "shop?watch=1", "", "a b", "Shop"] {
+        let response = bench.ask("/mutate", creation(name, &pod())).await;
+        assert_eq!(response["allowed"], false, "{name}");
+        let text = response["status"]["message"].as_str().unwrap();
+        assert!(text.starts_with("namespace: "), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_of_many_small_parts_is_refused_before_it_is_taken_in() {
+    let bench = bench().await;
+    let many = |count: usize| {
+        let mut pod = pod();
+        pod["spec"]["zzz"] = vec![json!({ "a": 0 }); count].into();
+        creation("shop", &pod)
+    };
+    assert_eq!(bench.ask("/mutate", many(1_000)).await["allowed"], true);
+    for path in ["/mutate", "/validate"] {
+        let refused = bench.ask(path, many(100_000)).await;
+        assert_eq!(refused["allowed"], false);
+        let text = refused["status"]["message"].as_str().unwrap();
+        assert!(text.starts_with("an admission review that takes more than 33554432 bytes to take in"), "{text}");
+    }
+}
+
+#[test]
+fn a_text_weighs_what_its_values_take_and_nothing_for_what_stands_in_quotes() {
+    assert_eq!(review::weight(br#""{[,:\"{[,:""#), 13);
+    let one = review::weight(br#"[{"a":0}]"#);
+    assert!((640..1_000).contains(&one), "{one}");
+    let more = review::weight(br#"[{"a":0},{"a":0}]"#);
+    assert!(more > one + 640, "{more}");
+}

@@ -196,3 +196,19 @@ fn more_probes_than_a_sidecar_can_be_told_are_refused() {
     let probe = json!({ "httpGet": { "port": 1, "path": long } });
     check(&container(&json!({ "livenessProbe": probe, "readinessProbe": probe })), "too_many_probes", "65536 at most");
 }
+
+#[test]
+fn a_start_that_is_asked_for_before_a_classic_sidecar_runs_is_refused() {
+    let other = |probe: Value| {
+        json!({ "metadata": { "name": "web-1", "annotations": { "outrigger.dev/sidecar-mode": "classic" } }, "spec": {
+            "initContainers": [{ "name": "other", "restartPolicy": "Always", "startupProbe": probe }],
+            "containers": [{ "name": "web" }],
+        } })
+    };
+    let pod = other(json!({ "httpGet": { "port": 8080 } }));
+    assert!(refused(&pod).to_string().starts_with("container other: startupProbe: it is asked before the classic sidecar runs"));
+    injected(&other(json!({ "exec": { "command": ["true"] } })));
+    let mut native = pod;
+    native["metadata"]["annotations"] = json!({ "outrigger.dev/sidecar-mode": "native" });
+    injected(&native);
+}
