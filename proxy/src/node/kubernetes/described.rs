@@ -39,6 +39,8 @@ pub(crate) struct Described {
     pub(crate) begins_without: bool,
     /// A container has begun that comes behind the sidecar.
     pub(crate) others_begun: bool,
+    /// It has a volume of this driver, whoever mounts it: it asks for a sidecar.
+    pub(crate) has_volume: bool,
     /// The containers that mount a volume of this driver.
     mounted_by: BTreeSet<String>,
     /// Those of them that were added to a pod that runs, and are never started anew.
@@ -99,6 +101,7 @@ impl Described {
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             begins_without: is_classic && has_first && !has_begun,
             others_begun,
+            has_volume: !ours.is_empty(),
             mounted_by: lasting.chain(debugging.iter().cloned()).collect(),
             debugging,
             containers,

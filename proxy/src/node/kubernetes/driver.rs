@@ -62,7 +62,7 @@ impl Node for Driver {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let NodePublishVolumeRequest { volume_id, target_path, readonly, volume_context } = request.into_inner();
-        let published = self.volumes.publish(&volume_id, &target_path, readonly, &volume_context);
+        let published = self.volumes.publish(&volume_id, &target_path, readonly, &volume_context).await;
         published.map_err(|error| refused(&volume_id, &error))?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
@@ -123,6 +123,7 @@ fn refused(volume: &str, error: &VolumeError) -> Status {
         VolumeError::Wrong(Wrong::AnotherPod { .. }) => Status::permission_denied(text),
         VolumeError::Wrong(_) => Status::invalid_argument(text),
         VolumeError::Failed { .. } => Status::internal(text),
+        VolumeError::Unclosed(_) => Status::unavailable(text),
     }
 }
 

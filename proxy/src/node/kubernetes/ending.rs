@@ -1,4 +1,4 @@
-//! Keeps the records of pods as the API server describes them, and removes those of pods that are gone.
+//! Keeps the records of pods as the API server describes them, and removes those of pods that are gone, with what closed these.
 //!
 //! A pod's record outlives its volume until no process of it is left: one that still runs stays captured. An agent that is
 //! killed in between leaves a record without a volume, by which the next one knows that the pod was about to end.
@@ -11,14 +11,15 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::admission::{file, write};
+use super::cgroup;
 use super::cluster::{Cluster, PodsByUid};
 use super::described::Described;
 use super::volume::Owner;
 use crate::model::pod_record::PodRecord;
 use crate::node::pods::Pod;
-use crate::node::{Agent, undescribed, withdraw_pod};
+use crate::node::{Agent, chain, undescribed, withdraw_pod};
 
-/// Pods whose volumes are gone, and whose records are there yet.
+/// Pods whose volumes are gone, and of which a record or a process is there yet.
 #[derive(Debug, Default)]
 pub(crate) struct Ending {
     owners: Mutex<Vec<Owner>>,
@@ -30,6 +31,11 @@ impl Ending {
     pub(super) fn add(&self, owner: Owner) {
         self.owners.lock().push(owner);
         self.added.notify_one();
+    }
+
+    /// All of them.
+    pub(super) fn owners(&self) -> Vec<Owner> {
+        self.owners.lock().clone()
     }
 }
 
@@ -95,12 +101,28 @@ fn corrected(record: &PodRecord, now: &Described) -> PodRecord {
     PodRecord { terminating: now.terminating, labels: now.labels.clone(), addresses, ..record.clone() }
 }
 
-/// Removes the record of a pod that is gone. `false`: some of its processes run yet.
+/// Removes the record of a pod that is gone, and what closed it. `false`: some of its processes run yet.
 fn forget(agent: &Agent, owner: &Owner) -> bool {
+    let is_forgotten = forget_record(agent, owner);
+    if is_forgotten && let Some(kernel) = agent.capture.kernel() {
+        let opened = kernel.lock().open_pod(&owner.uid);
+        // Who opens pods tries again, once the API server has said that it is gone.
+        if let Err(error) = opened {
+            warn!(pod = %owner.named(), error = chain(&error), "what closed a pod that is gone cannot be removed yet");
+        }
+    }
+    is_forgotten
+}
+
+fn forget_record(agent: &Agent, owner: &Owner) -> bool {
     let path = file(agent, owner);
     let record = std::fs::read(&path).ok().and_then(|bytes| PodRecord::parse(&bytes).ok());
     // Another pod may have its name by now.
-    let Some(record) = record.filter(|record| record.uid.as_ref() == Some(&owner.uid)) else { return true };
+    let Some(record) = record.filter(|record| record.uid.as_ref() == Some(&owner.uid)) else {
+        // Its sidecar never asked.
+        let left = cgroup::folder_of(&owner.uid, &agent.cgroup_root);
+        return !left.is_some_and(|folder| undescribed::is_populated(&folder));
+    };
     if undescribed::is_populated(&record.cgroup) {
         return false;
     }

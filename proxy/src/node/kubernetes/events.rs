@@ -3,7 +3,6 @@
 //! Source: Kubernetes API, events.k8s.io/v1. An event is a courtesy: the log and a metric say the same. So nobody waits for the
 //! API server, and what it does not take is told once and not again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -15,7 +14,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::described::Described;
+use super::volume::Owner;
 use crate::base::clock::WallClock;
 use crate::node::chain;
 
@@ -34,15 +33,15 @@ impl Events {
     }
 
     /// Tells that a pod is in quarantine. The same of the same pod is one event, whichever agent tells it.
-    pub(super) fn quarantined(&mut self, pod: &Arc<Described>, remedy: &str) {
+    pub(super) fn quarantined(&mut self, owner: &Owner, remedy: &str) {
         while self.under_way.try_join_next().is_some() {}
         if self.under_way.len() >= AT_ONCE {
             return;
         }
         let since_epoch = i64::try_from(self.clock.since_epoch().as_micros()).unwrap_or_default();
-        let event = quarantined(pod, &self.node, Timestamp::from_microsecond(since_epoch).ok(), remedy);
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &pod.owner.namespace);
-        let pod = pod.owner.named();
+        let event = quarantined(owner, &self.node, Timestamp::from_microsecond(since_epoch).ok(), remedy);
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &owner.namespace);
+        let pod = owner.named();
         self.under_way.spawn(async move {
             let parameters = PostParams::default();
             match tokio::time::timeout(ANSWER_AT_MOST, events.create(&parameters, &event)).await {
@@ -55,8 +54,7 @@ impl Events {
     }
 }
 
-fn quarantined(pod: &Described, node: &str, now: Option<Timestamp>, remedy: &str) -> Event {
-    let owner = &pod.owner;
+fn quarantined(owner: &Owner, node: &str, now: Option<Timestamp>, remedy: &str) -> Event {
     let shown: String = owner.name.chars().take(NAME_MAX).collect();
     let name = format!("{}.{}", shown.trim_end_matches(['-', '.']), owner.uid);
     Event {
@@ -100,7 +98,7 @@ mod tests {
         let long = "x".repeat(199) + "-" + &"y".repeat(53);
         for (name, shown) in [("web", "web"), (long.as_str(), long.get(..199).unwrap())] {
             let pod = pod(|pod| pod["metadata"]["name"] = json!(name));
-            let event = serde_json::to_value(quarantined(&pod, "node1", None, "delete the pod")).unwrap();
+            let event = serde_json::to_value(quarantined(&pod.owner, "node1", None, "delete the pod")).unwrap();
             assert_eq!(event["metadata"]["name"], format!("{shown}.{}", pod.owner.uid));
             assert_eq!(event["regarding"]["uid"], pod.owner.uid);
             assert_eq!((&event["type"], &event["reason"]), (&json!("Warning"), &json!("NoSidecar")));

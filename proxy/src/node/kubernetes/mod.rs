@@ -8,6 +8,7 @@
 //! else goes its usual way.
 
 pub(crate) mod admission;
+mod beginning;
 mod cgroup;
 pub(crate) mod cluster;
 mod csi_proto;
@@ -39,6 +40,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
+use self::beginning::Unclosed;
 pub(crate) use self::cluster::Cluster;
 use self::csi_proto::identity_server::IdentityServer;
 use self::csi_proto::node_server::NodeServer;
@@ -95,17 +97,18 @@ pub(crate) fn start(
     parts.spawn(async move { pods.follow_pods(&of).await });
     parts.spawn(async move { namespaces.follow_namespaces().await });
     parts.spawn(ending::follow(Arc::clone(agent), Arc::clone(cluster)));
-    parts.spawn(quarantine::follow(Arc::clone(agent), Arc::clone(cluster), events));
 
     let written = state.join("volumes");
     let behind = Sidecars { agent: Arc::clone(agent), cluster: Arc::clone(cluster) };
     let volumes = Volumes::restore(config.kubelet.join("pods"), written.clone(), behind).map_err(place(&written))?;
+    let volumes = Arc::new(volumes);
+    parts.spawn(quarantine::follow(Arc::clone(agent), Arc::clone(cluster), Arc::clone(&volumes), events));
     // What cannot be read is told by whoever reconciles.
     let records = super::pods::read(&agent.records).map(|found| found.records).unwrap_or_default();
     for owner in ending::left_behind(&records, &volumes.owners()) {
         agent.ending.add(owner);
     }
-    let driver = Driver { volumes: Arc::new(volumes), node };
+    let driver = Driver { volumes, node };
     let endpoint = config.kubelet.join("plugins").join(DRIVER).join("csi.sock");
     let socket = bind(&endpoint).map_err(place(&endpoint))?;
     let router = Server::builder().add_service(IdentityServer::new(driver.clone())).add_service(NodeServer::new(driver));
@@ -148,7 +151,12 @@ struct Sidecars {
     cluster: Arc<Cluster>,
 }
 
+#[tonic::async_trait]
 impl Behind for Sidecars {
+    async fn close(&self, owner: &Owner) -> Result<(), Unclosed> {
+        beginning::close(&self.agent, owner).await
+    }
+
     fn serve(&self, owner: Arc<Owner>, sockets: Sockets) -> JoinSet<()> {
         let mut served = JoinSet::new();
         let door = Door::Pod { owner: Arc::clone(&owner), cluster: Arc::clone(&self.cluster) };

@@ -4,12 +4,13 @@
 //! pod that asks for a sidecar is open before its traffic is that sidecar's.
 //!
 //! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
-//! is needed beyond those of capture. It is closed as soon as the API server says what it is and its cgroup is there, which is
-//! before its sandbox has a network as a rule; what it did before ends too, since every packet is looked at.
+//! is needed beyond those of capture. One that has a volume of ours is closed before anything of it runs (`beginning`). Another one
+//! is closed as soon as the API server says what it is and its cgroup is there, which is before its sandbox has a network as a
+//! rule; what it did before ends too, since every packet is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,14 +21,15 @@ use super::cluster::{Cluster, Namespaces, PodsByUid};
 use super::described::Described;
 use super::events::Events;
 use super::volume::Owner;
+use super::volumes::Volumes;
 use super::{admission, cgroup};
 use crate::injection;
 use crate::model::pod_record::PodRecord;
-use crate::node::kernel::{Enrolled, Kernel};
+use crate::node::kernel::{Enrolled, Kernel, KernelError};
 use crate::node::{Agent, chain};
 
 /// Closes and opens until the agent ends.
-pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events: Events) {
+pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, volumes: Arc<Volumes>, mut events: Events) {
     let (mut pods, mut namespaces) = (cluster.pods.subscribe(), cluster.namespaces.subscribe());
     let mut enrolled = agent.pods.subscribe();
     let mut told = BTreeMap::new();
@@ -37,12 +39,17 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events:
         let mut is_waiting = false;
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
-            let got = |pod: &Described| {
-                if uids.contains(&pod.owner.uid) { Got::Captured } else { got(&agent, &kernel.lock(), &pod.owner) }
+            // In this order: a pod is closed after it has its volume, and is about to end before it has none any more. One that
+            // is closed and in neither of what follows was let go.
+            let closed = closed(kernel);
+            let mut begun = volumes.owners();
+            begun.extend(agent.ending.owners());
+            let got = |owner: &Owner| {
+                if uids.contains(&owner.uid) { Got::Captured } else { got(&agent, &kernel.lock(), owner) }
             };
-            let wanted = wanted(&pods, &namespaces, got);
-            is_waiting = put(&agent, kernel, &wanted, &mut told, &mut events);
-            let lacking = wanted.values().filter(|(why, _pod)| *why == Why::NoSidecar).count();
+            let wanted = wanted(&pods, &namespaces, &begun, got);
+            is_waiting = put(&agent, kernel, &closed, &wanted, &mut told, &mut events);
+            let lacking = wanted.values().filter(|(why, _owner)| why.remedy().is_some()).count();
             agent.metrics.quarantined.set(i64::try_from(lacking).unwrap_or(i64::MAX));
         }
         let span = if is_waiting { LOOK_SOON } else { LOOK_EVERY };
@@ -64,26 +71,47 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, mut events:
 enum Why {
     /// It asks for a sidecar and has none.
     NoSidecar,
+    /// It has a sidecar's volume, and no sidecar.
+    VolumeAlone,
     /// Its sidecar is not enrolled, and nothing says that it will not be.
     NotYet,
 }
 
+impl Why {
+    /// What the pod's owner can do about it. `None`: it is as it should be.
+    const fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::NoSidecar => Some(REMEDY),
+            Self::VolumeAlone => Some(MADE_ANEW),
+            Self::NotYet => None,
+        }
+    }
+}
+
 /// How far a pod's sidecar has got.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Got {
+pub(super) enum Got {
     Unheard,
     /// It asked to be enrolled, and the pod is not captured: it cannot be, or not yet; or the node was started anew since.
     Asked,
     Captured,
 }
 
-/// The pods that are to be closed, by UID.
-fn wanted(pods: &PodsByUid, namespaces: &Namespaces, got: impl Fn(&Described) -> Got) -> BTreeMap<String, (Why, Arc<Described>)> {
-    let lacks = |pod: &Described| {
+/// The pods that are to be closed, by UID. Those that have `begun` have a volume of ours, and may not have been heard of yet.
+fn wanted(
+    pods: &PodsByUid,
+    namespaces: &Namespaces,
+    begun: &[Owner],
+    got: impl Fn(&Owner) -> Got,
+) -> BTreeMap<String, (Why, Owner)> {
+    let is_asked = |pod: &Described| {
         // A namespace that was not heard of says nothing; its pod's own label counts.
         let unheard = || injection::Namespace { name: pod.owner.namespace.clone(), ..injection::Namespace::default() };
         let namespace = namespaces.get(&pod.owner.namespace).cloned().unwrap_or_else(unheard);
         injection::is_asked(&pod.metadata(), &namespace)
+    };
+    let lacks = |pod: &Described| {
+        if pod.has_volume { Some(Why::VolumeAlone) } else { is_asked(pod).then_some(Why::NoSidecar) }
     };
     let why = |pod: &Described| {
         // What is in the node's network is not in the mesh's, and to close it could close the node.
@@ -91,33 +119,49 @@ fn wanted(pods: &PodsByUid, namespaces: &Namespaces, got: impl Fn(&Described) ->
             return None;
         }
         if !pod.has_sidecar() {
-            return lacks(pod).then_some(Why::NoSidecar);
+            return lacks(pod);
         }
-        match got(pod) {
+        match got(&pod.owner) {
             Got::Captured => None,
             // Whatever its labels say, it is of the mesh: what cannot be captured is not open.
             Got::Asked => Some(Why::NotYet),
             // A sidecar is ready, and so was heard, before any container behind it begins. What was enrolled is forgotten
             // before the API server says that the pod is gone.
-            Got::Unheard if pod.others_begun && !pod.begins_without && !pod.terminating => lacks(pod).then_some(Why::NoSidecar),
-            Got::Unheard => (pod.begins_without || lacks(pod)).then_some(Why::NotYet),
+            Got::Unheard if pod.others_begun && !pod.begins_without && !pod.terminating => Some(Why::VolumeAlone),
+            Got::Unheard => Some(Why::NotYet),
         }
     };
-    pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), (why(pod)?, Arc::clone(pod))))).collect()
+    let heard = pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), (why(pod)?, pod.owner.clone()))));
+    let unheard = begun.iter().filter(|owner| !pods.contains_key(&owner.uid) && got(owner) != Got::Captured);
+    heard.chain(unheard.map(|owner| (owner.uid.clone(), (Why::NotYet, owner.clone())))).collect()
+}
+
+/// The pods that are closed.
+fn closed(kernel: &Mutex<Kernel>) -> Vec<String> {
+    kernel.lock().closed_pods().unwrap_or_else(|error| {
+        error!(error = chain(&error), "cannot tell which pods are closed");
+        Vec::new()
+    })
+}
+
+/// Closes one pod, unless it is captured. With the kernel held: its sidecar may have been enrolled since, see `let_out`.
+pub(super) fn close(agent: &Agent, kernel: &Kernel, owner: &Owner, folder: &Path) -> Result<Got, KernelError> {
+    let got = got(agent, kernel, owner);
+    if got != Got::Captured {
+        kernel.close_pod(&owner.uid, folder)?;
+    }
+    Ok(got)
 }
 
 /// Has the kernel close these and no others. Is one of them not to be found yet?
 fn put(
     agent: &Agent,
     kernel: &Mutex<Kernel>,
-    wanted: &BTreeMap<String, (Why, Arc<Described>)>,
+    closed: &[String],
+    wanted: &BTreeMap<String, (Why, Owner)>,
     told: &mut BTreeMap<String, (Why, String)>,
     events: &mut Events,
 ) -> bool {
-    let closed = kernel.lock().closed_pods().unwrap_or_else(|error| {
-        error!(error = chain(&error), "cannot tell which pods are closed");
-        Vec::new()
-    });
     for uid in closed.iter().filter(|uid| !wanted.contains_key(*uid)) {
         let opened = kernel.lock().open_pod(uid);
         match opened {
@@ -127,15 +171,14 @@ fn put(
     }
     told.retain(|uid, _outcome| wanted.contains_key(uid));
     let mut is_waiting = false;
-    for (uid, (why, pod)) in wanted {
+    for (uid, (why, owner)) in wanted {
         let outcome = match folder(agent, uid) {
             Some(folder) => {
-                let kernel = kernel.lock();
-                // Its sidecar may have been enrolled since, see `let_out`.
-                if got(agent, &kernel, &pod.owner) == Got::Captured {
-                    continue;
+                let closed = close(agent, &kernel.lock(), owner, &folder);
+                match closed {
+                    Ok(Got::Captured) => continue,
+                    closed => closed.map_err(|error| chain(&error)),
                 }
-                kernel.close_pod(uid, &folder).map_err(|error| chain(&error))
             }
             // It has none before it has a sandbox.
             None => {
@@ -149,15 +192,17 @@ fn put(
         if told.insert(uid.clone(), now.clone()).as_ref() == Some(&now) {
             continue;
         }
-        if text.is_empty() && *why == Why::NotYet {
-            debug!(pod = %pod.owner.named(), uid, "a pod is closed until its sidecar asks to be enrolled");
-            continue;
-        }
-        if text.is_empty() {
-            warn!(pod = %pod.owner.named(), uid, remedy = REMEDY, "a pod asks for a sidecar and has none: it is in quarantine");
-            events.quarantined(pod, REMEDY);
-        } else {
-            error!(pod = %pod.owner.named(), uid, error = text, remedy = REMEDY, "a pod without a running sidecar cannot be closed");
+        let pod = owner.named();
+        match why.remedy() {
+            None if text.is_empty() => debug!(%pod, uid, "a pod is closed until its sidecar asks to be enrolled"),
+            Some(remedy) if text.is_empty() => {
+                warn!(%pod, uid, remedy, "a pod asks for a sidecar and has none: it is in quarantine");
+                events.quarantined(owner, remedy);
+            }
+            remedy => {
+                let remedy = remedy.unwrap_or(MADE_ANEW);
+                error!(%pod, uid, error = text, remedy, "a pod without a running sidecar cannot be closed");
+            }
         }
     }
     is_waiting
@@ -198,6 +243,7 @@ fn folder(agent: &Agent, uid: &str) -> Option<PathBuf> {
     cgroup::folder_of(uid, &agent.cgroup_root)
 }
 
+const MADE_ANEW: &str = "delete the pod, so that it is made anew with its sidecar";
 const REMEDY: &str = "delete the pod, so that it is made anew with its sidecar, or label it outrigger.dev/inject: disabled";
 
 /// While a pod is awaited that has no cgroup yet.
@@ -221,7 +267,11 @@ mod tests {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(pod(change)))].into();
         let labels = [("outrigger.dev/inject".to_owned(), namespace.to_owned())].into();
         let shop = injection::Namespace { name: "shop".into(), labels, ..injection::Namespace::default() };
-        wanted(&pods, &[("shop".to_owned(), shop)].into(), |_pod| got).remove("0a-1").map(|(why, _pod)| why)
+        wanted(&pods, &[("shop".to_owned(), shop)].into(), &[], |_owner| got).remove("0a-1").map(|(why, _owner)| why)
+    }
+
+    fn owner(uid: &str) -> Owner {
+        Owner { namespace: "shop".into(), name: "web-1".into(), uid: uid.into(), service_account: "web".into() }
     }
 
     fn running(name: &str) -> Value {
@@ -269,7 +319,36 @@ mod tests {
         let as_made = |_pod: &mut Value| {};
         assert_eq!(why("enabled", Got::Unheard, as_made), Some(Why::NotYet));
         assert_eq!(why("enabled", Got::Captured, as_made), None);
-        assert_eq!(why("disabled", Got::Unheard, as_made), None, "one that asks for nothing is not waited for");
+        assert_eq!(
+            why("disabled", Got::Unheard, as_made),
+            Some(Why::NotYet),
+            "it has a sidecar's volume, whatever its labels say"
+        );
+    }
+
+    #[test]
+    fn a_pod_with_a_volume_of_ours_is_closed_before_anything_was_heard_of_it_and_until_it_is_captured() {
+        let begun = [owner("0a-1"), owner("0b-2")];
+        let captured = |owner: &Owner| if owner.uid == "0b-2" { Got::Captured } else { Got::Unheard };
+        let wanted = wanted(&PodsByUid::new(), &Namespaces::new(), &begun, captured);
+        assert_eq!(wanted, [("0a-1".to_owned(), (Why::NotYet, owner("0a-1")))].into());
+    }
+
+    #[test]
+    fn what_is_heard_of_a_pod_with_a_volume_of_ours_counts_from_then_on() {
+        let of_node = pod(|pod| pod["spec"]["hostNetwork"] = json!(true));
+        let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(of_node))].into();
+        assert_eq!(wanted(&pods, &Namespaces::new(), &[owner("0a-1")], |_owner| Got::Unheard), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_pod_that_holds_a_sidecars_volume_and_no_sidecar_is_told_that_no_label_lets_it_out() {
+        let renamed = |pod: &mut Value| pod["spec"]["initContainers"][0]["name"] = json!("other");
+        for namespace in ["enabled", "disabled"] {
+            assert_eq!(why(namespace, Got::Unheard, renamed), Some(Why::VolumeAlone));
+        }
+        assert_eq!(Why::VolumeAlone.remedy(), Some(MADE_ANEW));
+        assert!(MADE_ANEW.len() < REMEDY.len() && REMEDY.starts_with(MADE_ANEW));
     }
 
     #[test]
@@ -321,8 +400,8 @@ mod tests {
 
     #[test]
     fn a_container_of_the_sidecars_name_that_was_never_heard_is_none_once_another_one_has_begun() {
-        assert_eq!(why("enabled", Got::Unheard, begun), Some(Why::NoSidecar));
-        assert_eq!(why("disabled", Got::Unheard, begun), None);
+        assert_eq!(why("enabled", Got::Unheard, begun), Some(Why::VolumeAlone));
+        assert_eq!(why("disabled", Got::Unheard, begun), Some(Why::VolumeAlone));
         assert_eq!(why("enabled", Got::Captured, begun), None);
     }
 
@@ -353,15 +432,10 @@ mod tests {
         let pods: PodsByUid = [("0a-1".to_owned(), Arc::new(classic))].into();
         // Its status takes some time to say that it runs.
         let why = |enrolled: &[&str]| {
-            let got = |pod: &Described| if enrolled.contains(&pod.owner.uid.as_str()) { Got::Captured } else { Got::Unheard };
-            wanted(&pods, &Namespaces::new(), got).remove("0a-1").map(|(why, _pod)| why)
+            let got = |owner: &Owner| if enrolled.contains(&owner.uid.as_str()) { Got::Captured } else { Got::Unheard };
+            wanted(&pods, &Namespaces::new(), &[], got).remove("0a-1").map(|(why, _owner)| why)
         };
         assert_eq!(why(&["0b-2"]), Some(Why::NotYet));
         assert_eq!(why(&["0a-1"]), None);
-        assert!(!is_closed("disabled", |pod| {
-            let sidecar = pod["spec"]["initContainers"][0].take();
-            pod["spec"]["initContainers"] = json!([]);
-            pod["spec"]["containers"].as_array_mut().unwrap().insert(0, sidecar);
-        }));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use super::beginning::Unclosed;
 use super::csi_proto::identity_client::IdentityClient;
 use super::csi_proto::identity_server::IdentityServer;
 use super::csi_proto::node_client::NodeClient;
@@ -32,10 +34,28 @@ use crate::model::marks::DRIVER;
 
 /// Says at each socket whose it is.
 struct Sayer {
-    gone: Arc<Mutex<Vec<String>>>,
+    seen: Arc<Seen>,
 }
 
+/// What was asked of it.
+#[derive(Default)]
+struct Seen {
+    gone: Mutex<Vec<String>>,
+    closed: Mutex<Vec<String>>,
+    /// Pods have no cgroup yet.
+    is_early: AtomicBool,
+}
+
+#[tonic::async_trait]
 impl Behind for Sayer {
+    async fn close(&self, owner: &Owner) -> Result<(), Unclosed> {
+        if self.seen.is_early.load(Ordering::Relaxed) {
+            return Err(Unclosed::NoCgroup { root: "/sys/fs/cgroup".to_owned() });
+        }
+        self.seen.closed.lock().push(owner.uid.clone());
+        Ok(())
+    }
+
     fn serve(&self, owner: Arc<Owner>, sockets: Sockets) -> JoinSet<()> {
         let mut served = JoinSet::new();
         for (word, socket) in [("enrolment", sockets.enrolment), ("workload", sockets.workload_api)] {
@@ -51,32 +71,32 @@ impl Behind for Sayer {
     }
 
     fn gone(&self, owner: &Owner) {
-        self.gone.lock().push(owner.uid.clone());
+        self.seen.gone.lock().push(owner.uid.clone());
     }
 }
 
 /// A kubelet's folder, and a driver that serves it.
 struct Kubelet {
     folder: PathBuf,
-    gone: Arc<Mutex<Vec<String>>>,
+    seen: Arc<Seen>,
     parts: JoinSet<()>,
     node: NodeClient<Channel>,
 }
 
 impl Kubelet {
-    fn volumes(folder: &Path, gone: &Arc<Mutex<Vec<String>>>) -> Arc<Volumes> {
-        let behind = Sayer { gone: Arc::clone(gone) };
+    fn volumes(folder: &Path, seen: &Arc<Seen>) -> Arc<Volumes> {
+        let behind = Sayer { seen: Arc::clone(seen) };
         Arc::new(Volumes::restore(folder.join("pods"), folder.join("written"), behind).unwrap())
     }
 
     async fn start(folder: &Path) -> Self {
-        let (gone, mut parts) = (Arc::default(), JoinSet::new());
-        let driver = Driver { volumes: Self::volumes(folder, &gone), node: "n1".to_owned() };
+        let (seen, mut parts) = (Arc::default(), JoinSet::new());
+        let driver = Driver { volumes: Self::volumes(folder, &seen), node: "n1".to_owned() };
         let path = folder.join("csi.sock");
         let router = Server::builder().add_service(IdentityServer::new(driver.clone())).add_service(NodeServer::new(driver));
         serve(bind(&path).unwrap(), router, &mut parts);
         let node = NodeClient::new(dial(path).await);
-        Self { folder: folder.to_owned(), gone, parts, node }
+        Self { folder: folder.to_owned(), seen, parts, node }
     }
 
     /// What the kubelet makes before it asks.
@@ -136,8 +156,45 @@ async fn a_pod_gets_sockets_that_are_known_to_be_its_own() {
     kubelet.unpublish("csi-1", &one).await.unwrap();
     kubelet.unpublish("csi-1", &one).await.unwrap();
     assert!(!Path::new(&one).exists() && Path::new(&other).exists());
-    assert_eq!(*kubelet.gone.lock(), ["0a-1"], "once");
+    assert_eq!(*kubelet.seen.gone.lock(), ["0a-1"], "once");
     assert_eq!(std::fs::read_dir(folder.path().join("written")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_is_closed_when_its_volume_is_asked_for_and_has_none_while_it_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kubelet = Kubelet::start(folder.path()).await;
+    let target = kubelet.target("0a-1");
+    kubelet.seen.is_early.store(true, Ordering::Relaxed);
+    let (code, text) = kubelet.publish("csi-1", &target, context("0a-1")).await.unwrap_err();
+    assert_eq!(code, Code::Unavailable);
+    let expected = "the pod is not started, for it cannot be closed until its sidecar is enrolled: the kubelet has made no cgroup of the pod";
+    assert!(text.starts_with(expected), "{text}");
+    // The kubelet asks again, also when it has had an answer.
+    kubelet.seen.is_early.store(false, Ordering::Relaxed);
+    for _again in 0..2 {
+        kubelet.publish("csi-1", &target, context("0a-1")).await.unwrap();
+    }
+    assert_eq!(*kubelet.seen.closed.lock(), ["0a-1"; 2]);
+    assert_eq!(said(&target, "node.sock").await, "enrolment of shop/web-1 0a-1");
+    // What is no volume closes nobody.
+    kubelet.publish("csi-2", &target, context("0b-2")).await.unwrap_err();
+    assert_eq!(kubelet.seen.closed.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn who_begins_or_ends_is_always_known_for_one_or_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = Arc::default();
+    let volumes = Kubelet::volumes(folder.path(), &seen);
+    let parent = folder.path().join("pods/0a-1/volumes/kubernetes.io~csi/outrigger");
+    std::fs::create_dir_all(&parent).unwrap();
+    let target = parent.join("mount").display().to_string();
+    seen.is_early.store(true, Ordering::Relaxed);
+    volumes.publish("csi-1", &target, true, &context("0a-1")).await.unwrap_err();
+    assert_eq!(volumes.owners().len(), 1, "it may be closed later than its volume is there, and not earlier");
+    volumes.unpublish("csi-1", &target).unwrap();
+    assert!(volumes.owners().is_empty() && *seen.gone.lock() == ["0a-1"]);
 }
 
 #[tokio::test]
@@ -154,7 +211,7 @@ async fn a_driver_that_comes_back_serves_the_folders_that_are_there_and_forgets_
 
     let mut kubelet = Kubelet::start(folder.path()).await;
     assert_eq!(said(&one, "node.sock").await, "enrolment of shop/web-1 0a-1");
-    assert_eq!(*kubelet.gone.lock(), ["0b-2"]);
+    assert_eq!(*kubelet.seen.gone.lock(), ["0b-2"]);
     kubelet.unpublish("csi-1", &one).await.unwrap();
     kubelet.unpublish("csi-2", &other).await.unwrap();
 }

@@ -16,12 +16,17 @@ use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::beginning::Unclosed;
 use super::folder::Folder;
 use super::volume::{Owner, Place, Wrong, is_plain};
 use crate::base::state;
 
 /// What answers at a pod's sockets.
+#[tonic::async_trait]
 pub(super) trait Behind: Send + Sync + 'static {
+    /// Returns when nothing gets into the pod or out of it, until it is captured. Idempotent.
+    async fn close(&self, owner: &Owner) -> Result<(), Unclosed>;
+
     /// Serves both until the tasks are dropped. Inside a runtime.
     fn serve(&self, owner: Arc<Owner>, sockets: Sockets) -> JoinSet<()>;
 
@@ -72,6 +77,9 @@ pub(super) enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// The environment.
+    #[error("the pod is not started, for it cannot be closed until its sidecar is enrolled")]
+    Unclosed(#[source] Unclosed),
 }
 
 impl Volumes {
@@ -103,14 +111,20 @@ impl Volumes {
         Ok(volumes)
     }
 
-    /// Makes a volume. One that is there already stays.
-    pub(super) fn publish(
+    /// Makes a volume, and closes its pod. One that is there already stays. Cancel-safe: who asks again finds what was done.
+    pub(super) async fn publish(
         &self,
         id: &str,
         target: &str,
         readonly: bool,
         context: &HashMap<String, String>,
     ) -> Result<(), VolumeError> {
+        // Who opens pods finds it here before it is closed.
+        let owner = self.make(id, target, readonly, context)?;
+        self.behind.close(&owner).await.map_err(VolumeError::Unclosed)
+    }
+
+    fn make(&self, id: &str, target: &str, readonly: bool, context: &HashMap<String, String>) -> Result<Owner, VolumeError> {
         if !is_plain(id) {
             return Err(Wrong::Id(id.to_owned()).into());
         }
@@ -127,16 +141,17 @@ impl Volumes {
                 return Err(Wrong::Taken(id.to_owned()).into());
             }
             if Folder::is_whole(&self.pods, &record.place) {
-                return Ok(());
+                return Ok(record.owner);
             }
         }
         let text = serde_json::to_vec(&record).map_err(|error| failed("write a volume down")(error.into()))?;
         state::write_atomic(&self.file(id), &text, 0o600).map_err(failed("write a volume down"))?;
         let folder = Folder::make(&self.pods, &record.place).map_err(failed("make the volume's folder"))?;
         let volume = self.serve(&folder, record)?;
-        info!(pod = %volume.record.owner.named(), uid = volume.record.owner.uid, volume = id, "a pod has its sockets");
+        let owner = volume.record.owner.clone();
+        info!(pod = %owner.named(), uid = owner.uid, volume = id, "a pod has its sockets");
         open.insert(id.to_owned(), volume);
-        Ok(())
+        Ok(owner)
     }
 
     /// Removes a volume. One that is not there was removed before.
@@ -151,12 +166,12 @@ impl Volumes {
         }
         Folder::remove(&self.pods, &place).map_err(failed("remove the volume's folder"))?;
         remove_file(&self.file(id)).map_err(failed("forget a volume"))?;
-        let gone = open.remove(id);
-        drop(open);
-        if let Some(volume) = gone {
+        if let Some(volume) = open.get(id) {
             info!(pod = %volume.record.owner.named(), volume = id, "a pod's sockets are removed");
+            // Before it is none of these any more: whoever opens pods finds it in one place or the other.
             self.behind.gone(&volume.record.owner);
         }
+        open.remove(id);
         Ok(())
     }
 

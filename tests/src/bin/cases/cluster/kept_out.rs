@@ -1,5 +1,7 @@
 //! Pods that are not what they pass for, or not what their owner asked for: refused by name, or closed.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Cluster, PATIENCE};
 use e2e::mesh::wait_for;
@@ -19,11 +21,17 @@ pub(super) const CASES: &[OnCluster] = &[
     Case { name: "a_namespace_that_is_being_deleted_is_guarded_to_its_last_pod", run: |cluster, _| deleted(cluster) },
 ];
 
-/// They take away the webhook, which all other cases use.
-pub(super) const ALONE: &[OnCluster] = &[Case {
-    name: "what_only_passes_for_a_sidecar_has_no_moment_in_which_its_pod_is_open",
-    run: |cluster, _| passes_for_one(cluster),
-}];
+/// They take away the webhook, or the API server, which all other cases use.
+pub(super) const ALONE: &[OnCluster] = &[
+    Case {
+        name: "what_only_passes_for_a_sidecar_has_no_moment_in_which_its_pod_is_open",
+        run: |cluster, _| passes_for_one(cluster),
+    },
+    Case {
+        name: "a_pod_that_comes_while_the_agent_does_not_hear_the_api_server_is_closed_until_it_is_captured",
+        run: |cluster, _| unheard(cluster),
+    },
+];
 
 /// Both are called `outrigger`.
 const HOOKS: [&str; 2] = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"];
@@ -96,11 +104,8 @@ fn passes_for_one(cluster: &Cluster) -> Result<()> {
         "outrigger",
         json!({ "command": ["/bin/busybox", "sleep", "infinity"], "restartPolicy": "Always", "volumeMounts": mounts }),
     );
-    // A hundred SYNs and more, of 66 bytes and more each.
-    let send = "i=0; while [ $i -lt 100 ]; do /bin/curl --silent --max-time 2 http://10.99.0.1/ & i=$((i+1)); done; \
-        exec /bin/busybox sleep infinity";
-    let app = container("app", json!({ "command": ["/bin/busybox", "sh", "-c", send] }));
     let volumes = json!([{ "name": "outrigger", "csi": { "driver": "csi.outrigger.dev", "readOnly": true } }]);
+    let app = container("app", json!({ "command": sends("exec /bin/busybox sleep infinity") }));
     let forged = pod("forged", &[app], json!({ "initContainers": [forged], "volumes": volumes }));
     let made = (|| {
         cluster.run(&["delete", &HOOKS.join(","), "outrigger"])?;
@@ -121,21 +126,57 @@ fn passes_for_one(cluster: &Cluster) -> Result<()> {
         }
         Ok(())
     })?;
-    wait_for("the app's start", PATIENCE, || {
-        let app = &shop.get("pod/forged")?["status"]["containerStatuses"][0];
-        ensure!(!app["state"]["running"].is_null(), "{app}");
-        Ok(())
+    sent_nothing(&shop, "forged", "app")?;
+    told_of(&shop, "forged")?;
+    shop.run(&["delete", "pods", "--all", "--now"]).map(drop)
+}
+
+/// Sends from its first moment on: a hundred SYNs and more, of 66 bytes and more each. Then it tells how many bytes left the pod.
+/// What is not IP, and what the kernel itself says of its IPv6 addresses, is not held back.
+fn sends(then: &str) -> Value {
+    let send = "i=0; while [ $i -lt 100 ]; do /bin/curl --silent --max-time 2 http://10.99.0.1/ & i=$((i+1)); done";
+    let tell = format!("/bin/busybox sleep 4; /bin/busybox cat {TRANSMITTED}");
+    json!(["/bin/busybox", "sh", "-c", format!("{send}; {tell}; {then}")])
+}
+
+/// Waits for what a container that [`sends`] tells.
+fn sent_nothing(namespace: &Namespace<'_>, pod: &str, container: &str) -> Result<()> {
+    let sent: u64 = wait_for("what left the pod", PATIENCE, || {
+        let said = namespace.run(&["logs", pod, "--container", container])?;
+        said.trim().parse().with_context(|| format!("it says {said:?}"))
     })?;
-    let sent = || -> Result<u64> {
-        let said = cluster.exec("passes", "forged", "app", &["/bin/busybox", "cat", TRANSMITTED])?.ok()?;
-        Ok(said.trim().parse()?)
-    };
-    // What is not IP, and what the kernel itself says of its IPv6 addresses, is not held back.
-    std::thread::sleep(std::time::Duration::from_secs(4));
-    let sent = sent()?;
     println!("    {sent} bytes left the pod");
     ensure!(sent < 2_048, "{sent} bytes left the pod");
-    told_of(&shop, "forged")?;
+    Ok(())
+}
+
+/// The kubelet has the API server, and the agent has not: it may ask for namespaces, and for pods no more. What the pod begins with
+/// does not wait for its sidecar, which is enrolled when the agent hears again.
+fn unheard(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "unheard")?;
+    let role = cluster.get(&["clusterrole", "outrigger-node"])?;
+    let kinds = &role["rules"][0]["resources"];
+    ensure!(*kinds == json!(["pods", "namespaces"]), "the role says {kinds}");
+    let may_hear = |kinds: &Value| {
+        let patch = json!([{ "op": "replace", "path": "/rules/0/resources", "value": kinds }]).to_string();
+        cluster.run(&["patch", "clusterrole", "outrigger-node", "--type=json", "--patch", &patch])
+    };
+    let first = container("first", json!({ "command": sends("exit 0") }));
+    let mut web = pod("web", &[idle("app")], json!({ "initContainers": [first] }));
+    web["metadata"]["annotations"] = json!({ "outrigger.dev/sidecar-mode": "classic" });
+    let made = (|| {
+        may_hear(&json!(["namespaces"]))?;
+        // What is watched is not asked for again before it ends.
+        cluster.fail("kube-apiserver", Duration::from_secs(1))?;
+        wait_for("the pod is made", PATIENCE, || shop.make(std::slice::from_ref(&web)))?;
+        sent_nothing(&shop, "web", "first")
+    })();
+    let hears = may_hear(kinds);
+    made.with_context(|| cluster.story("unheard"))?;
+    hears?;
+    shop.wait("Ready", PATIENCE, &["pod/web"])?;
+    let ready = format!("http://{}:14021/ready", shop.address_of("web")?);
+    wait_for("the pod is let out", PATIENCE, || from_node(&ready)?.ok())?;
     shop.run(&["delete", "pods", "--all", "--now"]).map(drop)
 }
 
