@@ -145,7 +145,7 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn few<T>(name: &'static str, found: BTreeSet<T>) -> Result<BTreeSet<T>, CaptureError> {
-    if found.len() > MOST { Err(CaptureError::TooMany { name, found: found.len() }) } else { Ok(found) }
+    if found.len() > MOST as usize { Err(CaptureError::TooMany { name, found: found.len() }) } else { Ok(found) }
 }
 
 const MODE: &str = "outrigger.dev/capture";
@@ -156,7 +156,7 @@ pub(crate) const INBOUND_PORTS: &str = "outrigger.dev/exclude-inbound-ports";
 /// At which a pod's sidecar listens, and never its app.
 pub(crate) const SIDECARS_PORTS: [u16; 5] = [PORT_OUTBOUND, PORT_INBOUND, PORT_PROBE, PORT_ADMIN, PORT_METRICS];
 /// The kernel's tables hold what all pods of a node exclude.
-const MOST: usize = 64;
+pub(crate) const MOST: u32 = 64;
 
 #[cfg(test)]
 mod tests {

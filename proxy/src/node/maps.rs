@@ -21,7 +21,7 @@ use proxy_common::pods::{
 use proxy_common::sockets::SOCKETS;
 
 use super::kernel::KernelError;
-use crate::model::capture::CaptureConfig;
+use crate::model::capture::{self, CaptureConfig};
 
 /// Every map that is pinned, by name.
 pub(super) const PINNED: [&str; 12] =
@@ -62,13 +62,22 @@ pub(super) const ADDRESSES_ROOM: u32 = 2 * PODS_ROOM;
 /// Most watched links of the pods of one node.
 pub(super) const LINKS_ROOM: u32 = 2 * PODS_ROOM;
 
-/// Makes the maps that have an entry for each pod, unless they stand. Their entries take memory as pods come
+/// Pods that may exclude all that one pod may, and leave the others as much: several times what a kubelet runs. More of
+/// them would have the kernel set aside more for the table itself, which is 2 MiB.
+const EXCLUDING_ROOM: u32 = 1_024;
+/// Most excluded ports of the pods of one node, out of and into each.
+pub(super) const PORTS_ROOM: u32 = 2 * capture::MOST * EXCLUDING_ROOM;
+/// Most excluded networks of the pods of one node.
+pub(super) const CIDRS_ROOM: u32 = capture::MOST * EXCLUDING_ROOM;
+
+/// Makes the maps that have entries for each pod, unless they stand. Their entries take memory as pods come
 /// (`BPF_F_NO_PREALLOC`): the counters of each CPU for as many pods as there may be would be hundreds of megabytes on a
 /// large machine. Only user space makes entries of them, so that no program ever waits for memory.
 pub(super) fn make(pins: &Path) -> Result<(), KernelError> {
     make_one(pins, PODS, |at| Ok(HashMap::<MapData, u64, Pod>::create(PODS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
     make_one(pins, ADDRESSES, |at| Ok(HashMap::<MapData, Address, u64>::create(ADDRESSES_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
     make_one(pins, LINKS, |at| Ok(HashMap::<MapData, u32, u64>::create(LINKS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
+    make_one(pins, EXCLUDED_PORTS, |at| Ok(HashMap::<MapData, PortKey, u32>::create(PORTS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))?;
     make_one(pins, COUNTERS, |at| Ok(PerCpuHashMap::<MapData, u64, Counters>::create(PODS_ROOM, BPF_F_NO_PREALLOC)?.pin(at)))
 }
 
@@ -173,12 +182,12 @@ impl Maps {
     /// Writes what is excluded for a pod and is not so already, `before`. After an error a part of it is written.
     pub(super) fn exclude(&mut self, asked: &Exclusions, before: &Exclusions) -> Result<(), KernelError> {
         for key in asked.ports.iter().filter(|key| !before.ports.contains(key)) {
-            self.ports.insert(key, 1, 0).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
+            patiently(|| self.ports.insert(key, 1, 0)).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
         }
         for network in asked.networks.iter().filter(|network| !before.networks.contains(network)) {
             let (bits, address, family) = *network;
             let key = Key::new(bits, address);
-            self.cidrs.insert(&key, family, 0).map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
+            patiently(|| self.cidrs.insert(&key, family, 0)).map_err(|error| KernelError::map(EXCLUDED_CIDRS, error))?;
         }
         Ok(())
     }

@@ -7,12 +7,12 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use aya::sys::SyscallError;
-use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS, EXCLUDED_PORTS_MAX};
+use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_PORTS};
 use proxy_common::pods::{ADDRESSES, LINKS, LISTENERS};
 
 use super::programs;
 use crate::node::ladder::{Fall, Rung};
-use crate::node::maps::{ADDRESSES_ROOM, LINKS_ROOM, PODS_ROOM};
+use crate::node::maps::{ADDRESSES_ROOM, CIDRS_ROOM, LINKS_ROOM, PODS_ROOM, PORTS_ROOM};
 
 /// Why capture does not work. Unless a variant says otherwise it is the environment's fault.
 #[derive(Debug, thiserror::Error)]
@@ -289,8 +289,8 @@ fn room(map: &str) -> String {
     match map {
         ADDRESSES | LISTENERS => format!("{ADDRESSES_ROOM} addresses of pods"),
         LINKS => format!("{LINKS_ROOM} links of pods"),
-        EXCLUDED_PORTS => format!("{EXCLUDED_PORTS_MAX} excluded ports"),
-        EXCLUDED_CIDRS => format!("{EXCLUDED_CIDRS_MAX} excluded networks"),
+        EXCLUDED_PORTS => format!("{PORTS_ROOM} excluded ports"),
+        EXCLUDED_CIDRS => format!("{CIDRS_ROOM} excluded networks"),
         _by_pod => format!("{PODS_ROOM} pods"),
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
+use proxy_common::exclusions::EXCLUDED_CIDRS;
 use proxy_common::flows::FLOWS;
 use proxy_common::pods::LISTENERS;
 
@@ -70,6 +71,8 @@ pub(super) fn load(pins: &Path, options: Options) -> Result<Vec<(Program, OwnedF
     let mut loader = EbpfLoader::new();
     maps::make(pins)?;
     loader.map_max_entries(LISTENERS, maps::ADDRESSES_ROOM);
+    // A trie takes memory as its entries come.
+    loader.map_max_entries(EXCLUDED_CIDRS, maps::CIDRS_ROOM);
     if let Some(bytes) = options.flows_bytes {
         loader.map_max_entries(FLOWS, bytes);
     }

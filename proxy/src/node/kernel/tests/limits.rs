@@ -6,15 +6,15 @@ use std::process::Stdio;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData};
 use proxy_common::counters::COUNTERS;
-use proxy_common::exclusions::{
-    EXCLUDED_CIDRS, EXCLUDED_CIDRS_MAX, EXCLUDED_PORTS, EXCLUDED_PORTS_MAX, FAMILY_V4, Network, PortKey,
-};
+use proxy_common::exclusions::{EXCLUDED_CIDRS, EXCLUDED_PORTS, FAMILY_V4, Network, PortKey};
+use proxy_common::originals::{ORIGINALS, ORIGINALS_MAX};
 use proxy_common::owndials::{OWN_DIALS, OWN_DIALS_MAX};
 use proxy_common::pods::{ADDRESSES, LINKS, LISTENERS, PODS};
 use tokio::time::Instant;
 
 use super::*;
-use crate::node::maps::PODS_ROOM;
+use crate::model::capture;
+use crate::node::maps::{CIDRS_ROOM, Exclusions, PODS_ROOM, PORTS_ROOM};
 
 /// Enrols `side`, and says what came of it.
 fn try_enrol(side: &Side, kernel: &mut Kernel) -> Result<(), KernelError> {
@@ -64,20 +64,45 @@ fn filled<K: aya::Pod, V: aya::Pod>(world: &World, map: &str, entries: impl Iter
 fn a_pod_with_an_exclusion_too_many_is_refused_by_name_and_one_without_is_not() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.open();
-    let last = u32::try_from(EXCLUDED_PORTS_MAX).unwrap() - 1;
-    let others = (0..last).map(|port| (PortKey { netns: u64::MAX, port, direction: 0 }, 1_u32));
+    let others = (1..PORTS_ROOM).map(|port| (PortKey { netns: u64::MAX, port, direction: 0 }, 1_u32));
     let _ports = filled(&world, EXCLUDED_PORTS, others);
     let two = CaptureConfig { outbound_ports: [80, 443].into(), ..CaptureConfig::default() };
     let error = world.b.try_enrol(&mut kernel, &two, &[]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("the map EXCLUDED_PORTS is full: a node has room for {EXCLUDED_PORTS_MAX} excluded ports")
-    );
+    assert_eq!(error.to_string(), format!("the map EXCLUDED_PORTS is full: a node has room for {PORTS_ROOM} excluded ports"));
     assert_eq!((error.reason(), pod_pins(&world), kernel.enrolled().unwrap().len()), ("full", 0, 0));
     // What it had is free again: another one has room.
     let one = CaptureConfig { outbound_ports: [22].into(), ..CaptureConfig::default() };
     world.b.enrol_as(&mut kernel, &one);
     try_enrol(&world.a, &mut kernel).unwrap();
+}
+
+#[test]
+fn a_thousand_pods_may_exclude_all_that_one_may_and_each_more_is_refused_by_name() {
+    const MANY: u64 = 1_023;
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let most = u16::try_from(capture::MOST).unwrap();
+    let all = |second: u8| CaptureConfig {
+        outbound_ports: (1..=most).collect(),
+        outbound_cidrs: (1..=most).map(|third| format!("10.{second}.{third}.0/24").parse().unwrap()).collect(),
+        inbound_ports: (1..=most).collect(),
+        enforce: false,
+    };
+    for number in 1..=MANY {
+        let asked = Exclusions::new(1 << 40 | number, &all(1));
+        kernel.maps.exclude(&asked, &Exclusions::default()).unwrap();
+    }
+    // The last one of them has its room, and so has what it changes its mind to.
+    world.a.enrol_as(&mut kernel, &all(1));
+    world.a.enrol_as(&mut kernel, &CaptureConfig::default());
+    world.a.enrol_as(&mut kernel, &all(2));
+    let error = world.b.try_enrol(&mut kernel, &all(1), &[]).unwrap_err();
+    assert_eq!((error.reason(), error.to_string().contains("room for 131072 excluded ports")), ("full", true), "{error}");
+    let networks = CaptureConfig { outbound_ports: [].into(), inbound_ports: [].into(), ..all(1) };
+    let error = world.b.try_enrol(&mut kernel, &networks, &[]).unwrap_err();
+    assert_eq!((error.reason(), error.to_string().contains("room for 65536 excluded networks")), ("full", true), "{error}");
+    // Who excludes nothing has room.
+    try_enrol(&world.b, &mut kernel).unwrap();
 }
 
 #[test]
@@ -95,12 +120,11 @@ fn after_a_re_enrolment_that_found_no_room_the_former_exclusions_are_in_force_an
     let passing = |port| world.a.greets(Who::App, to(port));
     world.a.enrol_as(&mut kernel, &capture(&[7777], &["192.0.2.0/24"]));
     // Of ports there is room for one more, of networks for none.
-    let last = u32::try_from(EXCLUDED_PORTS_MAX).unwrap() - 2;
-    let others = (0..last).map(|port| (PortKey { netns: u64::MAX, port, direction: 0 }, 1_u32));
+    let others = (2..PORTS_ROOM).map(|port| (PortKey { netns: u64::MAX, port, direction: 0 }, 1_u32));
     let ports = filled(&world, EXCLUDED_PORTS, others);
     let networks = MapData::from_pin(world.pins.join(EXCLUDED_CIDRS)).unwrap();
     let mut networks: LpmTrie<_, Network, u32> = Map::LpmTrie(networks).try_into().unwrap();
-    for number in 1..u32::try_from(EXCLUDED_CIDRS_MAX).unwrap() {
+    for number in 1..CIDRS_ROOM {
         let other = Network::new(u64::MAX, Address([0, 0, 0, number]));
         networks.insert(&Key::new(Network::BITS, other), FAMILY_V4, 0).unwrap();
     }
@@ -141,6 +165,41 @@ fn a_sidecars_dial_that_cannot_be_noted_does_not_reach_its_app_and_is_counted() 
     let _dialled = world.b.dial(world.b.both(7777)[0], Some(client)).unwrap();
     let (_, from) = accept(&app);
     assert_eq!(SocketAddr::new(from.ip().to_canonical(), from.port()), client);
+}
+
+#[test]
+fn a_connection_whose_note_was_pushed_out_is_told_no_destination_rather_than_another_ones() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    // With room for one that waits: the next one's first segment is dropped, and sent again after a second.
+    let sidecar = world.a.as_(Who::Sidecar, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], PORT_OUTBOUND)).into()).unwrap();
+        socket.listen(0).unwrap();
+        TcpListener::from(socket)
+    });
+    let to = world.b.both(7777)[0];
+    let first = world.a.connect(Who::App, to).unwrap();
+    let missing = || kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::OriginalMissing);
+    thread::scope(|scope| {
+        let late = scope.spawn(|| world.a.connect(Who::App, to));
+        let data = MapData::from_pin(world.pins.join(ORIGINALS)).unwrap();
+        let mut notes: HashMap<_, [u32; 8], [u32; 5]> = Map::LruHashMap(data).try_into().unwrap();
+        while notes.keys().next().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        for number in 0..2 * u32::try_from(ORIGINALS_MAX).unwrap() {
+            notes.insert([u32::MAX, number, 0, 0, 0, 0, 0, 0], [0; 5], 0).unwrap();
+        }
+        assert_eq!((accept(&sidecar).0.local_addr().unwrap(), missing()), (to, 0));
+        // The sidecar refuses whoever asks for its own port.
+        assert_eq!(accept(&sidecar).0.local_addr().unwrap(), SocketAddr::from(([127, 0, 0, 1], PORT_OUTBOUND)));
+        late.join().unwrap().unwrap();
+    });
+    assert_eq!(missing(), 1);
+    drop(first);
 }
 
 #[test]
