@@ -77,8 +77,9 @@ pub(crate) fn cgroup_of(proc_cgroup: &str, root: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-    use std::process::Command;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -101,6 +102,63 @@ mod tests {
         let reused = Peer { pid: std::process::id(), ..peer };
         assert_eq!(reused.proc_cgroup().unwrap_err().to_string(), "the process has ended");
         assert_eq!(reused.cgroup(Path::new("/sys/fs/cgroup")), None);
+    }
+
+    /// Its own process: it connects, waits for a byte and ends.
+    #[test]
+    #[ignore = "run by the test below, to end while its connection is looked at"]
+    fn connects_and_ends() {
+        let Some(path) = std::env::var_os(DOOR) else { return };
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+
+    const DOOR: &str = "OUTRIGGER_TEST_DOOR";
+    /// The next process of this namespace gets the id behind that one. Root may say which that is.
+    const LAST_ID: &str = "/proc/sys/kernel/ns_last_pid";
+
+    #[test]
+    fn who_gets_the_id_of_a_process_that_connected_and_ended_is_not_taken_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door");
+        let door = UnixListener::bind(&path).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "--ignored", "node::peer::tests::connects_and_ends"]).stdout(Stdio::null());
+        let mut child = child.env(DOOR, &path).spawn().unwrap();
+        let (mut stream, _unnamed) = door.accept().unwrap();
+        let before = Peer::of(&stream).unwrap();
+        assert!(before.pid == child.id() && before.proc_cgroup().is_ok());
+        stream.write_all(&[0]).unwrap();
+        assert!(child.wait().unwrap().success());
+        // Others of the machine may be faster to it.
+        let next = || {
+            std::fs::write(LAST_ID, (before.pid - 1).to_string()).ok()?;
+            let next = Command::new("sleep").arg("100").spawn().unwrap();
+            Some(next)
+        };
+        let mut reused = None;
+        for _attempt in 0..100 {
+            let Some(mut next) = next() else { break };
+            if next.id() == before.pid {
+                reused = Some(next);
+                break;
+            }
+            next.kill().unwrap();
+            next.wait().unwrap();
+        }
+        let Some(mut reused) = reused else {
+            io::stdout().write_all(b"\nleft out: an id that is used again, which root alone can have done\n").unwrap();
+            return;
+        };
+        let root = Path::new("/sys/fs/cgroup");
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", before.pid));
+        // Who was asked about before, and who is asked about only now; or the kernel gives nothing of a process that is gone.
+        let after = Peer::of(&stream).ok();
+        let believed: Vec<_> = [Some(&before), after.as_ref()].into_iter().flatten().map(|peer| peer.cgroup(root)).collect();
+        reused.kill().unwrap();
+        reused.wait().unwrap();
+        assert!(text.is_ok(), "the id is nobody's: {text:?}");
+        assert!(believed.iter().all(Option::is_none), "{believed:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use proxy_common::counters::Counters;
 
-use super::foreign::attach_first_at_device;
+use super::foreign::{attach_first_at_device, attach_last_at_device, tag_what_leaves};
 use super::*;
 use crate::node::device;
 
@@ -103,14 +103,20 @@ fn send_tagged(world: &World, tags: &[u16], packet: &[u8]) {
         // SAFETY: a structure of integers, of which all zero is a value.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         (to.sll_family, to.sll_protocol, to.sll_halen) = (17, protocol.to_be(), 6);
-        // SAFETY: the name is a C string; the structure outlives the call that is told its size.
+        to.sll_ifindex = eth0().cast_signed();
+        // SAFETY: the structure outlives the call that is told its size.
         let sent = unsafe {
-            to.sll_ifindex = libc::if_nametoindex(c"eth0".as_ptr()).cast_signed();
             let size = libc::socklen_t::try_from(size_of_val(&to)).unwrap();
             libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), size)
         };
         assert_eq!(usize::try_from(sent).ok(), Some(frame.len()), "{}", io::Error::last_os_error());
     });
+}
+
+/// The device of a pod, by its number, to a task of it.
+fn eth0() -> u32 {
+    // SAFETY: the name is a C string.
+    unsafe { libc::if_nametoindex(c"eth0".as_ptr()) }
 }
 
 /// Sends a SYN by a raw socket of the pod `a`, by whatever task it is.
@@ -167,6 +173,41 @@ fn program_that_lets_packets_pass_before_ours_looks_is_a_fault_until_ours_is_the
     send_raw(&world, false);
     within_a_second(|| seen(&kernel, &world), [2, 0, 0, 2]);
     drop((plugin, later));
+}
+
+#[test]
+fn program_behind_ours_lets_nothing_pass_that_ours_drops_and_is_no_fault() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    enrol_watched(&world, &mut kernel, &mode(true));
+    let device = kernel.links_of(world.a.cookie).unwrap()[0];
+    let last = world.b.as_(Who::App, || attach_last_at_device(device));
+    assert_eq!(world.b.as_(Who::App, || kernel.attest_pod(world.a.cookie).unwrap()), []);
+    send_raw(&world, false);
+    send_raw(&world, true);
+    within_a_second(|| seen(&kernel, &world), [2, 0, 0, 2]);
+    drop(last);
+}
+
+#[test]
+fn what_leaves_by_a_vlan_of_the_pods_is_seen_and_the_sidecars_is_known() {
+    for tags in [1, 2] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        enrol_watched(&world, &mut kernel, &mode(true));
+        let device = world.a.as_(Who::App, eth0);
+        let tagger = world.a.as_(Who::App, || tag_what_leaves(device, tags));
+        send_raw(&world, false);
+        send_raw(&world, true);
+        within_a_second(|| seen(&kernel, &world), [2, 0, 0, 2]);
+        // It leaves, and nobody is in that network.
+        for to in world.b.both(7777) {
+            let dialled = world.a.as_(Who::Sidecar, || TcpStream::connect_timeout(&to, Duration::from_millis(300)));
+            assert_eq!(dialled.unwrap_err().kind(), io::ErrorKind::TimedOut, "{to}, {tags} tags");
+        }
+        assert_eq!(seen(&kernel, &world), [2, 0, 0, 2], "{tags} tags");
+        drop(tagger);
+    }
 }
 
 #[test]

@@ -208,11 +208,42 @@ pub(super) fn attach(program: &OwnedFd, to: &File, hook: Hook) -> OwnedFd {
 
 /// Lets everything that enters the device pass, before whatever else is there is asked.
 pub(super) fn attach_first_at_device(device: u32) -> OwnedFd {
-    const BEFORE: u32 = 1 << 3;
+    attach_at_device(&doorkeeper(), device, Hook::TcxIngress as u32, BPF_F_BEFORE)
+}
+
+/// The same after whatever else is there was asked.
+pub(super) fn attach_last_at_device(device: u32) -> OwnedFd {
+    attach_at_device(&doorkeeper(), device, Hook::TcxIngress as u32, BPF_F_AFTER)
+}
+
+fn doorkeeper() -> OwnedFd {
     // TCX_PASS.
-    let program = load(SCHED_CLS, Hook::TcxIngress, "doorkeeper", &[step(0xb7, 0, 0, 0, 0), step(0x95, 0, 0, 0, 0)]);
+    load(SCHED_CLS, Hook::TcxIngress, "doorkeeper", &[step(0xb7, 0, 0, 0, 0), step(0x95, 0, 0, 0, 0)])
+}
+
+/// Puts tags of 802.1Q before whatever leaves by the device: as a VLAN device on it does, the last one beside the packet's bytes.
+pub(super) fn tag_what_leaves(device: u32, tags: usize) -> OwnedFd {
+    const TCX_EGRESS: u32 = 47;
+    const NUMBER: u32 = 7;
+    let vlan_push = 18;
+    let tag = [
+        step(0xbf, 1, 6, 0, 0),
+        step(0xb7, 2, 0, 0, 0x8100_u16.to_be().into()),
+        step(0xb7, 3, 0, 0, NUMBER),
+        step(0x85, 0, 0, 0, vlan_push),
+    ];
+    let steps = [&[step(0xbf, 6, 1, 0, 0)][..], &tag.repeat(tags), &[step(0xb7, 0, 0, 0, 0), step(0x95, 0, 0, 0, 0)]].concat();
+    let program = load_for(SCHED_CLS, TCX_EGRESS, "tagger", &steps);
+    attach_at_device(&program, device, TCX_EGRESS, BPF_F_BEFORE)
+}
+
+/// Places among the programs of one device.
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_F_AFTER: u32 = 1 << 4;
+
+fn attach_at_device(program: &OwnedFd, device: u32, hook: u32, place: u32) -> OwnedFd {
     let mut attributes = [0; 16];
     attributes[0] = words(program.as_raw_fd().cast_unsigned(), device);
-    attributes[1] = words(Hook::TcxIngress as u32, BEFORE);
+    attributes[1] = words(hook, place);
     made(bpf(28, &mut attributes))
 }
