@@ -1,14 +1,13 @@
 //! A mesh on Kubernetes, as its API server tells of it: can the cluster have one, is it installed, does each part run, which
-//! pods ask for a sidecar and have none, which documents and routes are refused or lead nowhere.
+//! pods ask for a sidecar and have none or one that does not serve, which documents and routes are refused or lead nowhere.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Client, ResourceExt};
@@ -18,9 +17,11 @@ use super::super::Failure;
 use super::super::install::checks::{self, Verdict};
 use super::super::install::manifest::NAMESPACE;
 use super::super::install::server::Server;
-use super::Finding;
+use super::webhooks::{self, Webhooks};
+use super::{Finding, agents, sidecars};
+use crate::base::clock::WallClock;
+use crate::control::cluster::root;
 use crate::control::source::kubernetes::written::is_of_ours;
-use crate::injection;
 use crate::model::Kind;
 use crate::model::marks::DRIVER;
 
@@ -104,34 +105,33 @@ async fn control(client: &Client) -> kube::Result<Vec<Finding>> {
     let control = Api::<Deployment>::namespaced(client.clone(), NAMESPACE).get("control").await?;
     let wanted = control.spec.and_then(|spec| spec.replicas).unwrap_or(1);
     let there = control.status.and_then(|status| status.available_replicas).unwrap_or(0);
-    if there >= wanted {
+    if wanted > 0 && there >= wanted {
         return Ok(vec![Finding::ok("control", format!("{there} of {wanted} replicas answer"))]);
     }
-    let text = format!("{there} of {wanted} replicas answer{}", why(client, "control").await?);
+    let text = format!("{there} of {wanted} replicas answer{}", why(&pods_of(client, "control").await?));
     let remedy = format!("kubectl -n {NAMESPACE} describe deployment control; kubectl -n {NAMESPACE} logs deployment/control");
     Ok(vec![if there > 0 { Finding::warn("control", text, remedy) } else { Finding::fail("control", text, remedy) }])
 }
 
 async fn agents(client: &Client) -> kube::Result<Vec<Finding>> {
-    let Some(agents) = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("node").await? else {
+    if Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("node").await?.is_none() {
         return Ok(vec![Finding::fail("agents", "there are none", "outrigger upgrade, or helm upgrade")]);
-    };
-    let status = agents.status.unwrap_or_default();
-    let (wanted, there) = (status.desired_number_scheduled, status.number_available.unwrap_or(0));
-    if there >= wanted {
-        return Ok(vec![Finding::ok("agents", format!("{there} of {wanted} nodes have theirs"))]);
     }
-    let text = format!("{there} of {wanted} nodes have theirs; pods that start on the others wait{}", why(client, "node").await?);
-    let remedy = format!("kubectl -n {NAMESPACE} describe daemonset node; kubectl -n {NAMESPACE} logs daemonset/node");
-    Ok(vec![Finding::fail("agents", text, remedy)])
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
+    let pods = pods_of(client, "node").await?;
+    Ok(agents::look(&nodes.items, &pods, &why(&pods)))
+}
+
+/// The pods of a part of the mesh.
+async fn pods_of(client: &Client, part: &str) -> kube::Result<Vec<Pod>> {
+    let of_part = ListParams::default().labels(&format!("app.kubernetes.io/part-of=outrigger,app.kubernetes.io/name={part}"));
+    Ok(Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&of_part).await?.items)
 }
 
 /// What keeps a part's pods, as far as they say it.
-async fn why(client: &Client, part: &str) -> kube::Result<String> {
-    let of_part = ListParams::default().labels(&format!("app.kubernetes.io/part-of=outrigger,app.kubernetes.io/name={part}"));
-    let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&of_part).await?;
-    let reasons: BTreeSet<String> = pods.items.iter().filter_map(reason).collect();
-    Ok(reasons.into_iter().take(SHOWN).map(|reason| format!("; {reason}")).collect())
+fn why(pods: &[Pod]) -> String {
+    let reasons: BTreeSet<String> = pods.iter().filter_map(reason).collect();
+    reasons.into_iter().take(SHOWN).map(|reason| format!("; {reason}")).collect()
 }
 
 /// Why a pod does not run.
@@ -164,20 +164,12 @@ async fn driver(client: &Client) -> kube::Result<Vec<Finding>> {
 }
 
 async fn webhooks(client: &Client) -> kube::Result<Vec<Finding>> {
-    let Some(found) = Api::<MutatingWebhookConfiguration>::all(client.clone()).get_opt("outrigger").await? else {
-        return Ok(vec![Finding::fail(
-            "webhooks",
-            "there are none: no pod gets a sidecar",
-            "outrigger upgrade, or helm upgrade",
-        )]);
-    };
-    let trusted = |bundle: &Option<k8s_openapi::ByteString>| bundle.as_ref().is_some_and(|bundle| !bundle.0.is_empty());
-    let hooks = found.webhooks.unwrap_or_default();
-    if hooks.iter().all(|hook| trusted(&hook.client_config.ca_bundle)) {
-        return Ok(vec![Finding::ok("webhooks", "the API server knows their certificate")]);
-    }
-    let remedy = format!("kubectl -n {NAMESPACE} logs deployment/control: the control plane writes it every five seconds");
-    Ok(vec![Finding::fail("webhooks", "the API server does not know their certificate: no pod gets a sidecar", remedy)])
+    let root = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE).get_opt(root::CONFIG).await?;
+    Ok(webhooks::look(Webhooks {
+        of_pods: Api::all(client.clone()).get_opt("outrigger").await?,
+        of_documents: Api::all(client.clone()).get_opt("outrigger").await?,
+        root: root.and_then(|root| root.data?.remove(root::CERTIFICATE)),
+    }))
 }
 
 async fn writer(client: &Client) -> kube::Result<Vec<Finding>> {
@@ -189,47 +181,11 @@ async fn writer(client: &Client) -> kube::Result<Vec<Finding>> {
     }])
 }
 
-/// Which pods have one, which should, and of which version they are.
 async fn sidecars(client: &Client) -> kube::Result<Vec<Finding>> {
     let namespaces = Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await?;
     let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await?;
-    let (mut with, mut without, mut old) = (0_usize, Vec::new(), Vec::new());
-    for pod in &pods.items {
-        let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-        let has_ended = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.phase.as_deref())
-            .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
-        if pod.labels().get("outrigger.dev/sidecar").is_some_and(|mark| mark == "injected") {
-            with += 1;
-            let status = pod.annotations().get("outrigger.dev/status");
-            let status = status.and_then(|text| serde_json::from_str::<Value>(text).ok()).unwrap_or_default();
-            if status.get("version").and_then(Value::as_str).is_some_and(|version| version != env!("CARGO_PKG_VERSION")) {
-                old.push(name);
-            }
-        } else if !has_ended && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true)) {
-            let namespace = namespaces.items.iter().find(|one| one.metadata.name == pod.metadata.namespace);
-            let namespace = namespace.map(|one| injection::Namespace {
-                name: one.name_any(),
-                labels: one.labels().clone(),
-                annotations: one.annotations().clone(),
-            });
-            if injection::is_asked(&pod.metadata, &namespace.unwrap_or_default()) {
-                without.push(name);
-            }
-        }
-    }
-    let mut findings = vec![Finding::ok("sidecars", format!("{with} pods have one"))];
-    if !without.is_empty() {
-        let text = format!("{} ask for one and have none: they are in quarantine", list(&without));
-        findings.push(Finding::fail("sidecars", text, "restart them (kubectl rollout restart), or take their label off"));
-    }
-    if !old.is_empty() {
-        let text = format!("{} have one of another version", list(&old));
-        findings.push(Finding::warn("sidecars", text, "restart them when it suits (kubectl rollout restart)"));
-    }
-    Ok(findings)
+    let now = i64::try_from(WallClock::system().since_epoch().as_secs()).unwrap_or(i64::MAX);
+    Ok(sidecars::look(&namespaces.items, &pods.items, now))
 }
 
 /// Documents of our kinds that are not in force, or are for what is not there.
@@ -325,7 +281,8 @@ async fn gateway_api(client: &Client) -> kube::Result<Vec<Finding>> {
     }])
 }
 
-fn list(names: &[String]) -> String {
+/// Of many names the first few, and how many more there are.
+pub(super) fn list(names: &[String]) -> String {
     let shown = names.get(..SHOWN.min(names.len())).unwrap_or_default().join(", ");
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }

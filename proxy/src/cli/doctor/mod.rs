@@ -4,11 +4,14 @@
 //!
 //! Exit codes: 0 nothing fails (there may be warnings), 1 something does.
 
+mod agents;
 mod capture;
 mod cluster;
 mod machine;
 mod mesh;
 mod proof;
+mod sidecars;
+mod webhooks;
 
 use std::process::ExitCode;
 
@@ -26,7 +29,7 @@ use crate::node::kernel::KernelError;
 
 It looks at the kernel and its programs, capabilities, cgroups and file systems, at programs of others at the same hooks, and at the ports and remains of a local mesh. Of a mesh that is up it asks whether every program is attached, and has each pod's sidecar prove that connections out of the pod and into it come to it. Run it as root: others may not ask the kernel. How the identities and the configuration of a mesh are that is up, `outrigger status` tells.
 
-With --kubernetes it asks the API server that KUBECONFIG names: whether the cluster can have a mesh, whether all parts of it run and are known to kubelets and API server, which pods ask for a sidecar and have none, which documents are refused, and which routes are not accepted, count in part only (both fail) or lead to what is not there (a warning).
+With --kubernetes it asks the API server that KUBECONFIG names: whether the cluster can have a mesh, whether all parts of it run, on every node, and are known to kubelets and API server by the root that the mesh has, which pods ask for a sidecar and have none or have one that does not serve (a minute after its turn came, or ended again and again), which documents are refused, and which routes are not accepted, count in part only (both fail) or lead to what is not there (a warning).
 
 Exit codes: 0 nothing fails; 1 something does.")]
 pub(crate) struct DoctorArgs {

@@ -106,8 +106,9 @@ pub(super) fn metadata(name: &str) -> ObjectMeta {
 pub(crate) const MANAGER: &str = "outrigger-control";
 
 const SECRET: &str = "outrigger-ca";
-const CONFIG: &str = "outrigger-root";
-const CERTIFICATE: &str = "root.pem";
+/// Where everybody finds the root, and under which name in it.
+pub(crate) const CONFIG: &str = "outrigger-root";
+pub(crate) const CERTIFICATE: &str = "root.pem";
 const KEY: &str = "root.key";
 
 const PAUSE_MIN: Duration = Duration::from_millis(500);
