@@ -2,7 +2,8 @@
 //!
 //! Source: Kubernetes API, coordination.k8s.io/v1 Lease; client-go's leader election in its outlines. Whether a lease has ended
 //! is measured by the own clock from when its last renewal was seen, so that clocks need not agree. Invariant: who could not
-//! renew for [`DURATION`] does not lead, so that two never lead for longer than a request takes.
+//! renew for [`RENEWED_WITHIN`], counted from before it asked, does not lead, however slowly the API server answers. That is less
+//! than the [`DURATION`] after which another takes the lease, so that two never lead.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::base::clock::WallClock;
@@ -53,7 +54,8 @@ impl Candidate {
     /// Tells `leads` whether it does, until `stop` says so; then the lease is given up.
     pub(crate) async fn run(mut self, leads: watch::Sender<bool>, mut stop: DrainGuard) {
         loop {
-            let tried = timeout(ATTEMPT_MAX, self.attempt()).await;
+            let begun = Instant::now();
+            let tried = timeout_at(self.before_its_end(begun + ATTEMPT_MAX), self.attempt()).await;
             let holds = match tried {
                 Ok(Ok(holds)) => Some(holds),
                 Ok(Err(error)) => {
@@ -64,9 +66,10 @@ impl Candidate {
             };
             let now = Instant::now();
             if holds == Some(true) {
-                self.renewed = Some(now);
+                // What others saw of it may be as old as that.
+                self.renewed = Some(begun);
             }
-            let is_recent = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < DURATION);
+            let is_recent = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < RENEWED_WITHIN);
             let is_leader = holds.unwrap_or(is_recent);
             if !is_leader {
                 self.renewed = None;
@@ -76,13 +79,18 @@ impl Candidate {
             }
             tokio::select! {
                 () = stop.stopped() => break,
-                () = tokio::time::sleep(PAUSE) => {}
+                () = tokio::time::sleep_until(self.before_its_end(now + PAUSE)) => {}
             }
         }
         if *leads.borrow() {
             leads.send_replace(false);
             drop(timeout(ATTEMPT_MAX, self.give_up()).await);
         }
+    }
+
+    /// `at`, or when the candidate leads no more unless it renews, if that is earlier.
+    fn before_its_end(&self, at: Instant) -> Instant {
+        self.renewed.map_or(at, |renewed| at.min(renewed + RENEWED_WITHIN))
     }
 
     /// Returns whether the lease is the candidate's now.
@@ -164,14 +172,113 @@ const LEASE: &str = "outrigger-control";
 /// How long a lease is good without being renewed.
 const DURATION: Duration = Duration::from_secs(15);
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_secs(4);
+/// How long who leads goes on without having renewed it.
+const RENEWED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Between two looks. A renewal that takes as long as an attempt may still comes in time.
+const PAUSE: Duration = Duration::from_secs(2);
 
 const ATTEMPT_MAX: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http::{Method, Request, Response, StatusCode};
+    use http_body_util::BodyExt as _;
+    use kube::client::Body;
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::base::drain::Drain;
+
+    /// The one lease that an API server has, and its version.
+    type Stored = Arc<Mutex<Option<(u64, Value)>>>;
+
+    /// What an API server answers to one request about its lease.
+    fn answer(stored: &Stored, method: &Method, object: Option<Value>) -> (StatusCode, Value) {
+        let status = |code: StatusCode, reason: &str| {
+            (code, json!({ "kind": "Status", "status": "Failure", "reason": reason, "message": "", "code": code.as_u16() }))
+        };
+        let mut stored = stored.lock();
+        let before = stored.as_ref().map(|(version, _)| *version);
+        let object = match (method, object) {
+            (&Method::GET, _) => {
+                let there = stored.as_ref().map(|(_, lease)| (StatusCode::OK, lease.clone()));
+                return there.unwrap_or_else(|| status(StatusCode::NOT_FOUND, "NotFound"));
+            }
+            (&Method::POST, Some(object)) if before.is_none() => object,
+            (&Method::PUT, Some(object))
+                if before.is_some_and(|version| object["metadata"]["resourceVersion"] == version.to_string()) =>
+            {
+                object
+            }
+            _ => return status(StatusCode::CONFLICT, "Conflict"),
+        };
+        let version = before.unwrap_or_default() + 1;
+        let mut object = object;
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        *stored = Some((version, object.clone()));
+        (StatusCode::OK, object)
+    }
+
+    /// A way to the API server of which every answer takes so long, and that has none once `is_cut`.
+    fn way(stored: &Stored, slowly: Duration, is_cut: &Arc<AtomicBool>) -> Client {
+        let (stored, is_cut) = (Arc::clone(stored), Arc::clone(is_cut));
+        let serve = move |asked: Request<Body>| {
+            let (stored, is_cut) = (Arc::clone(&stored), Arc::clone(&is_cut));
+            async move {
+                if is_cut.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+                let (head, body) = asked.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                let (status, object) = answer(&stored, &head.method, serde_json::from_slice(&body).ok());
+                tokio::time::sleep(slowly).await;
+                let answer = Response::builder().status(status).body(Body::from(object.to_string().into_bytes()));
+                Ok::<_, std::io::Error>(answer.unwrap())
+            }
+        };
+        Client::new(tower::service_fn(serve), "default")
+    }
+
+    /// A candidate that runs, and whether it leads.
+    fn candidate(client: Client, name: &str, stop: &DrainGuard) -> watch::Receiver<bool> {
+        let clock = WallClock::fixed(Duration::from_secs(1_000));
+        let (leading, leads) = watch::channel(false);
+        tokio::spawn(Candidate::new(client, name.to_owned(), clock).run(leading, stop.clone()));
+        leads
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_renew_leads_no_more_before_another_does() {
+        let (stored, is_cut) = (Stored::default(), Arc::new(AtomicBool::new(false)));
+        let (_drain, stop) = Drain::new();
+        let moment = Duration::from_millis(10);
+        // An attempt is two requests, and what they do stands there long before they are answered.
+        let first = candidate(way(&stored, Duration::from_millis(1_900), &is_cut), "first", &stop);
+        first.clone().wait_for(|leads| *leads).await.unwrap();
+        for _ in 0..6_000 {
+            tokio::time::sleep(moment).await;
+            assert!(*first.borrow(), "a slow API server is no reason to lead no more");
+        }
+        let version = || stored.lock().as_ref().map(|(version, _)| *version);
+        let before = version();
+        while version() == before {
+            tokio::time::sleep(moment).await;
+        }
+        // Another looks on from the very renewal that is the last one.
+        let second = candidate(way(&stored, Duration::ZERO, &Arc::default()), "second", &stop);
+        is_cut.store(true, Ordering::Relaxed);
+        let cut = Instant::now();
+        while !*second.borrow() {
+            tokio::time::sleep(moment).await;
+            assert!(!(*first.borrow() && *second.borrow()), "both lead {:?} after the cut", cut.elapsed());
+            assert!(cut.elapsed() < Duration::from_secs(30), "nobody leads");
+        }
+    }
 
     fn held(by: Option<&str>) -> LeaseSpec {
         LeaseSpec { holder_identity: by.map(str::to_owned), lease_duration_seconds: Some(15), ..LeaseSpec::default() }
