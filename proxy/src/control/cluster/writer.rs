@@ -98,17 +98,28 @@ pub(crate) async fn run(
             let (asked, objects) = (Arc::clone(&store), Arc::clone(&statuses));
             let Ok(mut writes) = tokio::task::spawn_blocking(move || to_write(&asked, &objects, &now)).await else { return };
             writes.retain(|write| sent.get(&write.key) != Some(&write.version));
-            let done: Vec<(Write, Result<(), kube::Error>)> =
-                futures_util::stream::iter(writes.into_iter().map(|write| send(&client, write)))
-                    .buffer_unordered(AT_ONCE)
-                    .collect()
-                    .await;
-            for (write, done) in done {
+            let mut answers =
+                futures_util::stream::iter(writes.into_iter().map(|write| send(&client, write))).buffer_unordered(AT_ONCE);
+            loop {
+                let (write, done) = tokio::select! {
+                    // Of many writes the last ones would be made long after another leads, or keep this process from its end.
+                    () = stop.stopped() => return,
+                    _ = leads.wait_for(|leads| !*leads) => break,
+                    answer = answers.next() => match answer {
+                        Some(answer) => answer,
+                        None => break,
+                    },
+                };
                 metrics.status_written(done.is_ok());
                 match done {
                     Ok(()) => drop(sent.insert(write.key, write.version)),
                     // It changed or went; both are told by the source.
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                        sent.insert(write.key, write.version);
+                    }
+                    // The same again would be refused again, as long as the object is as it is.
+                    Err(kube::Error::Api(status)) if status.code == 422 => {
+                        warn!(resource = %write.key, error = status.message, "the API server takes no such status");
                         sent.insert(write.key, write.version);
                     }
                     Err(error) => {
@@ -217,3 +228,120 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// After a write that the API server could not do.
 const AGAIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Request, Response, StatusCode};
+    use kube::client::Body;
+    use tokio::task::JoinHandle;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::base::drain::Drain;
+    use crate::base::names::Named;
+
+    /// A writer of status of so many routes, at an API server that answers with this status; None: it does not answer. How many
+    /// requests there were is counted.
+    struct Rig {
+        requests: Arc<AtomicUsize>,
+        statuses: Arc<Statuses>,
+        leads: watch::Sender<bool>,
+        drain: Drain,
+        writer: JoinHandle<()>,
+        _state: tempfile::TempDir,
+    }
+
+    fn route(version: &str) -> Option<Written> {
+        Some(Written {
+            api_version: "gateway.networking.k8s.io/v1".to_owned(),
+            version: version.to_owned(),
+            generation: Some(1),
+            parents: Some(vec![(0, json!({ "group": "", "kind": "Service", "name": "web" }))]),
+            rules: 1,
+            status: Vec::new(),
+            kept: Vec::new(),
+        })
+    }
+
+    fn key(number: usize) -> ResourceKey {
+        ResourceKey { kind: Kind::HttpRoute, name: Named::new("shop", format!("r{number}")) }
+    }
+
+    fn rig(routes: usize, code: Option<StatusCode>) -> Rig {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
+        let serve = move |_asked: Request<Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let Some(code) = code else { return std::future::pending().await };
+                let status =
+                    json!({ "kind": "Status", "status": "Failure", "reason": "", "message": "no", "code": code.as_u16() });
+                let answer = Response::builder().status(code).body(Body::from(status.to_string().into_bytes()));
+                Ok::<_, std::io::Error>(answer.unwrap())
+            }
+        };
+        let client = Client::new(tower::service_fn(serve), "default");
+        let state = tempfile::tempdir().unwrap();
+        let statuses = Arc::new(Statuses::default());
+        statuses.take((0..routes).map(|number| (key(number), route("7"))).collect(), None);
+        let (leads, led) = watch::channel(true);
+        let (drain, stop) = Drain::new();
+        let (store, metrics) = (Arc::new(Store::new(state.path())), Arc::new(Metrics::new().unwrap()));
+        let clock = WallClock::fixed(Duration::from_secs(1_000));
+        let writer = tokio::spawn(run(client, Arc::clone(&statuses), store, metrics, clock, led, stop));
+        Rig { requests, statuses, leads, drain, writer, _state: state }
+    }
+
+    impl Rig {
+        /// Waits for the first requests, and for nothing more to be asked.
+        async fn asked(&self) -> usize {
+            while self.requests.load(Ordering::Relaxed) == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            sleep(Duration::from_millis(1)).await;
+            self.requests.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_that_nobody_answers_keep_no_control_plane_from_its_end() {
+        let rig = rig(1_000, None);
+        assert_eq!(rig.asked().await, AT_ONCE);
+        assert!(rig.drain.drain(Duration::from_secs(1)).await, "it goes on asking an API server that does not answer");
+        rig.writer.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leads_no_more_writes_no_more_of_what_it_began() {
+        let rig = rig(1_000, None);
+        assert_eq!(rig.asked().await, AT_ONCE);
+        rig.leads.send_replace(false);
+        sleep(WRITE_MAX * 3).await;
+        assert_eq!(rig.requests.load(Ordering::Relaxed), AT_ONCE);
+        rig.leads.send_replace(true);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(rig.requests.load(Ordering::Relaxed), AT_ONCE * 2, "it leads again, and does not write");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_that_the_api_server_takes_for_wrong_is_sent_again_when_the_object_has_changed() {
+        let rig = rig(1, Some(StatusCode::UNPROCESSABLE_ENTITY));
+        assert_eq!(rig.asked().await, 1);
+        sleep(AGAIN * 10).await;
+        assert_eq!(rig.requests.load(Ordering::Relaxed), 1);
+        rig.statuses.take(vec![(key(0), route("8"))], None);
+        sleep(AGAIN).await;
+        assert_eq!(rig.requests.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_that_the_api_server_could_not_take_is_sent_again() {
+        let rig = rig(1, Some(StatusCode::INTERNAL_SERVER_ERROR));
+        rig.asked().await;
+        let before = rig.requests.load(Ordering::Relaxed);
+        sleep(AGAIN * 2).await;
+        assert!(rig.requests.load(Ordering::Relaxed) > before);
+    }
+}
