@@ -211,7 +211,7 @@ mod tests {
             }
             (&Method::POST, Some(object)) if before.is_none() => object,
             (&Method::PUT, Some(object))
-                if before.is_some_and(|version| object["metadata"]["resourceVersion"] == version.to_string()) =>
+                if before.map(|version| version.to_string()).as_deref() == object["metadata"]["resourceVersion"].as_str() =>
             {
                 object
             }

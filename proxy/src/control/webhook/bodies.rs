@@ -65,7 +65,7 @@ impl Held {
 
 impl Room {
     /// Makes it `bytes` large. `false`: it has given way, or there is not as much even without those that can.
-    pub(super) fn resize(&mut self, bytes: usize) -> bool {
+    pub(super) fn resize(&self, bytes: usize) -> bool {
         let mut held = self.bodies.held.lock();
         loop {
             let Some(own) = held.bodies.get(&self.number).map(|own| own.bytes) else { return false };
@@ -91,7 +91,7 @@ impl Room {
     }
 
     /// It is whole, and is answered now: it gives way to nobody. `false`: it has.
-    pub(super) fn keep(&mut self) -> bool {
+    pub(super) fn keep(&self) -> bool {
         let mut held = self.bodies.held.lock();
         held.bodies.get_mut(&self.number).map(|own| own.is_whole = true).is_some()
     }
@@ -110,7 +110,7 @@ mod tests {
     #[tokio::test]
     async fn the_body_that_is_read_the_longest_gives_way_and_one_that_is_answered_does_not() {
         let bodies = Bodies::new(10);
-        let (mut first, mut second, mut third) = (bodies.begin(), bodies.begin(), bodies.begin());
+        let (first, second, third) = (bodies.begin(), bodies.begin(), bodies.begin());
         assert!(first.resize(4) && second.resize(4));
         assert!(third.resize(4), "for which the first went");
         first.gone().await;

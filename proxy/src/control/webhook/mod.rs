@@ -170,7 +170,7 @@ impl Unread {
 
 /// Reads a question. One that is too large is taken to its end all the same and thrown away: the API server asks in HTTP/1.1, and
 /// reads no answer while it writes.
-async fn whole(body: Body, room: &mut Room) -> Result<Vec<u8>, Box<Unread>> {
+async fn whole(body: Body, room: &Room) -> Result<Vec<u8>, Box<Unread>> {
     let busy = || {
         let text = "others ask more than is read at a time; ask again".to_owned();
         Unread::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text)
@@ -218,8 +218,8 @@ impl Webhook {
 
     /// The question, and its turn to be answered, which lasts until that is dropped.
     async fn read(&self, body: Body) -> Result<(Request, SemaphorePermit<'_>), Box<Unread>> {
-        let mut room = self.bodies.begin();
-        let read = tokio::time::timeout(READ_WITHIN, whole(body, &mut room)).await;
+        let room = self.bodies.begin();
+        let read = tokio::time::timeout(READ_WITHIN, whole(body, &room)).await;
         let late = || Unread::new(StatusCode::REQUEST_TIMEOUT, "slow", format!("no whole question came within {READ_WITHIN:?}"));
         let body = read.map_err(|_elapsed| late())??;
         let weight = review::weight(&body);
