@@ -164,6 +164,9 @@ fn unheard(cluster: &Cluster) -> Result<()> {
     let first = container("first", json!({ "command": sends("exit 0") }));
     let mut web = pod("web", &[idle("app")], json!({ "initContainers": [first] }));
     web["metadata"]["annotations"] = json!({ "outrigger.dev/sidecar-mode": "classic" });
+    // Whoever gives pods to nodes may be as slow to hear again as the agent is.
+    let nodes = cluster.get(&["nodes"])?;
+    web["spec"]["nodeName"] = nodes["items"][0]["metadata"]["name"].clone();
     let made = (|| {
         may_hear(&json!(["namespaces"]))?;
         // What is watched is not asked for again before it ends.
