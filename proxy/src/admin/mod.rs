@@ -32,10 +32,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-mod room;
-pub(crate) mod routes;
+use crate::base::room::{Room, Work};
 
-use self::room::{Room, Work};
+pub(crate) mod routes;
 
 /// Serves until it is dropped.
 #[derive(Debug)]

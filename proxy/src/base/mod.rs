@@ -11,6 +11,7 @@ pub(crate) mod net;
 pub(crate) mod placed;
 pub(crate) mod problems;
 pub(crate) mod random;
+pub(crate) mod room;
 pub(crate) mod secrecy;
 pub(crate) mod sockopt;
 pub(crate) mod state;

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use crate::base::drain::DrainGuard;
 use crate::base::names::Named;
 use crate::base::net::BoxedIo;
+use crate::base::room::{Room, Work};
 use crate::identity::source::Identity;
 use crate::identity::spiffe::{SpiffeError, SpiffeId, TrustDomain};
 use crate::identity::verify::identity_of;
@@ -121,17 +122,19 @@ pub(crate) fn accept(
 }
 
 async fn accept_from(listener: TcpListener, terms: Terms, mut stop: DrainGuard, accepted: mpsc::Sender<io::Result<ServerIo>>) {
-    let mut handshakes = JoinSet::new();
+    let (mut handshakes, mut room) = (JoinSet::new(), Room::new(HANDSHAKES_MAX));
     loop {
         // Every arm is cancel-safe: an accepted socket is handed out in the same poll.
         tokio::select! {
             () = stop.stopped() => return,
             Some(_done) = handshakes.join_next() => {}
-            connection = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => match connection {
+            connection = listener.accept() => match connection {
                 Ok((tcp, address)) => {
                     let terms = terms.clone();
                     let accepted = accepted.clone();
-                    handshakes.spawn(async move {
+                    // The one that is under way the longest makes room: who says nothing keeps nobody out.
+                    room.make();
+                    let task = handshakes.spawn(async move {
                         match timeout(HANDSHAKE_MAX, handshake(terms, tcp, address)).await {
                             // An error means that the server is stopping: the connection is dropped.
                             Ok(Ok(io)) => drop(accepted.send(Ok(io)).await),
@@ -139,6 +142,7 @@ async fn accept_from(listener: TcpListener, terms: Terms, mut stop: DrainGuard, 
                             Err(_elapsed) => debug!(%address, "handshake took too long"),
                         }
                     });
+                    room.add(task, Work::new());
                 }
                 Err(error) => {
                     // Out of descriptors or memory: accepting again at once would spin.
@@ -216,5 +220,5 @@ const SERVER_NAME: &str = "control.outrigger-system";
 /// The longest that a peer may take for its handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
-/// Handshakes under way per listener; more wait in the kernel's queue.
+/// Handshakes under way per listener.
 const HANDSHAKES_MAX: usize = 256;

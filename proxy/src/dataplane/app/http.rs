@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
@@ -16,6 +17,8 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
 
 use super::tls;
 use crate::base::net::BoxedIo;
@@ -69,8 +72,14 @@ fn written(path: &str) -> String {
     query.map_or_else(|| path.to_string(), |query| format!("{path}?{query}"))
 }
 
-/// The app's metrics as they come.
-pub(super) async fn read(io: BoxedIo, at: SocketAddr, door: &HttpDoor, asked: &HeaderMap) -> Result<Response, String> {
+/// The app's metrics as they come; `reader` is given back when they have been read, or cannot be.
+pub(super) async fn read(
+    io: BoxedIo,
+    at: SocketAddr,
+    door: &HttpDoor,
+    asked: &HeaderMap,
+    reader: OwnedSemaphorePermit,
+) -> Result<Response, String> {
     let io = if door.tls { tls::over(io, at).await? } else { io };
     let (mut sender, connection) = begin(io).await?;
     let mut request = request(at, &door.path, door)?;
@@ -89,7 +98,7 @@ pub(super) async fn read(io: BoxedIo, at: SocketAddr, door: &HttpDoor, asked: &H
         }
     };
     let (parts, body) = answer.map_err(|error| error.to_string())?.into_parts();
-    let body = Carried { connection: Some(connection), body };
+    let body = Carried { connection: Some(connection), body, until: Box::pin(tokio::time::sleep(READ_AT_MOST)), _reader: reader };
     let mut response = (parts.status, Body::new(body)).into_response();
     for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
         if let Some(value) = parts.headers.get(&name) {
@@ -136,23 +145,31 @@ fn same_place(headers: &HeaderMap, at: SocketAddr) -> Option<String> {
 struct Carried {
     connection: Option<Pin<Box<Connection>>>,
     body: Incoming,
+    /// Who does not read leaves the place to others.
+    until: Pin<Box<Sleep>>,
+    _reader: OwnedSemaphorePermit,
 }
 
 impl hyper::body::Body for Carried {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = axum::BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        if self.until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the app's metrics were not read in time".into())));
+        }
         if let Some(connection) = &mut self.connection
             && connection.as_mut().poll(cx).is_ready()
         {
             self.connection = None;
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
     }
 }
 
 const REDIRECTIONS_MAX: usize = 10;
+/// How long the app's metrics may be read.
+const READ_AT_MOST: Duration = Duration::from_secs(60);
 /// What Go encodes in a path that holds encoded signs (RFC 3986 3.3: all that is no `pchar`; brackets it leaves).
 const PATH: &AsciiSet = &CONTROLS
     .add(b' ')

@@ -50,7 +50,7 @@ pub(crate) struct Deputy {
     probes: BTreeMap<String, Probe>,
     metrics: Option<HttpDoor>,
     /// Readers of the app's metrics at a time.
-    readers: Semaphore,
+    readers: Arc<Semaphore>,
     window: Arc<Window>,
     asked: IntCounterVec,
     dial: Arc<dyn Dial>,
@@ -70,7 +70,7 @@ pub(crate) fn routes(doors: AppDoors, window: &Arc<Window>, metrics: &Metrics, d
     let deputy = Deputy {
         probes: doors.probes.into_iter().map(|(name, is)| (name, probe(is))).collect(),
         metrics: doors.metrics,
-        readers: Semaphore::new(READERS_MAX),
+        readers: Arc::new(Semaphore::new(READERS_MAX)),
         window: Arc::clone(window),
         asked: metrics.app_asked.clone(),
         dial,
@@ -104,12 +104,12 @@ async fn metrics_of(
     let Some(door) = &deputy.metrics else {
         return (StatusCode::NOT_FOUND, "the pod has no metrics of its own\n").into_response();
     };
-    let Ok(_reader) = deputy.readers.try_acquire() else {
+    let Ok(reader) = Arc::clone(&deputy.readers).try_acquire_owned() else {
         return (StatusCode::TOO_MANY_REQUESTS, "others read the app's metrics at this moment\n").into_response();
     };
     let read = async {
         let io = deputy.connect(door.port, caller).await?;
-        http::read(io.0, io.1, door, &headers).await
+        http::read(io.0, io.1, door, &headers, reader).await
     };
     let read = timeout(METRICS_AT_MOST, read).await;
     deputy.count("metrics", matches!(read, Ok(Ok(_))));

@@ -329,3 +329,22 @@ async fn the_apps_metrics_are_passed_on_and_nobody_says_where_they_are_read() {
     let (status, why) = ask(&routes, "/metrics/app").await;
     assert!(status == 502 && why.starts_with("the app's metrics cannot be read: cannot connect"), "{status} {why}");
 }
+
+#[tokio::test]
+async fn a_reader_holds_its_place_until_it_has_read_and_no_longer_than_a_minute() {
+    let (port, _app) = app(|_, _| format!("HTTP/1.1 200 OK\r\ncontent-length: 8000000\r\n\r\n{}", "x".repeat(8_000_000))).await;
+    let (routes, _) = doors(json!({ "metrics": { "port": port, "path": "/stats" } }));
+    let get = || {
+        let mut request = Request::get("/metrics/app").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Caller("192.0.2.1:7".parse().unwrap()));
+        routes.clone().oneshot(request)
+    };
+    let first = get().await.unwrap();
+    assert_eq!(first.status(), 200);
+    // This app serves one after the other, so one place is all there is to see.
+    let held = first.into_body();
+    let others = futures_util::future::join_all((0..READERS_MAX).map(|_| timeout(Duration::from_millis(100), get()))).await;
+    let refused = others.into_iter().flatten().flatten().filter(|answer| answer.status() == 429).count();
+    assert_eq!(refused, 1, "of four places one is held by who does not read");
+    drop(held);
+}

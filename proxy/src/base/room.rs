@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// The connections of one door, by number.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     most: usize,
     held: BTreeMap<u64, (AbortHandle, Work)>,
     count: u64,
@@ -18,7 +18,7 @@ pub(super) struct Room {
 
 /// What a connection has to do.
 #[derive(Clone, Debug)]
-pub(super) struct Work(Arc<Mutex<Doing>>);
+pub(crate) struct Work(Arc<Mutex<Doing>>);
 
 #[derive(Debug)]
 struct Doing {
@@ -29,16 +29,16 @@ struct Doing {
 
 /// An answer that is being made; none any more when dropped.
 #[derive(Debug)]
-pub(super) struct Answering(Work);
+pub(crate) struct Answering(Work);
 
 impl Room {
     /// For `most` connections.
-    pub(super) const fn new(most: usize) -> Self {
+    pub(crate) const fn new(most: usize) -> Self {
         Self { most, held: BTreeMap::new(), count: 0 }
     }
 
     /// Makes room for one more. `false`: every connection is being answered.
-    pub(super) fn make(&mut self) -> bool {
+    pub(crate) fn make(&mut self) -> bool {
         self.held.retain(|_number, (task, _work)| !task.is_finished());
         if self.held.len() < self.most {
             return true;
@@ -52,7 +52,7 @@ impl Room {
     }
 
     /// Takes a connection in, for which there is room.
-    pub(super) fn add(&mut self, task: AbortHandle, work: Work) {
+    pub(crate) fn add(&mut self, task: AbortHandle, work: Work) {
         self.count += 1;
         self.held.insert(self.count, (task, work));
     }
@@ -60,12 +60,12 @@ impl Room {
 
 impl Work {
     /// Of a connection that has not asked yet.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(Doing { answers: 0, silent_since: Instant::now() })))
     }
 
     /// One more answer.
-    pub(super) fn begin(&self) -> Answering {
+    pub(crate) fn begin(&self) -> Answering {
         self.0.lock().answers += 1;
         Answering(self.clone())
     }
