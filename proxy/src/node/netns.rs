@@ -70,6 +70,26 @@ pub(crate) fn of_socket(socket: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(answer) })
 }
 
+/// Is the user namespace that owns `netns` the caller's own? One that somebody made for himself in a pod is owned by another.
+///
+/// Source: ioctl_ns(2), `NS_GET_USERNS`, which asks for no right.
+///
+/// # Errors
+/// It is no namespace, or its owner is none that the caller may see.
+pub(crate) fn is_of_own_user_namespace(netns: impl AsFd) -> io::Result<bool> {
+    // SAFETY: the request takes no argument, and answers with a descriptor of its own or an error.
+    let answer = unsafe { libc::ioctl(netns.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    let owner = unsafe { OwnedFd::from_raw_fd(answer) };
+    Ok(inode(owner)? == inode(File::open("/proc/self/ns/user")?)?)
+}
+
+/// `_IO(0xb7, 1)` of `include/uapi/linux/nsfs.h`.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
+
 /// The inode of an open network namespace.
 ///
 /// # Errors

@@ -20,8 +20,8 @@ use crate::base::state;
 use crate::model::capture::CaptureError;
 use crate::model::pod_record::PodRecord;
 use crate::node::peer::Peer;
-use crate::node::pods::Pod;
-use crate::node::{Agent, addresses, admission, netns};
+use crate::node::pods::{Pod, Pods};
+use crate::node::{Agent, addresses, admission, device, netns};
 
 /// Why a caller at a pod's socket is not its sidecar, or its pod is not enrolled.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -60,6 +60,14 @@ pub(crate) enum Refused {
     #[error("the pod's network namespace has no address")]
     NoAddress,
     /// The caller: it made a network namespace of its own.
+    #[error(
+        "the caller (pid {pid}) shows a network namespace that somebody made for himself, not the one that the node made for the pod {pod}"
+    )]
+    Decoy { pid: u32, pod: Named },
+    /// The caller.
+    #[error("the caller (pid {pid}) shows the network namespace of the pod {actual}, and the socket is of the pod {pod}")]
+    AnotherNetwork { pid: u32, pod: Named, actual: Named },
+    /// The caller: it made a network namespace of its own.
     #[error("the caller (pid {pid}) shows a network namespace with {shown:?}, none of which is an address of the pod {pod}")]
     Foreign { pid: u32, shown: Vec<IpAddr>, pod: Named },
     /// The environment.
@@ -84,7 +92,7 @@ impl Refused {
             Self::Capture(_) => "correct the annotation, and make the pod anew",
             Self::Kernel(_) => "give the node agent CAP_NET_ADMIN",
             Self::NoAddress => "look whether the network plugin of the node works",
-            Self::Foreign { .. } => "ask from the pod's own network namespace",
+            Self::Foreign { .. } | Self::Decoy { .. } | Self::AnotherNetwork { .. } => "ask from the pod's own network namespace",
             Self::Record(_) => "look whether the node agent's state folder can be written to",
         }
     }
@@ -116,6 +124,7 @@ pub(crate) async fn admit(
         quarantine::let_out(agent, owner);
         return Ok(());
     }
+    of_nobody_else(&agent.pods.borrow(), owner, &caller)?;
     let record = match cluster.pod(owner, &caller.container.id).await {
         Some(described) => {
             beside(agent, owner, &caller, &described)?;
@@ -179,6 +188,9 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
     check(owner, &caller.container, described)?;
     let kernel = |error: io::Error| Refused::Kernel(error.to_string());
     let namespace = netns::of_socket(stream).map(File::from).map_err(kernel)?;
+    if !is_the_nodes(&namespace).map_err(kernel)? {
+        return Err(Refused::Decoy { pid: caller.pid, pod: owner.named() });
+    }
     let shown = addresses::of(&namespace).map_err(kernel)?;
     if shown.is_empty() {
         return Err(Refused::NoAddress);
@@ -210,6 +222,21 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
     };
     record.capture()?;
     Ok(record)
+}
+
+/// Was the namespace made by the node? Who may make namespaces for himself, in a user namespace of his own, has none that leads out. That of a pod
+/// with users of its own (`hostUsers: false`) is owned by these, and has a link of the node's.
+fn is_the_nodes(netns: &File) -> io::Result<bool> {
+    Ok(netns::is_of_own_user_namespace(netns)? || !device::nodes_ends(netns)?.is_empty())
+}
+
+/// A socket says where it was made, not who asks by it: one may come from another pod, whose namespace has its own sidecar.
+fn of_nobody_else(pods: &Pods, owner: &Owner, caller: &Caller) -> Result<(), Refused> {
+    let another = pods.get(&caller.cookie).map(|pod| &pod.record).filter(|record| record.uid.as_ref() != Some(&owner.uid));
+    match another.filter(|record| is_populated(&record.cgroup)) {
+        Some(record) => Err(Refused::AnotherNetwork { pid: caller.pid, pod: owner.named(), actual: record.named() }),
+        None => Ok(()),
+    }
 }
 
 /// Do the kubelet, the kernel and the API server speak of one pod, and of its sidecar?
@@ -277,6 +304,7 @@ mod tests {
 
     use super::super::described::tests::pod;
     use super::*;
+    use crate::node::pods::tests::{known, record};
 
     fn owner() -> Owner {
         Owner { namespace: "shop".into(), name: "web-1".into(), uid: "0a-1".into(), service_account: "web".into() }
@@ -312,6 +340,46 @@ mod tests {
         assert!(matches!(container("", 7, &owner()), Err(Refused::NotOfPod { .. })));
         let host = pod(|pod| pod["spec"]["hostNetwork"] = json!(true));
         assert_eq!(check(&owner(), &of("0a-1", ID).unwrap(), &host), Err(Refused::HostNetwork(owner().named())));
+    }
+
+    #[test]
+    fn a_namespace_that_another_pod_has_shown_is_that_pods_for_as_long_as_it_runs() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let events = |text: &str| std::fs::write(cgroup.path().join("cgroup.events"), text).unwrap();
+        let of = |uid: &str| {
+            let record = record("api", 7);
+            known(&[PodRecord { uid: Some(uid.to_owned()), cgroup: cgroup.path().to_owned(), ..record }])
+        };
+        let container = container("0::/kubepods/besteffort/pod0a-1/aa11aa11aa11\n", 7, &owner()).unwrap();
+        let folders = Folders { pod: "/none".into(), container: "/none".into() };
+        let caller = Caller { pid: 7, cookie: 7, container, folders };
+        events("populated 1\n");
+        assert_eq!(of_nobody_else(&of("0a-1"), &owner(), &caller), Ok(()));
+        let refused = of_nobody_else(&of("0b-2"), &owner(), &caller).unwrap_err();
+        assert!(refused.to_string().contains("the network namespace of the pod shop/api"), "{refused}");
+        assert_eq!(of_nobody_else(&Pods::new(), &owner(), &caller), Ok(()));
+        events("populated 0\n");
+        assert_eq!(of_nobody_else(&of("0b-2"), &owner(), &caller), Ok(()), "an ended pod has none");
+    }
+
+    #[test]
+    fn a_namespace_that_somebody_made_for_himself_is_told_from_the_nodes() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let mut own = std::process::Command::new("unshare").args(["-Urn", "sleep", "60"]).spawn().unwrap();
+        let path = format!("/proc/{}/ns/net", own.id());
+        let here = netns::inode(File::open("/proc/self/ns/net").unwrap()).unwrap();
+        let made = (0..500).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            File::open(&path).ok().filter(|netns| netns::inode(netns).is_ok_and(|inode| inode != here))
+        });
+        let told = made.map(|netns| (netns::is_of_own_user_namespace(&netns), is_the_nodes(&netns)));
+        own.kill().unwrap();
+        own.wait().unwrap();
+        let (is_own, is_nodes) = told.expect("a namespace within five seconds");
+        assert!(!is_own.unwrap() && !is_nodes.unwrap());
+        assert!(is_the_nodes(&File::open("/proc/self/ns/net").unwrap()).unwrap());
     }
 
     #[test]
