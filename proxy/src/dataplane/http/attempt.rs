@@ -298,8 +298,7 @@ fn fault_of(fault: BodyFault) -> Reject {
         BodyFault::Stalled => Reject::RequestTimeout,
         BodyFault::Left => Reject::CallerLeft,
         BodyFault::Malformed => Reject::BadRequest("the body of the request is not valid"),
-        BodyFault::TrailerBytes => Reject::BadRequest("the trailers of the request are larger than a head may be (headerBytes)"),
-        BodyFault::TrailerCount => Reject::BadRequest("the request has more trailers than a head may have headers (headerCount)"),
+        BodyFault::Trailers(over) => Reject::BadRequest(over.text_of_request()),
     }
 }
 

@@ -16,7 +16,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::inflow::Inflow;
 use super::normalize::cleaned_trailers;
+use super::pipeline::BROKE;
 use super::record::Record;
+use super::reject::Reject;
 use crate::dataplane::pool::Lease;
 use crate::dataplane::tcp::Counts;
 use crate::policy::breaker::Slot;
@@ -45,6 +47,9 @@ pub(crate) enum BodyError {
     /// The side that sends it took its stream back, or broke.
     #[error("the body's stream broke off")]
     Stream(#[from] h2::Error),
+    /// Its trailers are over a limit on heads.
+    #[error("the body's trailers are over a limit")]
+    Trailers(TrailersOver),
     /// Its sender sent nothing for too long.
     #[error("the body's sender sent nothing for too long")]
     Stalled,
@@ -58,12 +63,13 @@ impl BodyError {
     fn fault(&self) -> BodyFault {
         let sentence = match self {
             Self::Sender(error) => std::error::Error::source(error).map(ToString::to_string).unwrap_or_default(),
+            Self::Trailers(over) => return BodyFault::Trailers(*over),
             Self::Stream(_) | Self::Stalled | Self::GivenUp => String::new(),
         };
-        // The codec keeps the limits on heads here as well, and says which one in a sentence and no other way.
+        // The codec of HTTP/1 keeps the limits on heads here as well, and says which one in a sentence and no other way.
         match &*sentence {
-            "chunk trailers bytes over limit" => BodyFault::TrailerBytes,
-            "chunk trailers count overflow" => BodyFault::TrailerCount,
+            "chunk trailers bytes over limit" => BodyFault::Trailers(TrailersOver::Bytes),
+            "chunk trailers count overflow" => BodyFault::Trailers(TrailersOver::Count),
             _ if self.is_malformed() => BodyFault::Malformed,
             _ => BodyFault::Left,
         }
@@ -74,6 +80,7 @@ impl BodyError {
         match self {
             Self::Sender(error) => malformed(error),
             Self::Stream(error) => error.is_library(),
+            Self::Trailers(_) => true,
             Self::Stalled | Self::GivenUp => false,
         }
     }
@@ -86,12 +93,37 @@ pub(crate) enum BodyFault {
     Stalled,
     /// Its chunks or lengths are not valid.
     Malformed,
-    /// Its trailers have more bytes than a head may have.
-    TrailerBytes,
-    /// There are more of them than headers of a head.
-    TrailerCount,
+    /// Its trailers are over a limit on heads.
+    Trailers(TrailersOver),
     /// It left before the end.
     Left,
+}
+
+/// Which limit on heads trailers are over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TrailersOver {
+    /// They have more bytes than a head may have.
+    Bytes,
+    /// There are more of them than headers of a head.
+    Count,
+}
+
+impl TrailersOver {
+    /// Of a request, in one sentence.
+    pub(crate) fn text_of_request(self) -> &'static str {
+        match self {
+            Self::Bytes => "the trailers of the request are larger than a head may be (headerBytes)",
+            Self::Count => "the request has more trailers than a head may have headers (headerCount)",
+        }
+    }
+
+    /// The same of an answer.
+    fn text_of_answer(self) -> &'static str {
+        match self {
+            Self::Bytes => "the trailers of the answer are larger than its head may be (headerBytes)",
+            Self::Count => "the answer has more trailers than its head may have headers (headerCount)",
+        }
+    }
 }
 
 /// The caller's body, from which attempts read one after the other. Cheap to clone.
@@ -494,6 +526,15 @@ impl Body {
         }
     }
 
+    /// The client broke the rules before it had the whole answer.
+    pub(crate) fn reader_broke(&mut self) {
+        if let Self::Answer(answer) = self
+            && let Some(record) = &mut answer.record
+        {
+            record.caller_broke(&Reject::BadRequest(BROKE));
+        }
+    }
+
     /// The client is given up, for it reads nothing.
     pub(crate) fn slow_reader(&mut self) {
         if let Self::Answer(answer) = self
@@ -539,6 +580,9 @@ impl http_body::Body for Answer {
             Some(Err(error)) => {
                 if let Some(mut record) = self.record.take() {
                     record.body_broke(if error.is_malformed() { Reason::UpstreamProtocol } else { Reason::UpstreamReset });
+                    if let BodyFault::Trailers(over) = error.fault() {
+                        record.detail(over.text_of_answer());
+                    }
                 }
                 // Whoever is told of the end may be slow to pass it on.
                 (self.lease, self.slot, self.request) = (None, None, None);

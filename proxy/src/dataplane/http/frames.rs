@@ -5,6 +5,7 @@
 //! Sources: RFC 9113 4.1 (the nine bytes before each frame), 6 (their types) and 10.5; CVE-2023-44487, CVE-2019-9512, -9515.
 //! Invariant: no byte is changed, held back or kept. What comes after a breach is not read any more.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,22 +13,26 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::body::TrailersOver;
 use super::credit::Account;
 use super::cut::{
     CONTINUATION, Cut, Cutter, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PADDED, PREFACE_BYTES, RST_STREAM,
     WINDOW_UPDATE,
 };
+use super::normalize::list_bytes;
 use super::reject::{Flood, Limit, REASON, Reject, Told};
 use super::unseen::{Unseen, Written};
 use crate::dataplane::wire::Wire;
 use crate::policy::limits::Limits;
 
 /// What is known of one connection's frames.
+#[derive(Debug)]
 pub(crate) struct Traffic {
     limits: Limits,
     control: Window,
@@ -60,6 +65,11 @@ pub(crate) struct Traffic {
     /// All that was written went out: whatever comes next begins a frame.
     between_frames: AtomicBool,
     late: Mutex<Option<Stands>>,
+    /// Streams that the client took back for what the codec takes them back for as well, and whether it said goodbye.
+    blamed: Mutex<VecDeque<u32>>,
+    left: AtomicBool,
+    /// Streams whose trailers had more bytes on the wire than a head may have: the codec may have dropped some of them.
+    trailing: Mutex<VecDeque<u32>>,
     pub(super) unseen: Unseen,
     pub(super) account: Arc<Account>,
 }
@@ -148,6 +158,9 @@ impl Traffic {
             blocked: AtomicBool::new(false),
             between_frames: AtomicBool::new(false),
             late: Mutex::new(None),
+            blamed: Mutex::default(),
+            left: AtomicBool::new(false),
+            trailing: Mutex::default(),
             unseen: Unseen::default(),
             account: Account::new(),
         })
@@ -281,6 +294,34 @@ impl Traffic {
         fill.saturating_add(fill / 4).max(5)
     }
 
+    /// Did the codec end this stream for this reason, because its client broke the rules? The codec does not say who did, so it is
+    /// kept of which streams the client said it.
+    fn broke(&self, stream: u32, reason: h2::Reason) -> bool {
+        is_for_breach(reason) && !self.left.load(Ordering::Relaxed) && !self.blamed.lock().contains(&stream)
+    }
+
+    /// The client took back a stream, for this reason.
+    fn took_back(&self, stream: u32, reason: h2::Reason) {
+        if is_for_breach(reason) {
+            keep(&self.blamed, stream);
+        }
+    }
+
+    /// Which limit the trailers of a request are over, as the codec read them. What it dropped of them was one that is longer than the
+    /// limit, for it reads [`HEADERS_READ`] times that much: it is known by the bytes on the wire, of which a letter takes five bits at
+    /// least (RFC 7541 5.2). What another sidecar passes on was held to the limits there, some of it as HTTP/1 counts it.
+    pub(super) fn trailers_over(&self, stream: u32, trailers: &HeaderMap, link: bool) -> Option<TrailersOver> {
+        let Limits { header_bytes, header_count, .. } = self.limits;
+        let over = |size: usize, limit: u32| u32::try_from(size).map_or(true, |size| size > limit);
+        if link {
+            return over(list_bytes(trailers), header_bytes.saturating_mul(HEADERS_READ - 1)).then_some(TrailersOver::Bytes);
+        }
+        if over(list_bytes(trailers), header_bytes) || self.trailing.lock().contains(&stream) {
+            return Some(TrailersOver::Bytes);
+        }
+        over(trailers.len(), header_count).then_some(TrailersOver::Count)
+    }
+
     /// The client is given up.
     pub(crate) fn late(&self, stands: Stands) {
         *self.late.lock() = Some(stands);
@@ -357,13 +398,18 @@ impl Clock {
 
 impl Unanswered {
     /// Of the connection on which it came.
-    pub(super) fn account(&self) -> &Arc<Account> {
-        &self.traffic.account
+    pub(super) fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// There is an answer.
-    pub(crate) fn answered(mut self) {
+    pub(crate) fn answered(&mut self) {
         self.answered = true;
+    }
+
+    /// Was its stream, which was reset for this reason, ended by the codec, because its client broke the rules?
+    pub(super) fn broke(&self, stream: u32, reason: h2::Reason) -> bool {
+        self.traffic.broke(stream, reason)
     }
 }
 
@@ -394,7 +440,7 @@ impl Framed {
     }
 
     fn frame(&mut self, frame: Frame) {
-        let Frame { length, kind, flags, stream, word: _ } = frame;
+        let Frame { length, kind, flags, stream, word } = frame;
         let tiny = kind == DATA && (1..TINY).contains(&length);
         self.traffic.in_body.store(tiny, Ordering::Relaxed);
         if tiny {
@@ -438,12 +484,15 @@ impl Framed {
             // It says something about a stream.
             RST_STREAM => {
                 one_more(&self.traffic.taken_back);
+                self.traffic.took_back(stream, word.into());
                 self.traffic.reset();
             }
             WINDOW_UPDATE if self.traffic.is_granted_for_something() => {}
             _nothing_of_a_request => {
-                if kind == DATA {
-                    one_more(&self.traffic.empties);
+                match kind {
+                    DATA => one_more(&self.traffic.empties),
+                    GOAWAY => self.traffic.left.store(true, Ordering::Relaxed),
+                    _another => {}
                 }
                 let limit = self.traffic.limits.control_frames;
                 if self.traffic.control.over(limit) {
@@ -455,8 +504,12 @@ impl Framed {
 
     fn head_ended(&mut self) {
         self.ends_head = false;
-        self.traffic.head.store(false, Ordering::Relaxed);
-        self.traffic.unseen.head(self.stream, self.traffic.head_bytes.load(Ordering::Relaxed));
+        let traffic = &self.traffic;
+        traffic.head.store(false, Ordering::Relaxed);
+        if traffic.is_head_over(1) && !traffic.unseen.is_new(self.stream) {
+            keep(&traffic.trailing, self.stream);
+        }
+        traffic.unseen.head(self.stream, traffic.head_bytes.load(Ordering::Relaxed));
     }
 }
 
@@ -565,6 +618,20 @@ pub(crate) fn calm(text: &str) -> Vec<u8> {
     frame
 }
 
+/// Is a stream taken back for this because the other side broke the rules (RFC 9113 5.4.2 and 7)?
+fn is_for_breach(reason: h2::Reason) -> bool {
+    matches!(reason, h2::Reason::PROTOCOL_ERROR | h2::Reason::FLOW_CONTROL_ERROR | h2::Reason::STREAM_CLOSED)
+}
+
+/// One more stream of which something is known, in the place of the first one where there are many.
+fn keep(streams: &Mutex<VecDeque<u32>>, stream: u32) {
+    let mut streams = streams.lock();
+    if streams.len() >= STREAMS_KEPT {
+        streams.pop_front();
+    }
+    streams.push_back(stream);
+}
+
 /// One task changes it, so nothing is lost between load and store.
 fn one_more(count: &AtomicU32) {
     count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -584,6 +651,8 @@ const TINY_LEAST: u32 = 1 << 16;
 /// connection for.
 const PADDING_MOST: usize = 256;
 const PADDED_LEAST: u32 = 100;
+/// Of how many streams it is kept that they are unusual.
+const STREAMS_KEPT: usize = 256;
 /// More than an ordinary client has of what the codec counts.
 const FEW: u32 = 4;
 const WINDOW: Duration = Duration::from_secs(10);

@@ -2,6 +2,9 @@
 //!
 //! What was read of a stream is granted anew when its reader asks for the next piece, and so has taken this one on.
 //!
+//! The codec of HTTP/2 holds heads to a limit, and of trailers that are over it drops what is beyond, and tells nobody: what is
+//! left of them would pass for all of them. So trailers have a limit of their own here, well below the codec's.
+//!
 //! Sources: RFC 9113 5.2 (flow control), 8.1 (a server that answered in full may stop a request without an
 //! error), 8.7. Invariant: a stream that was taken back before its end is an error, never an end. That holds for a reset
 //! without an error too: the codec says nothing of one that comes behind the end.
@@ -15,9 +18,11 @@ use h2::RecvStream;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::body::BodyError;
+use super::body::{BodyError, TrailersOver};
 use super::credit::Account;
+use super::frames::Traffic;
 use super::guard::Reading;
+use super::normalize::list_bytes;
 
 /// A body that comes in.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ pub(crate) enum Inflow {
 #[derive(Debug)]
 pub(crate) struct Stream {
     from: RecvStream,
+    /// How large its trailers may be, as HTTP/2 counts them.
+    trailers_max: usize,
     /// Was read last and is not granted anew yet.
     owed: usize,
     /// Trailers may come, and nothing else.
@@ -46,21 +53,24 @@ pub(crate) struct Stream {
 #[derive(Debug)]
 pub(crate) struct Upload {
     stream: Stream,
-    account: Arc<Account>,
+    traffic: Arc<Traffic>,
+    /// It comes from another sidecar.
+    link: bool,
 }
 
 impl Inflow {
-    /// What a stream carries behind its head.
-    pub(crate) fn stream(from: RecvStream) -> Self {
-        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream::new(from)) }
+    /// What a stream carries behind the head of an answer.
+    pub(crate) fn stream(from: RecvStream, trailers_max: usize) -> Self {
+        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream::new(from, trailers_max)) }
     }
 
-    /// What a client sends behind the head of a request, on a connection that has this account.
-    pub(super) fn upload(from: RecvStream, account: &Arc<Account>) -> Self {
+    /// What a client, or another sidecar, sends behind the head of a request, on a connection of which this is known.
+    pub(super) fn upload(from: RecvStream, traffic: &Arc<Traffic>, link: bool) -> Self {
         if from.is_end_stream() {
             return Self::Empty;
         }
-        Self::Upload(Upload { stream: Stream::new(from), account: Arc::clone(account) })
+        // What is known of the frames decides below.
+        Self::Upload(Upload { stream: Stream::new(from, usize::MAX), traffic: Arc::clone(traffic), link })
     }
 
     /// The stream of which everything was read, for whoever lets go of it.
@@ -82,11 +92,11 @@ impl From<Incoming> for Inflow {
 }
 
 impl Stream {
-    fn new(from: RecvStream) -> Self {
-        Self { from, owed: 0, data_done: false, ended: false }
+    fn new(from: RecvStream, trailers_max: usize) -> Self {
+        Self { from, trailers_max, owed: 0, data_done: false, ended: false }
     }
 
-    fn poll_frame(&mut self, account: Option<&Account>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    fn poll_frame(&mut self, account: Option<&Account>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.release(account);
         if !self.data_done {
             match ready!(self.from.poll_data(cx)) {
@@ -99,13 +109,17 @@ impl Stream {
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => self.data_done = true,
             }
         }
-        let trailers = ready!(self.from.poll_trailers(cx));
+        let trailers = ready!(self.from.poll_trailers(cx))?;
         self.ended = true;
-        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+        let Some(trailers) = trailers else { return Poll::Ready(None) };
+        if list_bytes(&trailers) > self.trailers_max {
+            return Poll::Ready(Some(Err(BodyError::Trailers(TrailersOver::Bytes))));
+        }
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     /// What was read last was taken on.
@@ -121,9 +135,23 @@ impl Stream {
     }
 }
 
+impl Upload {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.stream.poll_frame(Some(&self.traffic.account), cx)?);
+        if let Some(trailers) = frame.as_ref().and_then(Frame::trailers_ref) {
+            let stream = self.stream.from.stream_id().as_u32();
+            if let Some(over) = self.traffic.trailers_over(stream, trailers, self.link) {
+                return Poll::Ready(Some(Err(BodyError::Trailers(over))));
+            }
+        }
+        Poll::Ready(frame.map(Ok))
+    }
+}
+
 impl Drop for Upload {
     fn drop(&mut self) {
-        let Self { stream, account } = self;
+        let Self { stream, traffic, link: _ } = self;
+        let account = &traffic.account;
         if !stream.ended {
             stream.release(Some(account));
             // The codec lets go of what nobody read.
@@ -145,8 +173,8 @@ impl http_body::Body for Inflow {
                 }
                 Pin::new(body).poll_frame(cx).map_err(BodyError::Sender)
             }
-            Self::Stream(stream) => stream.poll_frame(None, cx).map_err(BodyError::Stream),
-            Self::Upload(Upload { stream, account }) => stream.poll_frame(Some(account), cx).map_err(BodyError::Stream),
+            Self::Stream(stream) => stream.poll_frame(None, cx),
+            Self::Upload(upload) => upload.poll_frame(cx),
         }
     }
 

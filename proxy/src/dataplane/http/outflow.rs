@@ -31,12 +31,15 @@ pub(crate) struct Outflow {
     patience: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
     waits: Option<Instant>,
+    /// The stream was over before the body was.
+    cut: bool,
 }
 
 impl Outflow {
     /// A request's body.
     pub(crate) fn new(body: Body, to: SendStream<Bytes>) -> Self {
-        Self { body, to, first: true, kept: Bytes::new(), last: false, broken: None, patience: None, timer: None, waits: None }
+        let kept = Bytes::new();
+        Self { body, to, first: true, kept, last: false, broken: None, patience: None, timer: None, waits: None, cut: false }
     }
 
     /// An answer's body, whose client is given up when it reads nothing for that long.
@@ -47,6 +50,16 @@ impl Outflow {
     /// From now on nobody waits for an answer: the reader is given up after as long as the sender would be.
     pub(crate) fn alone(&mut self) {
         self.patience = Some(self.body.patience());
+    }
+
+    /// When it is ready: was the stream over before the body was?
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// It was, because its reader broke the rules.
+    pub(crate) fn reader_broke(&mut self) {
+        self.body.reader_broke();
     }
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
@@ -64,7 +77,9 @@ impl Outflow {
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 // Whoever does not want the rest says so while nothing comes.
-                return self.to.poll_reset(cx).map_ok(drop);
+                ready!(self.to.poll_reset(cx))?;
+                self.cut = true;
+                return Poll::Ready(Ok(()));
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -162,6 +177,7 @@ impl Future for Outflow {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Err(error) = ready!(self.poll_sent(cx)) {
             tracing::debug!(%error, "a body was not taken whole");
+            self.cut = true;
             // Others may hold the stream. Without its end and without this its reader would wait for more.
             self.to.send_reset(Reason::INTERNAL_ERROR);
         }
@@ -177,7 +193,7 @@ fn reason_of(error: &BodyError) -> Reason {
             error.reason().filter(|reason| *reason != Reason::NO_ERROR).unwrap_or(Reason::INTERNAL_ERROR)
         }
         BodyError::Stream(_) => Reason::INTERNAL_ERROR,
-        BodyError::Sender(_) | BodyError::Stalled | BodyError::GivenUp => Reason::INTERNAL_ERROR,
+        BodyError::Sender(_) | BodyError::Trailers(_) | BodyError::Stalled | BodyError::GivenUp => Reason::INTERNAL_ERROR,
     }
 }
 

@@ -5,9 +5,11 @@
 //! its place here.
 
 use std::borrow::Cow;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -126,6 +128,8 @@ pub(crate) struct Beside<'a> {
     pub(crate) spelling: Option<Spelling>,
     /// What the caller is told before its answer.
     pub(crate) interims: &'a Interims,
+    /// Set when the codec ended its stream because the caller broke the rules: nothing more comes of it, and nobody hears an answer.
+    pub(crate) broke: Option<&'a AtomicBool>,
 }
 
 /// Answers a request. Infallible: what cannot be answered by the destination is answered by us.
@@ -153,7 +157,16 @@ pub(crate) async fn handle(
     let http1 = protocol == Protocol::Http1;
     let mut readable = None;
     // The line is a large future and most of it waits: one allocation keeps connections small.
-    match placed::pinned(|| line(&connection, &mut record, &mut readable, parts, marks, incoming, beside)).await {
+    let broke = beside.broke;
+    let decided = {
+        let mut line = placed::pinned(|| line(&connection, &mut record, &mut readable, parts, marks, incoming, beside));
+        poll_fn(|cx| match broke {
+            Some(broke) if broke.load(Ordering::Relaxed) => Poll::Ready(Err(Reject::BadRequest(BROKE))),
+            _may_go_on => line.as_mut().poll(cx),
+        })
+        .await
+    };
+    match decided {
         Ok(answered) => respond(&connection, record, answered, readable.as_ref(), upgrading, http1),
         Err(reject) => {
             record.ends.fill(&connection.proxy, connection.direction, connection.peer.identity.as_ref(), connection.original);
@@ -218,7 +231,7 @@ async fn line(
     let named = target.authority.as_ref().map_or("", Authority::as_str);
     normalize::host_of_absolute_form(&mut parts)?;
     normalize::strip_hop_by_hop(&mut parts.headers);
-    let Beside { mut spelling, interims } = beside;
+    let Beside { mut spelling, interims, broke: _ } = beside;
     if marks.has(Mark::RESERVED) {
         if connection.link {
             spelling = marks.has(Mark::HEADER_NAMES).then(|| Spelling::take(&parts.headers)).flatten();
@@ -795,6 +808,9 @@ fn dress(parts: &mut http::response::Parts, spelling: Option<Spelling>, phrase: 
     }
 }
 
+/// What a caller did for which the codec of HTTP/2 ended its stream when the head was good (RFC 9113 8.1.1).
+pub(super) const BROKE: &str =
+    "what came behind the head of the request breaks the rules of HTTP/2, or its body is not as long as content-length says";
 /// How long a copy may take, from the request's head to the end of its answer.
 const SHADOW_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 /// How much of a copy's answer is read before it is given up.

@@ -205,6 +205,13 @@ impl Record {
         (self.status, self.detail, self.logged) = (status, Some(Cow::Borrowed(REVOKED)), true);
     }
 
+    /// The caller broke the rules before it had the whole answer.
+    pub(crate) fn caller_broke(&mut self, reject: &Reject) {
+        let (status, grpc_status) = (self.status, self.grpc_status);
+        self.refused(reject, &reject.told());
+        (self.status, self.grpc_status) = (status, grpc_status);
+    }
+
     /// When the request's head was there.
     pub(crate) fn started(&self) -> Instant {
         self.started

@@ -122,7 +122,7 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 }
                 let upgrading = request.extensions_mut().remove::<OnUpgrade>().map(Upgrading::codec);
                 let request = request.map(|body| Inflow::Codec(body, reading));
-                let beside = Beside { spelling, interims: &turn.interims };
+                let beside = Beside { spelling, interims: &turn.interims, broke: None };
                 let mut answer = pipeline::handle(connection, request, beside, upgrading).await;
                 turn.interims.through().await;
                 let invalid = answer.status() == StatusCode::BAD_REQUEST && answer.headers().contains_key(&REASON);

@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -118,7 +119,7 @@ impl Future for Streams {
 
 /// Answers one request. Dropping it takes the stream back.
 async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-    let mut respond = respond;
+    let (mut unanswered, mut respond) = (unanswered, respond);
     let patience = connection.limits.stream_timeout;
     let (mut parts, from) = request.into_parts();
     let asks_for_head = parts.method == Method::HEAD;
@@ -129,22 +130,30 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
         let upgrading = Upgrading::new(async { kept.await.map_err(std::io::Error::other) });
         (Inflow::Empty, Some((from, promise)), Some(upgrading))
     } else {
-        (Inflow::upload(from, unanswered.account()), None, None)
+        (Inflow::upload(from, unanswered.traffic(), connection.link), None, None)
     };
     let interims = Interims::default();
+    let broke = AtomicBool::new(false);
     let answer = {
-        let beside = Beside { spelling: None, interims: &interims };
+        let beside = Beside { spelling: None, interims: &interims, broke: Some(&broke) };
         let mut handling = pin!(pipeline::handle(connection, Request::from_parts(parts, incoming), beside, upgrading));
         poll_fn(|cx| {
             let handled = handling.as_mut().poll(cx);
             if interims.are_waiting() {
                 say(&interims, &mut respond);
             }
-            match handled {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                // Nobody waits for the answer any more.
-                Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+            if let Poll::Ready(answer) = handled {
+                return Poll::Ready(Some(answer));
             }
+            // Nobody waits for the answer any more.
+            let reset = ready!(respond.poll_reset(cx));
+            if reset.is_ok_and(|reason| unanswered.broke(respond.stream_id().as_u32(), reason)) {
+                broke.store(true, Ordering::Relaxed);
+                // Nobody hears it; it is told.
+                let refused = handling.as_mut().poll(cx);
+                debug_assert!(refused.is_ready(), "the line ends here");
+            }
+            Poll::Ready(None)
         })
         .await
     };
@@ -175,7 +184,14 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
         // Whoever wanted the tunnel may be gone; then the stream is taken back.
         drop(promise.send(Box::new(Tunnel::new(from, to))));
     } else if !end {
-        Outflow::patient(body, to, patience).await;
+        let mut outflow = Outflow::patient(body, to, patience);
+        (&mut outflow).await;
+        if outflow.is_cut()
+            && let Poll::Ready(Ok(reason)) = respond.poll_reset(&mut Context::from_waker(Waker::noop()))
+            && unanswered.broke(respond.stream_id().as_u32(), reason)
+        {
+            outflow.reader_broke();
+        }
     }
 }
 

@@ -85,6 +85,13 @@ pub(super) struct Terms {
     list_bytes: u32,
 }
 
+impl Terms {
+    /// How large the trailers of an answer may be: as large as its head, of which the codec reads twice as much.
+    fn trailer_bytes(self) -> usize {
+        usize::try_from(self.list_bytes / 2).unwrap_or(usize::MAX)
+    }
+}
+
 /// What those who use a connection and the one that drives it tell each other.
 #[derive(Debug, Default)]
 struct Use {
@@ -321,6 +328,7 @@ impl Pool {
         let spent = place.open.spent.lock().take();
         drop(spent);
         let mut said = Said::default();
+        let trailers_max = place.open.terms.trailer_bytes();
         if tunnels {
             let answered = poll_fn(|cx| interims::poll_answer(&mut answer, &mut said, interims, cx));
             let response = answered.await.map_err(|ended| place.open.ended(ended))?;
@@ -331,7 +339,7 @@ impl Pool {
                 let upgrading = Upgrading::new(std::future::ready(Ok(Box::new(tunnel) as BoxedIo)));
                 Answered { response: Response::from_parts(head, Inflow::Empty), upgrading: Some(upgrading), held }
             } else {
-                Answered { response: response.map(Inflow::stream), upgrading: None, held }
+                Answered { response: response.map(|from| Inflow::stream(from, trailers_max)), upgrading: None, held }
             });
         }
         let mut outflow = if end { None } else { Some(Outflow::new(body, stream)) };
@@ -343,7 +351,7 @@ impl Pool {
         });
         let response = answered.await.map_err(|ended| place.open.ended(ended))?;
         let held = Held::new(place, outflow, &self.tasks);
-        Ok(Answered { response: response.map(Inflow::stream), upgrading: None, held })
+        Ok(Answered { response: response.map(|from| Inflow::stream(from, trailers_max)), upgrading: None, held })
     }
 
     /// A place where none was free: on another connection, or when somebody else leaves.

@@ -13,6 +13,7 @@ mod fidelity;
 mod http;
 mod interims;
 mod link;
+mod malformed;
 mod opaque;
 mod outbound;
 mod refusals;

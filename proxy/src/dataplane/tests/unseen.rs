@@ -24,7 +24,7 @@ fn world(limits: &serde_json::Value) -> (World, Arc<Proxy>, Arc<Proxy>) {
 }
 
 /// A head in as many frames as it needs.
-fn head(stream: u32, block: &[u8]) -> Vec<u8> {
+pub(super) fn head(stream: u32, block: &[u8]) -> Vec<u8> {
     let mut pieces = block.chunks(16_384).peekable();
     let mut bytes = Vec::new();
     let mut kind = HEADERS;
@@ -38,7 +38,7 @@ fn head(stream: u32, block: &[u8]) -> Vec<u8> {
 }
 
 /// A field that goes into no table: the start of its representation, and a value of so many letters.
-fn field(begin: &[u8], length: usize) -> Vec<u8> {
+pub(super) fn field(begin: &[u8], length: usize) -> Vec<u8> {
     let mut bytes = begin.to_vec();
     let mut rest = length;
     if rest < 127 {
@@ -71,7 +71,7 @@ async fn served(stream: &mut DuplexStream, answers: usize) -> Vec<(u8, Vec<u8>)>
     }
 }
 
-fn count(proxy: &Proxy, wanted: &[&str]) -> f64 {
+pub(super) fn count(proxy: &Proxy, wanted: &[&str]) -> f64 {
     let metrics = proxy.telemetry.metrics.render();
     let lines = metrics.lines().filter(|line| line.starts_with("outrigger_requests_total{"));
     lines
