@@ -1,9 +1,11 @@
-//! Requests of HTTP/2 whose head is good and what comes behind it is not; each is told by its own name, and the
+//! Requests of HTTP/2 whose head is good and what comes behind it is not, and answers likewise: each is told by its own name, and the
 //! connection serves on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::{sleep, timeout};
@@ -107,6 +109,21 @@ async fn a_body_that_breaks_the_rules_while_it_is_answered_is_told_as_malformed(
     .await;
 }
 
+/// The word that the codec has for a client that breaks the rules may be the client's own.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_that_we_broke_the_rules_left() {
+    let prepare = |world: &World| world.slow_app(app_at(3), |_| std::future::pending());
+    at_each_door("http2", prepare, async |direction, mut stream, proxy| {
+        let bytes = [preface(&[]), frame(HEADERS, END_HEADERS, 1, FIVE), frame(DATA, 0, 1, b"ab")].concat();
+        stream.write_all(&bytes).await.unwrap();
+        sleep(Duration::from_secs(2)).await;
+        stream.write_all(&frame(RST_STREAM, 0, 1, &PROTOCOL_ERROR)).await.unwrap();
+        heard(&mut stream).await;
+        told_once(&proxy, direction, "caller_left", "");
+    })
+    .await;
+}
+
 /// The codec drops what is beyond its own limit, and what is left would pass for all of them.
 #[tokio::test(start_paused = true)]
 async fn trailers_over_a_limit_are_refused_by_its_name() {
@@ -131,5 +148,60 @@ async fn trailers_over_a_limit_are_refused_by_its_name() {
             })
             .await;
         }
+    }
+}
+
+/// An application of HTTP/2 whose trailers, of a request and of its answer, are that long.
+fn trails(world: &World, length: usize) {
+    world.raw_app(app_at(3), move |stream, _| {
+        tokio::spawn(async move {
+            let mut codec = h2::server::Builder::new();
+            codec.max_header_list_size(1 << 20);
+            let mut codec = codec.handshake::<_, Bytes>(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = codec.accept().await {
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+                    let heard = trailers.get("x-sum").map_or(0, HeaderValue::len);
+                    let mut to = respond.send_response(Response::new(()), false).unwrap();
+                    to.send_data(Bytes::from(heard.to_string()), false).unwrap();
+                    to.send_trailers(sum(length)).unwrap();
+                });
+            }
+        });
+    });
+}
+
+fn sum(length: usize) -> HeaderMap {
+    [(http::HeaderName::from_static("x-sum"), HeaderValue::try_from("a".repeat(length)).unwrap())].into_iter().collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailers_within_the_limits_pass_and_those_of_an_answer_over_them_break_it_off() {
+    for (length, passes) in [(100_000, true), (150_000, false), (280_000, false)] {
+        let prepare = |world: &World| trails(world, length);
+        at_each_door("http2", prepare, async |direction, stream, proxy| {
+            let mut codec = h2::client::Builder::new();
+            codec.max_header_list_size(1 << 20);
+            let (mut sender, connection) = codec.handshake::<_, Bytes>(stream).await.unwrap();
+            let driven = tokio::spawn(connection);
+            let (answer, mut to) = sender.send_request(Request::post("http://api.shop/").body(()).unwrap(), false).unwrap();
+            to.send_trailers(sum(60_000)).unwrap();
+            let mut body = answer.await.unwrap().into_body();
+            let data = body.data().await;
+            let trailers = body.trailers().await;
+            if passes {
+                assert_eq!(data.unwrap().unwrap(), "60000", "{direction}");
+                assert_eq!(trailers.unwrap().unwrap()["x-sum"].len(), length, "{direction}");
+            } else {
+                assert!(trailers.is_err(), "{direction} {length}");
+                sleep(Duration::from_secs(1)).await;
+                // Who reads them knows why; on a link the stream is reset.
+                let reason = if direction == "inbound" { "upstream_protocol" } else { "upstream_reset" };
+                told_once(&proxy, direction, reason, "200");
+            }
+            driven.abort();
+        })
+        .await;
     }
 }

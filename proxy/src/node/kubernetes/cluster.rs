@@ -10,7 +10,8 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::ListParams;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -99,7 +100,7 @@ async fn follow<K, V: Clone + PartialEq>(
 ) where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
     let (mut listed, mut is_away) = (BTreeMap::new(), false);
     // A watch has no end by itself: what ends it is followed by another one.
     while let Some(event) = events.next().await {
@@ -154,6 +155,29 @@ fn apply<K, V: PartialEq>(
         }
     }
 }
+
+/// Between two attempts to hear the API server: as its clients usually wait, and never longer than [`PAUSE_MAX`], a half of it by chance.
+/// They wait a minute, in which pods come that nobody has heard of.
+#[derive(Default)]
+struct Pauses(DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let usual = self.0.next()?;
+        let chance = f64::from(usual.subsec_nanos()) / 1e9;
+        Some(usual.min(PAUSE_MAX.mul_f64(0.5 + chance / 2.0)))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How long an enrolment waits for the API server's word on its pod.
 const HEARD_WITHIN: Duration = Duration::from_secs(4);
@@ -215,6 +239,16 @@ mod tests {
         assert_eq!(asked(Some(pod(Some("look")))).await, Some(Err(NotSidecar::Shared("look".into()))));
         assert_eq!(asked(Some(pod(None))).await, Some(Ok(())));
         assert_eq!(asked(None).await, None, "while nobody says what the pod is now, nobody new is let in");
+    }
+
+    #[test]
+    fn an_api_server_that_is_away_is_looked_for_every_few_seconds_however_long_it_is() {
+        let mut pauses = Pauses::default();
+        let later: Vec<Duration> = pauses.by_ref().skip(8).take(50).collect();
+        assert!(later.iter().all(|pause| (PAUSE_MAX / 2..=PAUSE_MAX).contains(pause)), "{later:?}");
+        assert!(later.iter().any(|pause| *pause != later[0]), "not all nodes at once");
+        pauses.reset();
+        assert!(pauses.next().unwrap() < Duration::from_secs(2));
     }
 
     #[test]
