@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::given::{Given, texts};
 use super::{Failure, print, warn};
 use crate::injection::document::inject_document;
-use crate::injection::{Namespace, Settings, WorkloadApi, is_amount, is_image};
+use crate::injection::{Namespace, Settings, WorkloadApi, is_cpu, is_image, is_memory};
 use crate::model::marks::{ENABLED, INJECT, Mode};
 use crate::model::yaml::{self, Written};
 use crate::telemetry::log::is_filter;
@@ -54,10 +54,10 @@ pub(crate) struct SidecarsArgs {
     #[arg(long, env = "OUTRIGGER_SIDECAR_LOG_LEVEL", value_name = "FILTER", value_parser = filter)]
     sidecar_log_level: Option<String>,
     /// How much of a processor a sidecar asks for
-    #[arg(long, env = "OUTRIGGER_SIDECAR_CPU", value_name = "QUANTITY", value_parser = amount)]
+    #[arg(long, env = "OUTRIGGER_SIDECAR_CPU", value_name = "QUANTITY", value_parser = cpu)]
     sidecar_cpu: Option<String>,
     /// How much memory a sidecar asks for
-    #[arg(long, env = "OUTRIGGER_SIDECAR_MEMORY", value_name = "QUANTITY", value_parser = amount)]
+    #[arg(long, env = "OUTRIGGER_SIDECAR_MEMORY", value_name = "QUANTITY", value_parser = memory)]
     sidecar_memory: Option<String>,
 }
 
@@ -78,9 +78,14 @@ fn filter(text: &str) -> Result<String, String> {
     })
 }
 
-fn amount(text: &str) -> Result<String, String> {
-    let is_fit = is_amount(text).then(|| text.to_owned());
-    is_fit.ok_or_else(|| format!("{text:?} is no amount, or none above nothing; write one as 50m, 0.5 or 64Mi"))
+fn cpu(text: &str) -> Result<String, String> {
+    let is_fit = is_cpu(text).then(|| text.to_owned());
+    is_fit.ok_or_else(|| format!("{text:?} is no amount of processors, or none above nothing; write one as 50m or 0.5"))
+}
+
+fn memory(text: &str) -> Result<String, String> {
+    let is_fit = is_memory(text).then(|| text.to_owned());
+    is_fit.ok_or_else(|| format!("{text:?} is no amount of memory, or none above nothing; write one as 64Mi"))
 }
 
 impl SidecarsArgs {
@@ -209,6 +214,7 @@ mod tests {
         for (flag, value) in [
             ("sidecar-cpu", "foo"),
             ("sidecar-cpu", "0"),
+            ("sidecar-cpu", "64Mi"),
             ("sidecar-memory", "-1"),
             ("sidecar-memory", "64MB"),
             ("sidecar-log-level", "loud"),

@@ -30,7 +30,7 @@ mod workload_api;
 pub(crate) use self::forged::refuse_forged;
 pub(crate) use self::refusal::Refusal;
 use self::wish::Wishes;
-pub(crate) use self::wish::{MIRROR, is_amount, is_image};
+pub(crate) use self::wish::{MIRROR, is_cpu, is_image, is_memory};
 pub(crate) use self::workload_api::{WorkloadApi, WorkloadApiError};
 use crate::model::marks::{self, Mode};
 

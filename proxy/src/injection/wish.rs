@@ -78,10 +78,11 @@ impl Wishes {
                 Some(value) => Err(Refusal::Annotation { name, value: value.clone(), what, remedy }),
             }
         };
-        let amount = |name: &'static str, default: &str, remedy: &'static str| read(name, default, "amount", remedy, &is_amount);
+        let cpu = |name: &'static str, default: &str| read(name, default, "amount", CPU_REMEDY, &is_cpu);
+        let memory = |name: &'static str, default: &str| read(name, default, "amount", MEMORY_REMEDY, &is_memory);
         let mode =
             read(marks::SIDECAR_MODE, settings.mode.as_str(), "mode", "native or classic", &|text| Mode::parse(text).is_some())?;
-        let limit = |name: &'static str, remedy| amount(name, "", remedy).map(|text| Some(text).filter(|text| !text.is_empty()));
+        let wished = |text: String| Some(text).filter(|text| !text.is_empty());
         let wishes = Self {
             mode: Mode::parse(&mode).unwrap_or(settings.mode),
             image: read(marks::SIDECAR_IMAGE, &settings.image, "image", "one as registry.example/outrigger:1.0", &is_image)?,
@@ -92,10 +93,10 @@ impl Wishes {
                 "error, warn, info, debug or trace, or a list as info,outrigger::dataplane=debug",
                 &|text| log::is_filter(text),
             )?,
-            cpu: amount(marks::SIDECAR_CPU, &settings.cpu, CPU_REMEDY)?,
-            memory: amount(marks::SIDECAR_MEMORY, &settings.memory, MEMORY_REMEDY)?,
-            cpu_limit: limit(marks::SIDECAR_CPU_LIMIT, CPU_REMEDY)?,
-            memory_limit: limit(marks::SIDECAR_MEMORY_LIMIT, MEMORY_REMEDY)?,
+            cpu: cpu(marks::SIDECAR_CPU, &settings.cpu)?,
+            memory: memory(marks::SIDECAR_MEMORY, &settings.memory)?,
+            cpu_limit: wished(cpu(marks::SIDECAR_CPU_LIMIT, "")?),
+            memory_limit: wished(memory(marks::SIDECAR_MEMORY_LIMIT, "")?),
         };
         wishes.within_limits(annotations)
     }
@@ -136,8 +137,13 @@ fn refuse_unknown(annotations: &BTreeMap<String, String>) -> Result<(), Refusal>
     Ok(())
 }
 
-/// Is it an amount that a sidecar can ask of its node?
-pub(crate) fn is_amount(text: &str) -> bool {
+/// Is it an amount of processors that a sidecar can ask of its node? Kubernetes takes one of bytes, with which no pod finds a node.
+pub(crate) fn is_cpu(text: &str) -> bool {
+    thousandths(text).is_some() && text.ends_with(|last: char| last.is_ascii_digit() || last == 'm')
+}
+
+/// Is it an amount of memory that a sidecar can ask of its node?
+pub(crate) fn is_memory(text: &str) -> bool {
     thousandths(text).is_some()
 }
 

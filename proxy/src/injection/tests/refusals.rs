@@ -70,6 +70,7 @@ fn an_annotation_that_says_nothing_is_refused() {
         ("sidecar-image", "", "annotation", "\"\" is no image"),
         ("sidecar-image", "a b", "annotation", "\"a b\" is no image"),
         ("sidecar-cpu", "0", "annotation", "\"0\" is no amount; write one as 50m or 0.5"),
+        ("sidecar-cpu", "64Mi", "annotation", "\"64Mi\" is no amount; write one as 50m or 0.5"),
         ("sidecar-cpu-limit", "many", "annotation", "\"many\" is no amount"),
         ("sidecar-memory", "64MB", "annotation", "\"64MB\" is no amount; write one as 64Mi"),
         ("sidecar-memory-limit", "-1", "annotation", "\"-1\" is no amount"),
