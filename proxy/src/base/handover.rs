@@ -117,6 +117,15 @@ pub(crate) fn try_send(stream: &UnixStream, message: &impl Serialize) -> io::Res
     transmit(stream, &line, &[])
 }
 
+/// Returns when something of the next message is there, or the other side has closed. Nothing is read. Cancel-safe.
+///
+/// # Errors
+/// The connection failed.
+pub(crate) async fn begun(stream: &UnixStream) -> io::Result<()> {
+    let look = || Ok(rustix::net::recv(stream, &mut [0], RecvFlags::PEEK)?);
+    stream.async_io(Interest::READABLE, look).await.map(drop)
+}
+
 /// One line and the descriptors that came with it; `None` when the other side closed. Cancelling loses what was read.
 ///
 /// # Errors

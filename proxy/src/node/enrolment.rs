@@ -205,9 +205,14 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place, door: 
     }
 }
 
-/// What an enrolled sidecar says next, for which there is no deadline. Asks it to probe whenever all are to, meanwhile.
+/// What an enrolled sidecar says next. It may be silent as long as it likes; what it begins to say has a deadline. Asks it to probe
+/// whenever all are to, meanwhile.
 async fn listen(stream: &UnixStream, prove: &mut watch::Receiver<u64>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
-    let mut read = std::pin::pin!(handover::receive(stream));
+    let mut read = std::pin::pin!(async {
+        handover::begun(stream).await?;
+        let whole = timeout(QUESTION_AT_MOST, handover::receive(stream)).await;
+        whole.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+    });
     loop {
         // Cancel-safe: the one read goes on, and a round that is not seen now is seen next time.
         tokio::select! {
@@ -465,6 +470,42 @@ mod tests {
         let refusal = decide(question, facts, &pods).unwrap_err();
         assert_eq!(refusal.to_string(), text);
         assert!(!refusal.remedy().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_enrolled_sidecar_may_be_silent_and_not_stop_in_the_middle_of_a_line() {
+        let (sidecar, agent) = UnixStream::pair().unwrap();
+        let (_round, mut prove) = watch::channel(0);
+        let silent = timeout(Duration::from_secs(3_600), listen(&agent, &mut prove)).await;
+        assert!(silent.is_err(), "an hour of silence is no fault");
+        sidecar.writable().await.unwrap();
+        sidecar.try_write(b"{\"outrig").unwrap();
+        let half = timeout(QUESTION_AT_MOST * 2, listen(&agent, &mut prove)).await.expect("a deadline");
+        assert_eq!(half.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_may_come_one_byte_at_a_time_and_with_no_more_descriptors_than_it_may_have() {
+        let (sidecar, agent) = UnixStream::pair().unwrap();
+        let (_round, mut prove) = watch::channel(0);
+        let line = b"{\"outrigger\":1}\n";
+        let drip = async {
+            for byte in line {
+                sidecar.writable().await.unwrap();
+                sidecar.try_write(&[*byte]).unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let (heard, ()) = tokio::join!(listen(&agent, &mut prove), drip);
+        assert_eq!(heard.unwrap().unwrap().0, line);
+        // As another program sends it: five of them with one byte.
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&[agent.as_fd(); 5])));
+        let byte = [io::IoSlice::new(b"{")];
+        rustix::net::sendmsg(&sidecar, &byte, &mut control, rustix::net::SendFlags::empty()).unwrap();
+        let told = listen(&agent, &mut prove).await.unwrap_err().to_string();
+        assert!(told.starts_with("more descriptors came with the message than it may have"), "{told}");
     }
 
     #[test]
