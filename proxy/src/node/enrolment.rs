@@ -127,13 +127,17 @@ pub(crate) enum Door {
 pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener, door: Door, most: usize) {
     let mut connections = JoinSet::new();
     let callers = Callers::new(CALLER_MAX);
+    // Whoever starts a pod waits from where the agent is.
+    let own = netns::cookie_of_socket(&socket).ok();
     loop {
         // Cancel-safe: `accept` and `join_next` lose nothing when the other one is first.
         tokio::select! {
             accepted = socket.accept() => match accepted {
                 Ok((stream, _unnamed)) => {
                     let caller = netns::cookie_of_socket(&stream).ok();
-                    let place = caller.filter(|_known| connections.len() < most).and_then(|cookie| callers.admit(cookie));
+                    let is_known = |cookie| own == Some(cookie) || agent.pods.borrow().contains_key(&cookie);
+                    let place = caller.filter(|_known| connections.len() < most);
+                    let place = place.and_then(|cookie| callers.admit(cookie, is_known(cookie)));
                     match place {
                         Some(place) => {
                             connections.spawn(connection(Arc::clone(&agent), stream, place, door.clone()));
@@ -162,7 +166,7 @@ fn turn_away(agent: &Agent, stream: &UnixStream) {
     if handover::try_send(stream, &answer).is_err() {}
 }
 
-async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place, door: Door) {
+async fn connection(agent: Arc<Agent>, stream: UnixStream, mut place: Place, door: Door) {
     let peer = match Peer::of(&stream) {
         Ok(peer) => peer,
         Err(error) => return debug!(%error, "who connected to the enrolment socket is not known"),
@@ -180,6 +184,9 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, _place: Place, door: 
             Ok(Ok(Some((line, descriptors)))) => match take(&agent, &door, (&stream, &peer), &line, descriptors).await {
                 Ok(Taken { answer, enrolment, given }) => {
                     enrolled = enrolment.or(enrolled);
+                    if enrolled.is_some() {
+                        place.is_known();
+                    }
                     (answer, given)
                 }
                 Err(refusal) => refuse(&agent, &refusal),
@@ -435,7 +442,7 @@ fn listener_facts(descriptor: &OwnedFd) -> io::Result<ListenerFacts> {
 const FAULTS_MAX: usize = 32;
 /// Connections at once, of everybody.
 pub(super) const CONNECTIONS_MAX: usize = 4096;
-/// Those of one network namespace.
+/// Those of one network namespace, and of all of which no pod is known.
 pub(super) const CALLER_MAX: usize = CONNECTIONS_MAX / 4;
 const QUESTION_AT_MOST: Duration = Duration::from_secs(5);
 const APPEAR_AT_MOST: Duration = Duration::from_secs(10);
@@ -501,7 +508,8 @@ mod tests {
         // As another program sends it: five of them with one byte.
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&[agent.as_fd(); 5])));
+        let five = [agent.as_fd(); 5];
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&five)));
         let byte = [io::IoSlice::new(b"{")];
         rustix::net::sendmsg(&sidecar, &byte, &mut control, rustix::net::SendFlags::empty()).unwrap();
         let told = listen(&agent, &mut prove).await.unwrap_err().to_string();

@@ -16,6 +16,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -43,7 +44,9 @@ pub(crate) async fn serve(agent: Arc<Agent>, socket: UnixListener, owner: Option
             accepted = socket.accept() => match accepted {
                 Ok((stream, _unnamed)) => {
                     let caller = netns::cookie_of_socket(&stream).ok();
-                    let place = caller.filter(|_known| connections.len() < most).and_then(|cookie| callers.admit(cookie));
+                    let is_known = |cookie| agent.pods.borrow().contains_key(&cookie);
+                    let place = caller.filter(|_known| connections.len() < most);
+                    let place = place.and_then(|cookie| callers.admit(cookie, is_known(cookie)));
                     match place {
                         Some(place) => {
                             let api = Api { agent: Arc::clone(&agent), owner: owner.clone() };
@@ -69,6 +72,7 @@ struct Caller {
     /// Of the network namespace in which its socket was made.
     cookie: u64,
     peer: Peer,
+    place: Mutex<Place>,
 }
 
 #[derive(Clone)]
@@ -84,7 +88,7 @@ async fn connection(api: Api, stream: UnixStream, place: Place) {
         Ok(peer) => peer,
         Err(error) => return debug!(%error, "who connected to the Workload API is not known"),
     };
-    let caller = Arc::new(Caller { cookie: place.cookie(), peer });
+    let caller = Arc::new(Caller { cookie: place.cookie(), peer, place: Mutex::new(place) });
     let service = SpiffeWorkloadApiServer::new(api).map_request(move |mut request: http::Request<_>| {
         request.extensions_mut().insert(Arc::clone(&caller));
         request
@@ -165,12 +169,15 @@ impl Api {
         }
         let caller = request.extensions().get().map(Arc::clone).ok_or_else(|| Status::internal("no caller"))?;
         let pod = self.pod_of(&caller);
+        if pod.is_ok() {
+            caller.place.lock().is_known();
+        }
         self.agent.metrics.identity_calls.with_label_values(&[if pod.is_ok() { "answered" } else { "refused" }]).inc();
         Ok((caller, pod?))
     }
 
     /// The pod of which the caller is the sidecar now.
-    fn pod_of(&self, Caller { cookie, peer }: &Caller) -> Result<Arc<Pod>, Status> {
+    fn pod_of(&self, Caller { cookie, peer, .. }: &Caller) -> Result<Arc<Pod>, Status> {
         let cgroup = peer.cgroup(&self.agent.cgroup_root);
         decide(&self.agent.pods.borrow(), self.owner.as_deref(), *cookie, (peer.pid, cgroup.as_deref()))
     }
