@@ -183,8 +183,8 @@ pub(crate) fn on_this_runtime(listener: TcpListener, address: SocketAddr) -> Res
     tokio::net::TcpListener::from_std(listener).map_err(|source| AdminError::Listen { address, source })
 }
 
-/// Serves one listener over TLS, HTTP/1.1 and HTTP/2, until the future is dropped. Its callers are few and known, and each may
-/// hold as many connections as there is room for.
+/// Serves one listener over TLS, HTTP/1.1 and HTTP/2, until the future is dropped. Its caller comes from few addresses, so each may hold
+/// as many connections as there is room for, and who asks nothing makes room.
 pub(crate) async fn serve_tls(listener: tokio::net::TcpListener, config: Arc<rustls::ServerConfig>, routes: Router) {
     let mut room = Room::new(TLS_CONNECTIONS_MAX);
     let mut connections = JoinSet::new();
