@@ -1,6 +1,7 @@
 //! The doors and the words: everything that touches the world (clock, chance, network, shutdown) enters through here,
 //! and the value types that every room shares are named here. Uses nothing above it.
 
+pub(crate) mod backoff;
 pub(crate) mod clock;
 pub(crate) mod descriptors;
 pub(crate) mod drain;

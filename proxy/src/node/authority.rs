@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
 use super::identities::{self, IssueError, Request, Svid};
+use crate::base::backoff::Backoff;
 use crate::base::clock::WallClock;
 use crate::base::random::Dice;
 use crate::delta::authority as proto;
@@ -91,6 +92,14 @@ struct Shared {
     dice: Mutex<Dice>,
 }
 
+impl Shared {
+    /// Agents of many nodes must not come back in step.
+    async fn pause(&self, backoff: &mut Backoff) {
+        let chance = self.dice.lock().fraction();
+        tokio::time::sleep(backoff.jittered(chance)).await;
+    }
+}
+
 impl Authority {
     /// Reaches for nothing yet: [`Self::keep_joined`] does.
     ///
@@ -127,18 +136,18 @@ impl Authority {
 
     /// Joins, and joins again with a new key at half of the certificate's life, for ever. Cancel-safe.
     pub(crate) async fn keep_joined(&self) {
-        let mut pause = Pause::new();
+        let mut backoff = BACKOFF;
         loop {
             match self.join().await {
                 Ok(svid) => {
                     info!(id = %svid.id, "node joined");
-                    pause = Pause::new();
+                    backoff.reset();
                     let fraction = self.0.dice.lock().fraction();
                     tokio::time::sleep(svid.renew_in(self.0.clock.since_epoch(), fraction)).await;
                 }
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "the node could not join");
-                    pause.wait(&self.0.dice).await;
+                    self.0.pause(&mut backoff).await;
                 }
             }
         }
@@ -146,27 +155,27 @@ impl Authority {
 
     /// Follows the trust bundle for ever. Cancel-safe.
     pub(crate) async fn follow_bundle(&self) {
-        let mut pause = Pause::new();
+        let mut backoff = BACKOFF;
         loop {
             match self.follow_bundle_once().await {
-                Ok(updates) if updates > 0 => pause = Pause::new(),
+                Ok(updates) if updates > 0 => backoff.reset(),
                 Ok(_nothing) => {}
                 Err(error) => warn!(error = &error as &dyn std::error::Error, "the trust bundle is not followed"),
             }
-            pause.wait(&self.0.dice).await;
+            self.0.pause(&mut backoff).await;
         }
     }
 
     /// A certificate for the workload `id`, with a key that is made here. Waits for the node to join, and tries until it
     /// succeeds. Cancel-safe.
     pub(crate) async fn issue(&self, id: &SpiffeId, record: &PodRecord) -> Svid {
-        let mut pause = Pause::new();
+        let mut backoff = BACKOFF;
         loop {
             match self.issue_once(id, record).await {
                 Ok(svid) => return svid,
                 Err(error) => {
                     warn!(%id, error = &error as &dyn std::error::Error, "no certificate for a pod");
-                    pause.wait(&self.0.dice).await;
+                    self.0.pause(&mut backoff).await;
                 }
             }
         }
@@ -175,12 +184,12 @@ impl Authority {
     /// Tells where a pod of Kubernetes is reached. Waits for the node to join, and tries until it succeeds. Cancel-safe.
     pub(crate) async fn place(&self, record: &PodRecord) {
         let Some(pod) = told(record) else { return };
-        let mut pause = Pause::new();
+        let mut backoff = BACKOFF;
         loop {
             let asked = self.client().await.place_pod(proto::PlacePodRequest { pod: Some(pod.clone()) }).await;
             let Err(status) = asked else { return };
             warn!(pod = %record.named(), error = %refused(&status), "the control plane is not told where a pod is");
-            pause.wait(&self.0.dice).await;
+            self.0.pause(&mut backoff).await;
         }
     }
 
@@ -304,22 +313,6 @@ fn refused(status: &tonic::Status) -> AuthorityError {
     AuthorityError::Refused(format!("{}: {}", status.code(), status.message()))
 }
 
-/// A pause that doubles, with jitter: agents of many nodes must not come back in step.
-struct Pause(Duration);
-
-impl Pause {
-    fn new() -> Self {
-        Self(FIRST_PAUSE)
-    }
-
-    async fn wait(&mut self, dice: &Mutex<Dice>) {
-        let share = 0.5 + dice.lock().fraction() / 2.0;
-        tokio::time::sleep(self.0.mul_f64(share)).await;
-        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
-    }
-}
-
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 const CONNECT_AT_MOST: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
