@@ -40,13 +40,12 @@ pub(super) async fn close(agent: &Agent, owner: &Owner) -> Result<(), Unclosed> 
 /// The pod's cgroup, as soon as there is one.
 async fn made(find: impl Fn() -> Option<PathBuf>) -> Option<PathBuf> {
     let appeared = async {
-        let mut pause = FIRST_PAUSE;
+        let mut looks = cgroup::LOOKS;
         loop {
             if let Some(folder) = find() {
                 return folder;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            tokio::time::sleep(looks.whole()).await;
         }
     };
     tokio::time::timeout(MADE_WITHIN, appeared).await.ok()
@@ -54,8 +53,6 @@ async fn made(find: impl Fn() -> Option<PathBuf>) -> Option<PathBuf> {
 
 /// Less than the two minutes after which the kubelet gives up a call (`csiTimeout`): it would wait ever longer until the next one.
 const MADE_WITHIN: Duration = Duration::from_secs(30);
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LAST_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

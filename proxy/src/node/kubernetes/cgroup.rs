@@ -8,6 +8,9 @@
 //! ends are the same; the folder itself is looked for where the node's hierarchy is mounted.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::base::backoff::Backoff;
 
 /// A container of a pod, as a path of a cgroup names it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -100,6 +103,9 @@ fn name_of(folder: &Path) -> Option<&str> {
     folder.file_name()?.to_str()
 }
 
+/// Between looks for the folder of a pod that the kubelet is about to make: it makes one within milliseconds as a rule, and much
+/// later where it is busy or away.
+pub(super) const LOOKS: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(100));
 /// Of a runtime's ids; 64 are usual.
 const ID_LETTERS_MIN: usize = 12;
 

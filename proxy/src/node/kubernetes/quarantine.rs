@@ -23,6 +23,7 @@ use super::events::Events;
 use super::volume::Owner;
 use super::volumes::Volumes;
 use super::{admission, cgroup};
+use crate::base::backoff::Backoff;
 use crate::injection;
 use crate::model::pod_record::PodRecord;
 use crate::node::kernel::{Enrolled, Kernel, KernelError};
@@ -33,10 +34,11 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, volumes: Ar
     let (mut pods, mut namespaces) = (cluster.pods.subscribe(), cluster.namespaces.subscribe());
     let mut enrolled = agent.pods.subscribe();
     let mut told = BTreeMap::new();
+    let mut looks = Looks::new();
     loop {
         let uids: BTreeSet<String> = enrolled.borrow_and_update().values().filter_map(|pod| pod.record.uid.clone()).collect();
         let known = (pods.borrow_and_update().clone(), namespaces.borrow_and_update().clone());
-        let mut is_waiting = false;
+        let mut awaited = BTreeSet::new();
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
             // In this order: a pod is closed after it has its volume, and is about to end before it has none any more. One that
@@ -48,11 +50,11 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, volumes: Ar
                 if uids.contains(&owner.uid) { Got::Captured } else { got(&agent, &kernel.lock(), owner) }
             };
             let wanted = wanted(&pods, &namespaces, &begun, got);
-            is_waiting = put(&agent, kernel, &closed, &wanted, &mut told, &mut events);
+            awaited = put(&agent, kernel, &closed, &wanted, &mut told, &mut events);
             let lacking = wanted.values().filter(|(why, _owner)| why.remedy().is_some()).count();
             agent.metrics.quarantined.set(i64::try_from(lacking).unwrap_or(i64::MAX));
         }
-        let span = if is_waiting { LOOK_SOON } else { LOOK_EVERY };
+        let span = looks.next(awaited);
         // Cancel-safe: all of it is looked at whatever the reason.
         let heard = tokio::select! {
             heard = pods.changed() => heard,
@@ -63,6 +65,29 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, volumes: Ar
         if heard.is_err() {
             return;
         }
+    }
+}
+
+/// When it is looked again, whatever is heard.
+struct Looks {
+    backoff: Backoff,
+    /// Pods that are to be closed and have no cgroup, by UID.
+    awaited: BTreeSet<String>,
+}
+
+impl Looks {
+    const fn new() -> Self {
+        Self { backoff: cgroup::LOOKS, awaited: BTreeSet::new() }
+    }
+
+    /// How long after a look that found none for these. The cgroup of a pod that was not awaited before comes soon, whoever else
+    /// has been waiting for his for long.
+    fn next(&mut self, awaited: BTreeSet<String>) -> Duration {
+        if !awaited.is_subset(&self.awaited) {
+            self.backoff.reset();
+        }
+        self.awaited = awaited;
+        if self.awaited.is_empty() { LOOK_EVERY } else { self.backoff.whole() }
     }
 }
 
@@ -153,7 +178,7 @@ pub(super) fn close(agent: &Agent, kernel: &Kernel, owner: &Owner, folder: &Path
     Ok(got)
 }
 
-/// Has the kernel close these and no others. Is one of them not to be found yet?
+/// Has the kernel close these and no others. Returns those of them that are not to be found yet.
 fn put(
     agent: &Agent,
     kernel: &Mutex<Kernel>,
@@ -161,7 +186,7 @@ fn put(
     wanted: &BTreeMap<String, (Why, Owner)>,
     told: &mut BTreeMap<String, (Why, String)>,
     events: &mut Events,
-) -> bool {
+) -> BTreeSet<String> {
     for uid in closed.iter().filter(|uid| !wanted.contains_key(*uid)) {
         let opened = kernel.lock().open_pod(uid);
         match opened {
@@ -170,7 +195,7 @@ fn put(
         }
     }
     told.retain(|uid, _outcome| wanted.contains_key(uid));
-    let mut is_waiting = false;
+    let mut awaited = BTreeSet::new();
     for (uid, (why, owner)) in wanted {
         let outcome = match folder(agent, uid) {
             Some(folder) => {
@@ -182,7 +207,7 @@ fn put(
             }
             // It has none before it has a sandbox.
             None => {
-                is_waiting = true;
+                awaited.insert(uid.clone());
                 continue;
             }
         };
@@ -205,7 +230,7 @@ fn put(
             }
         }
     }
-    is_waiting
+    awaited
 }
 
 /// By the pod's record and the kernel's own word, so that the next agent finds the same.
@@ -246,8 +271,6 @@ fn folder(agent: &Agent, uid: &str) -> Option<PathBuf> {
 const MADE_ANEW: &str = "delete the pod, so that it is made anew with its sidecar";
 const REMEDY: &str = "delete the pod, so that it is made anew with its sidecar, or label it outrigger.dev/inject: disabled";
 
-/// While a pod is awaited that has no cgroup yet.
-const LOOK_SOON: Duration = Duration::from_millis(20);
 /// A cgroup may be made anew with the pod's sandbox.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -379,6 +402,19 @@ mod tests {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         };
         assert_eq!(why("enabled", Got::Unheard, ending), Some(Why::NotYet));
+    }
+
+    #[test]
+    fn a_pod_whose_cgroup_does_not_come_is_looked_for_less_often_and_one_that_was_just_heard_of_at_once() {
+        let mut looks = Looks::new();
+        let mut next = |uids: &[&str]| looks.next(uids.iter().map(|uid| (*uid).to_owned()).collect()).as_millis();
+        let waited: Vec<u128> = std::iter::repeat_with(|| next(&["0a-1"])).take(7).collect();
+        assert_eq!(waited, [5, 10, 20, 40, 80, 100, 100]);
+        assert_eq!([next(&["0a-1", "0b-2"]), next(&["0a-1", "0b-2"])], [5, 10]);
+        // One that came leaves the other's pace as it is.
+        assert_eq!([next(&["0a-1"]), next(&["0a-1"])], [20, 40]);
+        assert_eq!(next(&[]), LOOK_EVERY.as_millis());
+        assert_eq!(next(&["0a-1"]), 5);
     }
 
     #[test]
