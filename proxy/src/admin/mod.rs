@@ -9,7 +9,6 @@
 //! Invariant: connections and the time that each may take are bounded, and who asks nothing makes room for who does, so that a
 //! scraper that hangs costs nothing and nobody keeps the kubelet out.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
@@ -26,12 +25,12 @@ use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::base::places::Places;
 use crate::base::room::{Room, Work};
 
 pub(crate) mod routes;
@@ -268,45 +267,10 @@ impl Accept for tokio::net::UnixListener {
     }
 }
 
-/// How many connections each place of the network holds.
-#[derive(Clone, Debug, Default)]
-struct Places(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
-
-/// One of them; given back when dropped.
-#[derive(Debug)]
-struct Place {
-    places: Places,
-    of: IpAddr,
-}
-
-impl Places {
-    /// A place for one more connection of `of`; none where it holds as many as one may.
-    fn take(&self, of: IpAddr) -> Option<Place> {
-        let mut held = self.0.lock();
-        let held = held.entry(of).or_default();
-        if *held >= CONNECTIONS_OF_ONE_MAX {
-            return None;
-        }
-        *held += 1;
-        Some(Place { places: self.clone(), of })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut places = self.places.0.lock();
-        if let Some(held) = places.get_mut(&self.of) {
-            *held -= 1;
-            if *held == 0 {
-                places.remove(&self.of);
-            }
-        }
-    }
-}
-
 async fn serve_from<A: Accept>(listener: A, routes: Router) {
     let mut room = Room::new(CONNECTIONS_MAX);
-    let places = Places::default();
+    // Of each address of the network.
+    let places: Arc<Places<IpAddr>> = Places::new(CONNECTIONS_OF_ONE_MAX);
     let mut connections = JoinSet::new();
     loop {
         // Connections that ended are taken out of the set as new ones come.

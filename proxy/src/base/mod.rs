@@ -10,6 +10,7 @@ pub(crate) mod memory;
 pub(crate) mod names;
 pub(crate) mod net;
 pub(crate) mod placed;
+pub(crate) mod places;
 pub(crate) mod problems;
 pub(crate) mod random;
 pub(crate) mod room;
