@@ -115,6 +115,79 @@ fn socket_that_is_bound_first_goes_to_the_sidecar() {
 }
 
 #[test]
+fn socket_that_is_bound_to_the_pods_address_reaches_its_own_pod_through_the_sidecar_or_over_loopback() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    let inbound = world.a.enrol_with_listener(&mut kernel);
+    let outbound = Outbound::new(&world.a);
+    let app = world.a.listen(Who::App, "::", 7777);
+    let bound = |own: SocketAddr, to: SocketAddr| {
+        world.a.as_(Who::App, || {
+            let socket = stream(own);
+            socket.bind(&own.into()).unwrap();
+            let outcome = socket.connect_timeout(&to.into(), Duration::from_secs(5));
+            outcome.map(|()| socket)
+        })
+    };
+    let mapped = SocketAddr::from((world.a.v4.to_ipv6_mapped(), 0));
+    let [v4, v6] = world.a.both(0);
+    let asked = every_form(&world.a, 7777);
+    for (own, to) in [(v4, asked[0]), (v6, asked[1]), (mapped, asked[2])] {
+        drop(outbound.takes(&bound(own, to).unwrap(), to, &world.a));
+        nobody_at(&app);
+    }
+    let local = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let loopback = [
+        (v4, local("127.0.0.1:7777")),
+        (v6, local("[::1]:7777")),
+        (v6, local("[::]:7777")),
+        (mapped, local("[::ffff:127.0.0.1]:7777")),
+        (mapped, local("[::]:7777")),
+    ];
+    for (own, to) in loopback {
+        let _caller = bound(own, to).unwrap_or_else(|error| panic!("{own} to {to}: {error}"));
+        assert_eq!(accept(&app).1.ip().to_canonical(), own.ip().to_canonical(), "{own} to {to}");
+    }
+    let foreign = || kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::ForeignOwnDial);
+    assert_eq!(foreign(), 0);
+    // The kernel takes "any" of IPv4 for the address that the socket is bound to, where no sidecar would see what comes.
+    for (number, (own, to)) in [(v4, local("0.0.0.0:7777")), (mapped, local("[::ffff:0.0.0.0]:7777"))].into_iter().enumerate() {
+        assert_eq!(bound(own, to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{own} to {to}");
+        assert_eq!(foreign(), number as u64 + 1);
+    }
+    nobody_at(&app);
+    nobody_at(&inbound);
+}
+
+#[test]
+fn socket_of_ipv6_alone_goes_to_the_sidecar_and_to_no_ipv4_address() {
+    let Some(world) = World::new() else { return };
+    let mut kernel = world.open();
+    world.a.enrol(&mut kernel);
+    let outbound = Outbound::new(&world.a);
+    let outside = world.b.listen(Who::App, "::", 7777);
+    let alone = |side: &Side, to: SocketAddr| {
+        side.as_(Who::App, || {
+            let socket = stream(to);
+            socket.set_only_v6(true).unwrap();
+            let outcome = socket.connect_timeout(&to.into(), Duration::from_secs(5));
+            outcome.map(|()| socket)
+        })
+    };
+    let [_v4, v6, mapped] = every_form(&world.b, 7777);
+    drop(outbound.takes(&alone(&world.a, v6).unwrap(), v6, &world.a));
+    let no_port = || kernel.counters(world.a.cookie).unwrap().unwrap().of(Counter::NoPort);
+    assert_eq!(no_port(), 0);
+    // The other pod is not enrolled: so it fails without a mesh, too.
+    let without = alone(&world.b, SocketAddr::from((world.a.v4.to_ipv6_mapped(), 7777))).unwrap_err();
+    assert_eq!(without.raw_os_error(), Some(libc::ENETUNREACH));
+    assert_eq!(alone(&world.a, mapped).unwrap_err().raw_os_error(), Some(libc::ENETUNREACH));
+    outbound.0.iter().chain([&outside]).for_each(nobody_at);
+    // It began and never sent anything, which is what is counted.
+    assert_eq!(no_port(), 1);
+}
+
+#[test]
 fn socket_that_is_bound_to_a_device_goes_to_the_sidecar_or_nowhere() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.open();
