@@ -74,7 +74,7 @@ enum Command {
     /// Installs what it needs, names what it leaves out and why, prints the minutes of each part and ends with
     /// `N passed, N failed`. Example: cargo xtask test --long
     Test {
-        /// Full counts in the tests that repeat something (50 kills instead of 5)
+        /// Full counts in the tests that repeat something (20 kills instead of 5)
         #[arg(long)]
         long: bool,
     },

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use super::Failure;
 use super::local::{self, STATE, UpRecord, read_up_record};
-use super::restart::Patience;
+use super::patience::{Part, Patience};
 use crate::control::API_TOKEN;
 use crate::control::source::file::read_at_most;
 
@@ -145,7 +145,7 @@ async fn insist(
 ) -> Result<(StatusCode, Value), Failure> {
     // A change may take the control plane a while; what is only read is there.
     let at_most = if *method == Method::GET { READ_MAX } else { CHANGE_MAX } + within(path);
-    let mut patience = Patience::with("control plane");
+    let mut patience = Patience::with(Part::Control);
     let mut path = path.to_owned();
     loop {
         let outcome = match tokio::time::timeout(at_most, ask(api, method, &path, body)).await {
@@ -220,8 +220,9 @@ fn unreachable(api: SocketAddr, reason: &str, mesh: Option<&UpRecord>) -> Failur
         Some(mesh) => Failure::environment(
             what,
             format!(
-                "the mesh is up, but its control plane hangs or is being started again; look into {}",
-                mesh.state.join("log/control.log").display()
+                "the mesh is up, but its control plane hangs or is being started again; look into {}{}",
+                mesh.state.join("log/control.log").display(),
+                Part::Control.told(Some(mesh)),
             ),
         ),
         None => Failure::environment(what, "start the mesh with `outrigger up`, or name the API of a running one with --api"),

@@ -25,7 +25,7 @@ mod install;
 mod local;
 mod mesh;
 mod node;
-mod restart;
+mod patience;
 mod sidecar;
 mod status;
 mod table;

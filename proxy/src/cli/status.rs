@@ -12,8 +12,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::apply::line;
-use super::local::{has_lost_supervisor, is_ending};
+use super::local::{UpRecord, has_lost_supervisor, is_ending, read_up_record};
 use super::mesh::{Mesh, MeshArgs};
+use super::patience::Part;
 use super::table::{self, Output, day, moment};
 use super::{Failure, agent, print, warn};
 use crate::control::api::Wrong;
@@ -51,6 +52,7 @@ pub(crate) struct ProxiesArgs {
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let mesh = args.mesh.find()?;
     let mut answer = settled(&mesh)?;
+    let up = mesh.is_of_this_machine().then(read_up_record).flatten();
     if mesh.is_of_this_machine() {
         note_ending(&mut answer, &is_ending);
     }
@@ -58,6 +60,10 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     note_waiting(&mut answer, capture.iter().flatten().flat_map(|report| &report.pods));
     let mut unwell = unwell(&answer, &has_lost_supervisor);
     unwell.extend(capture.iter().flatten().flat_map(agent::unwell));
+    unwell.extend(up.iter().flat_map(away));
+    if let (Some(whole), Some(up)) = (answer.as_object_mut(), &up) {
+        whole.insert("restarted".to_owned(), json!(up.restarted));
+    }
     if let (Some(whole), Some(Ok(report))) = (answer.as_object_mut(), &capture) {
         whole.insert("capture".to_owned(), serde_json::to_value(report).map_err(anyhow::Error::from)?);
     }
@@ -83,18 +89,20 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     };
     let replicas = list(&answer, "/replicas");
     if replicas.is_empty() {
-        say("control plane", answer.get("control").map(control).unwrap_or_default());
+        let told = Part::Control.told(up.as_ref());
+        say("control plane", answer.get("control").map(control).unwrap_or_default() + &told);
     }
     for replica in replicas {
         say("control plane", format!("{}: {}", string(replica, "/name"), control(replica)));
     }
     let nodes = list(&answer, "/nodes");
     if nodes.is_empty() {
-        say("node agent", "none connected".to_owned());
+        say("node agent", "none connected".to_owned() + &Part::Node.told(up.as_ref()));
     }
     for node in nodes {
         let expires = moment(number(node, "/certificateExpires"), now);
-        say("node agent", format!("{} connected, certificate ends {expires}", string(node, "/name")));
+        let told = Part::Node.told(up.as_ref());
+        say("node agent", format!("{} connected, certificate ends {expires}{told}", string(node, "/name")));
     }
     match &capture {
         Some(Ok(report)) => say("capture", agent::line(report)),
@@ -266,6 +274,12 @@ fn note_waiting<'a>(answer: &mut Value, reports: impl Iterator<Item = &'a PodRep
             pod.insert("waiting".to_owned(), json!(waiting));
         }
     }
+}
+
+/// Which parts of this machine's mesh have ended and are not back yet, each on a line.
+fn away(up: &UpRecord) -> impl Iterator<Item = String> {
+    let is_away = |part: &Part| up.restarted.get(part.role()).is_some_and(|told| told.next_at_ms.is_some());
+    Part::ALL.into_iter().filter(is_away).map(|part| format!("the {} does not run{}", part.name(), part.told(Some(up))))
 }
 
 /// What is not well, each on a line.
@@ -460,6 +474,21 @@ mod tests {
             assert_eq!(told(connected, Some(waiting)), [line]);
         }
         assert_eq!(told(true, None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_part_that_is_away_is_told_with_its_end_and_one_that_is_back_is_not() {
+        let told = |next_at_ms: Option<u64>| {
+            let restarted = json!({ "times": 2, "ended": "exit status: 1", "endedAtMs": 0, "nextAtMs": next_at_ms });
+            let up = json!({
+                "supervisor": 1, "control": 1, "node": 1, "state": "/", "trustDomain": "t", "stream": "127.0.0.1:1", "api": "", "dashboard": "",
+                "restarted": { "node": restarted },
+            });
+            away(&serde_json::from_value(up).unwrap()).collect::<Vec<_>>()
+        };
+        let [line] = told(Some(5)).try_into().unwrap();
+        assert!(line.starts_with("the node agent does not run; it ended ") && line.contains("(exit status: 1)"), "{line}");
+        assert_eq!(told(None), Vec::<String>::new());
     }
 
     #[test]

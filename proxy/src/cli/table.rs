@@ -101,6 +101,11 @@ pub(crate) fn time_of_day(at: u64) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.strftime("%H:%M:%S").to_string())
 }
 
+/// How often something was: `once`, `3 times`.
+pub(crate) fn times(count: u64) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
 /// The largest unit of a duration that says enough.
 fn short(span: Duration) -> String {
     let seconds = span.as_secs();
@@ -152,5 +157,6 @@ mod tests {
         assert_eq!(moment(0, 3_000), "50m ago");
         assert_eq!(moment(0, 400_000), "4d ago");
         assert_eq!(day(2_099_000_000), "2036-07-06");
+        assert_eq!([times(1), times(2)], ["once", "2 times"]);
     }
 }

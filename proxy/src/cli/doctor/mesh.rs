@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::super::patience::Part;
 use super::super::{Failure, local};
 use super::Finding;
 use crate::node::kernel;
@@ -23,9 +24,11 @@ fn running() -> Finding {
     let Some(record) = local::read_up_record() else {
         return Finding::warn("mesh", "one is up and not ready yet", "wait until `outrigger up` says that it is");
     };
-    let parts = [("supervisor", record.supervisor), ("control plane", record.control), ("node agent", record.node)];
-    let gone: Vec<&str> =
-        parts.iter().filter(|(_, id)| !Path::new("/proc").join(id.to_string()).exists()).map(|(name, _)| *name).collect();
+    let is_gone = |id: u32| !Path::new("/proc").join(id.to_string()).exists();
+    let parts = [(record.control, Part::Control), (record.node, Part::Node)].into_iter();
+    let supervisor = is_gone(record.supervisor).then(|| "supervisor".to_owned());
+    let parts = parts.filter(|(id, _part)| is_gone(*id)).map(|(_id, part)| part.name().to_owned() + &part.told(Some(&record)));
+    let gone: Vec<String> = supervisor.into_iter().chain(parts).collect();
     if gone.is_empty() {
         return Finding::ok("mesh", format!("up, dashboard {}; `outrigger status` tells how its pods are", record.dashboard));
     }

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use serde_json::Value;
 
+use super::super::table;
 use super::Finding;
 use super::cluster::list;
 use crate::injection;
@@ -100,7 +101,7 @@ fn fault(pod: &Pod, now: i64) -> Option<Fault> {
     let is_backing_off = state.waiting.as_ref().is_some_and(|waiting| waiting.reason.as_deref() == Some("CrashLoopBackOff"));
     let is_recent = ended_at.is_some_and(|at| now.saturating_sub(at) < RECENT_S);
     if sidecar.restart_count > 0 && (is_backing_off || sidecar.restart_count >= RESTARTS && is_recent) {
-        let times = format!("started anew {} times", sidecar.restart_count);
+        let times = format!("started anew {}", table::times(u64::from(sidecar.restart_count.unsigned_abs())));
         return Some(Fault::Restarts(end.into_iter().chain([times]).collect::<Vec<_>>().join(", ")));
     }
     if sidecar.ready {
@@ -242,7 +243,7 @@ mod tests {
         let ended = |second: i64| json!({ "terminated": { "exitCode": 3, "reason": "Error", "finishedAt": at(second) } });
         let backing_off =
             json!({ "restartCount": 1, "lastState": ended(8), "state": { "waiting": { "reason": "CrashLoopBackOff" } } });
-        let text = "they end again and again: shop/web (it ended with 3, started anew 1 times)";
+        let text = "they end again and again: shop/web (it ended with 3, started anew once)";
         assert_eq!(told(&pod("initContainerStatuses", &backing_off, &json!({})), 10).unwrap(), text);
         // Between two ends it may well be ready.
         let up = json!({ "ready": true, "restartCount": 3, "lastState": ended(500), "state": { "running": { "startedAt": at(501) } } });

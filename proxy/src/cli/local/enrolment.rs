@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 use super::super::Failure;
-use super::super::restart::Patience;
+use super::super::patience::{Part, Patience};
 use super::places;
 use super::pod::{LocalPod, cannot};
 use crate::base::handover::{self, Answer, Purpose, Question};
@@ -45,7 +45,7 @@ async fn ask(socket: &Path, pod: &Named, witness: &UdpSocket, is_supervised: imp
             "look into the log folder of the mesh's state, file node.log",
         )
     };
-    let mut patience = Patience::with("node agent");
+    let mut patience = Patience::with(Part::Node);
     loop {
         match tokio::time::timeout(AT_MOST, asked()).await {
             Ok(Ok(Answer::Ok { .. })) => return Ok(()),

@@ -3,6 +3,7 @@
 //! Whether something lives is told by a lock that its owner holds until it ends, however it ends: a process number in a
 //! file may be somebody else's by now.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,11 +14,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::Failure;
+use super::restarts::Restarted;
 use crate::base::names::{Named, check_host, check_part};
 use crate::base::state;
 use crate::model::pod_record::{NAMESPACES, PodRecord};
 
-/// What `outrigger up` wrote when it was ready: `/run/outrigger/up.json`.
+/// What `outrigger up` wrote when it was ready, and writes whenever a process of its own ends or is started anew:
+/// `/run/outrigger/up.json`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UpRecord {
@@ -30,6 +33,9 @@ pub(crate) struct UpRecord {
     pub(crate) stream: SocketAddr,
     pub(crate) api: String,
     pub(crate) dashboard: String,
+    /// What was started anew since, by its role: `control`, `node`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) restarted: BTreeMap<String, Restarted>,
 }
 
 /// Where the mesh keeps its state unless told otherwise.

@@ -5,6 +5,7 @@
 //! the listeners where its connections wait for it stand, and ends before it; a pod without a sidecar is closed, never open.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -27,10 +28,13 @@ use super::super::{self as cli, Failure, agent};
 use super::cgroup::MovesAhead;
 use super::places::{self, PodPlaces, UpRecord};
 use super::pod::{LocalPod, Wish, cannot};
+use super::restarts::Restarts;
 use super::user::User;
 use super::{RunArgs, cgroup, detach, dns, enrolment, exclusions, pod, visit};
+use crate::base::clock::WallClock;
 use crate::base::names::{Named, check_part};
 use crate::base::problems::{FieldPath, Problem, Severity};
+use crate::base::random::Dice;
 use crate::base::state;
 use crate::model::capture::CaptureConfig;
 use crate::model::object::Object;
@@ -115,14 +119,14 @@ async fn supervise(
     tasks.spawn(async move { drop(dns::serve(sockets, names, view).await) });
     pod.publish()?;
 
-    let mut sidecar = Sidecar::none();
+    let mut sidecar = Sidecar::none(Dice::from_seed(u64::from(std::process::id())));
     if pod.record.meshed {
         let started = async {
             match args.sidecar_after {
                 None => start_sidecar(&pod, mesh, &mut sidecar).await?,
                 Some(after) => {
                     make_listeners(&pod, mesh).await?;
-                    sidecar.start_later(after.0);
+                    sidecar.start_at(Instant::now() + after.0);
                 }
             }
             exclusions::tell(&pod.record, mesh).await;
@@ -196,14 +200,12 @@ async fn run_app(
                     warn!(%error, "cannot pass a signal on");
                 }
             }
-            () = sidecar.ended_and_paused() => {
-                if sidecar.started.is_some() {
-                    warn!("the sidecar ended, starting it again");
+            ended = sidecar.turn() => match ended {
+                Some(status) => sidecar.start_later(&status),
+                None => if let Err(failure) = sidecar.start(pod, mesh) {
+                    sidecar.start_later(&failure);
                 }
-                if let Err(failure) = sidecar.start(pod, mesh) {
-                    warn!(?failure, "the sidecar did not start");
-                }
-            }
+            },
         }
     }
 }
@@ -275,57 +277,55 @@ pub(crate) async fn answers(server: SocketAddr, path: &str) -> bool {
     matches!(tokio::time::timeout(ASK_AT_MOST, asked).await, Ok(Ok(true)))
 }
 
-/// The pod's sidecar, which is started again whenever it ends.
+/// The pod's sidecar, which is started anew whenever it ends. Pods outside the mesh have none, and it is never due.
 struct Sidecar {
     child: Option<Child>,
-    /// When the last one was.
-    started: Option<Instant>,
-    /// Before the next one is started.
-    pause: Duration,
-    /// Pods outside the mesh have none.
-    wanted: bool,
+    restarts: Restarts,
 }
 
 impl Sidecar {
-    fn none() -> Self {
-        Self { child: None, started: None, pause: FIRST_PAUSE, wanted: false }
+    const fn none(dice: Dice) -> Self {
+        Self { child: None, restarts: Restarts::new(dice) }
     }
 
     fn start(&mut self, pod: &LocalPod, mesh: &UpRecord) -> Result<(), Failure> {
-        (self.wanted, self.started) = (true, Some(Instant::now()));
         let command = pod::sidecar_command(pod, mesh)?;
         let child = tokio::process::Command::from(command).spawn();
         self.child = Some(child.map_err(|error| cannot("start the sidecar", &error))?);
+        self.restarts.started(Instant::now());
         Ok(())
     }
 
-    /// It is not there yet: [`Self::ended_and_paused`] says when it is due.
-    fn start_later(&mut self, pause: Duration) {
-        (self.wanted, self.pause) = (true, pause);
+    /// It is not there yet: [`Self::turn`] says when it is due.
+    const fn start_at(&mut self, due: Instant) {
+        self.restarts.first_at(due);
     }
 
     fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
     }
 
-    /// Returns a moment after it ended, or when it is due for the first time. Cancel-safe: the pause starts again.
-    async fn ended_and_paused(&mut self) {
-        if !self.wanted {
-            return std::future::pending().await;
-        }
+    /// Returns how it ended, or nothing when it is due. Cancel-safe.
+    async fn turn(&mut self) -> Option<ExitStatus> {
         if let Some(child) = &mut self.child {
-            drop(child.wait().await);
+            let status = child.wait().await.unwrap_or_default();
             self.child = None;
-            let is_steady = self.started.is_none_or(|started| started.elapsed() > STEADY);
-            self.pause = if is_steady { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
+            return Some(status);
         }
-        tokio::time::sleep(self.pause).await;
+        let Some(due) = self.restarts.due() else { return std::future::pending().await };
+        tokio::time::sleep_until(due).await;
+        None
+    }
+
+    fn start_later(&mut self, why: &dyn fmt::Display) {
+        let clock = WallClock::system();
+        let told = self.restarts.ended(Instant::now(), &clock, why);
+        warn!(sidecar = told.clause(clock.since_epoch()), "the sidecar is started anew");
     }
 }
 
 /// Lets the sidecar finish what it carries, then ends it.
 async fn stop_sidecar(sidecar: &mut Sidecar) {
-    sidecar.wanted = false;
     let Some(mut child) = sidecar.child.take() else { return };
     visit::signal(child.id().unwrap_or(0).cast_signed(), Signal::TERM);
     if tokio::time::timeout(DRAIN_AT_MOST, child.wait()).await.is_err() {
@@ -509,10 +509,6 @@ const READY_AT_MOST: Duration = Duration::from_secs(20);
 /// A control plane or a node agent that is away keeps it from that.
 const USUALLY_READY: Duration = Duration::from_secs(2);
 const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A sidecar that lived this long did not fail at its start.
-const STEADY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

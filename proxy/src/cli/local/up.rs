@@ -4,12 +4,11 @@
 //! Stopping it leaves the pods running, captured and closed to what is new to them: the next `up` finds them again.
 //! `outrigger down` removes everything.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -24,13 +23,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::super::patience::Part;
 use super::super::{Failure, print, warn};
 use super::places::{self, GATEWAY_V4, PodPlaces, UpRecord, folder, runtime};
 use super::pod::cannot;
 use super::ports::{API_PORT, CONTROL_METRICS_PORT, NODE_METRICS_PORT, STREAM_PORT};
+use super::restarts::Restarts;
 use super::run::{answers, cgroup_root};
 use super::watched::{self, Watched};
 use super::{UpArgs, cgroup, detach, links, pod, ports, visit};
+use crate::base::clock::WallClock;
+use crate::base::random::Dice;
 use crate::base::state;
 use crate::identity::spiffe::TrustDomain;
 use crate::node::ladder::{Ladder, Rung};
@@ -185,8 +188,9 @@ pub(crate) fn pods_of(state: &Path) -> Vec<PodPlaces> {
 async fn supervise(args: &UpArgs, watched: &Watched, state: &Path, cgroup_root: &Path) -> Result<ExitCode, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| cannot("listen for signals", &error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| cannot("listen for signals", &error))?;
-    let mut control = Role::new("control", control_arguments(args, watched, state), state);
-    let mut node = Role::new("node", node_arguments(args, state), state);
+    let mut dice = Dice::from_seed(u64::from(std::process::id()));
+    let mut control = Role::new(Part::Control, control_arguments(args, watched, state), state, &mut dice);
+    let mut node = Role::new(Part::Node, node_arguments(args, state), state, &mut dice);
     ports::all_free().await?;
     let begun = Instant::now();
     control.start()?;
@@ -200,17 +204,18 @@ async fn supervise(args: &UpArgs, watched: &Watched, state: &Path, cgroup_root: 
         stream: SocketAddr::new(GATEWAY_V4.into(), STREAM_PORT),
         api: format!("http://127.0.0.1:{API_PORT}"),
         dashboard: format!("http://127.0.0.1:{API_PORT}/"),
+        restarted: BTreeMap::new(),
     };
     let mut sweeper = JoinSet::new();
     sweeper.spawn(sweep_for_ever(state.to_owned(), cgroup_root.to_owned()));
-    let mut ready = false;
+    let (mut ready, clock) = (false, WallClock::system());
     let outcome = loop {
         // Cancel-safe: each arm may be asked again.
-        let ended = tokio::select! {
+        let turn = tokio::select! {
             _signal = terminate.recv() => break Ok(ExitCode::SUCCESS),
             _signal = interrupt.recv() => break Ok(ExitCode::SUCCESS),
-            ended = control.ended() => Some((&mut control, ended)),
-            ended = node.ended() => Some((&mut node, ended)),
+            turn = control.turn() => Some((&mut control, turn)),
+            turn = node.turn() => Some((&mut node, turn)),
             () = are_ready(), if !ready => {
                 ready = true;
                 None
@@ -222,24 +227,22 @@ async fn supervise(args: &UpArgs, watched: &Watched, state: &Path, cgroup_root: 
                 ));
             }
         };
-        match ended {
-            Some((role, status)) if !ready && matches!(status.code(), Some(2 | 3)) => break Err(role.failure()),
-            Some((role, status)) => {
-                role.tell(&format!("it ended ({status}), starting it again"));
+        let is_first = turn.is_none();
+        match turn {
+            Some((role, Turn::Ended(status))) if !ready && matches!(status.code(), Some(2 | 3)) => break Err(role.failure()),
+            Some((role, Turn::Ended(status))) => role.start_later(status, &clock),
+            Some((role, Turn::Due)) => {
                 if let Err(failure) = role.start() {
                     break Err(failure);
                 }
             }
-            None => {
-                let published = publish(&mut record, &control, &node).and_then(|()| announce(&record, watched));
-                if let Err(failure) = published {
-                    break Err(failure);
-                }
-                continue;
-            }
+            None => {}
         }
-        if ready && let Err(failure) = publish(&mut record, &control, &node) {
-            break Err(failure);
+        if ready {
+            let published = publish(&mut record, [&control, &node]);
+            if let Err(failure) = published.and_then(|()| if is_first { announce(&record, watched) } else { Ok(()) }) {
+                break Err(failure);
+            }
         }
     };
     node.stop().await;
@@ -256,8 +259,16 @@ async fn are_ready() {
     }
 }
 
-fn publish(record: &mut UpRecord, control: &Role, node: &Role) -> Result<(), Failure> {
-    (record.control, record.node) = (control.process(), node.process());
+fn publish(record: &mut UpRecord, roles: [&Role; 2]) -> Result<(), Failure> {
+    for role in roles {
+        // Until the next one is there the last one's number stands: by it whoever waits sees that another one came.
+        let process = role.child.as_ref().and_then(Child::id);
+        match role.part {
+            Part::Control => record.control = process.unwrap_or(record.control),
+            Part::Node => record.node = process.unwrap_or(record.node),
+        }
+        record.restarted.extend(role.restarts.told().map(|told| (role.part.role().to_owned(), told.clone())));
+    }
     serde_json::to_vec_pretty(record)
         .map_err(io::Error::from)
         .and_then(|bytes| state::write_atomic(&runtime("up.json"), &bytes, 0o644))
@@ -316,35 +327,39 @@ fn node_name() -> String {
 
 /// One child: how it is started, and what it said last.
 struct Role {
-    name: &'static str,
+    part: Part,
     arguments: Vec<std::ffi::OsString>,
     log: PathBuf,
     child: Option<Child>,
-    started: Instant,
-    pause: Duration,
-    /// How it ended, and when it is to be started again.
-    due: Option<(Instant, ExitStatus)>,
+    restarts: Restarts,
     said: Arc<Mutex<VecDeque<String>>>,
     readers: JoinSet<()>,
 }
 
+/// What comes next of a child.
+enum Turn {
+    /// It has ended.
+    Ended(ExitStatus),
+    /// It is to be started anew.
+    Due,
+}
+
 impl Role {
-    fn new(name: &'static str, arguments: Vec<std::ffi::OsString>, state: &Path) -> Self {
+    fn new(part: Part, arguments: Vec<std::ffi::OsString>, state: &Path, dice: &mut Dice) -> Self {
         Self {
-            name,
+            part,
             arguments,
-            log: state.join("log").join(format!("{name}.log")),
+            log: state.join("log").join(format!("{}.log", part.role())),
             child: None,
-            started: Instant::now(),
-            pause: FIRST_PAUSE,
-            due: None,
+            restarts: Restarts::new(Dice::from_seed(dice.bits())),
             said: Arc::default(),
             readers: JoinSet::new(),
         }
     }
 
     fn start(&mut self) -> Result<(), Failure> {
-        self.started = Instant::now();
+        self.restarts.started(Instant::now());
+        let name = self.part.role();
         let log = File::options()
             .create(true)
             .append(true)
@@ -360,32 +375,30 @@ impl Role {
         crate::node::netns::orphan_with(&mut command, Signal::TERM);
         let mut child = tokio::process::Command::from(command)
             .spawn()
-            .map_err(|error| cannot(&format!("start the {} process", self.name), &error))?;
+            .map_err(|error| cannot(&format!("start the {name} process"), &error))?;
         if let Some(stderr) = child.stderr.take() {
-            self.readers.spawn(follow(self.name, stderr, log, Arc::clone(&self.said)));
+            self.readers.spawn(follow(name, stderr, log, Arc::clone(&self.said)));
         }
         self.child = Some(child);
         Ok(())
     }
 
-    /// Returns when it has ended, all of its words are read, and it is time to start it again: later each time, unless it
-    /// had lived for a while or somebody killed it. Cancel-safe.
-    async fn ended(&mut self) -> ExitStatus {
+    /// Returns when it has ended and all of its words are read, or when it is due. Cancel-safe.
+    async fn turn(&mut self) -> Turn {
         if let Some(child) = &mut self.child {
             let status = child.wait().await.unwrap_or_default();
             while self.readers.join_next().await.is_some() {}
-            let steady = self.started.elapsed() > STEADY || status.signal() == Some(Signal::KILL.as_raw());
-            self.pause = if steady { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-            (self.child, self.due) = (None, Some((Instant::now() + self.pause, status)));
+            self.child = None;
+            return Turn::Ended(status);
         }
-        let Some((due, status)) = self.due else { return std::future::pending().await };
+        let Some(due) = self.restarts.due() else { return std::future::pending().await };
         tokio::time::sleep_until(due).await;
-        self.due = None;
-        status
+        Turn::Due
     }
 
-    fn process(&self) -> u32 {
-        self.child.as_ref().and_then(Child::id).unwrap_or(0)
+    fn start_later(&mut self, status: ExitStatus, clock: &WallClock) {
+        let told = self.restarts.ended(Instant::now(), clock, status);
+        warn(&format!("{}: {}", self.part.role(), told.clause(clock.since_epoch())));
     }
 
     /// What it said at its end, as this command's own failure.
@@ -394,14 +407,10 @@ impl Role {
         let begin = said.iter().rposition(|line| line.starts_with(OWN_FAILURE));
         let causes: Vec<String> = match begin {
             Some(begin) => said.iter().skip(begin).map(|line| line.trim_start_matches(OWN_FAILURE).trim().to_owned()).collect(),
-            None => vec![format!("the {} process ended", self.name), format!("remedy: look into {}", self.log.display())],
+            None => vec![format!("the {} process ended", self.part.role()), format!("remedy: look into {}", self.log.display())],
         };
         drop(said);
         Failure::environment_of(causes)
-    }
-
-    fn tell(&self, text: &str) {
-        warn(&format!("{}: {text}", self.name));
     }
 
     async fn stop(&mut self) {
@@ -455,10 +464,6 @@ const NAMED_MAX: usize = 5;
 const POLL: Duration = Duration::from_millis(20);
 const READY_AT_MOST: Duration = Duration::from_secs(30);
 const STOP_AT_MOST: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A child that lived this long did not fail at its start.
-const STEADY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -466,7 +471,7 @@ mod tests {
 
     #[test]
     fn a_childs_own_failure_is_told_whole() {
-        let role = Role::new("node", Vec::new(), Path::new("/x"));
+        let role = Role::new(Part::Node, Vec::new(), Path::new("/x"), &mut Dice::from_seed(1));
         for line in ["2026 INFO begins", "outrigger: the kernel refuses connect4: EPERM", "  remedy: run as root"] {
             role.said.lock().push_back(line.to_owned());
         }

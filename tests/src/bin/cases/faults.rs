@@ -35,8 +35,8 @@ pub(crate) fn run(runner: &mut Runner) {
             Case { name: "an_idle_sidecar_is_small", run: |world, _| idle(world) },
             Case { name: "a_sidecar_is_ready_soon", run: |world, _| ready(world) },
             Case { name: "killing_the_control_plane_loses_no_request", run: |world, wish| killed(world, wish, "control") },
-            Case { name: "commands_wait_for_a_control_plane_that_is_started_again", run: |world, _| commands(world) },
             Case { name: "killing_the_node_agent_loses_no_request", run: |world, wish| killed(world, wish, "node") },
+            Case { name: "commands_wait_for_a_control_plane_that_is_started_again", run: |world, _| commands(world) },
             Case { name: "an_agent_of_another_build_takes_over_and_loses_no_request", run: another_build },
             Case { name: "a_first_use_without_control_plane_is_refused_by_name", run: |world, _| first_use(world) },
             Case { name: "names_resolve_without_control_plane_and_node_agent", run: |world, _| names(world) },
@@ -70,9 +70,9 @@ pub(crate) fn no_loss(seen: &Value) -> Result<()> {
 }
 
 fn killed(world: &World, wish: &Wish, role: &str) -> Result<()> {
-    let times = if wish.long { 50 } else { 5 };
-    // As long as all the kills take is not known before; what runs too long is ended by the time that it has.
-    let running = load(world, f64::from(times) * 2.0 + 2.0)?;
+    // Longer than all of the kills take: the pause before the next start doubles with each, up to 5 s.
+    let (times, seconds) = if wish.long { (20, 102.0) } else { (5, 12.0) };
+    let running = load(world, seconds)?;
     for number in 0..times {
         let process = world.mesh.process(role)?;
         // No pattern: the wait is drawn from the clock.
@@ -94,7 +94,8 @@ fn killed(world: &World, wish: &Wish, role: &str) -> Result<()> {
 /// of one that does not, link by link, and the other way round. Meanwhile requests on connections that stand and requests
 /// on connections of their own are driven at a fixed rate, so that one that would be held up is not simply left out.
 fn another_build(world: &World, wish: &Wish) -> Result<()> {
-    let (rounds, rate) = if wish.long { (10, 1_000) } else { (2, 150) };
+    // The pause before the first build's agent is started anew doubles with each round.
+    let (rounds, rate) = if wish.long { (8, 1_000) } else { (2, 150) };
     let program = target().join("debug/load");
     let seconds = (rounds * 5 + 4).to_string();
     let drive = |more: &[&str]| {
@@ -143,20 +144,29 @@ fn commands(world: &World) -> Result<()> {
     std::fs::write(&document, service("fault", "more", 80, 8080))?;
     let document = document.to_string_lossy().into_owned();
     let (status, apply, delete) = (vec!["status"], vec!["apply", "-f", &document], vec!["delete", "-f", &document]);
-    for round in 0..6_u32 {
+    let mut kills = 0;
+    for delay_ms in [300, 150, 0] {
         for command in [&status, &apply, &delete] {
             let process = world.mesh.process("control")?;
             kill(process, Signal::KILL);
-            // From before its end is noticed to after it is there again.
-            std::thread::sleep(Duration::from_millis(u64::from(round) * 60));
+            kills += 1;
+            // From after it may be there again to before its end is noticed.
+            std::thread::sleep(Duration::from_millis(delay_ms));
             let said = finish(&mut outrigger(command), PATIENCE)?;
-            ensure!(said.code == 0, "{command:?}, {} ms after: {}", round * 60, said.all());
+            ensure!(said.code == 0, "{command:?}, {delay_ms} ms after: {}", said.all());
             wait_for("the restart", PATIENCE, || {
                 ensure!(world.mesh.process("control")? != process, "it is not there");
                 Ok(())
             })?;
         }
     }
+    let told = finish(&mut outrigger(["status", "-o", "json"]), PATIENCE)?.ok()?;
+    let told: Value = serde_json::from_str(&told)?;
+    let of_control = &told["restarted"]["control"];
+    ensure!(of_control["times"].as_u64() >= Some(kills) && of_control["nextAtMs"].is_null(), "{of_control}");
+    ensure!(of_control["ended"].as_str().is_some_and(|ended| ended.contains("SIGKILL")), "{of_control}");
+    let told = finish(&mut outrigger(["status"]), PATIENCE)?.ok()?;
+    ensure!(told.contains("(signal: 9 (SIGKILL)), started anew "), "{told}");
     Ok(())
 }
 

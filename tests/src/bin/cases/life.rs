@@ -313,7 +313,8 @@ fn supervisor_killed() -> Result<()> {
 /// The agent is killed at any moment of an enrolment, again and again. Its pods still come up, and no pin stays of those that
 /// end; then everything is killed at once.
 fn half_enrolled((): &(), wish: &Wish) -> Result<()> {
-    let rounds: u64 = if wish.long { 200 } else { 16 };
+    // Whoever is killed again and again is started anew after 5 s in the end.
+    let rounds: u64 = if wish.long { 40 } else { 8 };
     finish(&mut outrigger(["down"]), PATIENCE)?.ok()?;
     let before = traces()?;
     let mesh = Mesh::up()?;
