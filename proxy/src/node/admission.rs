@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::kernel::{Kernel, KernelError, PodEntry, Watch};
@@ -118,7 +119,7 @@ pub(super) fn add(agent: &Agent, record: PodRecord, described: &[PodRecord]) -> 
         }
     }
     agent.flows.lock().came(&record);
-    let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None) });
+    let pod = Arc::new(Pod { id, record, watch, svid: watch::Sender::new(None), expelled: CancellationToken::new() });
     agent.pods.send_modify(|pods| {
         pods.insert(cookie, Arc::clone(&pod));
     });
@@ -129,18 +130,31 @@ pub(super) fn add(agent: &Agent, record: PodRecord, described: &[PodRecord]) -> 
 /// making with the address of a neighbour would decide about the neighbour's connections.
 fn are_own(agent: &Agent, record: &PodRecord, described: &[PodRecord]) -> Result<(), NodeError> {
     let Some(kernel) = agent.capture.kernel() else { return Ok(()) };
-    if record.uid.is_some() && record.addresses.is_empty() {
-        // It was enrolled before it was known which addresses are the pod's.
-        agent.pods.send_modify(|pods| {
-            pods.remove(&record.netns_cookie);
-        });
-        kernel.lock().withdraw(record.netns_cookie)?;
+    if is_foreign(record) {
+        expel(&mut kernel.lock(), record)?;
         return Err(NodeError::Foreign);
     }
     let held = held(&kernel.lock(), record)?;
     let holder = |cookie| running(cookie, described).or_else(|| agent.undescribed.lock().who(cookie));
     let held = held.into_iter().find_map(|(address, cookie)| Some((address, holder(cookie)?)));
     held.map_or(Ok(()), |(address, holder)| Err(NodeError::Held { address, holder }))
+}
+
+/// It was enrolled before it was known which addresses are the pod's, and none of those that its namespace has is.
+pub(super) fn is_foreign(record: &PodRecord) -> bool {
+    record.uid.is_some() && record.addresses.is_empty()
+}
+
+/// Lets go of a namespace that is not the pod's. What runs in the pod is closed before it would be open, until its sidecar has
+/// shown the right one.
+fn expel(kernel: &mut Kernel, record: &PodRecord) -> Result<(), KernelError> {
+    let closed = record.uid.as_ref().map_or(Ok(()), |uid| kernel.close_pod(uid, &record.cgroup));
+    kernel.withdraw(record.netns_cookie)?;
+    match closed {
+        // What has no cgroup any more has no process.
+        Err(_gone) if !record.cgroup.exists() => Ok(()),
+        closed => closed,
+    }
 }
 
 /// Those of its addresses with which another pod is enrolled, each with the cookie of that.
@@ -211,7 +225,7 @@ fn address_of<T>(record: &PodRecord, pick: impl Fn(&IpAddr) -> Option<T>) -> Opt
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernel::tests::{Side, World};
+    use super::super::kernel::tests::{Side, Who, World};
     use super::super::pods::tests::record;
     use super::*;
 
@@ -240,6 +254,24 @@ mod tests {
         assert_eq!(held(&kernel, &forged).unwrap(), of_b);
         kernel.withdraw(world.b.cookie).unwrap();
         assert_eq!(held(&kernel, &forged).unwrap(), []);
+    }
+
+    #[test]
+    fn a_namespace_without_an_address_of_its_pod_is_let_go_of_and_the_pod_is_closed() {
+        let Some(world) = World::new() else { return };
+        let mut kernel = world.open();
+        let pod = &world.a;
+        pod.enrol(&mut kernel);
+        let cgroup = pod.cgroup(Who::App).to_owned();
+        let record = PodRecord { uid: Some("0a-1".to_owned()), addresses: Vec::new(), cgroup, ..record("web", pod.cookie) };
+        assert!(is_foreign(&record) && !is_foreign(&PodRecord { uid: None, ..record.clone() }));
+        expel(&mut kernel, &record).unwrap();
+        assert!(kernel.find(pod.cookie).unwrap().is_none());
+        assert_eq!(kernel.closed_pods().unwrap(), ["0a-1"]);
+        kernel.open_pod("0a-1").unwrap();
+        // Again, of one that has ended since.
+        expel(&mut kernel, &PodRecord { cgroup: "/sys/fs/cgroup/gone".into(), ..record }).unwrap();
+        assert!(kernel.closed_pods().unwrap().is_empty());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Agent;
@@ -175,8 +176,8 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, mut place: Place, doo
     let mut prove = agent.prove.subscribe();
     loop {
         // A sidecar that is enrolled asks when it likes; before that it has a deadline.
-        let received = if enrolled.is_some() {
-            Ok(listen(&stream, &mut prove).await)
+        let received = if let Some(enrolment) = &enrolled {
+            Ok(listen(&stream, &mut prove, &enrolment.pod.expelled).await)
         } else {
             timeout(QUESTION_AT_MOST, handover::receive(&stream)).await
         };
@@ -214,7 +215,11 @@ async fn connection(agent: Arc<Agent>, stream: UnixStream, mut place: Place, doo
 
 /// What an enrolled sidecar says next. It may be silent as long as it likes; what it begins to say has a deadline. Asks it to probe
 /// whenever all are to, meanwhile.
-async fn listen(stream: &UnixStream, prove: &mut watch::Receiver<u64>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+async fn listen(
+    stream: &UnixStream,
+    prove: &mut watch::Receiver<u64>,
+    expelled: &CancellationToken,
+) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut read = std::pin::pin!(async {
         handover::begun(stream).await?;
         let whole = timeout(QUESTION_AT_MOST, handover::receive(stream)).await;
@@ -224,6 +229,8 @@ async fn listen(stream: &UnixStream, prove: &mut watch::Receiver<u64>) -> io::Re
         // Cancel-safe: the one read goes on, and a round that is not seen now is seen next time.
         tokio::select! {
             read = &mut read => return read,
+            // It asks anew, and shows what it has now.
+            () = expelled.cancelled() => return Ok(None),
             asked = prove.changed() => {
                 let sent = timeout(QUESTION_AT_MOST, handover::send(stream, &Answer::Prove, &[])).await;
                 if asked.is_err() || !matches!(sent, Ok(Ok(()))) {
@@ -482,19 +489,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_enrolled_sidecar_may_be_silent_and_not_stop_in_the_middle_of_a_line() {
         let (sidecar, agent) = UnixStream::pair().unwrap();
-        let (_round, mut prove) = watch::channel(0);
-        let silent = timeout(Duration::from_secs(3_600), listen(&agent, &mut prove)).await;
+        let ((_round, mut prove), expelled) = (watch::channel(0), CancellationToken::new());
+        let silent = timeout(Duration::from_secs(3_600), listen(&agent, &mut prove, &expelled)).await;
         assert!(silent.is_err(), "an hour of silence is no fault");
         sidecar.writable().await.unwrap();
         sidecar.try_write(b"{\"outrig").unwrap();
-        let half = timeout(QUESTION_AT_MOST * 2, listen(&agent, &mut prove)).await.expect("a deadline");
+        let half = timeout(QUESTION_AT_MOST * 2, listen(&agent, &mut prove, &expelled)).await.expect("a deadline");
         assert_eq!(half.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_whose_pod_is_enrolled_no_more_has_to_ask_anew() {
+        let (_sidecar, agent) = UnixStream::pair().unwrap();
+        let ((_round, mut prove), expelled) = (watch::channel(0), CancellationToken::new());
+        let (heard, ()) = tokio::join!(listen(&agent, &mut prove, &expelled), async { expelled.cancel() });
+        assert!(heard.unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_line_may_come_one_byte_at_a_time_and_with_no_more_descriptors_than_it_may_have() {
         let (sidecar, agent) = UnixStream::pair().unwrap();
-        let (_round, mut prove) = watch::channel(0);
+        let ((_round, mut prove), expelled) = (watch::channel(0), CancellationToken::new());
         let line = b"{\"outrigger\":1}\n";
         let drip = async {
             for byte in line {
@@ -503,7 +518,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let (heard, ()) = tokio::join!(listen(&agent, &mut prove), drip);
+        let (heard, ()) = tokio::join!(listen(&agent, &mut prove, &expelled), drip);
         assert_eq!(heard.unwrap().unwrap().0, line);
         // As another program sends it: five of them with one byte.
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
@@ -512,7 +527,7 @@ mod tests {
         assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&five)));
         let byte = [io::IoSlice::new(b"{")];
         rustix::net::sendmsg(&sidecar, &byte, &mut control, rustix::net::SendFlags::empty()).unwrap();
-        let told = listen(&agent, &mut prove).await.unwrap_err().to_string();
+        let told = listen(&agent, &mut prove, &expelled).await.unwrap_err().to_string();
         assert_eq!(told, "the message is too long");
     }
 

@@ -436,16 +436,7 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     look_after_undescribed(agent, |cookie| described.values().any(|known| *known == cookie));
     let Changes { withdraw, enrol, describe } = pods::compare(&found, &agent.pods.borrow());
     for cookie in withdraw {
-        fresh.stop(cookie);
-        // A descriptor of the pod keeps its network namespace.
-        agent.keeper.lock().forget(cookie);
-        agent.proofs.lock().forget(cookie);
-        agent.mends.lock().forget(cookie);
-        let mut gone = None;
-        agent.pods.send_modify(|pods| gone = pods.remove(&cookie));
-        let Some(pod) = gone else { continue };
-        agent.flows.lock().went(&pod.record);
-        agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
+        let Some(pod) = forget(agent, fresh, cookie) else { continue };
         // Whoever ends a pod ends its processes before its record goes.
         if undescribed::is_populated(&pod.record.cgroup) {
             let PodRecord { cgroup, netns, .. } = &pod.record;
@@ -458,6 +449,11 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     }
     for record in enrol {
         let (name, cookie) = (record.named(), record.netns_cookie);
+        if admission::is_foreign(&record)
+            && let Some(pod) = forget(agent, fresh, cookie)
+        {
+            pod.expelled.cancel();
+        }
         match admission::add(agent, record, &found.records) {
             Ok(None) => debug!(pod = %name, "the pod waits until its namespace is shown"),
             Ok(Some(pod)) => {
@@ -485,11 +481,27 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
                     id: pod.id.clone(),
                     watch: pod.watch.clone(),
                     svid: pod.svid.clone(),
+                    expelled: pod.expelled.clone(),
                 });
             }
         });
     }
     agent.metrics.pods.set(i64::try_from(agent.pods.borrow().len()).unwrap_or(i64::MAX));
+}
+
+/// What is known of a pod and done for it ends, but for capture.
+fn forget(agent: &Agent, fresh: &mut Renewals, cookie: u64) -> Option<Arc<Pod>> {
+    fresh.stop(cookie);
+    // A descriptor of the pod keeps its network namespace.
+    agent.keeper.lock().forget(cookie);
+    agent.proofs.lock().forget(cookie);
+    agent.mends.lock().forget(cookie);
+    let mut gone = None;
+    agent.pods.send_modify(|pods| gone = pods.remove(&cookie));
+    let pod = gone?;
+    agent.flows.lock().went(&pod.record);
+    agent.metrics.flows.forget(pod.record.namespace.as_str(), pod.record.name.as_str());
+    Some(pod)
 }
 
 /// The tasks that keep the pods' certificates fresh, or only where the pods are known.

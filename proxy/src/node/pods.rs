@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::identities::Svid;
 use super::kernel::Watch;
@@ -25,6 +26,8 @@ pub(crate) struct Pod {
     pub(crate) watch: Watch,
     /// Its certificate, once there is one; replaced by each rotation.
     pub(crate) svid: watch::Sender<Option<Arc<Svid>>>,
+    /// Told when it is enrolled no more though it is described: its sidecar has to ask anew.
+    pub(crate) expelled: CancellationToken,
 }
 
 /// Enrolled pods by the cookie of their network namespace.
@@ -143,6 +146,7 @@ pub(super) mod tests {
             id: format!("spiffe://cluster.local/ns/shop/sa/{}", record.service_account).parse().unwrap(),
             watch: Watch::Watched,
             svid: watch::Sender::new(None),
+            expelled: CancellationToken::new(),
         };
         records.iter().map(|record| (record.netns_cookie, Arc::new(pod(record)))).collect()
     }

@@ -36,14 +36,15 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, volumes: Ar
     let mut told = BTreeMap::new();
     let mut looks = Looks::new();
     loop {
+        // First: a pod that is expelled is known no more before it is closed.
+        let closed = agent.capture.kernel().map(closed).unwrap_or_default();
         let uids: BTreeSet<String> = enrolled.borrow_and_update().values().filter_map(|pod| pod.record.uid.clone()).collect();
         let known = (pods.borrow_and_update().clone(), namespaces.borrow_and_update().clone());
         let mut awaited = BTreeSet::new();
         // Before both were heard once nobody is opened.
         if let ((Some(pods), Some(namespaces)), Some(kernel)) = (known, agent.capture.kernel()) {
             // In this order: a pod is closed after it has its volume, and is about to end before it has none any more. One that
-            // is closed and in neither of what follows was let go.
-            let closed = closed(kernel);
+            // was closed above and is in neither was let go.
             let mut begun = volumes.owners();
             begun.extend(agent.ending.owners());
             let got = |owner: &Owner| {
