@@ -15,12 +15,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::response::Response;
 use axum::{Extension, Router};
-use http::Request;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -183,8 +186,14 @@ pub(crate) fn on_this_runtime(listener: TcpListener, address: SocketAddr) -> Res
 }
 
 /// Serves one listener over TLS, HTTP/1.1 and HTTP/2, until the future is dropped. Its caller comes from few addresses, so each may hold
-/// as many connections as there is room for, and who asks nothing makes room.
-pub(crate) async fn serve_tls(listener: tokio::net::TcpListener, config: Arc<rustls::ServerConfig>, routes: Router) {
+/// as many connections as there is room for, and who asks nothing makes room. Once `stop` is told, callers are still answered
+/// and asked to go elsewhere.
+pub(crate) async fn serve_tls(
+    listener: tokio::net::TcpListener,
+    config: Arc<rustls::ServerConfig>,
+    routes: Router,
+    stop: watch::Receiver<bool>,
+) {
     let mut room = Room::new(TLS_CONNECTIONS_MAX);
     let mut connections = JoinSet::new();
     loop {
@@ -202,21 +211,52 @@ pub(crate) async fn serve_tls(listener: tokio::net::TcpListener, config: Arc<rus
             continue;
         }
         let (acceptor, work) = (TlsAcceptor::from(Arc::clone(&config)), Work::new());
-        let service = at_work(routes.clone(), work.clone());
+        let (routes, at_work, stop) = (routes.clone(), work.clone(), stop.clone());
         let task = connections.spawn(async move {
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_AT_MOST, acceptor.accept(stream)).await else { return };
-            let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_AT_MOST).max_headers(64).max_buf_size(BUFFER_MAX);
-            let mut http2 = server.http2();
-            http2.timer(TokioTimer::new()).keep_alive_interval(IDLE_AT_MOST).max_concurrent_streams(STREAMS_MAX);
-            http2.initial_connection_window_size(WINDOW).initial_stream_window_size(WINDOW);
-            let connection = server.serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
-                tracing::debug!(%error, "connection ended");
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            if let Err(error) = serve_kept(stream, is_http2, routes, at_work, stop).await {
+                tracing::debug!(error, "connection ended");
             }
         });
         room.add(task, work);
     }
+}
+
+/// Serves a connection that its caller keeps, until it is old or all are to end. Then the caller is told before it is closed: over
+/// HTTP/2 at once, over HTTP/1.1 with the next answer, for there a question may be under way that nobody would ask again.
+async fn serve_kept(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_http2: bool,
+    routes: Router,
+    work: Work,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_AT_MOST).max_headers(64).max_buf_size(BUFFER_MAX);
+    let mut http2 = server.http2();
+    http2.timer(TokioTimer::new()).keep_alive_interval(IDLE_AT_MOST).max_concurrent_streams(STREAMS_MAX);
+    http2.initial_connection_window_size(WINDOW).initial_stream_window_size(WINDOW);
+    let leaving = Arc::new(AtomicBool::new(false));
+    let service = at_work(routes, work, Arc::clone(&leaving));
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+    // It shall be answered once, too.
+    let is_late = *stop.borrow();
+    // Cancel-safe: the one connection goes on.
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        // An error means that the one who tells is gone, which is the same news.
+        _told = stop.wait_for(|stop| *stop) => {}
+        () = tokio::time::sleep(CONNECTION_AT_MOST) => {}
+    }
+    leaving.store(true, Ordering::Relaxed);
+    if (is_late || !is_http2)
+        && let Ok(ended) = tokio::time::timeout(TOLD_WITHIN, connection.as_mut()).await
+    {
+        return ended;
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::time::timeout(ANSWERED_WITHIN, connection).await.unwrap_or(Ok(()))
 }
 
 /// A door that stands open.
@@ -301,7 +341,7 @@ async fn serve_from<A: Accept>(listener: A, routes: Router) {
             continue;
         }
         let work = Work::new();
-        let service = at_work(routes, work.clone());
+        let service = at_work(routes, work.clone(), Arc::default());
         let task = connections.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -318,17 +358,25 @@ async fn serve_from<A: Accept>(listener: A, routes: Router) {
     }
 }
 
-/// Answers by `routes`, and has `work` know while it does.
+/// Answers by `routes`, and has `work` know while it does. Once it is `leaving`, an answer is the last one of its connection.
 fn at_work(
     routes: Router,
     work: Work,
+    leaving: Arc<AtomicBool>,
 ) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static> + Send + 'static {
     let service = TowerToHyperService::new(routes);
-    service_fn(move |request| {
-        let (answering, answer) = (work.begin(), service.call(request));
+    service_fn(move |request: Request<Incoming>| {
+        let is_http1 = request.version() < Version::HTTP_2;
+        let (answering, answer, leaving) = (work.begin(), service.call(request), Arc::clone(&leaving));
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
             drop(answering);
+            if let Ok(answer) = &mut answer
+                && is_http1
+                && leaving.load(Ordering::Relaxed)
+            {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             answer
         }
     })
@@ -363,6 +411,10 @@ const STREAMS_MAX: u32 = 256;
 const BUFFER_MAX: usize = 64 << 10;
 const WINDOW: u32 = 256 << 10;
 const HANDSHAKE_AT_MOST: Duration = Duration::from_secs(5);
+/// For how long an HTTP/1.1 connection that shall end waits for a question, with whose answer its caller is told.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
+/// What is being answered then has this long. Longer than the API server waits for a webhook at most.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(31);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
@@ -370,8 +422,9 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
     use tokio::net::{TcpSocket, TcpStream};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -405,5 +458,91 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ready"), "{answer}");
         let read = tokio::time::timeout(Duration::from_secs(5), silent[0].read(&mut [0])).await;
         assert_eq!(read.unwrap().unwrap_or(0), 0, "the oldest made room");
+    }
+
+    /// How long an answer takes.
+    const ANSWER: Duration = Duration::from_millis(100);
+
+    /// A caller's end of a kept connection to a door that answers `ready`, and what tells it to stop.
+    fn kept(is_http2: bool) -> (DuplexStream, watch::Sender<bool>, JoinSet<bool>) {
+        let (caller, door) = tokio::io::duplex(4096);
+        let (stop, stopped) = watch::channel(false);
+        let ready = async || {
+            tokio::time::sleep(ANSWER).await;
+            "ready"
+        };
+        let routes = Router::new().route("/ready", get(ready));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { serve_kept(door, is_http2, routes, Work::new(), stopped).await.is_ok() });
+        (caller, stop, tasks)
+    }
+
+    async fn asked(caller: &mut DuplexStream) -> String {
+        caller.write_all(b"GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"ready") {
+            assert_ne!(caller.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_keeps_a_connection_is_told_with_an_answer_that_it_ends() {
+        let (mut caller, stop, mut tasks) = kept(false);
+        assert!(!asked(&mut caller).await.contains("connection: close"));
+        stop.send_replace(true);
+        tokio::time::sleep(TOLD_WITHIN / 2).await;
+        let answer = asked(&mut caller).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close\r\n"), "{answer}");
+        assert_eq!(caller.read(&mut [0]).await.unwrap(), 0);
+        assert!(tasks.join_next().await.unwrap().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_asks_no_more_is_let_go_of_at_a_stop_and_after_an_hour() {
+        for is_stopped in [true, false] {
+            let (mut caller, stop, _tasks) = kept(false);
+            let begun = Instant::now();
+            let mut span = TOLD_WITHIN;
+            if is_stopped {
+                asked(&mut caller).await;
+                stop.send_replace(true);
+            } else {
+                // One that asks now and then, and not after the hour.
+                while begun.elapsed() + IDLE_AT_MOST < CONNECTION_AT_MOST {
+                    assert!(!asked(&mut caller).await.contains("connection: close"));
+                    tokio::time::sleep(IDLE_AT_MOST / 2).await;
+                }
+                asked(&mut caller).await;
+                span += CONNECTION_AT_MOST;
+            }
+            assert_eq!(caller.read(&mut [0]).await.unwrap(), 0);
+            assert!(begun.elapsed() >= span && begun.elapsed() < span + Duration::from_secs(1), "{:?}", begun.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn over_http2_a_caller_is_told_at_once_and_what_it_asked_is_answered() {
+        let (caller, stop, mut tasks) = kept(true);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(caller)).await.unwrap();
+        tokio::spawn(connection);
+        let ask = || Request::get("http://a/ready").body(axum::body::Body::empty()).unwrap();
+        assert_eq!(sender.send_request(ask()).await.unwrap().status(), 200);
+        let begun = Instant::now();
+        let under_way = sender.send_request(ask());
+        let stopped = async {
+            tokio::time::sleep(ANSWER / 2).await;
+            stop.send_replace(true);
+            tokio::time::sleep(ANSWER / 4).await;
+        };
+        let mut late = sender.clone();
+        let (answered, late) = tokio::join!(under_way, async move {
+            stopped.await;
+            late.send_request(ask()).await
+        });
+        assert_eq!(answered.unwrap().status(), 200);
+        assert!(late.unwrap_err().is_canceled(), "who asks by hyper's client is told that it was not asked");
+        assert!(tasks.join_next().await.unwrap().unwrap() && begun.elapsed() < TOLD_WITHIN);
     }
 }

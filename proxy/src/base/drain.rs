@@ -41,6 +41,11 @@ impl DrainGuard {
         if self.stop.wait_for(|stop| *stop).await.is_err() {}
     }
 
+    /// Finished, and hears of the stop all the same.
+    pub(crate) fn into_news(self) -> watch::Receiver<bool> {
+        self.stop
+    }
+
     /// Was stop said?
     pub(crate) fn is_stopped(&self) -> bool {
         *self.stop.borrow()

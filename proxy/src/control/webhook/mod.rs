@@ -109,10 +109,9 @@ pub(crate) async fn run(
     info!(listen = %config.listen, mode = mode.as_str(), image = settings.image, "the webhooks are served");
     let namespaces: Arc<dyn Namespaces> = Arc::<Cluster>::clone(&cluster);
     let webhook = Webhook::new(settings, namespaces, store, metrics);
-    tasks.spawn(admin::serve_tls(listener, serving, routes(webhook)));
-    tasks.spawn(async move { cluster.keep_known(&ca.root_pem()).await });
     // Nobody has to wait for this.
-    drop(stop);
+    tasks.spawn(admin::serve_tls(listener, serving, routes(webhook), stop.into_news()));
+    tasks.spawn(async move { cluster.keep_known(&ca.root_pem()).await });
     std::future::pending().await
 }
 

@@ -11,6 +11,7 @@ use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::*;
 use crate::base::clock::WallClock;
@@ -38,6 +39,7 @@ struct Bench {
     metrics: Arc<Metrics>,
     _state: tempfile::TempDir,
     _tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
 }
 
 async fn bench() -> Bench {
@@ -51,8 +53,9 @@ async fn bench() -> Bench {
     let serving = serving::start(&ca, &mut tasks).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    tasks.spawn(admin::serve_tls(listener, serving, routes(webhook)));
-    Bench { at, ca, metrics, _state: state, _tasks: tasks }
+    let (stop, stopped) = watch::channel(false);
+    tasks.spawn(admin::serve_tls(listener, serving, routes(webhook), stopped));
+    Bench { at, ca, metrics, _state: state, _tasks: tasks, stop }
 }
 
 impl Bench {
@@ -132,6 +135,13 @@ async fn bodies_that_do_not_end_give_way_to_a_question_that_is_whole() {
     read.expect("the first of them is told at once").unwrap();
     assert_eq!(&told, b"HTTP/1.1 503");
     assert!(bench.counted(r#"reason="busy""#) || bench.counted(r#""busy""#));
+}
+
+#[tokio::test]
+async fn who_comes_while_the_replica_stops_is_answered_yet() {
+    let bench = bench().await;
+    bench.stop.send_replace(true);
+    assert_eq!(bench.ask("/mutate", creation("shop", &pod())).await["allowed"], true);
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! What is replaced while requests go on: an application's pods, the node agent, the control plane. And how one pod ends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::{Cluster, PATIENCE};
 use e2e::mesh::wait_for;
 use e2e::runner::{Case, Wish};
@@ -22,6 +23,10 @@ pub(super) const ALONE: &[OnCluster] = &[
     Case {
         name: "restarts_of_ten_pods_the_node_agent_and_the_control_plane_lose_no_request",
         run: |cluster, wish| restarts(cluster, wish),
+    },
+    Case {
+        name: "pods_that_are_made_while_the_control_plane_is_replaced_are_all_taken_with_their_sidecars",
+        run: |cluster, _| made_meanwhile(cluster),
     },
     Case {
         name: "the_last_good_form_of_a_refused_route_outlives_every_control_plane_that_saw_it",
@@ -57,6 +62,43 @@ fn restarts(cluster: &Cluster, wish: &Wish) -> Result<()> {
     shop.run(&["scale", "deployment/client", "--replicas=2"])?;
     shop.ready("client")?;
     shop.until("client", &["http://web/"], 200).map(drop)
+}
+
+/// The API server keeps its connections to the webhooks, and does not ask again what was under way when one is closed.
+fn made_meanwhile(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "meanwhile")?;
+    let is_over = AtomicBool::new(false);
+    let make = |maker: usize| {
+        let object = pod(&format!("made-{maker}"), &[idle("app")], json!({})).to_string();
+        let mut made = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let words = ["--namespace", shop.name, "--dry-run=server", "--output=json"];
+            let taken = cluster.try_apply_with(&words, &object)?.ok()?;
+            ensure!(taken.contains(r#""outrigger.dev/sidecar": "injected""#), "{taken}");
+            made += 1;
+        }
+        Ok(made)
+    };
+    let made: Result<u32> = std::thread::scope(|scope| {
+        let makers: Vec<_> = (0..2).map(|maker| scope.spawn(move || make(maker))).collect();
+        let replaced = replaced_twice(cluster);
+        is_over.store(true, Ordering::Relaxed);
+        let made = makers.into_iter().map(|maker| maker.join().unwrap_or_else(|_panic| bail!("a maker ended")));
+        let made = made.sum();
+        replaced.and(made)
+    });
+    println!("    {} pods were taken", made?);
+    Ok(())
+}
+
+fn replaced_twice(cluster: &Cluster) -> Result<()> {
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(1));
+        cluster.run(&["--namespace", SYSTEM, "rollout", "restart", "deployment/control"])?;
+        cluster.rolled_out(SYSTEM, "deployment/control", RESTARTED_WITHIN)?;
+    }
+    std::thread::sleep(Duration::from_secs(5));
+    Ok(())
 }
 
 fn last_good(cluster: &Cluster) -> Result<()> {
