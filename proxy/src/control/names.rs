@@ -25,8 +25,7 @@ pub(super) fn table(world: &World) -> NameTable {
         let Resource::Service(service) = resource.as_ref() else { continue };
         let first = service.spec.selector.first_key_value();
         let candidates = first.and_then(|(label, value)| labelled.get(&(service.metadata.namespace.as_str(), label, value)));
-        let is_behind = |workload: &&&Object<WorkloadSpec>| service.spec.leads_to(workload);
-        let behind: Vec<&Object<WorkloadSpec>> = candidates.into_iter().flatten().filter(is_behind).copied().collect();
+        let behind: Vec<&Object<WorkloadSpec>> = service.spec.leads_to(candidates.into_iter().flatten().copied()).collect();
         let of_families = |workload: &Object<WorkloadSpec>| {
             let addresses = workload.spec.addresses.iter().copied();
             addresses.filter(|address| service.spec.is_of_family(*address)).collect::<Vec<_>>()

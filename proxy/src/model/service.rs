@@ -144,11 +144,22 @@ impl ServiceSpec {
         !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 
-    /// Is something new begun with this workload of its namespace? Never with one that is about to end, also where there is no
-    /// other.
-    pub(crate) fn leads_to(&self, workload: &Object<WorkloadSpec>) -> bool {
-        let WorkloadSpec { terminating, unready, .. } = workload.spec;
-        !terminating && (!unready || self.publish_not_ready_addresses) && self.selects(&workload.metadata.labels)
+    /// With which of these workloads of its namespace something new is begun. Never with one that is about to end, also where there is no
+    /// other. With one that was ready when its machine was last heard of, where there is no other: when the API server was away, all
+    /// machines are unheard of at first, and their pods unready, whatever they do.
+    pub(crate) fn leads_to<'a>(
+        &self,
+        workloads: impl Iterator<Item = &'a Object<WorkloadSpec>>,
+    ) -> impl Iterator<Item = &'a Object<WorkloadSpec>> {
+        let is_led = |workload: &&Object<WorkloadSpec>| {
+            let WorkloadSpec { terminating, unready, unheard, .. } = workload.spec;
+            let may_be = !unready || unheard || self.publish_not_ready_addresses;
+            !terminating && may_be && self.selects(&workload.metadata.labels)
+        };
+        let led: Vec<_> = workloads.filter(is_led).collect();
+        let is_sure = |workload: &&Object<WorkloadSpec>| !workload.spec.unready || self.publish_not_ready_addresses;
+        let are_sure = led.iter().any(is_sure);
+        led.into_iter().filter(move |workload| !are_sure || is_sure(workload))
     }
 }
 
@@ -327,17 +338,39 @@ impl JsonSchema for PortRef {
 mod tests {
     use super::*;
 
+    fn labels() -> BTreeMap<String, String> {
+        [("app".to_owned(), "web".to_owned())].into()
+    }
+
+    fn workload(spec: WorkloadSpec) -> Object<WorkloadSpec> {
+        Object::new(&crate::base::names::Named::new("shop", "web-1"), labels(), spec)
+    }
+
+    #[test]
+    fn a_machine_that_nobody_hears_of_keeps_its_workloads_where_there_is_no_other() {
+        let service = ServiceSpec { selector: labels(), ..ServiceSpec::default() };
+        let [ready, unready, unheard, ending] =
+            [(false, false, false), (true, false, false), (true, true, false), (true, true, true)].map(
+                |(unready, unheard, terminating)| {
+                    workload(WorkloadSpec { unready, unheard, terminating, ..WorkloadSpec::default() })
+                },
+            );
+        let led = |all: &[&Object<WorkloadSpec>]| {
+            let led: Vec<bool> = service.leads_to(all.iter().copied()).map(|workload| workload.spec.unheard).collect();
+            led
+        };
+        assert_eq!(led(&[&unheard, &unready, &unheard, &ending]), [true, true]);
+        assert_eq!(led(&[&unheard, &unready, &ready]), [false]);
+        assert_eq!(led(&[&unready, &ending]), [] as [bool; 0]);
+    }
+
     #[test]
     fn nothing_new_is_begun_with_what_ends_nor_with_what_is_not_ready_unless_the_service_says_so() {
-        let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
-        let workload = |terminating, unready| {
-            let spec = WorkloadSpec { terminating, unready, ..WorkloadSpec::default() };
-            Object::new(&crate::base::names::Named::new("shop", "web-1"), labels.clone(), spec)
-        };
-        let mut service = ServiceSpec { selector: labels.clone(), ..ServiceSpec::default() };
+        let workload = |terminating, unready| workload(WorkloadSpec { terminating, unready, ..WorkloadSpec::default() });
+        let mut service = ServiceSpec { selector: labels(), ..ServiceSpec::default() };
         let leads = |service: &ServiceSpec| {
             [(false, false), (false, true), (true, false), (true, true)]
-                .map(|(terminating, unready)| service.leads_to(&workload(terminating, unready)))
+                .map(|(terminating, unready)| service.leads_to([&workload(terminating, unready)].into_iter()).count() == 1)
         };
         assert_eq!(leads(&service), [true, false, false, false]);
         service.publish_not_ready_addresses = true;

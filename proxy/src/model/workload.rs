@@ -39,6 +39,9 @@ pub(crate) struct WorkloadSpec {
     /// Its program does not serve yet, or not now: a Service leads there only if it says `publishNotReadyAddresses`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unready: bool,
+    /// Its machine is not heard of any more, and it was ready when it was last: a Service leads there if it would lead nowhere else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unheard: bool,
     /// The machine on which it runs. One that has a machine may have no address yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
@@ -89,6 +92,7 @@ impl Object<WorkloadSpec> {
             terminating: pod.terminating,
             finished: false,
             unready: false,
+            unheard: false,
             node: None,
         };
         let mut workload = Self::new(&pod.named(), pod.labels.clone(), spec);

@@ -22,7 +22,7 @@ pub(super) fn workloads<'a>(
     service: &Object<ServiceSpec>,
 ) -> impl Iterator<Item = (IpAddr, &'a Object<WorkloadSpec>)> {
     let all = service.spec.is_headless().then(|| resources.workloads_in(&service.metadata.namespace));
-    let selected = all.into_iter().flatten().filter(|workload| service.spec.leads_to(workload));
+    let selected = service.spec.leads_to(all.into_iter().flatten());
     selected.flat_map(|workload| workload.spec.addresses.iter().map(move |address| (address.to_canonical(), workload)))
 }
 

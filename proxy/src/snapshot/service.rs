@@ -223,7 +223,7 @@ impl<'a> Backends<'a> {
             InternalTrafficPolicy::Cluster => true,
             InternalTrafficPolicy::Local => workload.spec.node.as_deref() == node,
         };
-        let selected = workloads.filter(|workload| service.spec.leads_to(workload) && is_near(workload));
+        let selected = service.spec.leads_to(workloads.filter(|workload| is_near(workload)));
         let found = selected.filter_map(|workload| endpoint(workload, target_port(port, &workload.spec)?, self.own));
         let (theirs, own): (Vec<_>, Vec<_>) = found.map(Arc::new).partition(|endpoint| !is_sidecars(endpoint));
         // Where some lead to an application, nobody is sent to a sidecar's own port. Where none does, the callers are told.

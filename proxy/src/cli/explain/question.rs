@@ -285,7 +285,7 @@ fn pod_of_headless<'a>(resources: &'a Resources, from: &Named, host: &str) -> Op
     };
     let service = resources.service(&Named::new(namespace, service)).filter(|service| service.spec.is_headless())?;
     let workload = resources.workload(&Named::new(namespace, pod)).filter(|_| parts.next().is_none())?;
-    let is_behind = service.spec.leads_to(workload);
+    let is_behind = service.spec.leads_to(resources.workloads_in(namespace)).any(|behind| std::ptr::eq(behind, workload));
     let address = workload.spec.addresses.first().filter(|_| is_behind)?;
     Some((service, address.to_canonical()))
 }

@@ -131,8 +131,7 @@ fn headless(
     question: &Question,
     told: &mut Told,
 ) {
-    let behind = resources.workloads_in(&service.metadata.namespace);
-    let behind: Vec<_> = behind.filter(|workload| service.spec.leads_to(workload)).collect();
+    let behind: Vec<_> = service.spec.leads_to(resources.workloads_in(&service.metadata.namespace)).collect();
     let all: Vec<String> =
         behind.iter().flat_map(|workload| named(service, workload)).map(|address| address.to_canonical().to_string()).collect();
     let key = service.key();
@@ -193,8 +192,7 @@ fn by_name(
     question: &Question,
     told: &mut Told,
 ) {
-    let selected = resources.workloads_in(&service.metadata.namespace);
-    let selected = selected.filter(|workload| service.spec.leads_to(workload));
+    let selected = service.spec.leads_to(resources.workloads_in(&service.metadata.namespace));
     let mut pods = selected.filter(|workload| named(service, workload).next().is_some()).peekable();
     if pods.peek().is_none() {
         told.refuse("endpoint", "there is none, so that the name has no address", None);

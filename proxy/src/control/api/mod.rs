@@ -322,6 +322,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
             "local": world.is_local_pod(key),
             "node": workload.spec.node,
             "unready": workload.spec.unready,
+            "unheard": workload.spec.unheard,
             "finished": workload.spec.finished,
             "connected": sidecar.is_some(),
             "acknowledged": sidecar.map(|sidecar| sidecar.acknowledged),

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Pod as Object, PodSpec};
+use k8s_openapi::api::core::v1::{Pod as Object, PodCondition, PodSpec};
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -41,7 +41,8 @@ impl Pod {
         }
         let node = spec.node_name.clone().filter(|node| !node.is_empty())?;
         let conditions = status.conditions.unwrap_or_default();
-        let is_ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let is_ready = is_met(&conditions, "Ready");
+        let unheard = !is_ready && is_unheard(&spec, &conditions);
         let addresses = status.pod_ips.unwrap_or_default().into_iter().filter_map(|address| address.ip.parse().ok()).collect();
         let workload = WorkloadSpec {
             addresses,
@@ -51,6 +52,7 @@ impl Pod {
             terminating: metadata.deletion_timestamp.is_some(),
             finished,
             unready: !is_ready,
+            unheard,
             node: Some(node),
         };
         let name = Named::new(metadata.namespace?, metadata.name?);
@@ -68,6 +70,19 @@ impl Pod {
 
 fn is_in_hosts_network(spec: &PodSpec) -> bool {
     spec.host_network == Some(true)
+}
+
+fn is_met(conditions: &[PodCondition], kind: &str) -> bool {
+    conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+/// Was it said of a pod that it is not ready because nobody hears of its machine? The node controller takes `Ready` alone back, and
+/// gives no reason; the kubelet gives one, and says the same of what it is made of.
+fn is_unheard(spec: &PodSpec, conditions: &[PodCondition]) -> bool {
+    let has_reason = |condition: &PodCondition| condition.reason.as_ref().is_some_and(|reason| !reason.is_empty());
+    let is_taken_back = conditions.iter().any(|condition| condition.type_ == "Ready" && !has_reason(condition));
+    let mut gates = spec.readiness_gates.iter().flatten();
+    is_taken_back && is_met(conditions, "ContainersReady") && gates.all(|gate| is_met(conditions, &gate.condition_type))
 }
 
 /// The ports that a Service may name. Of two of one name or number the first counts; none is the sidecar's.
@@ -160,6 +175,34 @@ status:
             let workload = read(&INJECTED_POD.replacen(from, to, 1)).unwrap().workload;
             assert_eq!(workload.spec.transport, WorkloadTransport::Plaintext, "{to}");
         }
+    }
+
+    #[test]
+    fn what_the_node_controller_takes_back_is_told_from_what_the_kubelet_says() {
+        let said = |conditions: &str| {
+            let gated =
+                INJECTED_POD.replace("  nodeName: one", "  nodeName: one\n  readinessGates: [{conditionType: example.com/in}]");
+            let spec = read(&gated.replace("{type: Ready, status: 'True'}", conditions)).unwrap().workload.spec;
+            (spec.unready, spec.unheard)
+        };
+        let within = "{type: ContainersReady, status: 'True'}, {type: example.com/in, status: 'True'}";
+        assert_eq!(said(&format!("{{type: Ready, status: 'True'}}, {within}")), (false, false));
+        assert_eq!(said(&format!("{{type: Ready, status: 'False'}}, {within}")), (true, true));
+        assert_eq!(said(&format!("{{type: Ready, status: 'Unknown'}}, {within}")), (true, true));
+        let gate = format!(
+            "{{type: Ready, status: 'False', reason: ReadinessGatesNotReady}}, {}",
+            within.replace("in, status: 'True'", "in, status: 'False'")
+        );
+        assert_eq!(said(&gate), (true, false));
+        assert_eq!(said(&gate.replace(", reason: ReadinessGatesNotReady", "")), (true, false));
+        assert_eq!(
+            said(
+                "{type: Ready, status: 'False', reason: ContainersNotReady}, {type: ContainersReady, status: 'False', reason: ContainersNotReady}"
+            ),
+            (true, false)
+        );
+        assert_eq!(said("{type: Ready, status: 'False'}, {type: ContainersReady, status: 'False'}"), (true, false));
+        assert_eq!(said(within), (true, false), "of what was never ready nobody took anything back");
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn a_service_without_a_selector_leads_to_its_slices() {
     let behind = |scene: &Scene| {
         let resources = scene.world.resources();
         let service = resources.service(&"shop/db".parse().unwrap()).unwrap();
-        let led = resources.workloads().filter(|workload| service.spec.leads_to(workload));
+        let led = service.spec.leads_to(resources.workloads());
         led.map(|workload| {
             let port = workload.spec.port(&service.spec.ports[0].target()).unwrap();
             format!("{} {port}", workload.spec.addresses[0])
@@ -207,7 +207,7 @@ fn led(scene: &Scene, service: &str) -> Vec<String> {
     let resources = scene.world.resources();
     let service = resources.service(&service.parse().unwrap()).unwrap();
     let target = service.spec.ports[0].target();
-    let behind = resources.workloads().filter(|workload| service.spec.leads_to(workload));
+    let behind = service.spec.leads_to(resources.workloads());
     let mut led: Vec<String> =
         behind.filter_map(|workload| Some(format!("{}:{}", workload.spec.addresses[0], workload.spec.port(&target)?))).collect();
     led.sort();

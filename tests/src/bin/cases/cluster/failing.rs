@@ -17,8 +17,12 @@ pub(super) const ALONE: &[OnCluster] = &[Case {
     run: |cluster, wish| killed(cluster, wish),
 }];
 
-/// Parts of the cluster, and for how many seconds each is away.
-const PARTS: [(&str, u64); 4] = [("kubelet", 10), ("containerd", 10), ("kube-apiserver", 20), ("etcd", 60)];
+/// Parts of the cluster.
+const PARTS: [&str; 4] = ["kubelet", "containerd", "kube-apiserver", "etcd"];
+/// How long each is away. The node controller takes a machine for lost after 40 s to 50 s, and its pods for not ready.
+const AWAY: Duration = Duration::from_secs(60);
+/// The API server hears of a machine again when its kubelet's turn comes, and takes all of them for lost before that.
+const AFTERWARDS: Duration = Duration::from_secs(60);
 
 fn killed(cluster: &Cluster, wish: &Wish) -> Result<()> {
     let shop = Namespace::injected(cluster, "killed")?;
@@ -35,12 +39,14 @@ fn killed(cluster: &Cluster, wish: &Wish) -> Result<()> {
         }
     }
     // Minutes, most of which somebody is away.
-    for (part, away) in PARTS.into_iter().filter(|_| wish.long) {
-        cluster.fail(part, Duration::from_secs(away))?;
+    for part in PARTS.into_iter().filter(|_| wish.long) {
+        cluster.fail(part, AWAY)?;
+        println!("    {part} was away for {AWAY:?}");
         let answers = || cluster.run(&["get", "--raw", "/readyz"]).map(drop);
         wait_for("the API server", PATIENCE, answers).with_context(|| format!("after {part} was killed"))?;
-        println!("    {part} was away for {away} s");
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(AFTERWARDS);
+        let ready = || cluster.run(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=5s"]).map(drop);
+        wait_for("the machine", PATIENCE, ready).with_context(|| format!("after {part} was killed"))?;
     }
     for what in ["daemonset/node", "deployment/control"] {
         cluster.rolled_out(SYSTEM, what, PATIENCE)?;
@@ -54,11 +60,15 @@ fn killed(cluster: &Cluster, wish: &Wish) -> Result<()> {
 
 /// The processes of a part of the mesh that runs in pods.
 pub(super) fn of_mesh(role: &str) -> Result<Vec<u32>> {
+    processes(|words| words.starts_with(format!("/outrigger\0{role}\0").as_bytes()))
+}
+
+/// The processes that were started with such words, each with a NUL behind it.
+pub(super) fn processes(is_meant: impl Fn(&[u8]) -> bool) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let folder = entry?.path();
-        let words = std::fs::read(folder.join("cmdline")).unwrap_or_default();
-        if words.starts_with(format!("/outrigger\0{role}\0").as_bytes()) {
+        if is_meant(&std::fs::read(folder.join("cmdline")).unwrap_or_default()) {
             found.extend(folder.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()));
         }
     }
