@@ -57,6 +57,8 @@ pub(crate) enum Purpose {
     Dial,
     /// Hear what came of a sidecar's probes.
     Told,
+    /// Tell whether containers of the pod's application run: asked by its sidecar, which is to end after them.
+    Last,
     /// Have every sidecar probe now, and tell when they have: asked by root.
     Prove,
 }
@@ -75,6 +77,9 @@ pub(crate) enum Answer {
         /// What of the kernel programs that bear upon the pod is not attached.
         faults: Vec<String>,
     },
+    /// Does the pod's application run?
+    #[serde(rename_all = "camelCase")]
+    Last { app_runs: bool },
     /// It was heard, or done.
     Heard,
     /// Probe now, before it is due.

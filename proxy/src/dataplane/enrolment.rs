@@ -43,6 +43,21 @@ pub(crate) async fn resume(path: &Path, name: &Named) -> Vec<OwnedFd> {
     }
 }
 
+/// Does the application of the pod `name` run? Asked of the agent behind the socket `path`, by its sidecar's container.
+///
+/// # Errors
+/// The agent does not answer, or refuses to.
+pub(crate) async fn app_runs(path: &Path, name: &Named) -> io::Result<bool> {
+    let asked = async {
+        let stream = UnixStream::connect(path).await?;
+        match (Agent { stream, said: VecDeque::new() }).ask(&Question::new(name, Purpose::Last)).await? {
+            Answer::Last { app_runs } => Ok(app_runs),
+            _another => Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    timeout(ANSWER_MAX, asked).await?
+}
+
 /// Hands `listeners` over for whoever comes, and ends.
 ///
 /// # Errors
@@ -238,7 +253,7 @@ async fn ask(path: &Path, name: &Named, purpose: Purpose, listeners: &[OwnedFd])
     match serde_json::from_slice(&line)? {
         Answer::Ok { spiffe_id, addresses, capture } => Ok(Asked { stream, identity: spiffe_id, addresses, capture, given }),
         Answer::Error { text, remedy } => Err(io::Error::other(format!("{text}; {remedy}"))),
-        Answer::Dialled { .. } | Answer::Heard | Answer::Prove => Err(io::ErrorKind::InvalidData.into()),
+        Answer::Dialled { .. } | Answer::Last { .. } | Answer::Heard | Answer::Prove => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

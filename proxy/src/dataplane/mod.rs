@@ -52,7 +52,7 @@ mod tests;
 mod world;
 
 use self::config::Follower;
-pub(crate) use self::enrolment::resume;
+pub(crate) use self::enrolment::{app_runs, resume};
 use self::listener::{Listeners, Room};
 use self::pool::connect::Dial;
 pub(crate) use self::pool::connect::TcpDial;

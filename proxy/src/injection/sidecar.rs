@@ -85,6 +85,14 @@ impl Sidecar<'_> {
         let Wishes { mode, image, log_level, .. } = self.wishes;
         let Settings { control, trust_domain, .. } = self.settings;
         let of_pod = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } });
+        let run = |words: &[&str]| json!({ "exec": { "command": words } });
+        // What comes after is started when this ends.
+        let begin = run(&["/outrigger", "wait"]);
+        let lifecycle = match mode {
+            Mode::Native => json!({ "postStart": begin }),
+            // The kubelet ends a native one after the app, and this one beside it.
+            Mode::Classic => json!({ "postStart": begin, "preStop": run(&["/outrigger", "wait", "--app-ended"]) }),
+        };
         let mut container = json!({
             "name": marks::CONTAINER,
             "image": image,
@@ -101,8 +109,7 @@ impl Sidecar<'_> {
                 // Beside its own log, as all that containers tell; how many requests get a line, Mesh says.
                 { "name": "OUTRIGGER_ACCESS_LOG", "value": "-" },
             ],
-            // What comes after is started when this ends.
-            "lifecycle": { "postStart": { "exec": { "command": ["/outrigger", "wait"] } } },
+            "lifecycle": lifecycle,
             "resources": self.resources(),
             "securityContext": {
                 "allowPrivilegeEscalation": false,

@@ -309,7 +309,7 @@ async fn take(
             }
             return Ok(Taken::enrolled(agent, &*wait_for(agent, &asked).await?));
         }
-        Purpose::Enrol | Purpose::Resume | Purpose::Dial | Purpose::Told => {}
+        Purpose::Enrol | Purpose::Resume | Purpose::Dial | Purpose::Last | Purpose::Told => {}
     }
     if let Some(listener) = descriptors.first()
         && admission::meet(agent, &asked, listener)
@@ -332,6 +332,11 @@ async fn take(
             let unreached = proof::dial(agent, &pod, &token).await;
             let faults = agent.faults.borrow().of(&pod.record.named());
             return Ok(Taken::of(Answer::Dialled { unreached, faults }));
+        }
+        Purpose::Last => {
+            let Door::Pod { owner, cluster } = door else { return Err(Refusal::OnlyOfKubernetes) };
+            let app_runs = kubernetes::app_runs(cluster, owner, &pod.record.cgroup);
+            return Ok(Taken::of(Answer::Last { app_runs }));
         }
         Purpose::Told => {
             let faults = question.faults.into_iter().take(FAULTS_MAX).collect();

@@ -57,6 +57,9 @@ pub(crate) enum Refusal {
     /// What is asked for at the node's own socket, and not at a pod's.
     #[error("a pod's socket is not for that")]
     NotHere,
+    /// What is asked for at a pod's socket on Kubernetes, and elsewhere.
+    #[error("which containers of a pod run is known on Kubernetes alone")]
+    OnlyOfKubernetes,
     /// Who asks at a pod's socket on Kubernetes.
     #[error(transparent)]
     Kubernetes(#[from] Refused),
@@ -73,6 +76,7 @@ impl Refusal {
             Self::NoToken => "send a token of 32 letters",
             Self::NotRoot(_) => "ask as root",
             Self::NotHere => "ask the node agent itself",
+            Self::OnlyOfKubernetes => "ask at the socket of a pod of a cluster",
             Self::Kubernetes(refused) => refused.remedy(),
             Self::Version(_) => "run the sidecar and the node agent from one release",
             Self::NoPod { .. } => "start the sidecar inside a pod that `outrigger run` made",

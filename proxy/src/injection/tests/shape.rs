@@ -75,6 +75,8 @@ fn the_classic_sidecar_is_the_first_container_and_commands_go_to_the_app_all_the
     assert_eq!(pod["spec"]["containers"][0]["name"], "outrigger");
     assert_eq!(pod["spec"]["containers"][0].get("restartPolicy"), None);
     assert_eq!(pod["spec"]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"], json!(["/outrigger", "wait"]));
+    let last = json!(["/outrigger", "wait", "--app-ended"]);
+    assert_eq!(pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"], last);
     assert_eq!(pod["spec"]["containers"][1]["name"], "web");
     assert_eq!(pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"], "web");
 }

@@ -262,7 +262,7 @@ fn beside(agent: &Agent, owner: &Owner, caller: &Caller, described: &Described) 
 }
 
 /// Does a process run in this cgroup, or in one below it? One of which that cannot be told is not taken for empty.
-fn is_populated(cgroup: &Path) -> bool {
+pub(super) fn is_populated(cgroup: &Path) -> bool {
     match std::fs::read_to_string(cgroup.join("cgroup.events")) {
         Ok(events) => !events.lines().any(|line| line == "populated 0"),
         // It went with its container. One that goes while it is read is told by another error.

@@ -51,6 +51,11 @@ pub(crate) fn folder_of(uid: &str, root: &Path) -> Option<PathBuf> {
     places(root).find(|folder| name_of(folder).and_then(uid_of).as_deref() == Some(uid))
 }
 
+/// The containers of the pod with this folder, each with its own.
+pub(crate) fn containers_in(pod: &Path) -> impl Iterator<Item = (String, PathBuf)> {
+    folders_in(pod).into_iter().filter_map(|folder| Some((name_of(&folder).and_then(id_of)?, folder)))
+}
+
 /// A pod's UID of the name of its cgroup.
 fn uid_of(folder: &str) -> Option<String> {
     let uid = match folder.strip_suffix(".slice") {

@@ -45,6 +45,8 @@ pub(crate) struct Described {
     mounted_by: BTreeSet<String>,
     /// Those of them that were added to a pod that runs, and are never started anew.
     debugging: BTreeSet<String>,
+    /// The containers of its application, with whose end it ends.
+    apps: BTreeSet<String>,
     /// Names of containers by their ids, of those that have one yet.
     containers: BTreeMap<String, String>,
 }
@@ -104,6 +106,7 @@ impl Described {
             has_volume: !ours.is_empty(),
             mounted_by: lasting.chain(debugging.iter().cloned()).collect(),
             debugging,
+            apps: spec.containers.iter().map(|one| one.name.clone()).filter(|name| name != SIDECAR).collect(),
             containers,
         })
     }
@@ -140,6 +143,11 @@ impl Described {
     /// Does its status say that the container with this id is the sidecar?
     pub(crate) fn names_sidecar(&self, id: &str) -> bool {
         self.containers.get(id).is_some_and(|name| name == SIDECAR)
+    }
+
+    /// Is the container with this id one of its application's?
+    pub(crate) fn is_of_app(&self, id: &str) -> bool {
+        self.containers.get(id).is_some_and(|name| self.apps.contains(name))
     }
 
     /// Is the container with this id its sidecar?

@@ -3,6 +3,7 @@
 //! A pod's record outlives its volume until no process of it is left: one that still runs stays captured. An agent that is
 //! killed in between leaves a record without a volume, by which the next one knows that the pod was about to end.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::admission::{file, write};
+use super::admission::{file, is_populated, write};
 use super::cgroup;
 use super::cluster::{Cluster, PodsByUid};
 use super::described::Described;
@@ -53,6 +54,18 @@ pub(super) fn left_behind(records: &[PodRecord], volumes: &[Owner]) -> Vec<Owner
         })
     };
     records.iter().filter_map(owner).collect()
+}
+
+/// Does a process of the pod's application run? Of a pod of which nothing was heard yet that is not known, and it is taken for
+/// granted.
+pub(crate) fn app_runs(cluster: &Cluster, owner: &Owner, cgroup: &Path) -> bool {
+    let pods = cluster.pods.borrow();
+    let Some(pods) = pods.as_ref() else { return true };
+    pods.get(&owner.uid).is_some_and(|described| runs(described, cgroup))
+}
+
+fn runs(described: &Described, cgroup: &Path) -> bool {
+    cgroup::containers_in(cgroup).any(|(id, folder)| described.is_of_app(&id) && is_populated(&folder))
 }
 
 /// Looks after both until the agent ends.
@@ -161,6 +174,32 @@ mod tests {
         let narrowed = PodRecord { addresses: vec!["fd64::5".parse().unwrap()], ..enrolled.clone() };
         assert_eq!(corrected(&enrolled, &told(json!([{ "ip": "fd64::5" }]))), narrowed);
         assert!(corrected(&enrolled, &told(json!([{ "ip": "10.64.0.9" }]))).addresses.is_empty());
+    }
+
+    #[test]
+    fn the_application_runs_for_as_long_as_a_process_of_one_of_its_containers_does() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let says = |id: &str, populated: &str| {
+            let folder = cgroup.path().join(id);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("cgroup.events"), format!("populated {populated}\nfrozen 0\n")).unwrap();
+        };
+        let status = |name: &str, id: &str| json!({ "name": name, "containerID": format!("containerd://{id}"), "image": "", "imageID": "", "ready": true, "restartCount": 0 });
+        let described = pod(|pod| {
+            pod["status"] = json!({
+                "initContainerStatuses": [status("outrigger", "aa11aa11aa11")],
+                "containerStatuses": [status("app", "bb22bb22bb22")],
+            });
+        });
+        // The sandbox's has no name, and runs to the last.
+        for id in ["aa11aa11aa11", "bb22bb22bb22", "cc33cc33cc33"] {
+            says(id, "1");
+        }
+        assert!(runs(&described, cgroup.path()));
+        says("bb22bb22bb22", "0");
+        assert!(!runs(&described, cgroup.path()));
+        std::fs::remove_dir_all(cgroup.path().join("bb22bb22bb22")).unwrap();
+        assert!(!runs(&described, cgroup.path()));
     }
 
     #[test]

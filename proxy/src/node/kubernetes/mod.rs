@@ -45,7 +45,7 @@ pub(crate) use self::cluster::Cluster;
 use self::csi_proto::identity_server::IdentityServer;
 use self::csi_proto::node_server::NodeServer;
 use self::driver::{Driver, Introduction};
-pub(crate) use self::ending::Ending;
+pub(crate) use self::ending::{Ending, app_runs};
 use self::events::Events;
 pub(crate) use self::leaving::leave;
 use self::registration_proto::registration_server::RegistrationServer;

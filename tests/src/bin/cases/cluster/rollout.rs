@@ -13,10 +13,16 @@ use super::load::{Load, Streams, rate, serving};
 use super::pods::{Namespace, container, idle, pod, service};
 use super::{OnCluster, SYSTEM};
 
-pub(super) const CASES: &[OnCluster] = &[Case {
-    name: "a_pod_that_ends_gets_no_new_calls_answers_the_old_ones_and_can_call_to_its_last_moment",
-    run: |cluster, _| ending(cluster),
-}];
+pub(super) const CASES: &[OnCluster] = &[
+    Case {
+        name: "a_pod_that_ends_gets_no_new_calls_answers_the_old_ones_and_can_call_to_its_last_moment",
+        run: |cluster, _| ending(cluster, "ending", "native"),
+    },
+    Case {
+        name: "a_pod_with_a_classic_sidecar_that_ends_can_call_to_its_last_moment_too",
+        run: |cluster, _| ending(cluster, "ending-classic", "classic"),
+    },
+];
 
 /// They replace what all other cases use.
 pub(super) const ALONE: &[OnCluster] = &[
@@ -168,8 +174,8 @@ fn scaled(cluster: &Cluster, wish: &Wish) -> Result<()> {
     load.end_of_all_kinds(Streams::MayBeClosed).with_context(|| cluster.story("breathing"))
 }
 
-fn ending(cluster: &Cluster) -> Result<()> {
-    let shop = Namespace::injected(cluster, "ending")?;
+fn ending(cluster: &Cluster, namespace: &'static str, mode: &str) -> Result<()> {
+    let shop = Namespace::injected(cluster, namespace)?;
     shop.web(1)?;
     let last = "/bin/busybox sleep 4; /bin/curl --silent --max-time 2 http://web/last-words";
     let serve = container(
@@ -180,11 +186,9 @@ fn ending(cluster: &Cluster) -> Result<()> {
             "lifecycle": { "preStop": { "exec": { "command": ["/bin/sh", "-c", last] } } },
         }),
     );
-    shop.make(&[
-        pod("only", &[serve], json!({ "terminationGracePeriodSeconds": 9 })),
-        service("only", "only", 80, &json!(8080), json!({})),
-        pod("caller", &[idle("app")], json!({})),
-    ])?;
+    let mut only = pod("only", &[serve], json!({ "terminationGracePeriodSeconds": 9 }));
+    only["metadata"]["annotations"] = json!({ "outrigger.dev/sidecar-mode": mode });
+    shop.make(&[only, service("only", "only", 80, &json!(8080), json!({})), pod("caller", &[idle("app")], json!({}))])?;
     shop.ready("web")?;
     shop.wait("Ready", PATIENCE, &["pod/only", "pod/caller"])?;
     let call = |path: &str| shop.ask("caller", "app", &["--max-time", "10", &format!("http://only{path}")]);
@@ -208,11 +212,11 @@ fn ending(cluster: &Cluster) -> Result<()> {
             ensure!(status == 503, "{status} {body}");
             Ok(body)
         });
-        refused.with_context(|| cluster.story("ending"))?;
+        refused.with_context(|| cluster.story(namespace))?;
         let (status, body) = slow.join().map_err(|_panic| anyhow::anyhow!("the slow call panicked"))??;
         ensure!(status == 200, "a call that was under way was answered with {status}: {body}");
         wait_for("the pod is gone", PATIENCE, || {
-            let left = e2e::mesh::finish(&mut cluster.kubectl(["--namespace", "ending", "get", "pod", "only"]), PATIENCE)?;
+            let left = e2e::mesh::finish(&mut cluster.kubectl(["--namespace", namespace, "get", "pod", "only"]), PATIENCE)?;
             ensure!(left.stderr.contains("NotFound"), "{}", left.all());
             Ok(())
         })?;
