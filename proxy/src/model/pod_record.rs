@@ -31,6 +31,9 @@ pub(crate) struct PodRecord {
     pub(crate) ports: Vec<PodPort>,
     /// IPv4 first, then IPv6 where the machine has it.
     pub(crate) addresses: Vec<IpAddr>,
+    /// What the API server said of its addresses when it was enrolled, where that was of its former network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former_addresses: Vec<IpAddr>,
     /// The pod's UID, on Kubernetes: one that is made again under its name is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uid: Option<String>,
@@ -127,7 +130,8 @@ impl PodRecord {
         check_part(&record.namespace)?;
         check_host(&record.name)?;
         check_name(&record.service_account)?;
-        if record.addresses.is_empty() {
+        // On Kubernetes those that were not the pod's own are taken from it.
+        if record.addresses.is_empty() && record.uid.is_none() {
             return Err(RecordError::NoAddress);
         }
         record.capture()?;
@@ -194,5 +198,6 @@ mod tests {
         assert!(matches!(PodRecord::parse(mistaken.as_bytes()), Err(RecordError::Capture(_))));
         let nowhere = WEB.replace(r#"["10.64.0.5","fd64::5"]"#, "[]");
         assert!(matches!(PodRecord::parse(nowhere.as_bytes()), Err(RecordError::NoAddress)));
+        assert!(PodRecord::parse(nowhere.replace(r#""ports""#, r#""uid":"0a-1","ports""#).as_bytes()).is_ok());
     }
 }

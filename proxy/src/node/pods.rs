@@ -126,6 +126,7 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             addresses: vec!["10.64.0.5".parse().unwrap(), "fd64::5".parse().unwrap()],
+            former_addresses: Vec::new(),
             uid: None,
             netns: Some(format!("/run/netns/outrigger-shop.{name}").into()),
             netns_cookie: cookie,
@@ -180,6 +181,16 @@ pub(super) mod tests {
     fn a_pod_outside_the_mesh_is_not_enrolled() {
         let outside = PodRecord { meshed: false, ..record("web", 1) };
         assert_eq!(compare(&found(&[outside]), &Pods::new()), Changes::default());
+    }
+
+    #[test]
+    fn a_pod_whose_addresses_were_taken_from_it_is_to_be_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolled = PodRecord { uid: Some("0a-1".to_owned()), ..record("web", 1) };
+        let emptied = PodRecord { addresses: Vec::new(), ..enrolled.clone() };
+        std::fs::write(folder.path().join("shop.web.json"), serde_json::to_vec(&emptied).unwrap()).unwrap();
+        let changes = compare(&read(folder.path()).unwrap(), &known(&[enrolled]));
+        assert_eq!(changes, Changes { withdraw: vec![], enrol: vec![emptied], describe: vec![] });
     }
 
     #[test]

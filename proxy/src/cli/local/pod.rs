@@ -91,6 +91,7 @@ impl LocalPod {
             annotations: wish.annotations,
             ports: wish.ports,
             addresses,
+            former_addresses: Vec::new(),
             uid: None,
             netns: Some(netns_path),
             netns_cookie: cookie,

@@ -128,7 +128,9 @@ pub(crate) async fn admit(
     let record = match cluster.pod(owner, &caller.container.id).await {
         Some(described) => {
             beside(agent, owner, &caller, &described)?;
-            record(owner, &caller, &described, stream)?
+            let before = recorded(agent, owner).filter(|before| !is_populated(&before.sidecar_cgroup()));
+            let former = before.as_ref().map_or(&[][..], |before| described.former_addresses(before, caller.cookie));
+            record(owner, &caller, (&described, former), stream)?
         }
         // An agent that comes back while the API server is away: the same container was made sure of before.
         None => written(agent, owner, &caller).ok_or_else(|| Refused::Unheard(owner.named()))?,
@@ -184,7 +186,12 @@ fn container(proc_cgroup: &str, pid: u32, owner: &Owner) -> Result<Container, Re
 }
 
 /// The pod's record, of what all three say.
-fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixStream) -> Result<PodRecord, Refused> {
+fn record(
+    owner: &Owner,
+    caller: &Caller,
+    (described, former): (&Described, &[IpAddr]),
+    stream: &UnixStream,
+) -> Result<PodRecord, Refused> {
     check(owner, &caller.container, described)?;
     let kernel = |error: io::Error| Refused::Kernel(error.to_string());
     let namespace = netns::of_socket(stream).map(File::from).map_err(kernel)?;
@@ -195,7 +202,7 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
     if shown.is_empty() {
         return Err(Refused::NoAddress);
     }
-    let addresses = described.own(&shown);
+    let addresses = described.own(&shown, former);
     if addresses.is_empty() {
         return Err(Refused::Foreign { pid: caller.pid, shown, pod: owner.named() });
     }
@@ -208,6 +215,7 @@ fn record(owner: &Owner, caller: &Caller, described: &Described, stream: &UnixSt
         // Who makes endpoints of pods hears of their ports from the API server.
         ports: Vec::new(),
         addresses,
+        former_addresses: former.to_vec(),
         uid: Some(owner.uid.clone()),
         netns: None,
         netns_cookie: caller.cookie,

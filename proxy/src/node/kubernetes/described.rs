@@ -17,7 +17,7 @@ use crate::base::units::Span;
 use crate::injection;
 use crate::model::capture::CaptureConfig;
 use crate::model::marks::{self, CONTAINER as SIDECAR, DRIVER, Mode};
-use crate::model::pod_record::HOLD;
+use crate::model::pod_record::{HOLD, PodRecord};
 
 /// A pod of this node by the API server's word.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -129,10 +129,19 @@ impl Described {
     }
 
     /// Those of `shown`, of a namespace that passes for the pod's, which are its own; all of them for as long as nothing is
-    /// said of its addresses.
-    pub(crate) fn own(&self, shown: &[IpAddr]) -> Vec<IpAddr> {
-        let is_own = |address: &&IpAddr| self.addresses.is_empty() || self.addresses.contains(*address);
+    /// said of its addresses but those of its `former` network.
+    pub(crate) fn own(&self, shown: &[IpAddr], former: &[IpAddr]) -> Vec<IpAddr> {
+        let is_told = self.addresses.as_slice() != former && !self.addresses.is_empty();
+        let is_own = |address: &&IpAddr| !is_told || self.addresses.contains(*address);
         shown.iter().filter(is_own).copied().collect()
+    }
+
+    /// What is said of its addresses, where that is of the network that it had when `record` was written: its sandbox was made
+    /// anew, in the namespace `cookie`, and the kubelet tells of that once its containers have begun. The sidecar of before has ended.
+    pub(crate) fn former_addresses(&self, record: &PodRecord, cookie: u64) -> &[IpAddr] {
+        let is_of_former =
+            self.addresses == record.former_addresses || self.addresses.iter().any(|address| record.addresses.contains(address));
+        if record.netns_cookie != cookie && is_of_former { &self.addresses } else { &[] }
     }
 
     /// Has it a sidecar at all?
@@ -189,6 +198,7 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::node::pods::tests::record;
 
     /// A pod with a native sidecar and an app, as the webhook makes it.
     pub(in super::super) fn pod(change: impl FnOnce(&mut Value)) -> Described {
@@ -235,9 +245,26 @@ pub(super) mod tests {
         let [own, second, foreign]: [IpAddr; 3] = ["10.244.0.7", "fd00::7", "10.244.0.9"].map(|text| text.parse().unwrap());
         let told =
             pod(|pod| pod["status"] = json!({ "podIP": "10.244.0.7", "podIPs": [{ "ip": "10.244.0.7" }, { "ip": "fd00::7" }] }));
-        assert_eq!(told.own(&[foreign, own, second]), [own, second]);
-        assert_eq!(told.own(&[foreign]), Vec::<IpAddr>::new());
-        assert_eq!(pod(|_same| {}).own(&[foreign]), [foreign]);
+        assert_eq!(told.own(&[foreign, own, second], &[]), [own, second]);
+        assert_eq!(told.own(&[foreign], &[]), Vec::<IpAddr>::new());
+        assert_eq!(pod(|_same| {}).own(&[foreign], &[]), [foreign]);
+    }
+
+    #[test]
+    fn what_is_said_of_a_network_that_the_pod_has_no_more_says_nothing_of_the_one_that_it_has() {
+        let [old, new]: [IpAddr; 2] = ["10.244.0.7", "10.244.0.9"].map(|text| text.parse().unwrap());
+        let told = |ip: &str| pod(|pod| pod["status"] = json!({ "podIPs": [{ "ip": ip }] }));
+        let before = PodRecord { addresses: vec![old], ..record("web-1", 7) };
+        let former = |ip: &str, before: &PodRecord, cookie: u64| told(ip).former_addresses(before, cookie).to_vec();
+        assert_eq!(former("10.244.0.7", &before, 8), [old]);
+        assert_eq!(told("10.244.0.7").own(&[new], &[old]), [new]);
+        // The same network; one that is told already; one of which nobody enrolled anything.
+        assert!(former("10.244.0.7", &before, 7).is_empty());
+        assert!(former("10.244.0.9", &before, 8).is_empty());
+        assert!(told("10.244.0.9").own(&[old], &[old]).is_empty());
+        // Anew once more, before the kubelet had told of the second.
+        let second = PodRecord { addresses: vec![new], former_addresses: vec![old], ..record("web-1", 8) };
+        assert_eq!(former("10.244.0.7", &second, 9), [old]);
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn describe(agent: &Agent, described: &PodsByUid) {
 /// What is said of a pod now. It is enrolled before the API server says its addresses as a rule; those that its namespace
 /// showed and that are not its own are taken from it.
 fn corrected(record: &PodRecord, now: &Described) -> PodRecord {
-    let addresses = now.own(&record.addresses);
+    let addresses = now.own(&record.addresses, &record.former_addresses);
     PodRecord { terminating: now.terminating, labels: now.labels.clone(), addresses, ..record.clone() }
 }
 
@@ -174,6 +174,10 @@ mod tests {
         let narrowed = PodRecord { addresses: vec!["fd64::5".parse().unwrap()], ..enrolled.clone() };
         assert_eq!(corrected(&enrolled, &told(json!([{ "ip": "fd64::5" }]))), narrowed);
         assert!(corrected(&enrolled, &told(json!([{ "ip": "10.64.0.9" }]))).addresses.is_empty());
+        // It was enrolled anew with another network, and that is not told yet.
+        let again = PodRecord { former_addresses: vec!["10.64.0.9".parse().unwrap()], ..enrolled };
+        assert_eq!(corrected(&again, &told(json!([{ "ip": "10.64.0.9" }]))), again);
+        assert!(corrected(&again, &told(json!([{ "ip": "10.64.0.8" }]))).addresses.is_empty());
     }
 
     #[test]
