@@ -6,8 +6,8 @@ use e2e::mesh::{kill, wait_for};
 use e2e::runner::Case;
 use rustix::process::Signal;
 
-use super::failing::of_mesh;
-use super::pods::Namespace;
+use super::failing::processes;
+use super::pods::{Namespace, from_node};
 use super::{OnCluster, SYSTEM};
 use crate::world::own;
 
@@ -18,6 +18,10 @@ pub(super) const CASES: &[OnCluster] = &[
     },
     Case { name: "a_policy_refuses_a_call_and_the_refusal_names_it", run: |cluster, _| refused(cluster) },
     Case { name: "a_sidecar_that_is_killed_is_back_at_once_and_its_pod_serves", run: |cluster, _| comes_back(cluster) },
+    Case {
+        name: "a_pod_whose_sandbox_is_killed_has_another_network_and_is_of_the_mesh_again",
+        run: |cluster, _| another_network(cluster),
+    },
 ];
 
 /// The sidecar stands where it belongs, and both ends of a call know each other.
@@ -80,6 +84,33 @@ fn comes_back(cluster: &Cluster) -> Result<()> {
     cluster.rolled_out(SYSTEM, "daemonset/node", PATIENCE)
 }
 
+/// The kubelet makes its network anew, with other addresses, and the API server says the former ones for a while.
+fn another_network(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "another-network")?;
+    shop.web(1)?;
+    shop.client("client")?;
+    shop.ready("web")?;
+    shop.ready("client")?;
+    shop.until("client", &["http://web/"], 200)?;
+    for app in ["web", "client"] {
+        let address = |pod: &serde_json::Value| pod["status"]["podIP"].clone();
+        let former = shop.pods(app)?.remove(0);
+        // Of a pod's processes the one that holds its namespaces is the first.
+        kill(process_of(&former, |_words| true)?, Signal::KILL);
+        wait_for("the pod's next network", PATIENCE, || {
+            let pods = shop.pods(app)?;
+            let [now] = pods.as_slice() else { bail!("{} pods of {app}", pods.len()) };
+            ensure!(now["metadata"]["uid"] == former["metadata"]["uid"] && address(now) != address(&former), "{}", now["status"]);
+            Ok(())
+        })?;
+        shop.ready(app)?;
+        shop.until("client", &["http://web/"], 200)?;
+    }
+    let plain = from_node(&format!("http://{}:8080/", shop.pods("web")?[0]["status"]["podIP"].as_str().unwrap_or_default()))?;
+    ensure!(plain.code != 0, "who is not of the mesh is answered: {}", plain.stdout);
+    Ok(())
+}
+
 /// Kills the sidecar of an app's one pod, and waits for the next one.
 pub(super) fn killed_and_back(shop: &Namespace<'_>, app: &str) -> Result<()> {
     kill(sidecar_of(shop, app)?, Signal::KILL);
@@ -93,13 +124,16 @@ pub(super) fn killed_and_back(shop: &Namespace<'_>, app: &str) -> Result<()> {
 
 /// The process of the sidecar of an app's one pod.
 fn sidecar_of(shop: &Namespace<'_>, app: &str) -> Result<u32> {
-    let pod = &shop.pods(app)?[0];
+    process_of(&shop.pods(app)?[0], |words| words.starts_with(b"/outrigger\0sidecar\0"))
+}
+
+/// The first process of a pod that was started with such words.
+fn process_of(pod: &serde_json::Value, is_meant: impl Fn(&[u8]) -> bool) -> Result<u32> {
     let uid = pod["metadata"]["uid"].as_str().context("a pod without a UID")?;
-    for process in of_mesh("sidecar")? {
+    let is_of_pod = |process: &u32| {
         let cgroup = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
-        if cgroup.contains(uid) || cgroup.contains(&uid.replace('-', "_")) {
-            return Ok(process);
-        }
-    }
-    bail!("no process of a sidecar is in a cgroup of {uid}")
+        cgroup.contains(uid) || cgroup.contains(&uid.replace('-', "_"))
+    };
+    let found = processes(is_meant)?.into_iter().filter(is_of_pod).min();
+    found.with_context(|| format!("no such process is in a cgroup of {uid}"))
 }
