@@ -204,8 +204,9 @@ impl Proxy {
         demand: Demand,
     ) -> Result<Self, StartError> {
         let server_tls = identity.server_config(crate::identity::verify::ClientDemand::Certificate, &tls::Alpn::OFFERED)?;
+        let answers = http::credit::Credit::new(Limits::default().answer_bytes, telemetry.metrics.answers_granted.clone());
         Ok(Self {
-            pool: Arc::new(Pool::new(dial, identity.clone(), Tasks::default(), seed)),
+            pool: Arc::new(Pool::new(dial, identity.clone(), answers, Tasks::default(), seed)),
             identity,
             uploads: http::credit::Credit::new(Limits::default().upload_bytes, telemetry.metrics.uploads_held.clone()),
             published,
@@ -230,7 +231,7 @@ impl Proxy {
         let generation = snapshot.generation;
         self.uploads.limit(snapshot.mesh.limits.upload_bytes);
         let limits = &snapshot.mesh.limits;
-        self.pool.limit(AnswerLimits::of(limits), limits.upstream_connections);
+        self.pool.limit(AnswerLimits::of(limits), limits.upstream_connections, limits.answer_bytes);
         self.published.publish(snapshot);
         self.generations.send_replace(generation);
     }

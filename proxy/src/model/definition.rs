@@ -220,6 +220,7 @@ fn rules(kind: Kind) -> Vec<(&'static str, Value)> {
             ("limits.errorResets", count(1, 100_000)),
             ("limits.controlFrames", count(100, 1_000_000)),
             ("limits.uploadBytes", count(0, 1 << 30)),
+            ("limits.answerBytes", count(0, 1 << 30)),
             ("limits.upstreamConnections", count(1, 65_536)),
         ],
         Kind::Workload => vec![

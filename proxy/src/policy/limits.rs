@@ -56,6 +56,11 @@ pub(crate) struct LimitsConfig {
     /// connections that stand too. Default: 67108864.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) upload_bytes: Option<u32>,
+    /// Bytes of answers that the sidecar holds for all its readers together because they do not read, and that it granted, on the
+    /// connections in HTTP/2 that it opened, beyond the MiB that each of them is always granted, 0 to 1073741824; beyond it the
+    /// answers of one connection share what it has. It holds at once, for connections that stand too. Default: 134217728.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) answer_bytes: Option<u32>,
     /// Connections in HTTP/1 that the sidecar opens to one address, for one client where that is the own application, 1 to 65536;
     /// beyond it requests wait for one of them, as many as 1024, and what is beyond that is answered with 503. Default: 4096.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +97,7 @@ pub(crate) struct Limits {
     pub(crate) error_resets: u32,
     pub(crate) control_frames: u32,
     pub(crate) upload_bytes: u32,
+    pub(crate) answer_bytes: u32,
     pub(crate) upstream_connections: u32,
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
@@ -113,6 +119,8 @@ impl Default for Limits {
             error_resets: 1_024,
             control_frames: 50_000,
             upload_bytes: 64 << 20,
+            // Three hundred readers that stand still.
+            answer_bytes: 128 << 20,
             // As many requests as another sidecar sends to one service, or to one pod by its address, where nothing else is written.
             upstream_connections: 4_096,
             header_timeout: Duration::from_secs(10),
@@ -148,6 +156,7 @@ impl LimitsConfig {
         let error_resets = count("errorResets", self.error_resets, 1..=100_000, usual.error_resets);
         let control_frames = count("controlFrames", self.control_frames, 100..=1_000_000, usual.control_frames);
         let upload_bytes = count("uploadBytes", self.upload_bytes, 0..=1 << 30, usual.upload_bytes);
+        let answer_bytes = count("answerBytes", self.answer_bytes, 0..=1 << 30, usual.answer_bytes);
         let upstream_connections =
             count("upstreamConnections", self.upstream_connections, 1..=65_536, usual.upstream_connections);
         let mut time = |field: &str, written: Option<Span>, most: Span, usual: Duration| match written {
@@ -169,6 +178,7 @@ impl LimitsConfig {
             error_resets,
             control_frames,
             upload_bytes,
+            answer_bytes,
             upstream_connections,
             header_timeout: time("headerTimeout", self.header_timeout, Span(Duration::from_secs(300)), usual.header_timeout),
             idle_timeout: time("idleTimeout", self.idle_timeout, day, usual.idle_timeout),

@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     pub(crate) accepts_delayed: IntCounterVec,
     /// What clients of HTTP/2 sent and nobody took.
     pub(crate) uploads_held: IntGauge,
+    pub(crate) answers_granted: IntGauge,
     /// Connections to the own application without their true client.
     pub(crate) clients_undeclared: IntCounter,
     /// Spans that found the queue full, or that the collector did not take.
@@ -226,6 +227,11 @@ impl Metrics {
                 r,
                 "outrigger_uploads_held_bytes",
                 "Bytes of requests' bodies that clients of HTTP/2 sent and nobody took yet, beyond what each connection may always send.",
+            )?,
+            answers_granted: gauge(
+                r,
+                "outrigger_answers_granted_bytes",
+                "Bytes of answers that peers may send, or sent and nobody read yet, on the connections in HTTP/2 that were opened to them, beyond what each is always granted.",
             )?,
             clients_undeclared: counter(
                 r,

@@ -184,6 +184,16 @@ pub(crate) struct Answer {
     lease: Option<Lease>,
     slot: Option<Slot>,
     request: Option<Unread>,
+    extent: Extent,
+}
+
+/// How much of an answer there was so far. Most have one piece.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Extent {
+    Nothing,
+    Piece,
+    /// There may be much of it, and its connection is told.
+    Large,
 }
 
 /// A request's body that may still be held when its answer ended.
@@ -483,11 +493,30 @@ impl Answer {
     /// Passes `inner` on and completes `record` when it ends or is dropped; until then it holds its place upstream.
     pub(crate) fn new(inner: Inflow, record: Record, lease: Lease, slot: Option<Slot>, request: Option<Unread>) -> Self {
         let counts = record.counts();
-        let mut answer = Self { inner, counts, record: Some(record), lease: Some(lease), slot, request };
+        let mut answer = Self { inner, counts, record: Some(record), lease: Some(lease), slot, request, extent: Extent::Nothing };
         if answer.inner.is_end_stream() {
             answer.ended();
         }
         answer
+    }
+
+    /// Another piece came.
+    fn grew(&mut self) {
+        match self.extent {
+            Extent::Nothing => self.extent = Extent::Piece,
+            // Its reader may stop at any time. Those of HTTP/1 take two pieces before they can stand still.
+            Extent::Piece => self.may_be_large(),
+            Extent::Large => {}
+        }
+    }
+
+    fn may_be_large(&mut self) {
+        if self.extent != Extent::Large {
+            self.extent = Extent::Large;
+            if let Some(lease) = &self.lease {
+                lease.may_be_large();
+            }
+        }
     }
 
     /// Everything was read. The record is complete when this is dropped: whoever sends the body on may still have to say that
@@ -535,6 +564,13 @@ impl Body {
         }
     }
 
+    /// Its reader has no room for what there is of it.
+    pub(crate) fn waits(&mut self) {
+        if let Self::Answer(answer) = self {
+            answer.may_be_large();
+        }
+    }
+
     /// The client is given up, for it reads nothing.
     pub(crate) fn slow_reader(&mut self) {
         if let Self::Answer(answer) = self
@@ -565,6 +601,7 @@ impl http_body::Body for Answer {
                 };
                 if let Some(data) = frame.data_ref() {
                     self.counts.sent.fetch_add(u64::try_from(data.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                    self.grew();
                 }
                 if let Some(record) = &mut self.record
                     && let Some(trailers) = frame.trailers_ref()

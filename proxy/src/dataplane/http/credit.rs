@@ -44,20 +44,26 @@ pub(crate) struct Account {
     watcher: Mutex<Option<Waker>>,
 }
 
-/// What one connection has of the credit. It is given back with the connection.
-pub(super) struct Share {
+/// What one connection took of a credit. It is given back with it.
+#[derive(Debug)]
+pub(crate) struct Claim {
     credit: Arc<Credit>,
+    taken: u32,
+    waits: Option<Pin<Box<OwnedNotified>>>,
+}
+
+/// What one connection has of the credit of uploads.
+pub(super) struct Share {
     account: Arc<Account>,
     /// What the codec is told to hold and to grant together.
     target: u32,
-    /// No more than this is held and granted.
-    bound: u32,
+    /// No more than the base and this is held and granted.
+    claim: Claim,
     /// The target when more was granted last, how often that was, and what was released since.
     anchor: u32,
     grants: u32,
     freed: u32,
     released: u32,
-    waits: Option<Pin<Box<OwnedNotified>>>,
 }
 
 impl Credit {
@@ -99,11 +105,82 @@ impl Credit {
             self.returned.notify_one();
         }
     }
+
+    /// Would half of it be left if so much more were taken?
+    pub(crate) fn is_ample(&self, more: u32) -> bool {
+        let taken = self.taken.load(Ordering::Relaxed).saturating_add(more.into());
+        taken <= self.limit.load(Ordering::Relaxed) / 2
+    }
+
+    /// Does nobody get any more?
+    pub(crate) fn is_short(&self) -> bool {
+        self.taken.load(Ordering::Relaxed).saturating_add(LEAST.into()) > self.limit.load(Ordering::Relaxed)
+    }
+}
+
+impl Claim {
+    /// Nothing yet.
+    pub(crate) fn new(credit: Arc<Credit>) -> Self {
+        Self { credit, taken: 0, waits: None }
+    }
+
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// Takes what is missing of what is wanted, where that leaves half of the credit, and does not wait.
+    pub(crate) fn take_of_plenty(&mut self, wanted: u32) {
+        let missing = wanted.saturating_sub(self.taken);
+        if self.credit.is_ample(missing) {
+            self.taken = self.taken.saturating_add(self.credit.take(missing));
+        }
+    }
+
+    /// Is half of the credit there still?
+    pub(crate) fn is_of_plenty(&self) -> bool {
+        self.credit.is_ample(0)
+    }
+
+    /// Takes what is missing of what is wanted, or what there is of it; then it waits for more.
+    pub(crate) fn grow(&mut self, wanted: u32, cx: &mut Context<'_>) {
+        loop {
+            self.taken = self.taken.saturating_add(self.credit.take(wanted.saturating_sub(self.taken)));
+            if self.taken >= wanted {
+                if self.waits.take().is_some() {
+                    // There may be some left for the next.
+                    self.credit.returned.notify_one();
+                }
+                return;
+            }
+            let waits = self.waits.get_or_insert_with(|| Box::pin(Arc::clone(&self.credit.returned).notified_owned()));
+            if waits.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            self.waits = None;
+        }
+    }
+
+    /// What it has is enough.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.waits = None;
+    }
+
+    /// No more than this is needed.
+    pub(crate) fn shrink(&mut self, needed: u32) {
+        self.credit.give_back(self.taken.saturating_sub(needed));
+        self.taken = self.taken.min(needed);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shrink(0);
+    }
 }
 
 impl Account {
     /// Of a connection that just opened.
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             window: AtomicU32::new(WINDOW_FIRST),
             grants: AtomicU32::new(0),
@@ -127,7 +204,7 @@ impl Account {
     }
 
     /// The codec is about to be told that so much is held no more.
-    pub(super) fn released(&self, bytes: usize) {
+    pub(crate) fn released(&self, bytes: usize) {
         self.released.fetch_add(u32::try_from(bytes).unwrap_or(u32::MAX), Ordering::Relaxed);
         if self.watched.load(Ordering::Relaxed) {
             let watcher = self.watcher.lock().take();
@@ -135,6 +212,11 @@ impl Account {
                 watcher.wake();
             }
         }
+    }
+
+    /// How much that was, from the beginning on; it wraps around.
+    pub(crate) fn released_until_now(&self) -> u32 {
+        self.released.load(Ordering::Relaxed)
     }
 
     fn watch(&self, watcher: Option<&Waker>) {
@@ -150,7 +232,8 @@ impl Share {
     /// Of a connection whose codec begins with a target of [`BASE`].
     pub(super) fn new(credit: Arc<Credit>, account: Arc<Account>) -> Self {
         // The codec grants the rest of the base when it begins.
-        Self { credit, account, target: BASE, bound: BASE, anchor: WINDOW_FIRST, grants: 0, freed: 0, released: 0, waits: None }
+        let claim = Claim::new(credit);
+        Self { account, target: BASE, claim, anchor: WINDOW_FIRST, grants: 0, freed: 0, released: 0 }
     }
 
     /// What the codec is to be told before it is polled, if that is something else than before: not to grant what was read beyond
@@ -167,9 +250,9 @@ impl Share {
         let before = self.target;
         match self.settle() {
             Some(wanted) => self.grow(wanted, cx),
-            None => self.waits = None,
+            None => self.claim.stop_waiting(),
         }
-        self.account.watch((self.bound > BASE).then(|| cx.waker()));
+        self.account.watch((self.bound() > BASE).then(|| cx.waker()));
         (self.target != before).then_some(self.target)
     }
 
@@ -177,7 +260,7 @@ impl Share {
     fn settle(&mut self) -> Option<u32> {
         let grants = self.account.grants.load(Ordering::Relaxed);
         let has_granted = std::mem::replace(&mut self.grants, grants) != grants;
-        let released = self.account.released.load(Ordering::Relaxed);
+        let released = self.account.released_until_now();
         let freed = released.wrapping_sub(std::mem::replace(&mut self.released, released));
         if has_granted {
             // The codec grants up to its target.
@@ -185,18 +268,18 @@ impl Share {
         }
         self.freed = self.freed.saturating_add(freed);
         let window = self.account.window.load(Ordering::Relaxed);
-        if self.bound == BASE && window >= LOW {
+        if self.bound() == BASE && window >= LOW {
             return None;
         }
         if has_granted {
             self.bound_to(self.target);
         }
         self.target = self.target.saturating_sub(freed).max(BASE);
-        self.bound_to(self.bound.saturating_sub(freed).max(self.target));
+        self.bound_to(self.bound().saturating_sub(freed).max(self.target));
         let held = self.anchor.saturating_sub(window).saturating_sub(self.freed);
         let wanted = BASE.saturating_add(held);
         if has_granted {
-            // Some was released that nobody told of: padding, or what came for a stream that was over, or a tunnel.
+            // Some was released that nobody told of: padding, or what came for a stream that was over.
             self.target = self.target.min(wanted);
         }
         (window < LOW && wanted > self.target).then_some(wanted)
@@ -204,40 +287,23 @@ impl Share {
 
     /// Takes what is wanted of the credit, or what there is of it; then it waits for more.
     fn grow(&mut self, wanted: u32, cx: &mut Context<'_>) {
-        loop {
-            let got = self.credit.take(wanted.saturating_sub(self.bound));
-            self.bound = self.bound.saturating_add(got);
-            self.target = wanted.min(self.bound);
-            if self.target == wanted {
-                if self.waits.take().is_some() {
-                    // There may be some left for the next.
-                    self.credit.returned.notify_one();
-                }
-                return;
-            }
-            let waits = self.waits.get_or_insert_with(|| Box::pin(Arc::clone(&self.credit.returned).notified_owned()));
-            if waits.as_mut().poll(cx).is_pending() {
-                return;
-            }
-            self.waits = None;
-        }
+        self.claim.grow(wanted.saturating_sub(BASE), cx);
+        self.target = wanted.min(self.bound());
+    }
+
+    /// No more than this is held and granted.
+    fn bound(&self) -> u32 {
+        BASE.saturating_add(self.claim.taken())
     }
 
     /// It is known that no more is held and granted.
     fn bound_to(&mut self, bound: u32) {
-        self.credit.give_back(self.bound.saturating_sub(bound));
-        self.bound = self.bound.min(bound);
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.bound_to(BASE);
+        self.claim.shrink(bound.saturating_sub(BASE));
     }
 }
 
 /// What each connection may hold and grant without any credit: four streams whose readers stand still.
-pub(super) const BASE: u32 = 1 << 20;
+pub(crate) const BASE: u32 = 1 << 20;
 /// Whose window is smaller is granted more.
 const LOW: u32 = BASE / 2;
 /// As little as is taken at once. The codec grants nothing that is less than half of the window.
@@ -321,8 +387,8 @@ mod tests {
                     _ => {}
                 }
                 codec.turn();
-                assert!(codec.held + codec.window <= codec.share.bound, "seed {seed}");
-                let taken: u64 = all.iter().map(|codec| u64::from(codec.share.bound - BASE)).sum();
+                assert!(codec.held + codec.window <= codec.share.bound(), "seed {seed}");
+                let taken: u64 = all.iter().map(|codec| u64::from(codec.share.bound() - BASE)).sum();
                 assert_eq!(credit.taken.load(Ordering::Relaxed), taken, "seed {seed}");
                 assert!(taken <= u64::from(limit), "seed {seed}");
             }
@@ -362,7 +428,7 @@ mod tests {
         second.turn();
         assert_eq!(second.window, 0);
         drop(first);
-        let mut waits = second.share.waits.take().expect("it waits");
+        let mut waits = second.share.claim.waits.take().expect("it waits");
         assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
         second.turn();
         assert_eq!(second.window, BASE);

@@ -1,6 +1,7 @@
 //! Bodies that come in: from the codec of HTTP/1, or from a stream of HTTP/2.
 //!
-//! What was read of a stream is granted anew when its reader asks for the next piece, and so has taken this one on.
+//! What was read of a stream is granted anew when its reader asks for the next piece, and so has taken this one on. Its
+//! connection's account is told before.
 //!
 //! The codec of HTTP/2 holds heads to a limit, and of trailers that are over it drops what is beyond, and tells nobody: what is
 //! left of them would pass for all of them. So trailers have a limit of their own here, well below the codec's.
@@ -39,6 +40,7 @@ pub(crate) enum Inflow {
 #[derive(Debug)]
 pub(crate) struct Stream {
     from: RecvStream,
+    account: Arc<Account>,
     /// How large its trailers may be, as HTTP/2 counts them.
     trailers_max: usize,
     /// Was read last and is not granted anew yet.
@@ -59,9 +61,9 @@ pub(crate) struct Upload {
 }
 
 impl Inflow {
-    /// What a stream carries behind the head of an answer.
-    pub(crate) fn stream(from: RecvStream, trailers_max: usize) -> Self {
-        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream::new(from, trailers_max)) }
+    /// What a stream carries behind the head of an answer, on the connection of this account.
+    pub(crate) fn stream(from: RecvStream, account: &Arc<Account>, trailers_max: usize) -> Self {
+        if from.is_end_stream() { Self::Empty } else { Self::Stream(Stream::new(from, account, trailers_max)) }
     }
 
     /// What a client, or another sidecar, sends behind the head of a request, on a connection of which this is known.
@@ -70,13 +72,13 @@ impl Inflow {
             return Self::Empty;
         }
         // What is known of the frames decides below.
-        Self::Upload(Upload { stream: Stream::new(from, usize::MAX), traffic: Arc::clone(traffic), link })
+        Self::Upload(Upload { stream: Stream::new(from, &traffic.account, usize::MAX), traffic: Arc::clone(traffic), link })
     }
 
     /// The stream of which everything was read, for whoever lets go of it.
-    pub(crate) fn spent(&mut self) -> Option<RecvStream> {
+    pub(crate) fn spent(&mut self) -> Option<Stream> {
         match std::mem::replace(self, Self::Empty) {
-            Self::Stream(Stream { from, ended: true, .. }) => Some(from),
+            Self::Stream(stream) if stream.ended => Some(stream),
             unread => {
                 *self = unread;
                 None
@@ -92,12 +94,12 @@ impl From<Incoming> for Inflow {
 }
 
 impl Stream {
-    fn new(from: RecvStream, trailers_max: usize) -> Self {
-        Self { from, trailers_max, owed: 0, data_done: false, ended: false }
+    fn new(from: RecvStream, account: &Arc<Account>, trailers_max: usize) -> Self {
+        Self { from, account: Arc::clone(account), trailers_max, owed: 0, data_done: false, ended: false }
     }
 
-    fn poll_frame(&mut self, account: Option<&Account>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.release(account);
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.release();
         if !self.data_done {
             match ready!(self.from.poll_data(cx)) {
                 Some(Ok(data)) => {
@@ -105,7 +107,7 @@ impl Stream {
                     self.ended = self.from.is_end_stream();
                     if self.ended {
                         // Nobody asks again.
-                        self.release(account);
+                        self.release();
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -123,21 +125,29 @@ impl Stream {
     }
 
     /// What was read last was taken on.
-    fn release(&mut self, account: Option<&Account>) {
+    fn release(&mut self) {
         let bytes = std::mem::take(&mut self.owed);
         if bytes > 0 {
-            if let Some(account) = account {
-                account.released(bytes);
-            }
+            self.account.released(bytes);
             // A stream that is over takes no grant any more, and needs none.
             drop(self.from.flow_control().release_capacity(bytes));
         }
     }
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.release();
+            // The codec lets go of what nobody read.
+            self.account.released(self.from.flow_control().used_capacity());
+        }
+    }
+}
+
 impl Upload {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.stream.poll_frame(Some(&self.traffic.account), cx)?);
+        let frame = ready!(self.stream.poll_frame(cx)?);
         if let Some(trailers) = frame.as_ref().and_then(Frame::trailers_ref) {
             let stream = self.stream.from.stream_id().as_u32();
             if let Some(over) = self.traffic.trailers_over(stream, trailers, self.link) {
@@ -145,18 +155,6 @@ impl Upload {
             }
         }
         Poll::Ready(frame.map(Ok))
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        let Self { stream, traffic, link: _ } = self;
-        let account = &traffic.account;
-        if !stream.ended {
-            stream.release(Some(account));
-            // The codec lets go of what nobody read.
-            account.released(stream.from.flow_control().used_capacity());
-        }
     }
 }
 
@@ -173,7 +171,7 @@ impl http_body::Body for Inflow {
                 }
                 Pin::new(body).poll_frame(cx).map_err(BodyError::Sender)
             }
-            Self::Stream(stream) => stream.poll_frame(None, cx),
+            Self::Stream(stream) => stream.poll_frame(cx),
             Self::Upload(upload) => upload.poll_frame(cx),
         }
     }

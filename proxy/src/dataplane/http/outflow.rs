@@ -156,6 +156,7 @@ impl Outflow {
     /// Is ready when the reader is not to be waited for any longer.
     fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, h2::Error>> {
         let Some(patience) = self.patience else { return Poll::Pending };
+        self.body.waits();
         let end = *self.waits.get_or_insert_with(Instant::now) + patience;
         // The timer is moved only when it rings too soon.
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));

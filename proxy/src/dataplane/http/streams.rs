@@ -181,8 +181,9 @@ async fn serve(connection: Arc<Connection>, unanswered: Unanswered, request: Req
         }
     };
     if let Some((from, promise)) = tunnel {
+        let account = Arc::clone(&unanswered.traffic().account);
         // Whoever wanted the tunnel may be gone; then the stream is taken back.
-        drop(promise.send(Box::new(Tunnel::new(from, to))));
+        drop(promise.send(Box::new(Tunnel::new(from, account, to))));
     } else if !end {
         let mut outflow = Outflow::patient(body, to, patience);
         (&mut outflow).await;

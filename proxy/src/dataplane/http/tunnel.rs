@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -13,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::credit::Account;
 use crate::base::net::BoxedIo;
 
 /// The bytes of a connection that speaks another protocol from now on, once it does.
@@ -21,6 +23,8 @@ pub(crate) struct Upgrading(Pin<Box<dyn Future<Output = io::Result<BoxedIo>> + S
 /// Both directions of a stream.
 pub(crate) struct Tunnel {
     from: RecvStream,
+    /// Of the connection.
+    account: Arc<Account>,
     to: SendStream<Bytes>,
     left: Bytes,
 }
@@ -54,8 +58,15 @@ impl fmt::Debug for Upgrading {
 }
 
 impl Tunnel {
-    pub(crate) fn new(from: RecvStream, to: SendStream<Bytes>) -> Self {
-        Self { from, to, left: Bytes::new() }
+    pub(crate) fn new(from: RecvStream, account: Arc<Account>, to: SendStream<Bytes>) -> Self {
+        Self { from, account, to, left: Bytes::new() }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        // The codec lets go of what nobody read.
+        self.account.released(self.from.flow_control().used_capacity());
     }
 }
 
@@ -73,6 +84,7 @@ impl AsyncRead for Tunnel {
         buf.put_slice(this.left.get(..count).unwrap_or_default());
         this.left.advance(count);
         // What was taken is granted anew; a stream that is over needs no grant.
+        this.account.released(count);
         drop(this.from.flow_control().release_capacity(count));
         Poll::Ready(Ok(()))
     }
@@ -132,7 +144,7 @@ mod tests {
             tokio::spawn(async move { while codec.accept().await.is_some() {} });
             let to = respond.send_response(Response::new(()), false).unwrap();
             let mut read = Vec::new();
-            let ended = Tunnel::new(request.into_body(), to).read_to_end(&mut read).await;
+            let ended = Tunnel::new(request.into_body(), Account::new(), to).read_to_end(&mut read).await;
             assert!(ended.is_err() && read == b"abc", "{ended:?} {read:?}");
         };
         let writer = async {

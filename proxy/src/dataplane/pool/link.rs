@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
-use h2::{Ping, PingPong, Reason, RecvStream};
+use h2::{Ping, PingPong, Reason};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response};
 use http_body::Body as _;
@@ -32,12 +32,13 @@ use tracing::{debug, info};
 
 use super::connect::{self, ConnectError};
 use super::first::First;
+use super::grants::{Granted, Grants};
 use super::upload::Held;
 use super::{Destination, Pool, SendError, WireError, admit, distrusted, wait};
 use crate::base::net::BoxedIo;
 use crate::base::placed;
 use crate::dataplane::http::body::Body;
-use crate::dataplane::http::inflow::Inflow;
+use crate::dataplane::http::inflow::{Inflow, Stream};
 use crate::dataplane::http::interims::{self, Ended, Interims, Said};
 use crate::dataplane::http::outflow::Outflow;
 use crate::dataplane::http::tunnel::{Tunnel, Upgrading};
@@ -61,9 +62,10 @@ pub(super) struct Link {
 struct Open {
     /// The stream that was over last. Letting go of one wakes the connection's task, which is done when the next request wakes
     /// it anyway.
-    spent: Mutex<Option<RecvStream>>,
+    spent: Mutex<Option<Stream>>,
     sender: SendRequest<Bytes>,
     used: Arc<Use>,
+    granted: Arc<Granted>,
     /// How the peer began to speak, where it is no sidecar.
     first: First,
     /// Requests that it may still carry before its stream numbers are used up.
@@ -106,6 +108,8 @@ pub(super) struct Place {
     open: Arc<Open>,
     /// It carried requests before.
     reused: bool,
+    /// There may be much of its answer.
+    large: AtomicBool,
 }
 
 /// A request's answer, and what it holds until its body is through.
@@ -129,16 +133,26 @@ impl fmt::Debug for Place {
 
 impl Place {
     /// Keeps a stream that is over, in the place of the one before.
-    pub(super) fn spent(&self, stream: Option<RecvStream>) {
+    pub(super) fn spent(&self, stream: Option<Stream>) {
         if let Some(stream) = stream {
             let before = self.open.spent.lock().replace(stream);
             drop(before);
+        }
+    }
+
+    /// From now on there may be much of the answer.
+    pub(super) fn may_be_large(&self) {
+        if !self.large.swap(true, Ordering::Relaxed) {
+            self.open.granted.more();
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if *self.large.get_mut() {
+            self.open.granted.less();
+        }
         self.open.used.streams.fetch_sub(1, Ordering::Relaxed);
         if self.link.waiting.load(Ordering::Relaxed) > 0 {
             self.link.freed.notify_one();
@@ -159,6 +173,13 @@ impl Link {
         self.open.lock().retain(|open| open.takes_requests(terms) && wanted(open));
     }
 
+    /// Lets go of connections that nobody uses now and that have some of the credit: of what was granted nothing comes back by
+    /// itself, and others need it. The next request there pays for a handshake.
+    pub(super) fn yield_credit(&self) {
+        let spared = |open: &Open| open.used.streams.load(Ordering::Relaxed) > 0 || !open.granted.has_credit();
+        self.open.lock().retain(|open| spared(open));
+    }
+
     /// A place on a connection that is open, if there is one.
     fn place(self: &Arc<Self>, terms: Terms) -> Option<Place> {
         let mut all = self.open.lock();
@@ -171,7 +192,7 @@ impl Link {
     fn taken(self: &Arc<Self>, open: &Arc<Open>, reused: bool) -> Place {
         open.used.streams.fetch_add(1, Ordering::Relaxed);
         open.left.fetch_sub(1, Ordering::Relaxed);
-        Place { link: Arc::clone(self), open: Arc::clone(open), reused }
+        Place { link: Arc::clone(self), open: Arc::clone(open), reused, large: AtomicBool::new(false) }
     }
 
     /// How many connections there are, and one of them of which it will be known soon how much it takes.
@@ -332,15 +353,16 @@ impl Pool {
         if tunnels {
             let answered = poll_fn(|cx| interims::poll_answer(&mut answer, &mut said, interims, cx));
             let response = answered.await.map_err(|ended| place.open.ended(ended))?;
-            let held = Held::tunnel(place);
-            return Ok(if response.status().is_success() {
+            if response.status().is_success() {
+                place.may_be_large();
                 let (head, from) = response.into_parts();
-                let tunnel = Tunnel::new(from, stream);
+                let tunnel = Tunnel::new(from, Arc::clone(&place.open.granted.account), stream);
                 let upgrading = Upgrading::new(std::future::ready(Ok(Box::new(tunnel) as BoxedIo)));
-                Answered { response: Response::from_parts(head, Inflow::Empty), upgrading: Some(upgrading), held }
-            } else {
-                Answered { response: response.map(|from| Inflow::stream(from, trailers_max)), upgrading: None, held }
-            });
+                let response = Response::from_parts(head, Inflow::Empty);
+                return Ok(Answered { response, upgrading: Some(upgrading), held: Held::tunnel(place) });
+            }
+            let response = response.map(|from| Inflow::stream(from, &place.open.granted.account, trailers_max));
+            return Ok(Answered { response, upgrading: None, held: Held::tunnel(place) });
         }
         let mut outflow = if end { None } else { Some(Outflow::new(body, stream)) };
         let answered = poll_fn(|cx| {
@@ -350,8 +372,8 @@ impl Pool {
             interims::poll_answer(&mut answer, &mut said, interims, cx)
         });
         let response = answered.await.map_err(|ended| place.open.ended(ended))?;
-        let held = Held::new(place, outflow, &self.tasks);
-        Ok(Answered { response: response.map(|from| Inflow::stream(from, trailers_max)), upgrading: None, held })
+        let response = response.map(|from| Inflow::stream(from, &place.open.granted.account, trailers_max));
+        Ok(Answered { response, upgrading: None, held: Held::new(place, outflow, &self.tasks) })
     }
 
     /// A place where none was free: on another connection, or when somebody else leaves.
@@ -435,11 +457,14 @@ impl Pool {
                 Wire::plain(first.watch(io))
             }
         };
+        let grants = Grants::new(&self.answers);
+        let granted = grants.granted();
         let mut codec = Builder::new();
         codec
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(grants.target())
+            .data_frame_budget(SMALL_FRAMES)
             .max_header_list_size(terms.list_bytes)
             .max_concurrent_reset_streams(RESETS_KEPT)
             .reset_stream_duration(RESET_KEPT)
@@ -456,7 +481,7 @@ impl Pool {
         let (link, ours) = (Arc::downgrade(link), Arc::clone(&used));
         self.tasks.spawn(Box::pin(async move {
             let _slot = slot;
-            let driven = Driven { connection, alive, address, link: Weak::clone(&link), settled: false };
+            let driven = Driven { connection, alive, grants, address, link: Weak::clone(&link), settled: false };
             // Both arms are cancel-safe.
             tokio::select! {
                 biased;
@@ -476,7 +501,7 @@ impl Pool {
         let age_max = LINK_AGE_MAX.mul_f64(1.0 - LINK_AGE_JITTER * self.dice.lock().fraction());
         let born = Instant::now();
         let (left, looked) = (AtomicUsize::new(REQUESTS_MAX), Mutex::new((REQUESTS_MAX, born)));
-        Ok(Open { spent: Mutex::default(), sender, used, first, left, born, age_max, looked, terms })
+        Ok(Open { spent: Mutex::default(), sender, used, granted, first, left, born, age_max, looked, terms })
     }
 }
 
@@ -484,6 +509,7 @@ impl Pool {
 struct Driven {
     connection: Connection<Wire, Bytes>,
     alive: Alive,
+    grants: Grants,
     address: SocketAddr,
     /// Who waits there for a place is told once that the peer said how many it has.
     link: Weak<Link>,
@@ -504,6 +530,10 @@ impl Future for Driven {
                 link.freed.notify_waiters();
             }
         }
+        // The codec asks to be polled again where that grants anything.
+        if let Some(target) = this.grants.poll_raised(cx) {
+            this.connection.set_target_window_size(target);
+        }
         let Alive { pings, .. } = &mut this.alive;
         if pings.is_none() {
             *pings = this.connection.ping_pong();
@@ -511,6 +541,11 @@ impl Future for Driven {
         if this.alive.poll_gone(cx).is_ready() {
             info!(address = %this.address, "a link is given up: its peer does not answer");
             return Poll::Ready(Err(Reason::NO_ERROR.into()));
+        }
+        if std::mem::take(&mut this.alive.ticked)
+            && let Some(target) = this.grants.lowered(cx)
+        {
+            this.connection.set_target_window_size(target);
         }
         Poll::Pending
     }
@@ -522,6 +557,8 @@ struct Alive {
     used: Arc<Use>,
     pings: Option<PingPong>,
     tick: Pin<Box<Sleep>>,
+    /// It rang, for whoever else looks at something now and then.
+    ticked: bool,
     /// No request waits for anything, so nothing is looked at.
     rests: bool,
     /// What had come by the last tick, and for how many ticks it was nothing new.
@@ -531,7 +568,7 @@ struct Alive {
 
 impl Alive {
     fn new(wire: Wire, used: Arc<Use>) -> Self {
-        Self { wire, used, pings: None, tick: Box::pin(sleep(TICK)), rests: false, heard: 0, quiet: 0 }
+        Self { wire, used, pings: None, tick: Box::pin(sleep(TICK)), ticked: false, rests: false, heard: 0, quiet: 0 }
     }
 
     /// Is ready when the peer was asked and did not answer.
@@ -546,6 +583,7 @@ impl Alive {
             self.tick.as_mut().reset(Instant::now() + TICK);
         }
         while self.tick.as_mut().poll(cx).is_ready() {
+            self.ticked = true;
             if !used {
                 (self.rests, self.quiet) = (true, 0);
                 return Poll::Pending;
@@ -586,13 +624,13 @@ fn say_length(head: &mut http::request::Parts, body: &Body) {
 const LINK_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// By how much of it the age of a connection may be shorter.
 const LINK_AGE_JITTER: f64 = 0.2;
-/// What may be on its way in one stream, and in the answers on one connection: as much as all of its streams together, so that
-/// those whose readers stand still never hold up the others. More is not granted, for that is what they may make a sidecar hold.
+/// What may be on its way in one stream.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 64 << 20;
+/// By how much the frames that a connection holds may be short of 256 bytes, all together. The codec would make it follow the
+/// connection's window, and end a connection for messages that it was granted before.
+const SMALL_FRAMES: usize = 32 << 20;
 /// Requests at once on one connection, if its peer takes as many.
 const STREAMS_MAX: usize = 256;
-const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW == 256, "each stream has its share of the connection");
 /// What the codec says of a peer whose settings have not come: a number that no peer can say, and not the one that means "as many as
 /// you like".
 const UNSAID: usize = usize::MAX - 1;

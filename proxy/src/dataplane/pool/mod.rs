@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use h2::RecvStream;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1 as codec;
@@ -25,6 +24,7 @@ use tracing::debug;
 
 pub(crate) mod connect;
 mod first;
+mod grants;
 mod heads;
 mod http1;
 mod idleness;
@@ -51,6 +51,8 @@ use super::tls::Alpn;
 use crate::base::net::BoxedIo;
 use crate::base::placed;
 use crate::base::random::Dice;
+use crate::dataplane::http::credit::Credit;
+use crate::dataplane::http::inflow::Stream;
 use crate::identity::source::{Identity, Vouched};
 use crate::identity::spiffe::SpiffeId;
 use crate::policy::RuleName;
@@ -120,6 +122,8 @@ pub(crate) struct Pool {
     identity: Identity,
     configs: connect::Configs,
     tasks: Tasks,
+    /// For what peers send of answers that nobody reads.
+    answers: Arc<Credit>,
     links: Mutex<BTreeMap<Key, Arc<Link>>>,
     /// What a connection in HTTP/2 that carries further requests reads of an answer's head, at least.
     list_bytes: AtomicU32,
@@ -237,8 +241,15 @@ impl Drop for Load {
 }
 
 impl Lease {
+    /// There may be much of the answer: a stream's connection is granted as much as its reader may leave there.
+    pub(crate) fn may_be_large(&self) {
+        if let Some(held) = &self.held {
+            held.may_be_large();
+        }
+    }
+
     /// The answer was read whole, from this stream if it came on one: the connection can carry another request.
-    pub(crate) fn give_back(mut self, spent: Option<RecvStream>) {
+    pub(crate) fn give_back(mut self, spent: Option<Stream>) {
         if let Some((pool, key, single)) = self.one.take() {
             pool.singles.put(key, single);
         }
@@ -250,12 +261,13 @@ impl Lease {
 
 impl Pool {
     /// Nothing open yet.
-    pub(crate) fn new(dial: Arc<dyn Dial>, identity: Identity, tasks: Tasks, seed: u64) -> Self {
+    pub(crate) fn new(dial: Arc<dyn Dial>, identity: Identity, answers: Arc<Credit>, tasks: Tasks, seed: u64) -> Self {
         Self {
             dial,
             identity,
             configs: connect::Configs::default(),
             tasks,
+            answers,
             links: Mutex::default(),
             list_bytes: AtomicU32::new(AnswerLimits::default().list_bytes_read()),
             singles: Singles::default(),
@@ -264,8 +276,10 @@ impl Pool {
         }
     }
 
-    /// What answers may be from now on, and how many connections in HTTP/1 there may be to one address for one client.
-    pub(crate) fn limit(&self, limits: AnswerLimits, connections: u32) {
+    /// What answers may be from now on, how many connections in HTTP/1 there may be to one address for one client, and how much
+    /// all in HTTP/2 may hold.
+    pub(crate) fn limit(&self, limits: AnswerLimits, connections: u32, answer_bytes: u32) {
+        self.answers.limit(answer_bytes);
         self.list_bytes.store(limits.list_bytes_read(), Ordering::Relaxed);
         self.singles.limit(limits, connections);
     }
@@ -287,10 +301,13 @@ impl Pool {
     /// Closes what is idle for too long. To be called now and then.
     pub(crate) fn sweep(&self) {
         self.singles.sweep();
-        let terms = self.terms();
+        let (terms, short) = (self.terms(), self.answers.is_short());
         self.links.lock().retain(|key, link| {
             // What was opened with handshakes is worth more, and its other end closes it in time.
             link.sweep(terms, key.peer.is_none().then_some(UNUSED_MAX));
+            if short {
+                link.yield_credit();
+            }
             !link.is_idle()
         });
     }

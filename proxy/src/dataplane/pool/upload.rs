@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use h2::RecvStream;
 use tokio::sync::oneshot;
 
 use super::link::Place;
+use crate::dataplane::http::inflow::Stream;
 use crate::dataplane::http::outflow::Outflow;
 use crate::dataplane::tasks::Tasks;
 
@@ -19,9 +19,9 @@ pub(super) enum Held {
     /// The request was sent whole.
     Alone { place: Place },
     /// The rest of it is on its way, and takes the place as well.
-    Uploads { _place: Arc<Place>, whole: oneshot::Sender<()> },
+    Uploads { place: Arc<Place>, whole: oneshot::Sender<()> },
     /// It asked for a tunnel. Where there is none, its stream may still be open on this side, and goes with the answer.
-    Tunnel { _place: Place },
+    Tunnel { place: Place },
 }
 
 impl Held {
@@ -31,16 +31,24 @@ impl Held {
         let place = Arc::new(place);
         let (whole, answered) = oneshot::channel();
         tasks.spawn(go_on(Arc::clone(&place), rest, answered));
-        Self::Uploads { _place: place, whole }
+        Self::Uploads { place, whole }
     }
 
     /// The place of a tunnel, or of the answer that there is none.
     pub(super) fn tunnel(place: Place) -> Self {
-        Self::Tunnel { _place: place }
+        Self::Tunnel { place }
+    }
+
+    /// There may be much of the answer.
+    pub(super) fn may_be_large(&self) {
+        match self {
+            Self::Alone { place } | Self::Tunnel { place } => place.may_be_large(),
+            Self::Uploads { place, .. } => place.may_be_large(),
+        }
     }
 
     /// The answer was read whole, from this stream.
-    pub(super) fn give_back(self, spent: Option<RecvStream>) {
+    pub(super) fn give_back(self, spent: Option<Stream>) {
         match self {
             Self::Alone { place } => place.spent(spent),
             // Nobody hears it if the request ended too.

@@ -10,6 +10,7 @@ mod cost;
 mod credit;
 mod expect;
 mod fidelity;
+mod grants;
 mod http;
 mod interims;
 mod link;
