@@ -4,9 +4,9 @@
 //! calls. It keeps names from meaning two things, and tells what would fail later, far from where it was written.
 
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Refusal;
+use super::{Refusal, pod_resources};
 use crate::model::app_doors::AppDoors;
 use crate::model::capture::SIDECARS_PORTS;
 use crate::model::marks::{self, Mode};
@@ -35,7 +35,12 @@ pub(super) fn earlier(pod: &Pod) -> Result<Option<Earlier>, Refusal> {
         }
         // A copy of a pod (`kubectl debug --copy-to`) has its containers and neither its labels nor its annotations. What it was
         // asked for is not known any more, so it is made as for a new pod.
-        (Some((mode, container)), None, None) if looks_made(container) => Some(read_earlier(spec, mode, container, "{}")?),
+        (Some((mode, container)), None, None) if looks_made(container) => {
+            // But that what it asks for is in what its pod asks for as a whole, or that would have been refused.
+            let resources = serde_json::to_value(&container.resources).unwrap_or_default();
+            let status = json!({ pod_resources::ADDED: pod_resources::share(&resources) });
+            Some(read_earlier(spec, mode, container, &status.to_string())?)
+        }
         (Some(_), ..) => return Err(Refusal::ContainerName),
     };
     refuse_others(spec, earlier.is_some())?;

@@ -8,7 +8,8 @@
 //! worked on as JSON, so that fields stay that this version does not know; a typed copy is only read.
 //!
 //! `wish` is what the pod and its namespace ask for, `marks` tells an earlier injection from a forgery, `app` leads the
-//! kubelet and Prometheus to the sidecar, `sidecar` is the container, `document` finds pods in what people write.
+//! kubelet and Prometheus to the sidecar, `sidecar` is the container, `pod_resources` its share of the pod's, `document`
+//! finds pods in what people write.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 mod app;
 pub(crate) mod document;
 mod forged;
+mod pod_resources;
 mod quantity;
 mod refusal;
 mod sidecar;
@@ -151,9 +153,11 @@ pub(crate) fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) ->
 
     let asked = app::lead_to_sidecar(spec, &mut body, &mut notes, earlier.as_ref().map(|earlier| &earlier.doors))?;
     let sidecar = sidecar::Sidecar { wishes: &wishes, settings, doors: &asked.doors };
-    sidecar.place(&mut body, earlier.as_ref());
+    let resources = sidecar.place(&mut body, earlier.as_ref());
+    let added = earlier.as_ref().and_then(|earlier| earlier.status.get(pod_resources::ADDED));
+    let added = pod_resources::add(&mut body, &pod_resources::share(&resources), added)?;
     labels.insert(marks::SIDECAR.to_owned(), marks::INJECTED.into());
-    notes.insert(marks::STATUS.to_owned(), sidecar.status().to_string().into());
+    notes.insert(marks::STATUS.to_owned(), sidecar.status(added).to_string().into());
     if wishes.mode == Mode::Classic
         && let Some(app) = spec.containers.iter().find(|container| container.name != marks::CONTAINER)
     {

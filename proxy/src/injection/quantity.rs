@@ -4,6 +4,26 @@
 ///
 /// Finer than a thousandth is not asked of anybody, and more than the number has room for is no amount either.
 pub(super) fn thousandths(text: &str) -> Option<u128> {
+    read(text).filter(|amount| *amount > 0)
+}
+
+/// The `whole` with `part` in the place of a `former` part of it; none if one of them is no amount.
+pub(super) fn instead(whole: &str, former: &str, part: &str) -> Option<String> {
+    let amount = read(whole)?.saturating_sub(read(former)?).checked_add(read(part)?)?;
+    let units = amount / 1_000;
+    if amount % 1_000 != 0 {
+        return Some(format!("{amount}m"));
+    }
+    let is_binary = [whole, part].iter().any(|text| text.ends_with('i'));
+    let largest =
+        [("Gi", 30), ("Mi", 20), ("Ki", 10)].into_iter().find(|(_unit, bits)| is_binary && units.trailing_zeros() >= *bits);
+    Some(match largest {
+        Some((unit, bits)) => format!("{}{unit}", units >> bits),
+        None => units.to_string(),
+    })
+}
+
+fn read(text: &str) -> Option<u128> {
     let end = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(end)?;
     let factor: u128 = match unit {
@@ -26,7 +46,7 @@ pub(super) fn thousandths(text: &str) -> Option<u128> {
     let scale = 10_u128.checked_pow(u32::try_from(part.len()).ok()?)?;
     let part = if part.is_empty() { 0 } else { part.parse::<u128>().ok()? };
     let whole = whole.parse::<u128>().ok()?.checked_mul(scale)?.checked_add(part)?;
-    Some(whole.checked_mul(factor)? / scale).filter(|amount| *amount > 0)
+    Some(whole.checked_mul(factor)? / scale)
 }
 
 /// Digits behind the point.
@@ -57,6 +77,27 @@ mod tests {
             ("340282366920938463463374607431768211455Ti", None),
         ] {
             assert_eq!(thousandths(text), amount, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_added_in_the_place_of_a_former_one_and_written_in_the_largest_unit_that_keeps_it_whole() {
+        for (whole, former, part, now) in [
+            ("50m", "0", "10m", Some("60m")),
+            ("1", "0", "10m", Some("1010m")),
+            ("1990m", "0", "10m", Some("2")),
+            ("64Mi", "0", "32Mi", Some("96Mi")),
+            ("1Gi", "0", "32Mi", Some("1056Mi")),
+            ("992Mi", "0", "32Mi", Some("1Gi")),
+            ("1000", "0", "1Ki", Some("2024")),
+            ("64M", "0", "32M", Some("96000000")),
+            ("96Mi", "32Mi", "64Mi", Some("128Mi")),
+            ("10m", "20m", "5m", Some("5m")),
+            ("0", "0", "10m", Some("10m")),
+            ("1e3", "0", "10m", None),
+            ("1", "0", "much", None),
+        ] {
+            assert_eq!(instead(whole, former, part).as_deref(), now, "{whole} - {former} + {part}");
         }
     }
 }

@@ -33,6 +33,10 @@ pub(crate) enum Refusal {
     Annotation { name: &'static str, value: String, what: &'static str, remedy: &'static str },
     #[error("annotation {limit}: {limited} is less than {asked}, which {request} asks for; write at least as much")]
     Limit { request: &'static str, asked: String, limit: &'static str, limited: String },
+    #[error(
+        "resources.{field}.{name}: {value:?} cannot be added to, which the sidecar's share is; write one as 500m, 0.5 or 64Mi"
+    )]
+    PodResources { field: &'static str, name: &'static str, value: String },
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error("{kind} {name}: it is written by the injection, and this pod has no sidecar; leave it out")]
@@ -85,6 +89,7 @@ impl Refusal {
             Self::DnsPolicy { .. } => "dns_policy",
             Self::UnknownAnnotation { .. } => "unknown_annotation",
             Self::Annotation { .. } | Self::Limit { .. } | Self::Capture(_) => "annotation",
+            Self::PodResources { .. } => "pod_resources",
             Self::Mark { .. } | Self::Status { .. } => "forged_mark",
             Self::ContainerName | Self::NotOurs { .. } => "forged_container",
             Self::VolumeName(_) | Self::Driver(_) | Self::Mount { .. } => "forged_volume",

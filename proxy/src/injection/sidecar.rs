@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::forged::Earlier;
+use super::pod_resources::ADDED;
 use super::wish::Wishes;
 use super::{Settings, VERSION, WorkloadApi, name_of, put_list, take_list};
 use crate::model::app_doors::AppDoors;
@@ -37,17 +38,21 @@ pub(super) fn given(value: &str) -> String {
 }
 
 impl Sidecar<'_> {
-    /// What is written down at the pod: which injection it was, and what it asked for, so that the next one can tell what
-    /// others have changed since.
-    pub(super) fn status(&self) -> Value {
+    /// What is written down at the pod: which injection it was, what it asked for, so that the next one can tell what others
+    /// have changed since, and what it `added` to what the pod asks for as a whole.
+    pub(super) fn status(&self, added: Option<Value>) -> Value {
         let Wishes { mode, image, .. } = self.wishes;
-        json!({ "version": VERSION, "mode": mode.as_str(), "image": image, "resources": self.resources() })
+        let mut status = json!({ "version": VERSION, "mode": mode.as_str(), "image": image, "resources": self.resources() });
+        if let (Some(added), Some(status)) = (added, status.as_object_mut()) {
+            status.insert(ADDED.to_owned(), added);
+        }
+        status
     }
 
-    /// Puts container and volumes into the pod's `body`, in the place of `earlier` ones.
-    pub(super) fn place(&self, body: &mut Map<String, Value>, earlier: Option<&Earlier>) {
+    /// Puts container and volumes into the pod's `body`, in the place of `earlier` ones. Returns the container's resources.
+    pub(super) fn place(&self, body: &mut Map<String, Value>, earlier: Option<&Earlier>) -> Value {
         let lists = [("initContainers", Mode::Native), ("containers", Mode::Classic)];
-        let mut found = None;
+        let (mut found, mut resources) = (None, Value::Null);
         for (field, mode) in lists {
             let mut list = take_list(body, field);
             if let Some(at) = list.iter().position(|container| name_of(container) == Some(marks::CONTAINER)) {
@@ -58,6 +63,7 @@ impl Sidecar<'_> {
                     (Some(found), Some(earlier)) => self.over(found, earlier),
                     _first_time => self.container(),
                 };
+                resources = container.get("resources").cloned().unwrap_or_default();
                 // What comes before the sidecar has no network: nobody serves its connections.
                 list.insert(0, container);
             }
@@ -79,6 +85,7 @@ impl Sidecar<'_> {
             }
         }
         put_list(body, "volumes", volumes);
+        resources
     }
 
     fn container(&self) -> Value {
@@ -164,7 +171,7 @@ impl Sidecar<'_> {
     /// image, resources that somebody tunes, variables and volumes that all containers get.
     fn over(&self, found: &Value, earlier: &Earlier) -> Value {
         let mut container = self.container();
-        let status = self.status();
+        let status = self.status(None);
         let Some(fresh) = container.as_object_mut() else { return container };
         for field in ["imagePullPolicy", "terminationMessagePath"] {
             if let Some(value) = found.get(field) {

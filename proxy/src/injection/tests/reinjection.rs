@@ -154,3 +154,87 @@ fn a_pod_that_comes_again_asks_at_the_workload_api_that_is_set_now() {
         assert_eq!(again(&again(&original, before), now), again(&original, now), "{before:?} {now:?}");
     }
 }
+
+/// As an app has it whose containers use up what their pod asks for as a whole.
+fn bounded(requests: &Value, limits: &Value) -> Value {
+    let container = json!({ "name": "web", "image": "web:1", "resources": { "requests": requests } });
+    pod(&json!({ "spec": { "containers": [container], "resources": { "requests": requests, "limits": limits } } }))
+}
+
+fn whole(pod: &Value) -> &Value {
+    &pod["spec"]["resources"]
+}
+
+#[test]
+fn what_a_pod_asks_for_as_a_whole_grows_by_its_sidecars_share_and_by_it_once() {
+    let requests = json!({ "cpu": "50m", "memory": "64Mi" });
+    let limits = json!({ "cpu": "1", "memory": "1Gi", "hugepages-2Mi": "4Mi" });
+    let grown = json!({
+        "requests": { "cpu": "60m", "memory": "96Mi" },
+        "limits": { "cpu": "1010m", "memory": "1056Mi", "hugepages-2Mi": "4Mi" },
+    });
+    let mut original = bounded(&requests, &limits);
+    let once = injected(&original).pod;
+    assert_eq!(whole(&once), &grown);
+    assert_eq!(injected(&once).pod, once);
+
+    // Its own limits, where it has some.
+    original["metadata"]["annotations"] =
+        json!({ "outrigger.dev/sidecar-cpu-limit": "500m", "outrigger.dev/sidecar-memory-limit": "128Mi" });
+    let limited = injected(&original).pod;
+    assert_eq!(whole(&limited)["limits"], json!({ "cpu": "1500m", "memory": "1152Mi", "hugepages-2Mi": "4Mi" }));
+    assert_eq!(injected(&limited).pod, limited);
+
+    // What nobody asked for as a whole is not made up.
+    for none in [json!({}), json!({ "requests": {} }), Value::Null] {
+        let pod = injected(&pod(&json!({ "spec": { "resources": none } }))).pod;
+        assert!(!pod["metadata"]["annotations"]["outrigger.dev/status"].as_str().unwrap().contains("podResources"));
+    }
+    let cpu = injected(&bounded(&json!({ "cpu": "50m" }), &json!({}))).pod;
+    assert_eq!(whole(&cpu), &json!({ "requests": { "cpu": "60m" }, "limits": {} }));
+}
+
+#[test]
+fn what_a_sidecar_asks_for_now_takes_the_place_of_what_was_added_for_it() {
+    let amounts = json!({ "cpu": "50m", "memory": "64Mi" });
+    let once = injected(&bounded(&amounts, &amounts)).pod;
+    let mut asked = once.clone();
+    asked["metadata"]["annotations"]["outrigger.dev/sidecar-memory"] = "64Mi".into();
+    assert_eq!(whole(&injected(&asked).pod)["requests"], json!({ "cpu": "60m", "memory": "128Mi" }));
+
+    // Another webhook tunes the sidecar, and the whole.
+    let mut tuned = once;
+    tuned["spec"]["initContainers"][0]["resources"] =
+        json!({ "requests": { "cpu": "30m", "memory": "32Mi" }, "limits": { "cpu": "40m" } });
+    tuned["spec"]["resources"]["requests"]["memory"] = "1Gi".into();
+    let again = injected(&tuned).pod;
+    assert_eq!(whole(&again)["requests"], json!({ "cpu": "80m", "memory": "1Gi" }));
+    assert_eq!(whole(&again)["limits"], json!({ "cpu": "90m", "memory": "96Mi" }));
+    assert_eq!(injected(&again).pod, again);
+}
+
+#[test]
+fn a_request_that_the_api_server_wrote_since_has_the_sidecars_share_in_it() {
+    let mut pod = injected(&bounded(&json!({}), &json!({ "memory": "256Mi" }))).pod;
+    assert_eq!(whole(&pod)["limits"]["memory"], "288Mi");
+    pod["spec"]["resources"]["requests"] = json!({ "cpu": "10m", "memory": "32Mi" });
+    let again = injected(&pod).pod;
+    assert_eq!(whole(&again), whole(&pod));
+    assert_eq!(injected(&again).pod, again);
+    // A limit it does not write: that is somebody else's, without the sidecar's share.
+    pod["spec"]["resources"]["limits"]["cpu"] = "1".into();
+    assert_eq!(whole(&injected(&pod).pod)["limits"]["cpu"], "1010m");
+}
+
+#[test]
+fn a_copy_of_a_pod_has_the_share_of_its_sidecar_already() {
+    let amounts = json!({ "cpu": "50m", "memory": "64Mi" });
+    let first = injected(&bounded(&amounts, &amounts)).pod;
+    assert_eq!(whole(&injected(&copied(&first, &[])).pod), whole(&first));
+}
+
+#[test]
+fn an_amount_that_cannot_be_added_to_is_refused_by_its_place() {
+    let text = refused(&bounded(&json!({ "memory": "1e9" }), &json!({}))).to_string();
+    assert!(text.starts_with("resources.requests.memory: \"1e9\" cannot be added to"), "{text}");
+}
