@@ -122,6 +122,11 @@ pub(crate) fn is_asked(pod: &ObjectMeta, namespace: &Namespace) -> bool {
     !wish::SYSTEM_NAMESPACES.contains(&namespace.name.as_str()) && !matches!(wish::left(pod, namespace), Ok(Some(_)))
 }
 
+/// Why nobody can tell whether the pod is to have a sidecar: a label of its own, or of its namespace, says nothing.
+pub(crate) fn unclear(pod: &ObjectMeta, namespace: &Namespace) -> Option<Refusal> {
+    wish::left(pod, namespace).err()
+}
+
 /// Gives the pod its sidecar, if it is to have one. `pod` is a Pod, or the template of one.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use crate::model::marks::{self, Mode};
 
 /// What is to be said of all `pods`, `now` (seconds since the epoch).
 pub(super) fn look(namespaces: &[Namespace], pods: &[Pod], now: i64) -> Vec<Finding> {
-    let (mut with, mut without, mut old) = (0_usize, Vec::new(), Vec::new());
+    let (mut with, mut without, mut unclear, mut old) = (0_usize, Vec::new(), Vec::new(), Vec::new());
     let (mut idle, mut restarting) = (Vec::new(), Vec::new());
     for pod in pods {
         let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
@@ -40,8 +40,12 @@ pub(super) fn look(namespaces: &[Namespace], pods: &[Pod], now: i64) -> Vec<Find
                 labels: one.labels().clone(),
                 annotations: one.annotations().clone(),
             });
-            if injection::is_asked(&pod.metadata, &namespace.unwrap_or_default()) {
-                without.push(name);
+            let namespace = namespace.unwrap_or_default();
+            if injection::is_asked(&pod.metadata, &namespace) {
+                match injection::unclear(&pod.metadata, &namespace) {
+                    Some(refusal) => unclear.push(format!("{name} ({refusal})")),
+                    None => without.push(name),
+                }
             }
         }
     }
@@ -62,6 +66,11 @@ pub(super) fn look(namespaces: &[Namespace], pods: &[Pod], now: i64) -> Vec<Find
     if !without.is_empty() {
         let text = format!("{} ask for one and have none: they are in quarantine", list(&without));
         findings.push(Finding::fail("sidecars", text, "restart them (kubectl rollout restart), or take their label off"));
+    }
+    if !unclear.is_empty() {
+        let text = format!("nobody can tell whether they are to have one, so they are in quarantine: {}", list(&unclear));
+        let remedy = "correct the label, of a pod in the template that it is made of; where that is enabled, restart them (kubectl rollout restart)";
+        findings.push(Finding::fail("sidecars", text, remedy));
     }
     if !old.is_empty() {
         let text = format!("{} have one of another version", list(&old));
@@ -277,5 +286,24 @@ mod tests {
         let found = look(&namespaces, &[pod("Running"), pod("Failed")], BEGUN);
         assert_eq!((found.len(), found[0].text.as_str()), (2, "0 pods have one"));
         assert_eq!(found[1].text, "shop/late ask for one and have none: they are in quarantine");
+    }
+
+    #[test]
+    fn a_pod_whose_label_says_nothing_is_told_which_it_is_and_not_to_be_made_anew_as_it_is() {
+        let namespace = |value: &str| {
+            let namespace = json!({ "metadata": { "name": "shop", "labels": { "outrigger.dev/inject": value } } });
+            serde_json::from_value::<Namespace>(namespace).unwrap()
+        };
+        let told = |of_namespace: &str, labels: Value| {
+            let pod = json!({ "metadata": { "name": "late", "namespace": "shop", "labels": labels }, "status": { "phase": "Running" } });
+            let found = look(&[namespace(of_namespace)], &[serde_json::from_value(pod).unwrap()], BEGUN);
+            assert_eq!((found.len(), found[1].verdict), (2, Verdict::Fail));
+            assert!(found[1].remedy.as_ref().unwrap().starts_with("correct the label"));
+            found[1].text.clone()
+        };
+        let text = "nobody can tell whether they are to have one, so they are in quarantine: shop/late (label outrigger.dev/inject of the";
+        assert_eq!(told("true", json!({})), format!("{text} namespace: \"true\" says nothing; write enabled or disabled)"));
+        let own = json!({ "outrigger.dev/inject": "Enabled" });
+        assert_eq!(told("enabled", own), format!("{text} pod: \"Enabled\" says nothing; write enabled or disabled)"));
     }
 }

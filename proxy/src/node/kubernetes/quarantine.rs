@@ -8,6 +8,7 @@
 //! is closed as soon as the API server says what it is and its cgroup is there, which is before its sandbox has a network as a
 //! rule; what it did before ends too, since every packet is looked at.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -93,10 +94,12 @@ impl Looks {
 }
 
 /// Why a pod is closed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Why {
     /// It asks for a sidecar and has none.
     NoSidecar,
+    /// It has none, and what it says of one says nothing: made anew, it would have none again.
+    Unclear(injection::Refusal),
     /// It has a sidecar's volume, and no sidecar.
     VolumeAlone,
     /// Its sidecar is not enrolled, and nothing says that it will not be.
@@ -105,10 +108,11 @@ enum Why {
 
 impl Why {
     /// What the pod's owner can do about it. `None`: it is as it should be.
-    const fn remedy(self) -> Option<&'static str> {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::NoSidecar => Some(REMEDY),
-            Self::VolumeAlone => Some(MADE_ANEW),
+            Self::NoSidecar => Some(REMEDY.into()),
+            Self::Unclear(refusal) => Some(format!("{refusal}; where that is enabled, {MADE_ANEW}").into()),
+            Self::VolumeAlone => Some(MADE_ANEW.into()),
             Self::NotYet => None,
         }
     }
@@ -130,15 +134,15 @@ fn wanted(
     begun: &[Owner],
     got: impl Fn(&Owner) -> Got,
 ) -> BTreeMap<String, (Why, Owner)> {
-    let is_asked = |pod: &Described| {
+    let asks = |pod: &Described| {
         // A namespace that was not heard of says nothing; its pod's own label counts.
         let unheard = || injection::Namespace { name: pod.owner.namespace.clone(), ..injection::Namespace::default() };
         let namespace = namespaces.get(&pod.owner.namespace).cloned().unwrap_or_else(unheard);
-        injection::is_asked(&pod.metadata(), &namespace)
+        let metadata = pod.metadata();
+        let why = injection::unclear(&metadata, &namespace).map_or(Why::NoSidecar, Why::Unclear);
+        injection::is_asked(&metadata, &namespace).then_some(why)
     };
-    let lacks = |pod: &Described| {
-        if pod.has_volume { Some(Why::VolumeAlone) } else { is_asked(pod).then_some(Why::NoSidecar) }
-    };
+    let lacks = |pod: &Described| if pod.has_volume { Some(Why::VolumeAlone) } else { asks(pod) };
     let why = |pod: &Described| {
         // What is in the node's network is not in the mesh's, and to close it could close the node.
         if pod.host_network || pod.ended {
@@ -214,7 +218,7 @@ fn put(
         };
         let text = outcome.err().unwrap_or_default();
         // What passed for a sidecar is closed already when it is found out.
-        let now = (*why, text.clone());
+        let now = (why.clone(), text.clone());
         if told.insert(uid.clone(), now.clone()).as_ref() == Some(&now) {
             continue;
         }
@@ -222,12 +226,12 @@ fn put(
         match why.remedy() {
             None if text.is_empty() => debug!(%pod, uid, "a pod is closed until its sidecar asks to be enrolled"),
             Some(remedy) if text.is_empty() => {
-                warn!(%pod, uid, remedy, "a pod asks for a sidecar and has none: it is in quarantine");
-                events.quarantined(owner, remedy);
+                warn!(%pod, uid, %remedy, "a pod asks for a sidecar and has none: it is in quarantine");
+                events.quarantined(owner, &remedy);
             }
             remedy => {
-                let remedy = remedy.unwrap_or(MADE_ANEW);
-                error!(%pod, uid, error = text, remedy, "a pod without a running sidecar cannot be closed");
+                let remedy = remedy.unwrap_or(MADE_ANEW.into());
+                error!(%pod, uid, error = text, %remedy, "a pod without a running sidecar cannot be closed");
             }
         }
     }
@@ -339,6 +343,30 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_whose_label_says_nothing_is_told_which_it_is_and_what_to_write() {
+        let yes = |pod: &mut Value| {
+            bare(pod);
+            pod["metadata"]["labels"]["outrigger.dev/inject"] = json!("yes");
+        };
+        for (namespace, text) in [
+            ("enabled", "label outrigger.dev/inject of the pod: \"yes\" says nothing; write enabled or disabled"),
+            ("true", "label outrigger.dev/inject of the pod: \"yes\" says nothing; write enabled or disabled"),
+        ] {
+            let remedy = why(namespace, Got::Unheard, yes).unwrap().remedy().unwrap().into_owned();
+            assert_eq!(remedy, format!("{text}; where that is enabled, {MADE_ANEW}"));
+        }
+        let remedy = why("", Got::Unheard, bare).unwrap().remedy().unwrap().into_owned();
+        assert!(remedy.starts_with("label outrigger.dev/inject of the namespace: \"\" says nothing; write"), "{remedy}");
+        assert_eq!(why("enabled", Got::Unheard, bare), Some(Why::NoSidecar));
+        // Its own word is clear, whatever its namespace's is.
+        let own = |pod: &mut Value| {
+            bare(pod);
+            pod["metadata"]["labels"]["outrigger.dev/inject"] = json!("disabled");
+        };
+        assert_eq!(why("true", Got::Unheard, own), None);
+    }
+
+    #[test]
     fn a_pod_is_closed_from_the_first_on_until_it_is_captured() {
         let as_made = |_pod: &mut Value| {};
         assert_eq!(why("enabled", Got::Unheard, as_made), Some(Why::NotYet));
@@ -371,7 +399,7 @@ mod tests {
         for namespace in ["enabled", "disabled"] {
             assert_eq!(why(namespace, Got::Unheard, renamed), Some(Why::VolumeAlone));
         }
-        assert_eq!(Why::VolumeAlone.remedy(), Some(MADE_ANEW));
+        assert_eq!(Why::VolumeAlone.remedy().as_deref(), Some(MADE_ANEW));
         assert!(MADE_ANEW.len() < REMEDY.len() && REMEDY.starts_with(MADE_ANEW));
     }
 
