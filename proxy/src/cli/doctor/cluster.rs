@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret};
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Client, ResourceExt};
@@ -17,6 +17,7 @@ use super::super::Failure;
 use super::super::install::checks::{self, Verdict};
 use super::super::install::manifest::NAMESPACE;
 use super::super::install::server::Server;
+use super::authority::{self, Told};
 use super::webhooks::{self, Webhooks};
 use super::{Finding, agents, sidecars};
 use crate::base::clock::WallClock;
@@ -36,9 +37,10 @@ const ALWAYS: [(&str, Look); 3] = [
 ];
 
 /// What is looked at where a mesh is installed.
-const OF_A_MESH: [(&str, Look); 9] = [
+const OF_A_MESH: [(&str, Look); 10] = [
     ("control", |client| Box::pin(control(client))),
     ("agents", |client| Box::pin(agents(client))),
+    ("authority", |client| Box::pin(authority(client))),
     ("driver", |client| Box::pin(driver(client))),
     ("webhooks", |client| Box::pin(webhooks(client))),
     ("status", |client| Box::pin(writer(client))),
@@ -120,6 +122,16 @@ async fn agents(client: &Client) -> kube::Result<Vec<Finding>> {
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
     let pods = pods_of(client, "node").await?;
     Ok(agents::look(&nodes.items, &pods, &why(&pods)))
+}
+
+async fn authority(client: &Client) -> kube::Result<Vec<Finding>> {
+    let secret = match Api::<Secret>::namespaced(client.clone(), NAMESPACE).get_metadata_opt(root::SECRET).await {
+        Ok(secret) => secret.map_or(Told::Absent, |secret| Told::There(secret.metadata.creation_timestamp)),
+        Err(kube::Error::Api(status)) if status.code == 403 => Told::Unknown,
+        Err(error) => return Err(error),
+    };
+    let root = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE).get_metadata_opt(root::CONFIG).await?;
+    Ok(authority::look(&secret, root.as_ref().map(|root| &root.metadata), &pods_of(client, "node").await?))
 }
 
 /// The pods of a part of the mesh.

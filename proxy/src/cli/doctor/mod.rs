@@ -5,6 +5,7 @@
 //! Exit codes: 0 nothing fails (there may be warnings), 1 something does.
 
 mod agents;
+mod authority;
 mod capture;
 mod cluster;
 mod machine;

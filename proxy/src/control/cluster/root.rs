@@ -105,7 +105,8 @@ pub(super) fn metadata(name: &str) -> ObjectMeta {
 /// As which the API server knows what this writes.
 pub(crate) const MANAGER: &str = "outrigger-control";
 
-const SECRET: &str = "outrigger-ca";
+/// Where its key is.
+pub(crate) const SECRET: &str = "outrigger-ca";
 /// Where everybody finds the root, and under which name in it.
 pub(crate) const CONFIG: &str = "outrigger-root";
 pub(crate) const CERTIFICATE: &str = "root.pem";
