@@ -31,18 +31,6 @@ fn seen(kernel: &Kernel, world: &World) -> [u64; 4] {
     [Counter::RawSocket, Counter::UncapturedSocket, Counter::NoSocket, Counter::BypassDropped].map(|counter| counters.of(counter))
 }
 
-/// Waits for a count for no longer than a second.
-#[track_caller]
-fn within_a_second(what: impl Fn() -> [u64; 4], expected: [u64; 4]) {
-    for _ in 0..100 {
-        if what() == expected {
-            return;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(what(), expected);
-}
-
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
 
 /// A SYN from `a` to port 7777 of `b`, without its IP header.
