@@ -51,9 +51,9 @@ impl Health {
         standing.silent_since.take().is_some()
     }
 
-    /// A whole list was told.
-    pub(super) fn listed(&self, watched: Watched) {
-        self.watches.lock().entry(watched).or_default().listed = true;
+    /// A whole list was told. Returns whether one was before.
+    pub(super) fn listed(&self, watched: Watched) -> bool {
+        std::mem::replace(&mut self.watches.lock().entry(watched).or_default().listed, true)
     }
 
     /// The API server does not know the kind. Returns whether that is new.

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 mod cluster;
 mod document;
+mod ending;
 pub(crate) mod health;
 mod object;
 mod pod;
@@ -227,19 +228,30 @@ async fn follow(client: Client, watched: Watched, health: Arc<Health>, news: mps
         if !matches!(event, Event::Init) && health.heard(watched) {
             info!(kind = watched.kind(), "the API server is back");
         }
+        let mut endings = Vec::new();
         let told = match event {
             Event::Init => Some(News::Begins),
             Event::InitApply(object) | Event::Apply(object) => Object::read(typed(object, watched, version)).map(News::Is),
-            Event::Delete(object) => Object::read(typed(object, watched, version)).map(News::Gone),
+            Event::Delete(object) => {
+                let gone = Object::read(typed(object, watched, version));
+                if let Some(gone) = gone.as_ref().filter(|_gone| watched.is_security()) {
+                    endings.extend(ending::one(&client, &gone.name.namespace, &mut dice).await);
+                }
+                gone.map(News::Gone)
+            }
             Event::InitDone => {
-                health.listed(watched);
+                // What is not in the list any more goes now.
+                if health.listed(watched) && watched.is_security() {
+                    endings = ending::all(&client, &mut dice).await;
+                }
                 Some(News::Ends)
             }
         };
-        if let Some(told) = told
-            && news.send((watched, told)).await.is_err()
-        {
-            return;
+        let endings = endings.into_iter().map(|namespace| (Watched::Namespaces, News::Is(namespace)));
+        for told in endings.chain(told.map(|told| (watched, told))) {
+            if news.send(told).await.is_err() {
+                return;
+            }
         }
     }
 }

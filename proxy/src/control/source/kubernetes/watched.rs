@@ -27,6 +27,11 @@ impl Watched {
         Kind::ALL.into_iter().map(Self::Documents).chain(others)
     }
 
+    /// Documents that say who may do what.
+    pub(super) fn is_security(self) -> bool {
+        matches!(self, Self::Documents(kind) if kind.is_security())
+    }
+
     /// As in `kind:` of an object.
     pub(crate) fn kind(self) -> &'static str {
         match self {
