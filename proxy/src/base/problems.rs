@@ -43,8 +43,8 @@ pub(crate) enum Severity {
     Warns,
 }
 
-/// What a problem means for the status of a route (Gateway API "Route status"): the condition of its parents that is `False`
-/// for it, and why.
+/// What a problem means for the status of a route (Gateway API "Route status"): the condition of its parents that it makes
+/// `False` (or, where the condition is of something bad, `True`), and why.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Condition {
     /// `Accepted`: there is no such parent, or it has no such port.
@@ -61,6 +61,8 @@ pub(crate) enum Condition {
     InvalidKind,
     /// `ResolvedRefs`: what the route leads to is in another namespace, which does not grant it.
     RefNotPermitted,
+    /// A condition of our own: another route, or an earlier rule, matches the same requests and is asked first.
+    OverlappingMatches,
 }
 
 impl Condition {
@@ -69,6 +71,7 @@ impl Condition {
         match self {
             Self::NoMatchingParent | Self::UnsupportedValue | Self::IncompatibleFilters | Self::Conflicted => "Accepted",
             Self::BackendNotFound | Self::InvalidKind | Self::RefNotPermitted => "ResolvedRefs",
+            Self::OverlappingMatches => OVERLAPPING_MATCHES,
         }
     }
 
@@ -82,9 +85,14 @@ impl Condition {
             Self::BackendNotFound => "BackendNotFound",
             Self::InvalidKind => "InvalidKind",
             Self::RefNotPermitted => "RefNotPermitted",
+            Self::OverlappingMatches => "OverlappingMatches",
         }
     }
 }
+
+/// The type of the condition that says of which matches of a route nothing comes. Types of an implementation's own bear its
+/// domain (Kubernetes API conventions).
+pub(crate) const OVERLAPPING_MATCHES: &str = "outrigger.dev/OverlappingMatches";
 
 /// One thing that is wrong with one resource.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -99,12 +107,12 @@ pub(crate) struct Problem {
     pub(crate) remedy: String,
     /// Whether the resource is refused for it.
     pub(crate) severity: Severity,
-    /// Which condition of a route it makes false, where it is written down; see [`Problem::condition`].
+    /// Which condition of a route it is about, where it is written down; see [`Problem::condition`].
     pub(crate) condition: Option<Condition>,
 }
 
 impl Problem {
-    /// Which condition of a route is `False` for it; none: it is no route's, or a warning that no condition is about. A
+    /// Which condition of a route it is about; none: it is no route's, or a warning that no condition is about. A
     /// refusal that says nothing of its own is about a value that is not carried out.
     pub(crate) fn condition(&self) -> Option<Condition> {
         let is_routes = self.resource.split('/').next().is_some_and(|kind| kind.ends_with("Route"));

@@ -248,7 +248,8 @@ pub(super) fn contradictions(resources: &Resources) -> Problems {
                     };
                     let mine = *other == this.0;
                     let whose = if mine { String::new() } else { format!("{other} ") };
-                    problems.warn(
+                    problems.warn_as(
+                        Condition::OverlappingMatches,
                         at,
                         format!("{whose}{other_at} matches the same {what} to Service/{service} and is asked first"),
                         if mine { "keep one of the two" } else { "keep one of the two, or let them match different requests" },

@@ -116,23 +116,23 @@ fn a_policy_that_a_rule_refers_to_and_cannot_take_from_is_told_as_its_references
     check(
         &format!("{SERVICES}{policies}{http}{calls}"),
         expect![[r#"
-            HTTPRoute/shop/http: spec.rules[1]: spec.rules[0] matches the same requests to Service/shop/web and is asked first
+            HTTPRoute/shop/http: spec.rules[1]: spec.rules[0] matches the same requests to Service/shop/web and is asked first [outrigger.dev/OverlappingMatches OverlappingMatches]
                 keep one of the two
             HTTPRoute/shop/http: spec.rules[1].filters[0].extensionRef.name: TrafficPolicy/shop/slo does not exist; the rule's requests are answered with 500 [ResolvedRefs BackendNotFound]
                 did you mean "slow"? else create it
-            HTTPRoute/shop/http: spec.rules[2]: spec.rules[0] matches the same requests to Service/shop/web and is asked first
+            HTTPRoute/shop/http: spec.rules[2]: spec.rules[0] matches the same requests to Service/shop/web and is asked first [outrigger.dev/OverlappingMatches OverlappingMatches]
                 keep one of the two
             HTTPRoute/shop/http: spec.rules[2].filters[0].extensionRef.name: TrafficPolicy/shop/more is not a fault and nothing else; the rule's requests are answered with 500 [ResolvedRefs InvalidKind]
                 write a TrafficPolicy of its own with the fault alone
-            GRPCRoute/shop/calls: spec.rules[1]: spec.rules[0] matches the same calls to Service/lab/far and is asked first
+            GRPCRoute/shop/calls: spec.rules[1]: spec.rules[0] matches the same calls to Service/lab/far and is asked first [outrigger.dev/OverlappingMatches OverlappingMatches]
                 keep one of the two
             GRPCRoute/shop/calls: spec.rules[1].filters[0].extensionRef.name: TrafficPolicy/shop/slo does not exist; the rule's calls are ended with UNAVAILABLE [ResolvedRefs BackendNotFound]
                 did you mean "slow"? else create it
-            GRPCRoute/shop/calls: spec.rules[2]: spec.rules[0] matches the same calls to Service/lab/far and is asked first
+            GRPCRoute/shop/calls: spec.rules[2]: spec.rules[0] matches the same calls to Service/lab/far and is asked first [outrigger.dev/OverlappingMatches OverlappingMatches]
                 keep one of the two
             GRPCRoute/shop/calls: spec.rules[2].filters[0].extensionRef.name: TrafficPolicy/shop/more is not a fault and nothing else; the rule's calls are ended with UNAVAILABLE [ResolvedRefs InvalidKind]
                 write a TrafficPolicy of its own with the fault alone
-            GRPCRoute/shop/calls: spec.rules[3]: spec.rules[0] matches the same calls to Service/lab/far and is asked first
+            GRPCRoute/shop/calls: spec.rules[3]: spec.rules[0] matches the same calls to Service/lab/far and is asked first [outrigger.dev/OverlappingMatches OverlappingMatches]
                 keep one of the two
             GRPCRoute/shop/calls: spec.rules[3].filters[0].extensionRef: a Guard of "example.com" means nothing here; the rule's calls are ended with UNAVAILABLE [ResolvedRefs InvalidKind]
                 name a TrafficPolicy of outrigger.dev, or leave the filter out

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::base::problems::{Problem, Severity};
+use crate::base::problems::{Condition, Problem, Severity};
 use crate::control::source::kubernetes::written::{CONTROLLER, Written, is_of_ours};
 
 /// What is known of one document.
@@ -70,7 +70,9 @@ fn of_parent<'a>(written: &Written, index: usize, known: &Known<'a>) -> Vec<Said
     let newest = written.generation;
     if !is_refused {
         let all: Vec<&Problem> = known.problems.iter().chain(&known.of_what_is_in_force).copied().collect();
-        return vec![of_kind("Accepted", all.clone(), newest), of_kind("ResolvedRefs", all, newest)];
+        let mut said = vec![of_kind("Accepted", all.clone(), newest), of_kind("ResolvedRefs", all.clone(), newest)];
+        said.extend(overlapping(&all, newest));
+        return said;
     }
     let accepted = of_kind("Accepted", known.problems.clone(), newest);
     let Some(good) = known.last_good else {
@@ -81,18 +83,30 @@ fn of_parent<'a>(written: &Written, index: usize, known: &Known<'a>) -> Vec<Said
     let resolved = of_kind("ResolvedRefs", known.of_what_is_in_force.clone(), good);
     if !is_in_part(written.rules, &known.problems) {
         let message = format!("{}; {}", accepted.message, stands(good));
-        return vec![Said { message, ..accepted }, resolved];
+        let mut said = vec![Said { message, ..accepted }, resolved];
+        said.extend(overlapping(&known.of_what_is_in_force, good));
+        return said;
     }
     // "The message for this condition MUST start with the prefix "Fall Back" and include information about why the current Rule(s)
     // are invalid. To represent this, the "Accepted" condition MUST be set to "True" with the generation of the last known good
     // state of the resource."
     let message = shortened(&format!("Fall Back: {}; {}", accepted.message, stands(good)));
     let reason = accepted.reason;
-    vec![
+    let mut said = vec![
         Said { kind: "Accepted", status: "True", reason: "Accepted", message: String::new(), generation: good },
         resolved,
         Said { kind: "PartiallyInvalid", status: "True", reason, message, generation: newest },
-    ]
+    ];
+    said.extend(overlapping(&known.of_what_is_in_force, good));
+    said
+}
+
+/// Said where there are such matches alone: nobody else knows the condition, nor would miss it.
+fn overlapping<'a>(problems: &[&Problem], generation: Option<i64>) -> Option<Said<'a>> {
+    let condition = Condition::OverlappingMatches;
+    let mut of_it = problems.iter().filter(|problem| problem.condition() == Some(condition)).peekable();
+    of_it.peek()?;
+    Some(Said { kind: condition.kind(), status: "True", reason: condition.reason(), message: texts(of_it), generation })
 }
 
 /// Are some of the rules good, and nothing wrong beyond the others?
@@ -195,7 +209,7 @@ const MESSAGE_MAX: usize = 2_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::problems::{Condition, FieldPath, Problems};
+    use crate::base::problems::{FieldPath, Problems};
 
     const NOW: &str = "2026-01-02T00:00:00Z";
     const BEFORE: &str = "2026-01-01T00:00:00Z";
@@ -306,6 +320,34 @@ mod tests {
             ]
         );
         assert!(messages[2].starts_with("Fall Back: spec.rules[0].matches: it is wrong (correct it); its last"), "{messages:?}");
+    }
+
+    #[test]
+    fn matches_that_another_route_has_before_it_are_a_condition_and_the_route_is_accepted() {
+        let mut problems = Problems::of("HTTPRoute/shop/r");
+        let at = FieldPath::root().field("spec").field("rules").index(1);
+        problems.warn_as(
+            Condition::OverlappingMatches,
+            &at,
+            "HTTPRoute/bank/q spec.rules[0] is asked first",
+            "keep one of the two",
+        );
+        let problems = problems.into_vec();
+        let in_force = Known { of_what_is_in_force: problems.iter().collect(), ..Known::default() };
+        let overlapping = |generation| format!("outrigger.dev/OverlappingMatches True OverlappingMatches of {generation}");
+        let (said, messages) = told(&in_force);
+        assert_eq!(
+            said,
+            ["Accepted True Accepted of 3".to_owned(), "ResolvedRefs True ResolvedRefs of 3".to_owned(), overlapping(3)]
+        );
+        assert_eq!(messages[2], "spec.rules[1]: HTTPRoute/bank/q spec.rules[0] is asked first (keep one of the two)");
+
+        // Of a route whose newest form is refused, it is of the form that stands.
+        let mut newest = Problems::of("HTTPRoute/shop/r");
+        newest.refuse(&FieldPath::root().field("spec"), "it is wrong", "correct it");
+        let newest = newest.into_vec();
+        let (said, _) = told(&Known { problems: newest.iter().collect(), last_good: Some(Some(2)), ..in_force });
+        assert_eq!(said[2..], [overlapping(2)]);
     }
 
     #[test]
