@@ -168,7 +168,12 @@ impl Cluster {
         ]);
         for name in say(&["get", "pods", "--output=name"]).lines() {
             story += &format!("--- {name}\n");
-            story += &say(&["logs", name, "--all-containers", "--prefix", "--tail=15"]);
+            let log = say(&["logs", name, "--all-containers", "--prefix"]);
+            let lines: Vec<&str> = log.lines().collect();
+            let (earlier, last) = lines.split_at(lines.len().saturating_sub(15));
+            // Who failed a request said so long before a load ends.
+            let failed = earlier.iter().filter(|line| line.contains(r#""status":50"#)).take(15);
+            failed.chain(last).for_each(|line| story += &format!("{line}\n"));
         }
         // A node that lacks something takes no pods, and the pods do not say what it lacks.
         let conditions = "custom-columns=NODE:.metadata.name,TAINTS:.spec.taints[*].key,CONDITIONS:.status.conditions[?(@.status!='False')].type";

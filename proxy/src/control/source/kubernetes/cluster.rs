@@ -13,6 +13,7 @@ use super::object::Object;
 use super::pod::Pod;
 use super::pods::{self, Pods};
 use super::ranges::{self, Ranges};
+use super::returning::Returning;
 use super::slices::{self, Slice};
 use super::watched::Watched;
 use super::written::{self, Written};
@@ -48,6 +49,7 @@ pub(super) struct Cluster {
     pods: Pods,
     /// Pods of which the API server says no address yet.
     nowhere: BTreeMap<Named, Pod>,
+    returning: Returning,
     ranges: Ranges,
     /// Namespaces that are being deleted.
     ending: BTreeSet<String>,
@@ -142,6 +144,18 @@ impl Cluster {
         }
     }
 
+    /// Is there a pod whose kubelet had no time yet to see how it is?
+    pub(super) fn is_returning(&self) -> bool {
+        self.returning.is_awaited()
+    }
+
+    /// To be asked now and then while there is: see [`Returning::look`].
+    pub(super) fn look_at_returning(&mut self, placed: &Placed) {
+        for (name, pod) in self.returning.look() {
+            self.put_pod(&name, Some(placed_by_node(pod, placed)));
+        }
+    }
+
     /// Is it a pod whose node alone says where it is?
     pub(super) fn is_nowhere(&self, uid: &str) -> bool {
         self.nowhere.values().any(|pod| pod.uid == uid)
@@ -221,7 +235,11 @@ impl Cluster {
         match watched {
             Watched::Documents(kind) => self.put_document(kind, object),
             Watched::Pods => {
-                let pod = Pod::read(&object.body);
+                let mut pod = Pod::read(&object.body);
+                match &mut pod {
+                    Some(pod) => self.returning.see(&object.name, pod),
+                    None => self.returning.forget(&object.name),
+                }
                 let is_nowhere = |pod: &&Pod| pod.workload.spec.addresses.is_empty();
                 match pod.as_ref().filter(is_nowhere) {
                     Some(pod) => drop(self.nowhere.insert(object.name.clone(), pod.clone())),
@@ -255,6 +273,7 @@ impl Cluster {
             }
             Watched::Pods => {
                 self.nowhere.remove(name);
+                self.returning.forget(name);
                 self.put_pod(name, None);
             }
             Watched::EndpointSlices => self.put_slice(name, None),

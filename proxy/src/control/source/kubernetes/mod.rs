@@ -25,6 +25,7 @@ mod object;
 mod pod;
 mod pods;
 mod ranges;
+mod returning;
 mod slices;
 #[cfg(test)]
 mod tests;
@@ -90,6 +91,7 @@ pub(crate) async fn watch(
     let mut placing = placed.news();
     let mut forget = begun + FORGET;
     let mut ask_others = begun + ASK_OTHERS;
+    let mut look = begun;
     loop {
         let first = tokio::select! {
             () = stop.stopped() => return,
@@ -103,6 +105,11 @@ pub(crate) async fn watch(
                 placed.keep(|uid| cluster.is_nowhere(uid));
                 forget = Instant::now() + FORGET;
                 continue;
+            }
+            () = tokio::time::sleep_until(look), if cluster.is_returning() => {
+                cluster.look_at_returning(&placed);
+                look = Instant::now() + TIME_TO_ASK;
+                None
             }
             // Another replica may have seen the form that was good, before this one began and after it asked.
             () = tokio::time::sleep_until(ask_others), if cluster.is_without() => {
@@ -293,6 +300,10 @@ const MOMENT: Duration = Duration::from_millis(10);
 
 /// How often the words of nodes are looked through.
 const FORGET: Duration = Duration::from_secs(60);
+
+/// The time that a kubelet has to ask how a pod is. One that starts waits for up to a period of the probe, which is 10 s where nobody
+/// says otherwise.
+const TIME_TO_ASK: Duration = Duration::from_secs(10);
 
 /// How often other replicas are asked what stood in the place of a document that is refused.
 const ASK_OTHERS: Duration = Duration::from_secs(10);
