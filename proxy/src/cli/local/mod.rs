@@ -115,8 +115,8 @@ pub(crate) struct RunArgs {
     #[arg(long = "label", value_name = "K=V")]
     pub(crate) labels: Vec<String>,
     /// What is asked of the pod's capture: outrigger.dev/exclude-outbound-ports, outrigger.dev/exclude-outbound-cidrs,
-    /// outrigger.dev/exclude-inbound-ports, each a list with commas; outrigger.dev/capture, which is observe or enforce
-    /// (docs/capture.md)
+    /// outrigger.dev/exclude-inbound-ports, each a list with commas; outrigger.dev/capture, which is observe or enforce;
+    /// outrigger.dev/hold, as --hold (docs/capture.md)
     #[arg(long = "annotation", value_name = "K=V")]
     pub(crate) annotations: Vec<String>,
     /// A port that the program listens on
@@ -135,9 +135,10 @@ pub(crate) struct RunArgs {
     /// read http_proxy, and nothing that arrives passes it
     #[arg(long, conflicts_with = "no_sidecar")]
     pub(crate) unprotected: bool,
-    /// How long connections wait while the pod's sidecar is away, before they are refused; 0s: not at all
-    #[arg(long, value_name = "DURATION", default_value = "10s", conflicts_with = "no_sidecar")]
-    pub(crate) hold: Span,
+    /// How long connections wait while the pod's sidecar is away, before they are refused; 0s: not at all [default: what the
+    /// annotation outrigger.dev/hold says, else 10s]
+    #[arg(long, value_name = "DURATION", conflicts_with = "no_sidecar")]
+    pub(crate) hold: Option<Span>,
     /// Start the program at once, and its sidecar this much later; its connections wait
     #[arg(long, value_name = "DURATION", conflicts_with = "no_sidecar")]
     pub(crate) sidecar_after: Option<Span>,

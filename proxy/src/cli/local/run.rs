@@ -38,7 +38,7 @@ use crate::base::random::Dice;
 use crate::base::state;
 use crate::model::capture::CaptureConfig;
 use crate::model::object::Object;
-use crate::model::pod_record::{PodPort, PodRecord};
+use crate::model::pod_record::{HOLD, PodPort, PodRecord};
 use crate::model::workload::{WorkloadPort, WorkloadSpec, WorkloadTransport};
 use crate::node::kernel;
 use crate::node::ladder::Rung;
@@ -383,6 +383,7 @@ fn in_front_of_a_terminal() -> bool {
 fn wish(args: &RunArgs) -> Result<Wish, Failure> {
     let annotations = pairs(&args.annotations, "--annotation")?;
     CaptureConfig::of(&annotations).map_err(|error| Failure::invalid([error]))?;
+    let annotated = CaptureConfig::hold(&annotations).map_err(|error| Failure::invalid([error]))?;
     let wish = Wish {
         service_account: args.service_account.clone(),
         labels: pairs(&args.labels, "--label")?,
@@ -390,7 +391,7 @@ fn wish(args: &RunArgs) -> Result<Wish, Failure> {
         ports: args.ports.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
         meshed: !args.no_sidecar,
         unprotected: args.unprotected && captures_nothing()?,
-        hold: args.hold.0,
+        hold: args.hold.map(|hold| hold.0).or(annotated).unwrap_or(HOLD),
     };
     let faults = faults(&Named::new(args.namespace.as_str(), args.name.as_str()), &wish);
     if faults.is_empty() { Ok(wish) } else { Err(Failure::invalid(faults)) }
@@ -542,12 +543,20 @@ mod tests {
             wish(&args).err().map(|failure| (failure.code, format!("{failure:?}")))
         };
         assert_eq!(told("web-1 -n shop --label app=web --label example.com/tier= --port http:8080 --port db:5432"), None);
+        let hold = |line: &str| {
+            let words = std::iter::once("run").chain(line.split(' ')).chain(["--", "true"]);
+            wish(&<Line as clap::Parser>::try_parse_from(words).unwrap().args).unwrap().hold
+        };
+        assert_eq!(hold("web"), HOLD);
+        assert_eq!(hold("web --annotation outrigger.dev/hold=0"), Duration::ZERO);
+        assert_eq!(hold("web --annotation outrigger.dev/hold=2s --hold 3s"), Duration::from_secs(3));
         // Where there is no sidecar, it has no ports.
         assert_eq!(told("web-1 --no-sidecar --port a:14021"), None);
         let long = "a".repeat(80);
         for (line, part) in [
             ("web --label app=a,b", "--label: \\\"a,b\\\" is not the value of a label"),
             ("web --label=-=b", "is not the key of a label"),
+            ("web --annotation outrigger.dev/hold=soon", "annotation outrigger.dev/hold: "),
             ("web --label app=a --label app=b", "--label app is written twice"),
             (&*long, "has 80 letters"),
             ("web --port http:80 --port http:81", "--port http:81: a port is named"),

@@ -13,7 +13,6 @@ use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::volume::Owner;
-use crate::base::units::Span;
 use crate::injection;
 use crate::model::capture::CaptureConfig;
 use crate::model::marks::{self, CONTAINER as SIDECAR, DRIVER, Mode};
@@ -124,8 +123,7 @@ impl Described {
 
     /// How long connections wait for a sidecar that is not there. One that says nothing was refused by the injection.
     pub(crate) fn hold(&self) -> Duration {
-        let written = self.annotations.get(marks::HOLD).and_then(|text| text.parse::<Span>().ok());
-        written.map_or(HOLD, |written| written.0)
+        CaptureConfig::hold(&self.annotations).ok().flatten().unwrap_or(HOLD)
     }
 
     /// Those of `shown`, of a namespace that passes for the pod's, which are its own; all of them for as long as nothing is
@@ -237,6 +235,8 @@ pub(super) mod tests {
         let starting = pod(|_same| {});
         assert_eq!(starting.check_sidecar("aa11"), Ok(()));
         assert_eq!((starting.capture().len(), starting.hold()), (1, HOLD));
+        let at_once = pod(|same| same["metadata"]["annotations"][marks::HOLD] = json!("0"));
+        assert_eq!(at_once.hold(), Duration::ZERO);
         assert!(starting.has_sidecar() && !starting.host_network && !starting.terminating && !starting.ended);
     }
 
