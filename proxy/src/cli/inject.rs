@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::given::{Given, texts};
 use super::{Failure, print, warn};
 use crate::injection::document::inject_document;
-use crate::injection::{Namespace, Settings, WorkloadApi, is_cpu, is_image, is_memory};
+use crate::injection::{CPU_REMEDY, MEMORY_REMEDY, Namespace, Settings, WorkloadApi, is_cpu, is_image, is_memory};
 use crate::model::marks::{ENABLED, INJECT, Mode};
 use crate::model::yaml::{self, Written};
 use crate::telemetry::log::is_filter;
@@ -80,12 +80,12 @@ fn filter(text: &str) -> Result<String, String> {
 
 fn cpu(text: &str) -> Result<String, String> {
     let is_fit = is_cpu(text).then(|| text.to_owned());
-    is_fit.ok_or_else(|| format!("{text:?} is no amount of processors, or none above nothing; write one as 50m or 0.5"))
+    is_fit.ok_or_else(|| format!("{text:?} is no amount of processors for a sidecar; write {CPU_REMEDY}"))
 }
 
 fn memory(text: &str) -> Result<String, String> {
     let is_fit = is_memory(text).then(|| text.to_owned());
-    is_fit.ok_or_else(|| format!("{text:?} is no amount of memory, or none above nothing; write one as 64Mi"))
+    is_fit.ok_or_else(|| format!("{text:?} is no amount of memory for a sidecar; write {MEMORY_REMEDY}"))
 }
 
 impl SidecarsArgs {
@@ -215,10 +215,13 @@ mod tests {
             ("sidecar-cpu", "foo"),
             ("sidecar-cpu", "0"),
             ("sidecar-cpu", "64Mi"),
+            ("sidecar-cpu", "100"),
+            ("sidecar-memory", "64"),
             ("sidecar-memory", "-1"),
             ("sidecar-memory", "64MB"),
             ("sidecar-log-level", "loud"),
             ("sidecar-image", "no image"),
+            ("sidecar-image", "a//b:c:d"),
         ] {
             let told = asked(flag, value).unwrap_err().to_string();
             assert!(told.contains(&format!("--{flag}")) && told.contains(value) && told.contains("write "), "{told}");
@@ -234,22 +237,37 @@ mod tests {
     fn the_charts_schema_admits_what_is_admitted_here() {
         let schema: Value = serde_json::from_str(include_str!("../../../deploy/chart/values.schema.json")).unwrap();
         let pattern = |pointer: &str| regex::Regex::new(schema.pointer(pointer).unwrap().as_str().unwrap()).unwrap();
-        let amounts =
-            ["foo", "-1", "10m", "0.5", "1", "0", "0.0", "0.5m", "1.5Gi", "64MB", "64Mi", "1.", ".5", "1e3", "", "1 Gi"];
+        let cpus =
+            ["foo", "-1", "", "0", "0.0", "1m", "10m", "8000m", "8001m", "0.5m", "0.5", "1.5", "1.", ".5", "8", "8.0", "8.1"];
+        let cpus = [&cpus[..], &["10", "100", "1e3", "64Mi", "0.001", "0.0001"]].concat();
+        let memories =
+            ["foo", "-1", "", "0", "1", "64", "64m", "64k", "999999", "1000000", "67108864", "1000k", "1Ki", "2048Ki", "64Mi"];
+        let memories = [&memories[..], &["64M", "64MB", "1 Gi", "1.5Gi", "0.5Gi", "8Gi", "9Gi", "64Gi", "9000Mi", "1T"]].concat();
         let filters =
             ["info", "INFO", "loud", "", "off", "outrigger", "warn,outrigger::dataplane=debug", "info,=x=", "outrigger=debug"];
-        let images = ["outrigger", "registry.example:5000/a/outrigger", "no image", "", "/outrigger", "a/"];
+        let images = ["outrigger", "registry.example:5000/a/outrigger", "no image", "", "/outrigger", "a/", "a//b", "a//b:c:d"];
+        let names =
+            ["Outrigger", "REGISTRY/outrigger", "[fd00::1]:5000/a", "-a/b", "a-/b", "a.-b", "a__b", "a___b", "a--b", "a..b/c"];
+        let images = [&images[..], &names].concat();
         for (flag, pointer, texts) in [
-            ("sidecar-cpu", "/properties/sidecar/properties/cpu/pattern", &amounts[..]),
-            ("sidecar-memory", "/properties/sidecar/properties/memory/pattern", &amounts),
-            ("sidecar-log-level", "/$defs/filter/pattern", &filters),
-            ("sidecar-image", "/properties/image/properties/repository/pattern", &images),
+            ("sidecar-cpu", "/properties/sidecar/properties/cpu/pattern", &cpus[..]),
+            ("sidecar-memory", "/properties/sidecar/properties/memory/pattern", &memories[..]),
+            ("sidecar-log-level", "/$defs/filter/pattern", &filters[..]),
+            ("sidecar-image", "/properties/image/properties/repository/pattern", &images[..]),
         ] {
             let pattern = pattern(pointer);
             for text in texts {
                 assert_eq!(pattern.is_match(text), asked(flag, text).is_ok(), "{flag}={text}");
             }
         }
+        let tags = pattern("/properties/image/properties/tag/pattern");
+        let digest = format!("1.0@sha256:{}", "0a".repeat(32));
+        for tag in ["1.0", "_-.", "-1", "1:2", "a/b", "1.0@latest", "1.0@sha256:0a", &digest, &"1".repeat(128), &"1".repeat(129)]
+        {
+            assert_eq!(tags.is_match(tag), asked("sidecar-image", &format!("outrigger:{tag}")).is_ok(), "{tag}");
+        }
+        // The chart's own version then.
+        assert!(tags.is_match(""));
     }
 
     const DEPLOYMENT: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\nspec:\n  template:\n    metadata:\n      annotations: {on: \"yes\", time: \"12:30:45\", port: \"080\"}\n    spec:\n      containers:\n      - name: web\n        image: web:1\n        livenessProbe: {httpGet: {port: 8080, path: /healthz}}\n";

@@ -7,9 +7,9 @@
 //! Invariant: injecting what was injected changes nothing, and what another webhook changed since is covered as well. A pod is
 //! worked on as JSON, so that fields stay that this version does not know; a typed copy is only read.
 //!
-//! `wish` is what the pod and its namespace ask for, `marks` tells an earlier injection from a forgery, `app` leads the
-//! kubelet and Prometheus to the sidecar, `sidecar` is the container, `pod_resources` its share of the pod's, `document`
-//! finds pods in what people write.
+//! `wish` is what the pod and its namespace ask for, `image` tells which texts are references of images, `marks` tells an earlier
+//! injection from a forgery, `app` leads the kubelet and Prometheus to the sidecar, `sidecar` is the container, `pod_resources`
+//! its share of the pod's, `document` finds pods in what people write.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 mod app;
 pub(crate) mod document;
 mod forged;
+mod image;
 mod pod_resources;
 mod quantity;
 mod refusal;
@@ -30,9 +31,10 @@ mod wish;
 mod workload_api;
 
 pub(crate) use self::forged::refuse_forged;
+pub(crate) use self::image::is_image;
 pub(crate) use self::refusal::Refusal;
 use self::wish::Wishes;
-pub(crate) use self::wish::{MIRROR, is_cpu, is_image, is_memory};
+pub(crate) use self::wish::{CPU_REMEDY, MEMORY_REMEDY, MIRROR, is_cpu, is_memory};
 pub(crate) use self::workload_api::{WorkloadApi, WorkloadApiError};
 use crate::model::marks::{self, Mode};
 
@@ -189,10 +191,20 @@ fn refuse_unfit(spec: &PodSpec, settings: &Settings) -> Result<(), Refusal> {
     if spec.host_network == Some(true) {
         return Err(Refusal::HostNetwork);
     }
-    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
-        return Err(Refusal::Windows);
+    if let Some(at) = on_windows(spec) {
+        return Err(Refusal::Windows { at });
     }
     refuse_deaf(spec, &settings.control)
+}
+
+/// By what field the pod runs on Windows: what it says of itself, or the nodes that it chooses.
+fn on_windows(spec: &PodSpec) -> Option<&'static str> {
+    if spec.os.as_ref().is_some_and(|os| os.name == WINDOWS) {
+        return Some("os.name");
+    }
+    let chosen = spec.node_selector.as_ref()?;
+    let is_chosen = |(label, _field): &(&str, &str)| chosen.get(*label).is_some_and(|system| system == WINDOWS);
+    NODE_SYSTEM.into_iter().find(is_chosen).map(|(_label, field)| field)
 }
 
 /// A pod whose resolver does not know where the control plane is: its sidecar would never have a configuration, and the pod never
@@ -252,4 +264,8 @@ fn name_of(value: &Value) -> Option<&str> {
 
 /// Which injection it was.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+const WINDOWS: &str = "windows";
+/// The labels by which a node says its system, the kubelet's own and the one before it; and where a pod chooses by them.
+const NODE_SYSTEM: [(&str, &str); 2] =
+    [("kubernetes.io/os", "nodeSelector[kubernetes.io/os]"), ("beta.kubernetes.io/os", "nodeSelector[beta.kubernetes.io/os]")];
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";

@@ -21,8 +21,8 @@ pub(crate) enum Refusal {
         marks::INJECT
     )]
     HostNetwork,
-    #[error("os.name: the sidecar runs on Linux; label the pod {}: disabled", marks::INJECT)]
-    Windows,
+    #[error("{at}: windows: the sidecar runs on Linux; label the pod {}: disabled", marks::INJECT)]
+    Windows { at: &'static str },
     #[error(
         "dnsPolicy: {policy}: the pod's resolver does not know {name}, the mesh's control plane; write ClusterFirst, or None with the cluster's DNS in dnsConfig.nameservers and its domains (NAMESPACE.svc.DOMAIN, svc.DOMAIN, DOMAIN) in dnsConfig.searches"
     )]
@@ -85,7 +85,7 @@ impl Refusal {
             Self::InjectLabel { .. } => "inject_label",
             Self::InjectAnnotation { .. } => "inject_annotation",
             Self::HostNetwork => "host_network",
-            Self::Windows => "windows",
+            Self::Windows { .. } => "windows",
             Self::DnsPolicy { .. } => "dns_policy",
             Self::UnknownAnnotation { .. } => "unknown_annotation",
             Self::Annotation { .. } | Self::Limit { .. } | Self::Capture(_) => "annotation",

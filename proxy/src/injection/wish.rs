@@ -1,11 +1,12 @@
 //! What a pod and its namespace ask for: a sidecar or none, and which.
 
 use std::collections::BTreeMap;
+use std::ops::RangeBounds;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::quantity::thousandths;
-use super::{Namespace, Reason, Refusal, Settings};
+use super::{Namespace, Reason, Refusal, Settings, is_image};
 use crate::base::names::nearest;
 use crate::model::capture::CaptureConfig;
 use crate::model::marks::{self, DISABLED, ENABLED, INJECT, Mode};
@@ -78,8 +79,8 @@ impl Wishes {
                 Some(value) => Err(Refusal::Annotation { name, value: value.clone(), what, remedy }),
             }
         };
-        let cpu = |name: &'static str, default: &str| read(name, default, "amount", CPU_REMEDY, &is_cpu);
-        let memory = |name: &'static str, default: &str| read(name, default, "amount", MEMORY_REMEDY, &is_memory);
+        let is_cpu_limit = |text: &str| is_cpu_of(text, CPU_LIMIT_MIN..);
+        let is_memory_limit = |text: &str| is_within(text, MEMORY_LIMIT_MIN..);
         let mode =
             read(marks::SIDECAR_MODE, settings.mode.as_str(), "mode", "native or classic", &|text| Mode::parse(text).is_some())?;
         let wished = |text: String| Some(text).filter(|text| !text.is_empty());
@@ -93,10 +94,10 @@ impl Wishes {
                 "error, warn, info, debug or trace, or a list as info,outrigger::dataplane=debug",
                 &|text| log::is_filter(text),
             )?,
-            cpu: cpu(marks::SIDECAR_CPU, &settings.cpu)?,
-            memory: memory(marks::SIDECAR_MEMORY, &settings.memory)?,
-            cpu_limit: wished(cpu(marks::SIDECAR_CPU_LIMIT, "")?),
-            memory_limit: wished(memory(marks::SIDECAR_MEMORY_LIMIT, "")?),
+            cpu: read(marks::SIDECAR_CPU, &settings.cpu, AMOUNT, CPU_REMEDY, &is_cpu)?,
+            memory: read(marks::SIDECAR_MEMORY, &settings.memory, AMOUNT, MEMORY_REMEDY, &is_memory)?,
+            cpu_limit: wished(read(marks::SIDECAR_CPU_LIMIT, "", AMOUNT, CPU_LIMIT_REMEDY, &is_cpu_limit)?),
+            memory_limit: wished(read(marks::SIDECAR_MEMORY_LIMIT, "", AMOUNT, MEMORY_LIMIT_REMEDY, &is_memory_limit)?),
         };
         wishes.within_limits(annotations)
     }
@@ -137,27 +138,40 @@ fn refuse_unknown(annotations: &BTreeMap<String, String>) -> Result<(), Refusal>
     Ok(())
 }
 
-/// Is it an amount of processors that a sidecar can ask of its node? Kubernetes takes one of bytes, with which no pod finds a node.
+/// Is it an amount of processors that a sidecar can ask of its node?
 pub(crate) fn is_cpu(text: &str) -> bool {
-    thousandths(text).is_some() && text.ends_with(|last: char| last.is_ascii_digit() || last == 'm')
+    is_cpu_of(text, 1..=CPU_MAX)
+}
+
+/// Kubernetes takes an amount of bytes for one of processors, with which no pod finds a node.
+fn is_cpu_of(text: &str, bounds: impl RangeBounds<u128>) -> bool {
+    is_within(text, bounds) && text.ends_with(|last: char| last.is_ascii_digit() || last == 'm')
 }
 
 /// Is it an amount of memory that a sidecar can ask of its node?
 pub(crate) fn is_memory(text: &str) -> bool {
-    thousandths(text).is_some()
+    is_within(text, MEMORY_MIN..=MEMORY_MAX)
 }
 
-/// Can it be an image's reference? Whether there is one, the node will see.
-pub(crate) fn is_image(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
-    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    text.len() <= IMAGE_MAX && text.bytes().all(allowed) && ends(text.as_bytes().first()) && ends(text.as_bytes().last())
+fn is_within(text: &str, bounds: impl RangeBounds<u128>) -> bool {
+    thousandths(text).is_some_and(|amount| bounds.contains(&amount))
 }
 
 /// Whose pods the cluster itself, or the mesh, stands on.
 pub(crate) const SYSTEM_NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", marks::SYSTEM];
 /// The kubelet writes it at pods that it has from a file.
 pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
-const CPU_REMEDY: &str = "one as 50m or 0.5";
-const MEMORY_REMEDY: &str = "one as 64Mi";
-const IMAGE_MAX: usize = 512;
+const AMOUNT: &str = "amount for a sidecar";
+/// More than any sidecar has use for, in thousandths: whoever asks for that has forgotten the unit, and no node has room for the pod.
+const CPU_MAX: u128 = 8_000;
+/// The kubelet does not hold a container to less (a millisecond of each tenth of a second), nor would its sidecar shake hands in time.
+const CPU_LIMIT_MIN: u128 = 10;
+/// Less is an amount without its unit, in thousandths of a byte.
+const MEMORY_MIN: u128 = 1_000_000 * 1_000;
+const MEMORY_MAX: u128 = (8 << 30) * 1_000;
+/// A sidecar holds up to 15 MB at rest: with less than this the kernel ends it before it serves.
+const MEMORY_LIMIT_MIN: u128 = (24 << 20) * 1_000;
+pub(crate) const CPU_REMEDY: &str = "one of at most 8, as 50m or 0.5";
+const CPU_LIMIT_REMEDY: &str = "one of at least 10m, as 500m or 1";
+pub(crate) const MEMORY_REMEDY: &str = "one from 1M to 8Gi, as 64Mi";
+const MEMORY_LIMIT_REMEDY: &str = "one of at least 24Mi, as 128Mi";

@@ -339,7 +339,8 @@ mod tests {
         assert_eq!(level("info,outrigger::node=debug"), None);
         assert!(level("loud").unwrap().starts_with("--system-log-level: \"loud\" names no level"));
         let image = |text: &str| Settings { image: Some(text.to_owned()), ..Settings::default() }.problem();
-        assert_eq!(image("registry.example/outrigger:1.0@sha256:abc"), None);
+        assert_eq!(image(&format!("registry.example/outrigger:1.0@sha256:{}", "0".repeat(64))), None);
+        assert!(image("a//b:c:d").unwrap().starts_with("--image: \"a//b:c:d\" is no image"));
         assert!(image("no image").unwrap().starts_with("--image: \"no image\" is no image"));
         let domain = Settings { trust_domain: Some("Not A Domain".to_owned()), ..Settings::default() };
         assert!(domain.problem().unwrap().starts_with("--trust-domain: "));

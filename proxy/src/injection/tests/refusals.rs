@@ -28,7 +28,16 @@ fn what_is_no_pod_is_refused() {
 #[test]
 fn a_pod_that_no_sidecar_can_serve_is_refused_with_what_to_do() {
     check(&pod(&json!({ "spec": { "hostNetwork": true } })), "host_network", "label it outrigger.dev/inject: disabled");
-    check(&pod(&json!({ "spec": { "os": { "name": "windows" } } })), "windows", "runs on Linux");
+    check(&pod(&json!({ "spec": { "os": { "name": "windows" } } })), "windows", "os.name: windows: the sidecar runs on Linux");
+    for label in ["kubernetes.io/os", "beta.kubernetes.io/os"] {
+        let chosen = |system: &str| pod(&json!({ "spec": { "nodeSelector": { "disk": "ssd", label: system } } }));
+        check(
+            &chosen("windows"),
+            "windows",
+            &format!("nodeSelector[{label}]: windows: the sidecar runs on Linux; label the pod"),
+        );
+        injected(&chosen("linux"));
+    }
     let disabled = json!({ "metadata": { "labels": { "outrigger.dev/inject": "disabled" } }, "spec": { "hostNetwork": true } });
     assert!(matches!(inject(&pod(&disabled), &shop(), &Settings::default()), Ok(Outcome::Left(_))));
 }
@@ -69,11 +78,19 @@ fn an_annotation_that_says_nothing_is_refused() {
         ("sidecar-mode", "sidecar", "annotation", "\"sidecar\" is no mode; write native or classic"),
         ("sidecar-image", "", "annotation", "\"\" is no image"),
         ("sidecar-image", "a b", "annotation", "\"a b\" is no image"),
-        ("sidecar-cpu", "0", "annotation", "\"0\" is no amount; write one as 50m or 0.5"),
-        ("sidecar-cpu", "64Mi", "annotation", "\"64Mi\" is no amount; write one as 50m or 0.5"),
-        ("sidecar-cpu-limit", "many", "annotation", "\"many\" is no amount"),
-        ("sidecar-memory", "64MB", "annotation", "\"64MB\" is no amount; write one as 64Mi"),
-        ("sidecar-memory-limit", "-1", "annotation", "\"-1\" is no amount"),
+        ("sidecar-image", "a//b:c:d", "annotation", "\"a//b:c:d\" is no image; write one as registry.example/outrigger:1.0"),
+        ("sidecar-cpu", "0", "annotation", "\"0\" is no amount for a sidecar; write one of at most 8, as 50m or 0.5"),
+        ("sidecar-cpu", "64Mi", "annotation", "\"64Mi\" is no amount for a sidecar; write one of at most 8"),
+        ("sidecar-cpu", "100", "annotation", "\"100\" is no amount for a sidecar; write one of at most 8, as 50m or 0.5"),
+        ("sidecar-cpu-limit", "many", "annotation", "\"many\" is no amount for a sidecar"),
+        ("sidecar-cpu-limit", "9m", "annotation", "\"9m\" is no amount for a sidecar; write one of at least 10m, as 500m or 1"),
+        ("sidecar-memory", "64MB", "annotation", "\"64MB\" is no amount for a sidecar; write one from 1M to 8Gi, as 64Mi"),
+        ("sidecar-memory", "64", "annotation", "\"64\" is no amount for a sidecar; write one from 1M to 8Gi, as 64Mi"),
+        ("sidecar-memory", "64m", "annotation", "\"64m\" is no amount for a sidecar"),
+        ("sidecar-memory", "64Gi", "annotation", "\"64Gi\" is no amount for a sidecar"),
+        ("sidecar-memory-limit", "-1", "annotation", "\"-1\" is no amount for a sidecar"),
+        ("sidecar-memory-limit", "1Mi", "annotation", "\"1Mi\" is no amount for a sidecar; write one of at least 24Mi, as 128Mi"),
+        ("sidecar-memory-limit", "23.9Mi", "annotation", "\"23.9Mi\" is no amount for a sidecar"),
         ("log-level", "loud", "annotation", "\"loud\" is no level"),
         ("capture", "drop", "annotation", "\"drop\" is no mode; write observe or enforce"),
         ("exclude-inbound-ports", "14021", "annotation", "14021 is a port of the sidecar's own"),
@@ -83,6 +100,11 @@ fn an_annotation_that_says_nothing_is_refused() {
         let name = format!("outrigger.dev/{name}");
         check(&annotated(&name, text), word, told);
         assert!(refused(&annotated(&name, text)).to_string().starts_with(&format!("annotation {name}: ")));
+    }
+    for (name, text) in
+        [("cpu", "8"), ("cpu", "1m"), ("cpu-limit", "64"), ("cpu-limit", "10m"), ("memory", "1M"), ("memory", "8Gi")]
+    {
+        injected(&annotated(&format!("outrigger.dev/sidecar-{name}"), text));
     }
     let more =
         json!({ "metadata": { "annotations": { "outrigger.dev/sidecar-cpu": "2", "outrigger.dev/sidecar-cpu-limit": "500m" } } });

@@ -138,14 +138,17 @@ fn annotations_choose_image_resources_and_log_level_and_a_namespaces_hold_for_it
     .map(|(name, text)| (name.to_owned(), text.to_owned()))
     .into();
     let own = json!({ "metadata": { "annotations": {
-        "outrigger.dev/sidecar-image": "registry.example/outrigger:2@sha256:0a",
+        "outrigger.dev/sidecar-image": "registry.example/outrigger:2@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
         "outrigger.dev/sidecar-memory-limit": "24Mi",
         "outrigger.dev/sidecar-cpu-limit": "1",
         "outrigger.dev/log-level": "warn,outrigger::dataplane=debug",
     } } });
     let Outcome::Injected(injected) = inject(&pod(&own), &namespace, &Settings::default()).unwrap() else { panic!() };
     let pod = injected.pod;
-    assert_eq!(sidecar(&pod)["image"], "registry.example/outrigger:2@sha256:0a");
+    assert_eq!(
+        sidecar(&pod)["image"],
+        "registry.example/outrigger:2@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    );
     // What the pod did not ask for itself gives way to its limit.
     assert_eq!(
         sidecar(&pod)["resources"],
