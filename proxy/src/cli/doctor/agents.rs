@@ -1,20 +1,24 @@
-//! Does every node have an agent that is ready? Pure: nodes and pods as the API server has them go in.
+//! Does every node on which one is wanted have an agent that is ready, and does its kubelet know the driver? Pure: objects as the
+//! API server has them go in.
 //!
 //! The status of the DaemonSet alone does not say: it counts the nodes on which a pod is wanted, and a selector or a taint that
 //! leaves all of them out makes "0 of 0" of that.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::storage::v1::CSINode;
 use kube::ResourceExt;
 
 use super::super::install::manifest::NAMESPACE;
 use super::Finding;
 use super::cluster::list;
+use super::wanted::Wanted;
+use crate::model::marks::DRIVER;
 
-/// What is to be said of the `agents` of `nodes`; `why` tells what keeps those that do not run, where they say it.
-pub(super) fn look(nodes: &[Node], agents: &[Pod], why: &str) -> Vec<Finding> {
-    let nodes: Vec<String> = nodes.iter().filter(|node| is_linux(node)).map(ResourceExt::name_any).collect();
+/// What is to be said of the `agents`; `why` tells what keeps those that do not run, where they say it.
+pub(super) fn look(wanted: &Wanted, agents: &[Pod], why: &str) -> Vec<Finding> {
+    let Wanted { on: nodes, left_out } = wanted;
     let mut on: BTreeMap<&str, bool> = BTreeMap::new();
     for agent in agents.iter().filter(|agent| agent.metadata.deletion_timestamp.is_none()) {
         let Some(node) = agent.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) else { continue };
@@ -48,13 +52,28 @@ pub(super) fn look(nodes: &[Node], agents: &[Pod], why: &str) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok("agents", format!("{} of {} nodes have theirs", ready.len(), nodes.len())));
     }
+    if !left_out.is_empty() {
+        let text = format!(
+            "the DaemonSet leaves {} out, by its node selector or for want of a toleration: a pod with a sidecar does not start there",
+            list(left_out)
+        );
+        findings.push(Finding::ok("agents", text));
+    }
     findings
 }
 
-/// Others have no programs in their kernels.
-fn is_linux(node: &Node) -> bool {
-    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-    info.is_none_or(|info| info.operating_system.is_empty() || info.operating_system == "linux")
+/// What is to be said of the kubelets that know the driver.
+pub(super) fn driver(wanted: &Wanted, kubelets: &[CSINode]) -> Vec<Finding> {
+    let knows = |kubelet: &CSINode| kubelet.spec.drivers.iter().any(|driver| driver.name == DRIVER);
+    let asked = kubelets.iter().filter(|kubelet| wanted.on.contains(&kubelet.name_any()));
+    let (with, without): (Vec<&CSINode>, Vec<&CSINode>) = asked.partition(|kubelet| knows(kubelet));
+    if without.is_empty() {
+        return vec![Finding::ok("driver", format!("the kubelets of {} nodes know {DRIVER}", with.len()))];
+    }
+    let names: Vec<String> = without.into_iter().map(ResourceExt::name_any).collect();
+    let text = format!("the kubelets of {} do not know {DRIVER}: pods that start there wait", list(&names));
+    let remedy = "see that the agent runs there, and that kubeletDir (--kubelet-dir) is the kubelet's own";
+    vec![Finding::fail("driver", text, remedy)]
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -64,21 +83,10 @@ fn is_ready(pod: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::super::Verdict;
     use super::*;
-
-    fn node(name: &str, system: &str) -> Node {
-        let info: Value =
-            ["architecture", "bootID", "containerRuntimeVersion", "kernelVersion", "kubeProxyVersion", "kubeletVersion"]
-                .into_iter()
-                .chain(["machineID", "osImage", "systemUUID"])
-                .map(|field| (field.to_owned(), json!("")))
-                .chain([("operatingSystem".to_owned(), json!(system))])
-                .collect();
-        serde_json::from_value(json!({ "metadata": { "name": name }, "status": { "nodeInfo": info } })).unwrap()
-    }
 
     fn agent(node: &str, ready: &str) -> Pod {
         let status = json!({ "conditions": [{ "type": "Ready", "status": ready }] });
@@ -86,10 +94,14 @@ mod tests {
         serde_json::from_value(json!({ "metadata": { "name": "node-1" }, "spec": spec, "status": status })).unwrap()
     }
 
+    fn wanted(left_out: &[&str]) -> Wanted {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Wanted { on: names(&["a", "b"]), left_out: names(left_out) }
+    }
+
     #[track_caller]
     fn check(agents: &[Pod], expected: &[(Verdict, &str)]) {
-        let nodes = [node("a", "linux"), node("b", "linux"), node("w", "windows")];
-        let found = look(&nodes, agents, "; node-1: no room");
+        let found = look(&wanted(&[]), agents, "; node-1: no room");
         let found: Vec<_> = found.iter().map(|finding| (finding.verdict, finding.text.as_str())).collect();
         assert_eq!(found, expected);
     }
@@ -128,5 +140,30 @@ mod tests {
         leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         let none = "b have none: pods with sidecars that start there wait; node-1: no room";
         check(&[agent("a", "True"), leaving], &[(Verdict::Fail, none)]);
+    }
+
+    #[test]
+    fn a_node_that_the_daemon_set_leaves_out_is_told_and_is_no_failure() {
+        let found = look(&wanted(&["c", "d"]), &[agent("a", "True"), agent("b", "True")], "");
+        let found: Vec<_> = found.iter().map(|finding| (finding.verdict, finding.text.as_str())).collect();
+        let told = "the DaemonSet leaves c, d out, by its node selector or for want of a toleration: a pod with a sidecar does not start there";
+        assert_eq!(found, [(Verdict::Ok, "2 of 2 nodes have theirs"), (Verdict::Ok, told)]);
+    }
+
+    #[test]
+    fn a_kubelet_has_to_know_the_driver_where_an_agent_is_wanted() {
+        let kubelet = |node: &str, drivers: &[&str]| -> CSINode {
+            let drivers: Vec<_> = drivers.iter().map(|name| json!({ "name": name, "nodeID": node })).collect();
+            serde_json::from_value(json!({ "metadata": { "name": node }, "spec": { "drivers": drivers } })).unwrap()
+        };
+        let told = |kubelets: &[CSINode]| {
+            let found = driver(&wanted(&["c"]), kubelets).remove(0);
+            (found.verdict, found.text)
+        };
+        let (a, c) = (kubelet("a", &["other.example", DRIVER]), kubelet("c", &[]));
+        let well = "the kubelets of 2 nodes know csi.outrigger.dev".to_owned();
+        assert_eq!(told(&[a.clone(), kubelet("b", &[DRIVER]), c.clone()]), (Verdict::Ok, well));
+        let ill = "the kubelets of b do not know csi.outrigger.dev: pods that start there wait".to_owned();
+        assert_eq!(told(&[a, kubelet("b", &["other.example"]), c]), (Verdict::Fail, ill));
     }
 }

@@ -18,13 +18,14 @@ use super::super::install::checks::{self, Verdict};
 use super::super::install::manifest::NAMESPACE;
 use super::super::install::server::Server;
 use super::authority::{self, Told};
+use super::wanted::Wanted;
 use super::webhooks::{self, Webhooks};
 use super::{Finding, agents, sidecars};
 use crate::base::clock::WallClock;
 use crate::control::cluster::root;
 use crate::control::source::kubernetes::written::is_of_ours;
 use crate::model::Kind;
-use crate::model::marks::DRIVER;
+use crate::model::marks;
 
 /// One look at the cluster. Boxed, for what is asked of an API server is large while it waits.
 type Look = for<'a> fn(&'a Client) -> BoxFuture<'a, kube::Result<Vec<Finding>>>;
@@ -116,12 +117,19 @@ async fn control(client: &Client) -> kube::Result<Vec<Finding>> {
 }
 
 async fn agents(client: &Client) -> kube::Result<Vec<Finding>> {
-    if Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("node").await?.is_none() {
+    let Some(set) = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("node").await? else {
         return Ok(vec![Finding::fail("agents", "there are none", "outrigger upgrade, or helm upgrade")]);
-    }
-    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
+    };
     let pods = pods_of(client, "node").await?;
-    Ok(agents::look(&nodes.items, &pods, &why(&pods)))
+    Ok(agents::look(&wanted(client, Some(&set), &pods).await?, &pods, &why(&pods)))
+}
+
+/// Where agents are wanted.
+async fn wanted(client: &Client, set: Option<&DaemonSet>, agents: &[Pod]) -> kube::Result<Wanted> {
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
+    let of_mesh = ListParams::default().labels(&format!("{}={}", marks::SIDECAR, marks::INJECTED));
+    let meshed = Api::<Pod>::all(client.clone()).list(&of_mesh).await?;
+    Ok(Wanted::of(&nodes.items, set, agents, &meshed.items))
 }
 
 async fn authority(client: &Client) -> kube::Result<Vec<Finding>> {
@@ -164,15 +172,10 @@ fn reason(pod: &Pod) -> Option<String> {
 }
 
 async fn driver(client: &Client) -> kube::Result<Vec<Finding>> {
-    let nodes = Api::<CSINode>::all(client.clone()).list(&ListParams::default()).await?;
-    let knows = |node: &&CSINode| node.spec.drivers.iter().any(|driver| driver.name == DRIVER);
-    let without: Vec<String> = nodes.items.iter().filter(|node| !knows(node)).map(ResourceExt::name_any).collect();
-    if without.is_empty() {
-        return Ok(vec![Finding::ok("driver", format!("the kubelets of {} nodes know {DRIVER}", nodes.items.len()))]);
-    }
-    let text = format!("the kubelets of {} do not know {DRIVER}: pods that start there wait", list(&without));
-    let remedy = "see that the agent runs there, and that kubeletDir (--kubelet-dir) is the kubelet's own";
-    Ok(vec![Finding::fail("driver", text, remedy)])
+    let set = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE).get_opt("node").await?;
+    let wanted = wanted(client, set.as_ref(), &pods_of(client, "node").await?).await?;
+    let kubelets = Api::<CSINode>::all(client.clone()).list(&ListParams::default()).await?;
+    Ok(agents::driver(&wanted, &kubelets.items))
 }
 
 async fn webhooks(client: &Client) -> kube::Result<Vec<Finding>> {

@@ -12,6 +12,7 @@ mod machine;
 mod mesh;
 mod proof;
 mod sidecars;
+mod wanted;
 mod webhooks;
 
 use std::process::ExitCode;
