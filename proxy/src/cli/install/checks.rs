@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::storage::v1::CSINode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, ApiResource, GroupVersionKind, ListParams, PostParams};
 use serde_json::Value;
@@ -170,15 +171,23 @@ fn other_meshes<'a>(webhooks: impl Iterator<Item = &'a str>) -> BTreeSet<&'stati
 /// An installation of Helm's is Helm's: it would take our changes for somebody's mistakes.
 async fn former(server: &Server) -> kube::Result<Verdict> {
     let control = Api::<Deployment>::namespaced(server.0.clone(), NAMESPACE).get_opt("control").await?;
-    let Some(labels) = control.map(|control| control.metadata.labels.unwrap_or_default()) else {
+    let Some(control) = control.map(|control| control.metadata) else {
         return Ok(Verdict::Ok("nothing is installed yet".to_owned()));
     };
-    let version = labels.get("app.kubernetes.io/version").map_or("?", String::as_str);
-    Ok(if labels.get("app.kubernetes.io/managed-by").is_some_and(|by| by == "Helm") {
+    let labels = control.labels.as_ref();
+    let version = labels.and_then(|labels| labels.get("app.kubernetes.io/version")).map_or("?", String::as_str);
+    Ok(if release(&control).is_some() {
         Verdict::Fail(format!("version {version} is there, installed by Helm"), "go on with helm upgrade".to_owned())
     } else {
         Verdict::Ok(format!("version {version} is there, and is brought to this one"))
     })
+}
+
+/// The release of Helm's to which an object belongs; none if Helm has not made it.
+pub(super) fn release(metadata: &ObjectMeta) -> Option<&str> {
+    let is_helms = metadata.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"))? == "Helm";
+    let name = metadata.annotations.as_ref().and_then(|annotations| annotations.get("meta.helm.sh/release-name"));
+    is_helms.then(|| name.map_or("outrigger", String::as_str))
 }
 
 /// What the API server says. Its error's own text has the whole answer behind it, as a program writes it.
@@ -209,6 +218,18 @@ mod tests {
         assert!(matches!(of_version("v1.24.9", 24), Verdict::Fail(..)));
         assert!(matches!(of_version("v1.28.1", 28), Verdict::Warn(_)));
         assert_eq!(of_version("v1.36.3", 36), Verdict::Ok("v1.36.3".to_owned()));
+    }
+
+    #[test]
+    fn an_object_of_helms_is_known_by_its_label_and_names_its_release() {
+        let of = |by: &str, named: Option<&str>| {
+            let annotations = named.map(|name| [("meta.helm.sh/release-name".to_owned(), name.to_owned())].into());
+            let labels = Some([("app.kubernetes.io/managed-by".to_owned(), by.to_owned())].into());
+            release(&ObjectMeta { labels, annotations, ..ObjectMeta::default() }).map(str::to_owned)
+        };
+        assert_eq!(of("Helm", Some("mesh")).as_deref(), Some("mesh"));
+        assert_eq!(of("Helm", None).as_deref(), Some("outrigger"));
+        assert_eq!((of("outrigger", Some("mesh")), release(&ObjectMeta::default())), (None, None));
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, ListParams};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -59,12 +61,12 @@ pub(crate) struct UpgradeArgs {
   outrigger uninstall --check
   outrigger uninstall --force --crds
 
-It refuses while pods have sidecars, which could not renew their certificates any more. The definitions of our kinds stay, and with them what was written of them.")]
+It refuses while pods have sidecars, which could not renew their certificates any more, and where Helm installed the mesh, which is to take it away. The definitions of our kinds stay, and with them what was written of them.")]
 pub(crate) struct UninstallArgs {
     /// Only say whether pods have sidecars, and change nothing
     #[arg(long, conflicts_with_all = ["force", "crds"])]
     check: bool,
-    /// Also while pods have sidecars
+    /// Also while pods have sidecars, and also what Helm installed
     #[arg(long)]
     force: bool,
     /// The definitions of our kinds as well, and everything that was written of them
@@ -109,6 +111,13 @@ pub(crate) fn uninstall(args: UninstallArgs) -> Result<ExitCode, Failure> {
     objects.retain(|object| args.crds || kind(object) != "CustomResourceDefinition");
     run(async {
         let server = Server::connect().await?;
+        // Who only looks may be Helm's own guard, which may ask for no more than pods.
+        if !args.check {
+            let control = control(&server).await?;
+            if let Some(release) = control.as_ref().and_then(checks::release) {
+                helms(release, args.force)?;
+            }
+        }
         let injected = injected(&server).await?;
         if !args.force && !injected.is_empty() {
             let count = injected.len();
@@ -141,6 +150,16 @@ pub(crate) fn uninstall(args: UninstallArgs) -> Result<ExitCode, Failure> {
         }
         print("outrigger is uninstalled\n")
     })
+}
+
+/// Taken away behind Helm's back, a release would still be there for Helm, and be refused when it is installed again.
+fn helms(release: &str, force: bool) -> Result<(), Failure> {
+    let what = format!("the mesh was installed by Helm, as the release {release}");
+    let way = format!("helm uninstall {release} --namespace {NAMESPACE}");
+    if force {
+        return tell("warn", &format!("{what}: it is taken away all the same, and Helm does not know; {way} ends the release"));
+    }
+    Err(Failure::refused([what, format!("remedy: {way}, or say --force")]))
 }
 
 fn wanted(settings: &Settings) -> Result<Vec<Value>, Failure> {
@@ -239,6 +258,13 @@ async fn former(server: &Server) -> Result<Settings, Failure> {
     })
 }
 
+/// What is said of the Deployment of the control plane; none where there is none.
+async fn control(server: &Server) -> Result<Option<ObjectMeta>, Failure> {
+    let control = Api::<Deployment>::namespaced(server.0.clone(), NAMESPACE).get_metadata_opt("control").await;
+    let control = control.map_err(|error| Failure::environment(checks::said(&error), "see that the API server answers"))?;
+    Ok(control.map(|control| control.metadata))
+}
+
 /// The pods with sidecars, as `NAMESPACE/NAME`.
 async fn injected(server: &Server) -> Result<Vec<String>, Failure> {
     let pods = Api::<Pod>::all(server.0.clone()).list(&ListParams::default().labels(INJECTED)).await;
@@ -302,6 +328,14 @@ mod tests {
             |status: &str| json!({ "status": { "conditions": [{ "type": "Established", "status": status, "reason": "x" }] } });
         assert_eq!(unready(&object("CustomResourceDefinition", 1, conditions("True"))), None);
         assert!(unready(&object("CustomResourceDefinition", 1, conditions("False"))).is_some());
+    }
+
+    #[test]
+    fn a_release_of_helms_is_left_to_helm_unless_somebody_insists() {
+        let told = helms("mesh", false).unwrap_err().to_string();
+        assert!(told.contains("installed by Helm, as the release mesh"), "{told}");
+        assert!(told.contains("remedy: helm uninstall mesh --namespace outrigger-system, or say --force"), "{told}");
+        assert!(helms("mesh", true).is_ok());
     }
 
     #[test]

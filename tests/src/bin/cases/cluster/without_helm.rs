@@ -104,6 +104,8 @@ fn helms(cluster: &Cluster) -> Result<()> {
     ensure!(said.code == 3 && said.stderr.contains("helm upgrade"), "{}", said.all());
     let said = finish(&mut cluster.outrigger(["upgrade"]), PATIENCE)?;
     ensure!(said.code == 1 && said.stderr.contains("helm upgrade"), "{}", said.all());
+    let said = finish(&mut cluster.outrigger(["uninstall"]), PATIENCE)?;
+    ensure!(said.code == 1 && said.stderr.contains("helm uninstall outrigger"), "{}", said.all());
     Ok(())
 }
 
