@@ -41,10 +41,16 @@ pub(crate) struct GetArgs {
     #[arg(short, long)]
     pub(crate) watch: bool,
     /// What the API answers to this path, in its own form and nothing else
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["kind", "name", "namespace", "output", "watch"])]
+    #[arg(long, value_name = "PATH", value_parser = path, conflicts_with_all = ["kind", "name", "namespace", "output", "watch"])]
     pub(crate) raw: Option<String>,
     #[command(flatten)]
     pub(crate) mesh: MeshArgs,
+}
+
+/// What is no path would be sent as it is, and be refused by whoever is asked in words of its own.
+fn path(text: &str) -> Result<String, String> {
+    let is_path = text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok();
+    is_path.then(|| text.to_owned()).ok_or_else(|| "it is no path of the API; write one as /api/status".to_owned())
 }
 
 /// Runs `outrigger get`.
@@ -176,4 +182,15 @@ fn standing(item: &Value) -> String {
 
 fn text(item: &Value, pointer: &str) -> String {
     item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_no_path_is_not_asked_for() {
+        assert_eq!(super::path("/api/resources?kind=Service"), Ok("/api/resources?kind=Service".to_owned()));
+        for text in ["http://x", "x", "", "/a b"] {
+            assert!(super::path(text).unwrap_err().contains("write one as /api/status"), "{text}");
+        }
+    }
 }

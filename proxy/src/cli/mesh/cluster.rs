@@ -117,7 +117,9 @@ async fn whole(from: Option<impl AsyncRead + Unpin>, bytes_max: usize) -> io::Re
 
 /// What kubectl, or our command in the pod, said as it failed; and what to do.
 fn complaint(stderr: &str) -> Failure {
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(ENDED)).collect();
+    // What the command in the pod would have done about it is for who is in the pod.
+    let is_told = |line: &&str| !line.is_empty() && !line.starts_with(ENDED) && !line.starts_with("remedy: ");
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(is_told).collect();
     let remedy = if lines.iter().any(|line| line.contains("forbidden")) {
         format!("it takes the rights to get and list pods, and to get and create pods/exec, in the namespace {NAMESPACE}")
     } else {
@@ -183,11 +185,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_command_in_the_pod_said_is_told_without_its_exit_code() {
+    fn what_the_command_in_the_pod_said_is_told_without_its_exit_code_and_with_one_remedy() {
         let told =
             complaint("outrigger: the control plane does not answer\n  remedy: wait\ncommand terminated with exit code 3\n");
         let told = told.to_string();
         assert!(told.contains("the control plane does not answer") && !told.contains("exit code"), "{told}");
-        assert!(told.contains("doctor --kubernetes"), "{told}");
+        assert!(told.contains("doctor --kubernetes") && told.matches("remedy: ").count() == 1, "{told}");
     }
 }
