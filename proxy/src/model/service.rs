@@ -120,6 +120,14 @@ impl ServiceSpec {
         single.into_iter().chain(self.cluster_ips.iter().map(String::as_str)).filter(|ip| !ip.is_empty() && *ip != NO_ADDRESS)
     }
 
+    /// Forgets the addresses that it was given; that it is to have none is its writer's word, and stays.
+    pub(crate) fn leave_address_to_control(&mut self) {
+        if !self.is_headless() {
+            self.cluster_ip = None;
+            self.cluster_ips.clear();
+        }
+    }
+
     /// Has it no address of its own, by its writer's word (`clusterIP: None`)? Who calls it calls the workloads behind it, each
     /// at its own address.
     pub(crate) fn is_headless(&self) -> bool {

@@ -473,3 +473,32 @@ fn a_folder_without_documents_cannot_be_checked() {
     "#]],
     );
 }
+
+#[test]
+fn services_as_kubectl_prints_them_are_read_without_the_addresses_that_their_cluster_gave_them() {
+    let service = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  creationTimestamp: \"2026-01-01T00:00:00Z\"\n  name: {name}\n  namespace: shop\n  resourceVersion: \"345\"\n  uid: 5a1d\nspec:\n{spec}  internalTrafficPolicy: Cluster\n  ipFamilies:\n  - IPv4\n  ipFamilyPolicy: SingleStack\n  ports:\n  - port: 80\n    protocol: TCP\n    targetPort: 80\n  selector:\n    app: web\n  sessionAffinity: None\n  type: ClusterIP\nstatus:\n  loadBalancer: {{}}\n"
+        )
+    };
+    let given = service("web", "  clusterIP: 10.96.7.3\n  clusterIPs:\n  - 10.96.7.3\n");
+    let headless = service("db", "  clusterIP: None\n  clusterIPs:\n  - None\n");
+    check(&[("a.yaml", &given), ("b.yaml", &headless)], expect![[""]]);
+    let item = |text: &str| {
+        text.lines().enumerate().map(|(at, line)| format!("{}{line}\n", if at == 0 { "- " } else { "  " })).collect::<String>()
+    };
+    let list =
+        format!("apiVersion: v1\nitems:\n{}{}kind: List\nmetadata:\n  resourceVersion: \"\"\n", item(&given), item(&headless));
+    check(&[("a.yaml", &list)], expect![[""]]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.yaml"), &list).unwrap();
+    let loaded = Loaded::read(&[folder.path().to_owned()]);
+    let held: Vec<String> = loaded.resources.by_key.keys().map(ToString::to_string).collect();
+    assert_eq!(held, ["Service/shop/db", "Service/shop/web"]);
+    // An address that somebody wrote is still looked at.
+    let written = given.replace("  uid: 5a1d\n", "");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.yaml"), &written).unwrap();
+    let told = Loaded::read(&[folder.path().to_owned()]).problems();
+    assert!(told[0].problem.text.contains("10.96.7.3 is outside of the mesh's ranges"), "{told:?}");
+}

@@ -131,6 +131,12 @@ fn in_json(kind: Kind, error: &str) -> Fault {
 
 fn taken(path: &Path, mut document: Document, keys: &ReadKeys<'_>) -> Found {
     let key = document.resource.key();
+    if let Resource::Service(service) = &mut document.resource
+        && document.is_given
+    {
+        // What the API server filled in is of the ranges of its cluster, which no file says.
+        service.spec.leave_address_to_control();
+    }
     let (problems, form, good) = judged(&mut document.resource, keys);
     let told = |problem: Problem| {
         let position = Some(document.position(&problem.at));

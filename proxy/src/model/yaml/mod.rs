@@ -9,6 +9,7 @@ mod source;
 mod tree;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_saphyr::Options;
 
 use self::faults::told;
@@ -26,7 +27,11 @@ pub(crate) const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     pub(crate) resource: Resource,
+    /// Is it as an API server gave it (`kubectl get`)? Not everything in it is its writer's then.
+    pub(crate) is_given: bool,
     source: Source,
+    /// Where in its text it stands: at its root, or among the items of a List.
+    at: FieldPath,
 }
 
 /// A document that is not taken, or one that means nothing here.
@@ -45,9 +50,10 @@ pub(crate) struct Fault {
     pub(crate) body: Option<String>,
 }
 
-/// Reads all documents of a text, in their order. What holds no document (comments, blank lines) is passed over.
+/// Reads all documents of a text, in their order; a List is the documents in it. What holds no document (comments, blank lines) is
+/// passed over.
 pub(crate) fn read(text: &str) -> Vec<Result<Document, Box<Fault>>> {
-    split(text).into_iter().map(|source| read_one(source).map_err(Box::new)).collect()
+    split(text).into_iter().flat_map(read_source).collect()
 }
 
 /// One document of any kind, as it is written and what it says.
@@ -83,7 +89,8 @@ pub(crate) fn write(value: &serde_json::Value) -> Result<String, serde_saphyr::s
 impl Document {
     /// Where the field at `path` stands; where it is not written, where what should hold it stands.
     pub(crate) fn position(&self, path: &FieldPath) -> Position {
-        self.source.place(path.as_str())
+        let Self { at, source, .. } = self;
+        source.place(&format!("{at}.{path}"))
     }
 }
 
@@ -105,10 +112,64 @@ struct HeaderMetadata {
     name: Option<String>,
     #[serde(default)]
     namespace: Option<String>,
+    /// An API server gives one to each object, and nobody writes one.
+    #[serde(default)]
+    uid: Option<IgnoredAny>,
 }
 
+/// The document of a source, or those of its List.
+fn read_source(source: Source) -> Vec<Result<Document, Box<Fault>>> {
+    let header = match head(&source) {
+        Ok(header) => header,
+        Err(fault) => return vec![Err(Box::new(fault))],
+    };
+    if header.kind.as_deref() != Some(LIST) || header.api_version.as_deref() != Some("v1") {
+        return vec![read_one(source, header).map_err(Box::new)];
+    }
+    match serde_saphyr::from_str_with_options::<List>(&source.text, options()) {
+        Ok(List { items }) => {
+            items.iter().enumerate().map(|(index, item)| read_item(&source, index, item).map_err(Box::new)).collect()
+        }
+        Err(error) => vec![Err(Box::new(told(&source, &error)))],
+    }
+}
+
+/// One document of a List. What it says wrong is told at its beginning: once it is read by itself, its fields stand elsewhere.
 #[expect(clippy::result_large_err, reason = "boxed by its only caller")]
-fn read_one(source: Source) -> Result<Document, Fault> {
+fn read_item(source: &Source, index: usize, item: &serde_json::Value) -> Result<Document, Fault> {
+    let at = FieldPath::root().field("items").index(index);
+    let placed = |fault: Fault| Fault { at: source.place(at.as_str()), ..fault };
+    // JSON is YAML.
+    let own = Source::of(&item.to_string());
+    let header = head(&own).map_err(placed)?;
+    let document = read_one(own, header).map_err(placed)?;
+    Ok(Document { source: source.clone(), at, ..document })
+}
+
+/// What `kubectl get` prints of several objects.
+#[derive(Debug, Deserialize)]
+struct List {
+    #[serde(default)]
+    items: Vec<serde_json::Value>,
+}
+
+#[expect(clippy::result_large_err, reason = "boxed by its callers")]
+fn head(source: &Source) -> Result<Header, Fault> {
+    if source.text.len() > DOCUMENT_BYTES_MAX {
+        return Err(Fault {
+            at: source.start(),
+            text: format!("the document has {} bytes; at most {DOCUMENT_BYTES_MAX} are read", source.text.len()),
+            remedy: "split it into several documents".to_owned(),
+            severity: Severity::Refuses,
+            key: None,
+            body: None,
+        });
+    }
+    serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| told(source, &error))
+}
+
+#[expect(clippy::result_large_err, reason = "boxed by its callers")]
+fn read_one(source: Source, header: Header) -> Result<Document, Fault> {
     let fault = |at, text: String, remedy: &str| Fault {
         at,
         text,
@@ -117,11 +178,6 @@ fn read_one(source: Source) -> Result<Document, Fault> {
         key: None,
         body: None,
     };
-    if source.text.len() > DOCUMENT_BYTES_MAX {
-        let text = format!("the document has {} bytes; at most {DOCUMENT_BYTES_MAX} are read", source.text.len());
-        return Err(fault(source.start(), text, "split it into several documents"));
-    }
-    let header: Header = serde_saphyr::from_str_with_options(&source.text, options()).map_err(|error| told(&source, &error))?;
     let metadata = header.metadata.unwrap_or_default();
     let Some(kind) = header.kind else {
         return Err(fault(source.start(), "the document does not say its kind".to_owned(), "write apiVersion and kind"));
@@ -162,7 +218,7 @@ fn read_one(source: Source) -> Result<Document, Fault> {
         Resource::read(kind, deserializer)
     });
     match deserialized {
-        Ok(resource) => Ok(Document { resource, source }),
+        Ok(resource) => Ok(Document { resource, is_given: metadata.uid.is_some(), source, at: FieldPath::root() }),
         Err(error) => {
             let body = serde_saphyr::from_str_with_options::<serde_json::Value>(&source.text, options()).ok();
             let key = key_of(kind, metadata);
@@ -190,6 +246,8 @@ fn options() -> Options {
         strict_booleans: true,
     }
 }
+
+const LIST: &str = "List";
 
 /// The API group of an `apiVersion`.
 fn group(version: &str) -> &str {
@@ -270,6 +328,26 @@ mod tests {
                 {"apiVersion":"outrigger.dev/v1alpha1","kind":"Mesh","metadata":{"name":"mesh","namespace":"default"},"spec":{"accessLog":{"sample":10.0}}}
             "#]],
         );
+    }
+
+    #[test]
+    fn a_list_is_the_documents_in_it_each_with_its_place() {
+        let list = "apiVersion: v1\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {name: web, namespace: shop, uid: x}\n  spec: {ports: [{port: 80}]}\n- apiVersion: v1\n  kind: Service\n  metadata: {name: api}\n  spec: {port: 80}\n- {apiVersion: v1, kind: Pod, metadata: {name: a}}\nkind: List\nmetadata: {resourceVersion: \"\"}\n";
+        check(
+            &format!("{list}---\n{SERVICE}"),
+            expect![[r#"
+                {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"ports":[{"port":80}]}}
+                7:3 Refuses: unknown field "port"; did you mean "ports"? [Service/default/api] +body
+                11:3 Warns: Pod a means nothing here and is skipped; leave it to Kubernetes
+                {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"shop"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":"http"}]}}
+            "#]],
+        );
+        let read = read(&format!("{list}---\n{SERVICE}"));
+        let [Ok(item), .., Ok(alone)] = read.as_slice() else { panic!("{read:?}") };
+        assert!(item.is_given && !alone.is_given);
+        let ports = FieldPath::root().field("spec").field("ports").index(0);
+        assert_eq!([item.position(&ports), alone.position(&ports)].map(|at| at.to_string()), ["6:18", "18:38"]);
+        assert_eq!(super::read("apiVersion: v1\nkind: List\nitems: []\n").len(), 0);
     }
 
     #[test]

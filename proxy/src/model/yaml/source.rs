@@ -31,6 +31,11 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// A text that holds one document and nothing besides.
+    pub(super) fn of(text: &str) -> Self {
+        Self { text: text.into(), lines_before: 0 }
+    }
+
     /// Where the field at `path` stands; where it is not written, where what should hold it stands.
     pub(super) fn place(&self, path: &str) -> Position {
         tree::locate(&self.text, path).map_or_else(|| self.start(), |(line, column)| self.position(line, column))
