@@ -313,7 +313,7 @@ fn unwell(answer: &Value, has_lost_supervisor: &dyn Fn(&str, &str) -> bool) -> V
         } else if !is(pod, "/connected") && !is(pod, "/terminating") {
             lines.push(format!(
                 "{name} is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for \
-                 the next one for as long as the pod holds them"
+                 the next one until the pod's hold time is over; from then on they are refused"
             ));
         }
         if number(pod, "/refused") > 0 {
@@ -543,7 +543,7 @@ mod tests {
         one(&|all| all["denyingNobody"] = json!(["the policy denies nobody"]), "the policy denies nobody");
         one(
             &|all| all["pods"][0]["connected"] = false.into(),
-            "shop/web-1 is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for the next one for as long as the pod holds them",
+            "shop/web-1 is not connected: its sidecar keeps its last good configuration, or it is down, and connections wait for the next one until the pod's hold time is over; from then on they are refused",
         );
         one(&|all| all["pods"][0]["refused"] = 2.into(), "shop/web-1 refuses 2 documents; `outrigger proxies` tells why");
         one(&|all| all["pods"][0]["certificateExpires"] = 999_999.into(), "the certificate of shop/web-1 has ended");

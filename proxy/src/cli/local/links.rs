@@ -51,10 +51,13 @@ pub(crate) fn remove_bridge() -> Result<(), Failure> {
             drop(ip(&["link", "delete", &name], ""));
         }
     }
-    if Path::new("/sys/class/net").join(BRIDGE).exists() {
-        ip(&["link", "delete", BRIDGE], "")?;
+    let bridge = Path::new("/sys/class/net").join(BRIDGE);
+    if !bridge.exists() {
+        return Ok(());
     }
-    Ok(())
+    let removed = ip(&["link", "delete", BRIDGE], "");
+    // Another `outrigger down` may have been there first.
+    if bridge.exists() { removed } else { Ok(()) }
 }
 
 /// Makes a pod's network namespace, named `name` and found at `path`, with its link, addresses and routes. Its link is down:
