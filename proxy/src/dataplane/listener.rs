@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::connection::{self, Accepted};
 use super::{Proxy, StartError, Way, forward, stopping};
+use crate::base::descriptors;
 use crate::base::drain::DrainGuard;
 use crate::telemetry::Direction;
 
@@ -125,6 +126,12 @@ impl Room {
         *self.carried.borrow() >= self.most
     }
 
+    /// Returns when fewer are here than `now`. Cancel-safe.
+    async fn fewer(&self, now: usize) {
+        // The other end is this room's own.
+        if self.carried.subscribe().wait_for(|carried| *carried < now).await.is_err() {}
+    }
+
     /// Returns when somebody left a room that was full. Cancel-safe.
     async fn left(&self) {
         // The other end is this room's own.
@@ -208,13 +215,23 @@ async fn accept(
                 continue;
             }
         };
+        let last_file = descriptors::leave_own(&stream).err();
         let accepted = Accepted { io: Box::new(stream), peer: canonical(peer), original, drain: drain.clone() };
         let served = serve(Arc::clone(proxy), accepted);
         let carried = Carried::new(room);
+        let now = *room.carried.borrow();
         proxy.tasks.spawn(async move {
             served.await;
             drop((place, carried));
         });
+        if let Some(error) = last_file {
+            // Its way on is refused. The next one comes when it or another is over, so that these files last.
+            waits.tell("descriptors", &error);
+            tokio::select! {
+                () = drain.stopped() => return,
+                _ = tokio::time::timeout(LAST_FILES_PAUSE, room.fewer(now)) => {}
+            }
+        }
     }
 }
 
@@ -278,6 +295,8 @@ const BACKLOG: i32 = 4096;
 /// Connections at once per listener and worker.
 const CONNECTIONS_MAX: usize = 32_768;
 const PAUSE: Duration = Duration::from_millis(50);
+/// The longest time until a listener looks again whether files are left that are not the sidecar's own. Many have gone since, or none.
+const LAST_FILES_PAUSE: Duration = Duration::from_secs(1);
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
+use crate::base::descriptors;
 use crate::base::net::BoxedIo;
 use crate::base::sockopt::{declare_client, declare_own_dial};
 use crate::dataplane::tls::Alpn;
@@ -127,6 +128,7 @@ impl Dial for TcpDial {
         let (warned, undeclared) = (Arc::clone(&self.warned), self.undeclared.clone());
         Box::pin(async move {
             let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            descriptors::leave_own(&socket)?;
             socket.set_nodelay(true)?;
             if let Some(client) = client
                 && let Err(error) = declare_client(&socket, client)
