@@ -71,7 +71,8 @@ impl Condition {
         match self {
             Self::NoMatchingParent | Self::UnsupportedValue | Self::IncompatibleFilters | Self::Conflicted => "Accepted",
             Self::BackendNotFound | Self::InvalidKind | Self::RefNotPermitted => "ResolvedRefs",
-            Self::OverlappingMatches => OVERLAPPING_MATCHES,
+            // Types of an implementation's own bear its domain (Kubernetes API conventions).
+            Self::OverlappingMatches => "outrigger.dev/OverlappingMatches",
         }
     }
 
@@ -89,10 +90,6 @@ impl Condition {
         }
     }
 }
-
-/// The type of the condition that says of which matches of a route nothing comes. Types of an implementation's own bear its
-/// domain (Kubernetes API conventions).
-pub(crate) const OVERLAPPING_MATCHES: &str = "outrigger.dev/OverlappingMatches";
 
 /// One thing that is wrong with one resource.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

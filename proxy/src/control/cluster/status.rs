@@ -42,8 +42,8 @@ fn of_route(written: &Written, parents: &[(usize, Value)], known: &Known<'_>, no
         .map(|(index, parent)| {
             let before = ours.iter().find(|entry| entry.get("parentRef") == Some(parent));
             let before = before.and_then(|entry| entry.get("conditions")?.as_array());
-            let said = of_parent(written, *index, known);
-            let conditions: Vec<Value> = said.into_iter().map(|said| said.condition(before, now)).collect();
+            let said = of_parent(written, *index, known).into_iter().chain(overlapping(written, known));
+            let conditions: Vec<Value> = said.map(|said| said.condition(before, now)).collect();
             json!({ "parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions })
         })
         .collect();
@@ -70,9 +70,7 @@ fn of_parent<'a>(written: &Written, index: usize, known: &Known<'a>) -> Vec<Said
     let newest = written.generation;
     if !is_refused {
         let all: Vec<&Problem> = known.problems.iter().chain(&known.of_what_is_in_force).copied().collect();
-        let mut said = vec![of_kind("Accepted", all.clone(), newest), of_kind("ResolvedRefs", all.clone(), newest)];
-        said.extend(overlapping(&all, newest));
-        return said;
+        return vec![of_kind("Accepted", all.clone(), newest), of_kind("ResolvedRefs", all, newest)];
     }
     let accepted = of_kind("Accepted", known.problems.clone(), newest);
     let Some(good) = known.last_good else {
@@ -83,29 +81,27 @@ fn of_parent<'a>(written: &Written, index: usize, known: &Known<'a>) -> Vec<Said
     let resolved = of_kind("ResolvedRefs", known.of_what_is_in_force.clone(), good);
     if !is_in_part(written.rules, &known.problems) {
         let message = format!("{}; {}", accepted.message, stands(good));
-        let mut said = vec![Said { message, ..accepted }, resolved];
-        said.extend(overlapping(&known.of_what_is_in_force, good));
-        return said;
+        return vec![Said { message, ..accepted }, resolved];
     }
     // "The message for this condition MUST start with the prefix "Fall Back" and include information about why the current Rule(s)
     // are invalid. To represent this, the "Accepted" condition MUST be set to "True" with the generation of the last known good
     // state of the resource."
     let message = shortened(&format!("Fall Back: {}; {}", accepted.message, stands(good)));
     let reason = accepted.reason;
-    let mut said = vec![
+    vec![
         Said { kind: "Accepted", status: "True", reason: "Accepted", message: String::new(), generation: good },
         resolved,
         Said { kind: "PartiallyInvalid", status: "True", reason, message, generation: newest },
-    ];
-    said.extend(overlapping(&known.of_what_is_in_force, good));
-    said
+    ]
 }
 
-/// Said where there are such matches alone: nobody else knows the condition, nor would miss it.
-fn overlapping<'a>(problems: &[&Problem], generation: Option<i64>) -> Option<Said<'a>> {
+/// Said where there are such matches alone: nobody else knows the condition, nor would miss it. It is of what is in force.
+fn overlapping<'a>(written: &Written, known: &Known<'a>) -> Option<Said<'a>> {
     let condition = Condition::OverlappingMatches;
-    let mut of_it = problems.iter().filter(|problem| problem.condition() == Some(condition)).peekable();
+    let all = known.problems.iter().chain(&known.of_what_is_in_force);
+    let mut of_it = all.filter(|problem| problem.condition() == Some(condition)).peekable();
     of_it.peek()?;
+    let generation = known.last_good.unwrap_or(written.generation);
     Some(Said { kind: condition.kind(), status: "True", reason: condition.reason(), message: texts(of_it), generation })
 }
 
