@@ -1,12 +1,14 @@
 //! Ends the cluster and removes what it made. What is not there is no error, so that it also ends half of one.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use e2e::mesh::{cgroup_root, finish};
+use anyhow::{Context as _, Result, bail};
+use e2e::mesh::{cgroup_root, finish, kill, wait_for};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
 
 use super::{NODE_LINK, PODS_LINK, RUN, STATE, ctr, process};
 use crate::{setup, shell};
@@ -44,8 +46,9 @@ pub(super) fn run(root: &Path) -> Result<()> {
     }
     setup::step("ending the cluster", || {
         end(&["kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager"])?;
-        let namespaces = end_pods(root)?;
+        let mut namespaces = end_pods(root)?;
         end(&["coredns", "containerd", "kube-apiserver", "etcd"])?;
+        namespaces.extend(end_orphans()?);
         remove(root, &namespaces)
     })
 }
@@ -75,6 +78,68 @@ fn end_pods(root: &Path) -> Result<BTreeSet<String>> {
         finish(&mut ctr(root, &["tasks", "delete", "--force", id]), PATIENCE)?;
     }
     Ok(namespaces)
+}
+
+/// Ends what a containerd left that was killed: pods that run, and their shims. Returns the network namespaces that they had.
+fn end_orphans() -> Result<BTreeSet<String>> {
+    let pods = cgroup_root()?.join("kubepods");
+    let mut held = BTreeSet::new();
+    for id in tasks_below(&pods)? {
+        held.extend(std::fs::metadata(format!("/proc/{id}/ns/net")).map(|namespace| namespace.ino()));
+    }
+    let mut namespaces = BTreeSet::new();
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten() {
+        let entry = entry?;
+        // What is mounted there: an entry's own metadata are of the file below.
+        let inode = std::fs::metadata(entry.path()).map(|namespace| namespace.ino());
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("cni-") && inode.is_ok_and(|inode| held.contains(&inode)) {
+            namespaces.insert(name);
+        }
+    }
+    if pods.exists() {
+        std::fs::write(pods.join("cgroup.kill"), "1").with_context(|| format!("cannot end what runs in {}", pods.display()))?;
+    }
+    for shim in shims()? {
+        kill(shim, Signal::KILL);
+    }
+    wait_for("the end of the pods", PATIENCE, || {
+        let (tasks, shims) = (tasks_below(&pods)?, shims()?);
+        if tasks.is_empty() && shims.is_empty() { Ok(()) } else { bail!("they still run: {tasks:?}, shims {shims:?}") }
+    })?;
+    Ok(namespaces)
+}
+
+/// The processes in a cgroup and in those below it.
+fn tasks_below(cgroup: &Path) -> Result<Vec<u32>> {
+    if !cgroup.exists() {
+        return Ok(Vec::new());
+    }
+    let own = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let mut tasks: Vec<u32> = own.lines().filter_map(|id| id.parse().ok()).collect();
+    for entry in std::fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            tasks.extend(tasks_below(&entry.path())?);
+        }
+    }
+    Ok(tasks)
+}
+
+/// The shims that a containerd of ours started: they name its socket.
+fn shims() -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Nothing of one that ends in between.
+        let words = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        let program = words.split('\0').next().unwrap_or_default();
+        if program.ends_with("containerd-shim-runc-v2") && words.contains(&format!("{RUN}/")) {
+            found.push(id);
+        }
+    }
+    Ok(found)
 }
 
 fn remove(root: &Path, namespaces: &BTreeSet<String>) -> Result<()> {
