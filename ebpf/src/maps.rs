@@ -42,6 +42,9 @@ pub(crate) static EXCLUDED_PORTS: HashMap<PortKey, u32, EXCLUDED_PORTS_MAX> = Ha
 pub(crate) static EXCLUDED_CIDRS: LpmTrie<Network, u32, EXCLUDED_CIDRS_MAX> = LpmTrie::new();
 #[btf_map]
 pub(crate) static LINKS: HashMap<u32, u64, LINKS_MAX> = HashMap::new();
+/// Which connections without a socket were counted already, by their print.
+#[btf_map]
+pub(crate) static TOLD: Array<u64, 1024> = Array::new();
 #[btf_map]
 pub(crate) static FLOWS: RingBuf<Flow, FLOWS_BYTES> = RingBuf::new();
 

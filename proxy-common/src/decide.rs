@@ -66,7 +66,20 @@ pub enum Sender {
     Other,
 }
 
-/// What a packet is that begins or accepts a TCP connection and leaves a pod.
+/// What a pod's TCP has for a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Held {
+    /// Nobody could ask it.
+    Unasked,
+    /// No socket.
+    Nothing,
+    /// A socket that listens at this port, and accepts it or would.
+    Listener(u16),
+    /// A socket of its own.
+    Connection,
+}
+
+/// What a packet of a TCP connection is that leaves a pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Leaving {
     /// The sidecar's, or excluded.
@@ -183,14 +196,31 @@ pub fn decide_leaving(noted: Option<&Socket>, sender: Sender) -> Leaving {
 }
 
 /// Decides what a packet is that accepts a TCP connection over the pod's link; `own`: from an address of the pod. What the pod's own
-/// TCP accepts was let in or steered at its arrival; under a flood of connections it answers without a socket (SYN cookies).
+/// TCP accepts was let in or steered at its arrival: `held` is the sidecar's then, or `excluded`. Under a flood of connections it
+/// answers without a socket (SYN cookies), by the same listener.
 #[inline(always)]
-pub const fn decide_accepting(sender: Sender, own: bool) -> Leaving {
-    match sender {
-        Sender::Other => Leaving::RawSocket,
-        Sender::Stream | Sender::Nobody if own => Leaving::Pass,
-        Sender::Stream => Leaving::UncapturedSocket,
-        Sender::Nobody => Leaving::NoSocket,
+pub const fn decide_accepting(sender: Sender, own: bool, held: Held, excluded: bool) -> Leaving {
+    match (sender, held) {
+        (Sender::Other, _) => Leaving::RawSocket,
+        (Sender::Stream, _) if own => Leaving::Pass,
+        (Sender::Stream, _) => Leaving::UncapturedSocket,
+        (Sender::Nobody, _) if !own => Leaving::NoSocket,
+        (Sender::Nobody, Held::Nothing) => Leaving::NoSocket,
+        (Sender::Nobody, Held::Listener(PORT_INBOUND | PORT_METRICS) | Held::Unasked | Held::Connection) => Leaving::Pass,
+        (Sender::Nobody, Held::Listener(_)) if excluded => Leaving::Pass,
+        (Sender::Nobody, Held::Listener(_)) => Leaving::UncapturedSocket,
+    }
+}
+
+/// Decides what a packet is of a TCP connection that stands, from the pod's own address over its link. Where a device leaves it to
+/// the kernel to cut what is sent, all segments but the last lose their socket, and the pod's TCP has one for them; for what
+/// is forwarded with the pod's address in place of another's it has none.
+#[inline(always)]
+pub const fn decide_continuing(sender: Sender, held: Held) -> Leaving {
+    match (sender, held) {
+        (Sender::Stream, _) | (_, Held::Connection | Held::Unasked) => Leaving::Pass,
+        (Sender::Nobody, _) => Leaving::NoSocket,
+        (Sender::Other, _) => Leaving::RawSocket,
     }
 }
 
@@ -305,7 +335,7 @@ mod tests {
     use crate::sockets::DECLARED;
 
     fn pod() -> Pod {
-        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5"), flags: 0, links: [0; 4] }
+        Pod { sidecar_cgroup: 7, v4: address("10.64.0.5"), v6: address("fd64::5"), flags: 0, number: 0, links: [0; 4] }
     }
 
     fn connect(caller: Caller, target: &str) -> Connect {
@@ -383,10 +413,39 @@ mod tests {
 
     #[test]
     fn what_accepts_a_connection_is_the_pods_own_tcp_at_its_own_address() {
-        assert_eq!([Sender::Nobody, Sender::Stream].map(|sender| decide_accepting(sender, true)), [Leaving::Pass; 2]);
-        assert_eq!([true, false].map(|own| decide_accepting(Sender::Other, own)), [Leaving::RawSocket; 2]);
-        assert_eq!(decide_accepting(Sender::Stream, false), Leaving::UncapturedSocket);
-        assert_eq!(decide_accepting(Sender::Nobody, false), Leaving::NoSocket);
+        let accepting = |sender, own, held| decide_accepting(sender, own, held, false);
+        let all = [Held::Unasked, Held::Nothing, Held::Connection, Held::Listener(PORT_INBOUND)];
+        for held in all {
+            assert_eq!([true, false].map(|own| accepting(Sender::Other, own, held)), [Leaving::RawSocket; 2]);
+            assert_eq!(accepting(Sender::Stream, true, held), Leaving::Pass);
+            assert_eq!(accepting(Sender::Stream, false, held), Leaving::UncapturedSocket);
+            assert_eq!(accepting(Sender::Nobody, false, held), Leaving::NoSocket);
+        }
+        let passing = all.map(|held| accepting(Sender::Nobody, true, held) == Leaving::Pass);
+        assert_eq!(passing, [true, false, true, true]);
+    }
+
+    #[test]
+    fn a_listener_that_is_not_the_sidecars_accepts_what_is_excluded_alone() {
+        let accepting = |port, excluded| decide_accepting(Sender::Nobody, true, Held::Listener(port), excluded);
+        assert_eq!([PORT_INBOUND, PORT_METRICS].map(|port| accepting(port, false)), [Leaving::Pass; 2]);
+        assert_eq!([80, PORT_OUTBOUND, PORT_ADMIN].map(|port| accepting(port, false)), [Leaving::UncapturedSocket; 3]);
+        assert_eq!(accepting(80, true), Leaving::Pass);
+        assert_eq!(decide_accepting(Sender::Nobody, true, Held::Nothing, true), Leaving::NoSocket);
+    }
+
+    #[test]
+    fn what_continues_a_connection_is_of_a_socket_of_the_pods_tcp() {
+        for held in [Held::Unasked, Held::Connection] {
+            for sender in [Sender::Nobody, Sender::Stream, Sender::Other] {
+                assert_eq!(decide_continuing(sender, held), Leaving::Pass);
+            }
+        }
+        for held in [Held::Nothing, Held::Listener(PORT_INBOUND), Held::Listener(80)] {
+            assert_eq!(decide_continuing(Sender::Stream, held), Leaving::Pass);
+            assert_eq!(decide_continuing(Sender::Nobody, held), Leaving::NoSocket);
+            assert_eq!(decide_continuing(Sender::Other, held), Leaving::RawSocket);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where in a packet its TCP header begins, and whether that begins a connection. A sender with a raw socket writes the
+//! Where in a packet its TCP header begins, and what that does for a connection. A sender with a raw socket writes the
 //! packet as it likes: what hides its TCP header behind fragments or more headers or tags than any honest packet has is taken for
 //! the begin of a connection.
 //!
@@ -20,12 +20,14 @@ pub enum Next {
 /// What a TCP segment does for a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// Neither of these.
+    /// It ends one at once, or is none.
     Other,
     /// Its sender asks for one: SYN without ACK, or hidden.
     Begins,
     /// Its sender is asked for one, and takes it: SYN and ACK.
     Accepts,
+    /// It is of one that stands: neither SYN nor RST.
+    Continues,
 }
 
 /// How many tags of 802.1Q and 802.1ad are looked behind. A receiver takes off as many as there are.
@@ -77,10 +79,11 @@ pub const fn v6_header(kind: u8, at: u32, header: &[u8; 8]) -> Next {
 /// What a TCP segment with these flags does.
 #[inline(always)]
 pub const fn step(flags: u8) -> Step {
-    match flags & 0x12 {
-        0x02 => Step::Begins,
-        0x12 => Step::Accepts,
-        _ => Step::Other,
+    match flags & 0x16 {
+        0x02 | 0x06 => Step::Begins,
+        0x12 | 0x16 => Step::Accepts,
+        0x04 | 0x14 => Step::Other,
+        _ => Step::Continues,
     }
 }
 
@@ -143,8 +146,9 @@ mod tests {
 
     #[test]
     fn syn_without_ack_begins_a_connection_and_with_it_accepts_one() {
-        assert_eq!([0x02, 0xc2, 0x0a].map(step), [Step::Begins; 3]);
-        assert_eq!([0x12, 0x52, 0x1a].map(step), [Step::Accepts; 3]);
-        assert_eq!([0x10, 0x04, 0x11].map(step), [Step::Other; 3]);
+        assert_eq!([0x02, 0xc2, 0x0a, 0x06].map(step), [Step::Begins; 4]);
+        assert_eq!([0x12, 0x52, 0x1a, 0x16].map(step), [Step::Accepts; 4]);
+        assert_eq!([0x10, 0x11, 0x18, 0x00].map(step), [Step::Continues; 4]);
+        assert_eq!([0x04, 0x14, 0x1c].map(step), [Step::Other; 3]);
     }
 }

@@ -32,7 +32,9 @@ pub struct Pod {
     /// The pod's IPv6 address, or [`Address::NONE`].
     pub v6: Address,
     /// [`ENFORCES`], [`EXCLUDES_OUTBOUND_PORTS`], [`EXCLUDES_OUTBOUND_CIDRS`], [`EXCLUDES_INBOUND_PORTS`], [`WATCHED`].
-    pub flags: u64,
+    pub flags: u32,
+    /// One more than the number by which the node's network namespace knows the pod's; 0 where it is not known.
+    pub number: u32,
     /// The node's ends of the pod's links, by number; 0 for none.
     pub links: [u32; POD_LINKS_MAX],
 }
@@ -40,15 +42,15 @@ pub struct Pod {
 const _: () = assert!(size_of::<Pod>() == 64);
 
 /// What gets past the pod's sidecar and no exclusion names is dropped, not only counted.
-pub const ENFORCES: u64 = 1;
+pub const ENFORCES: u32 = 1;
 /// Some ports are excluded on the way out.
-pub const EXCLUDES_OUTBOUND_PORTS: u64 = 2;
+pub const EXCLUDES_OUTBOUND_PORTS: u32 = 2;
 /// Some networks are excluded on the way out.
-pub const EXCLUDES_OUTBOUND_CIDRS: u64 = 4;
+pub const EXCLUDES_OUTBOUND_CIDRS: u32 = 4;
 /// Some ports are excluded on the way in.
-pub const EXCLUDES_INBOUND_PORTS: u64 = 8;
+pub const EXCLUDES_INBOUND_PORTS: u32 = 8;
 /// A program stands at every one of the pod's links.
-pub const WATCHED: u64 = 16;
+pub const WATCHED: u32 = 16;
 
 impl Pod {
     /// Is `address` this pod's?
@@ -59,7 +61,7 @@ impl Pod {
 
     /// Has it one of these flags?
     #[inline(always)]
-    pub const fn has(&self, flags: u64) -> bool {
+    pub const fn has(&self, flags: u32) -> bool {
         self.flags & flags != 0
     }
 
@@ -72,6 +74,6 @@ impl Pod {
 }
 
 #[cfg(feature = "user")]
-// SAFETY: integers without padding: 8 + 16 + 16 + 8 + 16 bytes, asserted above.
+// SAFETY: integers without padding: 8 + 16 + 16 + 4 + 4 + 16 bytes, asserted above.
 #[expect(unsafe_code, reason = "aya asks for the promise that the type is plain bytes")]
 unsafe impl aya::Pod for Pod {}

@@ -142,8 +142,8 @@ impl Maps {
     pub(super) fn put_pod(&mut self, cookie: u64, pod: Pod) -> Result<(), KernelError> {
         if let Some(former) = self.pod(cookie)? {
             // With another sidecar it loses its listener, with other addresses those that it has no more.
-            let is_his = Pod { v4: pod.v4, v6: pod.v6, flags: pod.flags, links: pod.links, ..former } == pod;
-            let stay: Vec<Address> = if is_his { addresses(pod).collect() } else { Vec::new() };
+            let stay: Vec<Address> =
+                if former.sidecar_cgroup == pod.sidecar_cgroup { addresses(pod).collect() } else { Vec::new() };
             self.remove_addresses(cookie, former, &stay)?;
             if former.links != pod.links {
                 self.remove_links(cookie, former)?;
@@ -162,7 +162,7 @@ impl Maps {
     }
 
     /// What is excluded for a pod. Looks only where its `flags` say that there is something.
-    pub(super) fn excluded(&self, cookie: u64, flags: u64) -> Result<Exclusions, KernelError> {
+    pub(super) fn excluded(&self, cookie: u64, flags: u32) -> Result<Exclusions, KernelError> {
         let mut found = Exclusions::default();
         if flags & (EXCLUDES_OUTBOUND_PORTS | EXCLUDES_INBOUND_PORTS) != 0 {
             let ports = self.ports.keys().filter(|key| key.as_ref().map_or(true, |key| key.netns == cookie));
@@ -193,7 +193,7 @@ impl Maps {
     }
 
     /// Removes what is excluded for a pod and is not among those that `stay`. Looks only where `flags` say that there is something.
-    pub(super) fn keep_excluded(&mut self, cookie: u64, flags: u64, stay: &Exclusions) -> Result<(), KernelError> {
+    pub(super) fn keep_excluded(&mut self, cookie: u64, flags: u32, stay: &Exclusions) -> Result<(), KernelError> {
         let found = self.excluded(cookie, flags)?;
         for key in found.ports.iter().filter(|key| !stay.ports.contains(key)) {
             some(self.ports.remove(key)).map_err(|error| KernelError::map(EXCLUDED_PORTS, error))?;
@@ -411,9 +411,9 @@ impl Exclusions {
     }
 
     /// What tells the programs to look.
-    pub(super) fn flags(&self) -> u64 {
+    pub(super) fn flags(&self) -> u32 {
         let port = |direction: Direction| self.ports.iter().any(|key| key.direction == direction as u32);
-        let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
         flag(port(Direction::Outbound), EXCLUDES_OUTBOUND_PORTS)
             | flag(port(Direction::Inbound), EXCLUDES_INBOUND_PORTS)
             | flag(!self.networks.is_empty(), EXCLUDES_OUTBOUND_CIDRS)

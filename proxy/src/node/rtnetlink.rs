@@ -3,9 +3,8 @@
 //! Source: netlink(7), rtnetlink(7), `include/uapi/linux/{netlink,net_namespace}.h`. The kernel is asked about another namespace
 //! from here, by the number by which this one knows it: that takes CAP_NET_ADMIN, and nobody enters it.
 
-use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -13,10 +12,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::base::sockopt;
 
 /// The number by which this thread's namespace knows another one, if it does.
-pub(super) fn number_of(netns: &File) -> io::Result<Option<u32>> {
+pub(super) fn number_of(netns: &impl AsFd) -> io::Result<Option<u32>> {
     // `struct rtgenmsg`: a family, which is none, and three bytes of nothing.
     let mut number = None;
-    let body = [&[0; 4][..], &attribute(NETNSA_FD, netns.as_raw_fd().cast_unsigned())].concat();
+    let body = [&[0; 4][..], &attribute(NETNSA_FD, netns.as_fd().as_raw_fd().cast_unsigned())].concat();
     ask(libc::RTM_GETNSID, 0, &body, |answer| {
         let mut attributes = answer.get(4..).unwrap_or_default();
         while let Some((attribute, others)) = short_piece(attributes) {
@@ -30,8 +29,9 @@ pub(super) fn number_of(netns: &File) -> io::Result<Option<u32>> {
 }
 
 /// Has this thread's namespace know another one by a number. One that has a number keeps it; the number goes with the namespace.
-pub(super) fn give_number(netns: &File) -> io::Result<()> {
-    let body = [&[0; 4][..], &attribute(NETNSA_NSID, NONE), &attribute(NETNSA_FD, netns.as_raw_fd().cast_unsigned())].concat();
+pub(super) fn give_number(netns: &impl AsFd) -> io::Result<()> {
+    let body =
+        [&[0; 4][..], &attribute(NETNSA_NSID, NONE), &attribute(NETNSA_FD, netns.as_fd().as_raw_fd().cast_unsigned())].concat();
     match ask(libc::RTM_NEWNSID, libc::NLM_F_ACK, &body, |_nothing| {}) {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
         _done_or_there => Ok(()),

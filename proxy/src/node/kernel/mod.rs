@@ -43,6 +43,7 @@ pub(crate) use records::Flows;
 pub(crate) use survey::{Others, others_at_root, others_in_pod, try_programs};
 
 use super::maps::{self, Exclusions, Maps};
+use super::rtnetlink::{give_number, number_of};
 use crate::model::capture::CaptureConfig;
 
 /// The loaded programs and their maps, pinned. Dropping it detaches nothing.
@@ -293,7 +294,7 @@ impl Kernel {
         for program in programs::SIDECAR {
             self.link(program, &pin(program), Place::Open(cgroup.as_fd()), Target::Cgroup(cgroup_id))?;
         }
-        let watch = self.watch(pod)?;
+        let (watch, number) = self.watch(pod)?;
         let address = |ip: Option<IpAddr>| ip.map_or(Address::NONE, Address::from);
         let former = self.maps.pod(pod.cookie)?.map_or(0, |former| former.flags);
         let before = self.maps.excluded(pod.cookie, former)?;
@@ -301,7 +302,7 @@ impl Kernel {
         let watched = if watch == Watch::Watched { WATCHED } else { 0 };
         let flags = asked.flags() | watched | if pod.capture.enforce { ENFORCES } else { 0 };
         let (v4, v6) = (address(pod.v4.map(IpAddr::V4)), address(pod.v6.map(IpAddr::V6)));
-        let entry = Pod { sidecar_cgroup: cgroup_id, v4, v6, flags, links: ends(pod.links) };
+        let entry = Pod { sidecar_cgroup: cgroup_id, v4, v6, flags, number, links: ends(pod.links) };
         // What is excluded from now on stands before the pod says that there is some; what no longer is goes afterwards.
         let put = self.maps.exclude(&asked, &before).and_then(|()| self.maps.put_pod(pod.cookie, entry));
         if let Err(error) = put {
@@ -313,8 +314,9 @@ impl Kernel {
         Ok(watch)
     }
 
-    /// Has the node's ends of a pod's links watched. Where that cannot be, a pod whose owner insists on it is refused.
-    fn watch(&self, pod: &PodEntry<'_>) -> Result<Watch, KernelError> {
+    /// Has the node's ends of a pod's links watched, and says by which [`Pod::number`] the programs there ask the pod's TCP. Where
+    /// that cannot be, a pod whose owner insists on it is refused.
+    fn watch(&self, pod: &PodEntry<'_>) -> Result<(Watch, u32), KernelError> {
         let mut watch = match pod.links.len() {
             0 => Watch::Not("no device of this node is paired with one of the pod".to_owned()),
             1..=POD_LINKS_MAX => Watch::Watched,
@@ -334,9 +336,16 @@ impl Kernel {
                 }
             }
         }
+        let mut number = 0;
+        if watch == Watch::Watched {
+            match give_number(&pod.netns).and_then(|()| number_of(&pod.netns)) {
+                Ok(known) => number = known.map_or(0, |known| known.saturating_add(1)),
+                Err(error) => watch = Watch::Not(format!("the pod's network namespace gets no number of the node's: {error}")),
+            }
+        }
         match watch {
             Watch::Not(reason) if pod.capture.enforce => Err(KernelError::NotWatched { reason }),
-            watch => Ok(watch),
+            watch => Ok((watch, number)),
         }
     }
 

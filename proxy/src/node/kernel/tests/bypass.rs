@@ -220,10 +220,10 @@ fn what_hides_its_first_segment_behind_fragments_or_headers_is_seen_and_nothing_
         send_tagged(&world, tags, &packet_v6(&world, 6, &v6));
     }
     within_a_second(|| seen(&kernel, &world), [15, 0, 0, 0]);
-    // Acknowledgements, datagrams whole and in fragments, and what is too short for a header.
-    let mut acknowledgement = v4.clone();
-    acknowledgement[13] = 0x10;
-    send_frame(&world, &packet_v4(&world, 0, &acknowledgement));
+    // Datagrams whole and in fragments, what is too short for a header, and the end of a connection.
+    let mut reset = v4.clone();
+    reset[13] = 0x14;
+    send_frame(&world, &packet_v4(&world, 0, &reset));
     send_frame(&world, &packet_v4(&world, 0, &v4[..8]));
     world.a.as_(Who::App, || {
         for to in world.b.both(7777) {
@@ -231,9 +231,15 @@ fn what_hides_its_first_segment_behind_fragments_or_headers_is_seen_and_nothing_
             socket.send_to(&[7; 4000], to).unwrap();
         }
     });
-    send_tagged(&world, &[0x8100; 3], &packet_v4(&world, 0, &acknowledgement));
+    send_tagged(&world, &[0x8100; 3], &packet_v4(&world, 0, &reset));
     thread::sleep(Duration::from_millis(200));
     assert_eq!(seen(&kernel, &world), [15, 0, 0, 0]);
+    // An acknowledgement for a connection that the pod's TCP does not know: one of it is enough.
+    let mut acknowledgement = v4;
+    acknowledgement[13] = 0x10;
+    send_frame(&world, &packet_v4(&world, 0, &acknowledgement));
+    send_tagged(&world, &[0x8100; 3], &packet_v4(&world, 0, &acknowledgement));
+    within_a_second(|| seen(&kernel, &world), [16, 0, 0, 0]);
 }
 
 #[test]
@@ -259,6 +265,91 @@ fn connection_that_no_tcp_of_the_pod_accepts_is_counted_and_dropped_where_the_ow
         }
         assert_eq!(seen(&kernel, &world)[..3], [2, 0, 0]);
     }
+}
+
+#[test]
+fn connection_that_the_app_takes_itself_is_counted_and_dropped_where_the_owner_insists() {
+    for enforce in [false, true] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        greet(world.a.listen(Who::App, "::", 7777));
+        greet(world.a.listen(Who::App, "::", 7778));
+        let excluded = CaptureConfig { inbound_ports: [7778].into(), ..mode(enforce) };
+        enrol_watched(&world, &mut kernel, &excluded);
+        // Somebody takes off the program that would have given it to the sidecar.
+        links::detach(&world.pins.join(format!("or_inbound_{}", world.a.cookie))).unwrap();
+        for [to, excluded] in [0, 1].map(|family| [7777, 7778].map(|port| world.a.both(port)[family])) {
+            let called = world.b.as_(Who::App, || TcpStream::connect_timeout(&to, Duration::from_millis(300)));
+            assert_eq!(called.is_ok(), !enforce, "{to}");
+            assert!(world.b.greets(Who::App, excluded), "{excluded}");
+        }
+        let [raw, uncaptured, none, dropped] = seen(&kernel, &world);
+        assert!(raw == 0 && none == 0 && uncaptured >= 2, "{raw} raw, {uncaptured} uncaptured, {none} of none");
+        assert_eq!(dropped, if enforce { uncaptured } else { 0 });
+    }
+}
+
+/// Sends a mebibyte from one end to the other, and the other way.
+fn exchange([one, other]: [TcpStream; 2]) {
+    for [mut from, mut to] in [[&one, &other], [&other, &one]] {
+        to.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || from.write_all(&vec![7; 1 << 20]).unwrap());
+            to.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        });
+    }
+}
+
+#[test]
+fn what_a_device_has_the_kernel_cut_leaves_an_enforcing_pod() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    let inbound = world.a.enrol_with_listener(&mut kernel);
+    enrol_watched(&world, &mut kernel, &mode(true));
+    world.a.as_(Who::App, || without_segmentation(c"eth0"));
+    let server = world.b.listen(Who::App, "::", 7777);
+    for (to, back) in world.b.both(7777).into_iter().zip(world.a.both(80)) {
+        exchange([world.a.connect(Who::Sidecar, to).unwrap(), accept(&server).0]);
+        exchange([world.b.connect(Who::App, back).unwrap(), accept(&inbound).0]);
+    }
+    assert_eq!(seen(&kernel, &world), [0; 4]);
+}
+
+/// Has the kernel cut what this namespace's `device` sends into segments itself: `ethtool -K DEVICE tso off gso off`.
+fn without_segmentation(device: &std::ffi::CStr) {
+    #[repr(C)]
+    struct Request {
+        name: [u8; 16],
+        value: *mut [u32; 2],
+        rest: [u64; 2],
+    }
+    /// Of `include/uapi/linux/{sockios,ethtool}.h`.
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    const ETHTOOL_STSO: u32 = 0x1f;
+    const ETHTOOL_SGSO: u32 = 0x24;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for command in [ETHTOOL_STSO, ETHTOOL_SGSO] {
+        let mut value = [command, 0];
+        let mut request = Request { name: [0; 16], value: &raw mut value, rest: [0; 2] };
+        request.name[..device.count_bytes()].copy_from_slice(device.to_bytes());
+        // SAFETY: the kernel reads the request and the value that it points to, which outlive the call.
+        let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+#[test]
+fn connection_that_a_cookie_accepts_is_the_pods_own() {
+    let Some(world) = World::with_watched_links() else { return };
+    let mut kernel = world.open();
+    let inbound = world.a.enrol_with_listener(&mut kernel);
+    enrol_watched(&world, &mut kernel, &mode(true));
+    // Every one, and not only under a flood.
+    world.a.as_(Who::App, || fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2").unwrap());
+    for to in world.a.both(80) {
+        exchange([world.b.connect(Who::App, to).unwrap(), accept(&inbound).0]);
+    }
+    assert_eq!(seen(&kernel, &world), [0; 4]);
 }
 
 #[test]
@@ -304,15 +395,7 @@ fn what_a_pod_forwards_for_a_namespace_behind_it_is_no_connection_of_its_own() {
     let Some(world) = World::with_watched_links() else { return };
     let mut kernel = world.open();
     enrol_watched(&world, &mut kernel, &mode(true));
-    let behind = format!("{}n", world.a.netns);
-    ip(&["netns", "add", &behind]);
-    ip(&["link", "add", "eth1", "netns", &world.a.netns, "type", "veth", "peer", "name", "eth0", "netns", &behind]);
-    for (netns, device, address) in [(&world.a.netns, "eth1", "10.78.0.1/24"), (&behind, "eth0", "10.78.0.2/24")] {
-        ip(&["-n", netns, "addr", "add", address, "dev", device]);
-        ip(&["-n", netns, "link", "set", device, "up"]);
-    }
-    ip(&["-n", &behind, "route", "add", "default", "via", "10.78.0.1"]);
-    world.a.as_(Who::App, || fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    let behind = behind(&world);
     let to = world.b.both(7777)[0];
     let dialled = netns::inside(File::open(Path::new("/run/netns").join(&behind)).unwrap(), || {
         TcpStream::connect_timeout(&to, Duration::from_millis(300))
@@ -331,6 +414,117 @@ fn what_a_pod_forwards_for_a_namespace_behind_it_is_no_connection_of_its_own() {
     assert_eq!(called.unwrap_err().kind(), io::ErrorKind::TimedOut);
     let [raw, uncaptured, none, dropped] = seen(&kernel, &world);
     assert!(raw == 0 && uncaptured == 0 && none >= 2 && none == dropped, "{none} of none, {dropped} dropped");
+}
+
+/// A namespace behind `a`, with a link from its `eth0` to `eth1` of `a`, which forwards.
+fn behind(world: &World) -> String {
+    let behind = format!("{}n", world.a.netns);
+    ip(&["netns", "add", &behind]);
+    ip(&["link", "add", "eth1", "netns", &world.a.netns, "type", "veth", "peer", "name", "eth0", "netns", &behind]);
+    for (netns, device, last) in [(&world.a.netns, "eth1", "1"), (&behind, "eth0", "2")] {
+        ip(&["-n", netns, "addr", "add", &format!("10.78.0.{last}/24"), "dev", device]);
+        ip(&["-n", netns, "addr", "add", &format!("fd78::{last}/64"), "dev", device, "nodad"]);
+        ip(&["-n", netns, "link", "set", device, "up"]);
+    }
+    ip(&["-n", &behind, "-4", "route", "add", "default", "via", "10.78.0.1"]);
+    ip(&["-n", &behind, "-6", "route", "add", "default", "via", "fd78::1"]);
+    world.a.as_(Who::App, || {
+        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(Path::new("/proc/sys/net").join(setting), "1").unwrap();
+        }
+    });
+    behind
+}
+
+/// Gives it the address of `a`, and what comes to port 7777 there.
+fn make_double(world: &World, behind: &str) {
+    let routes = [("-4", world.a.v4.to_string(), "10.78.0.2"), ("-6", world.a.v6.to_string(), "fd78::2")];
+    for (family, own, there) in routes {
+        ip(&["-n", behind, "addr", "add", &own, "dev", "lo"]);
+        let rule =
+            |words: &str| ip(&[&["-n", &world.a.netns, family, "rule"], &words.split(' ').collect::<Vec<_>>()[..]].concat());
+        // Before the table of what is local, which says that the address is of `a` itself.
+        rule("add pref 10 lookup local");
+        rule("add pref 5 iif eth0 ipproto 6 dport 7777 lookup 78");
+        rule("del pref 0");
+        ip(&["-n", &world.a.netns, family, "route", "add", "default", "via", there, "table", "78"]);
+    }
+    ip(&["-n", behind, "link", "set", "lo", "up"]);
+    world.a.as_(Who::App, || {
+        // From an address that is its own, by another way than back.
+        for (setting, value) in
+            [("eth1/accept_local", "1"), ("eth1/rp_filter", "0"), ("eth0/rp_filter", "0"), ("all/rp_filter", "0")]
+        {
+            fs::write(Path::new("/proc/sys/net/ipv4/conf").join(setting), value).unwrap();
+        }
+    });
+}
+
+/// Is a caller from `b` told something at `to`?
+fn is_told_something(world: &World, to: SocketAddr) -> bool {
+    world.b.connect(Who::App, to).is_ok_and(|mut caller| {
+        caller.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        caller.read_exact(&mut [0; 5]).is_ok()
+    })
+}
+
+#[test]
+fn what_a_pod_forwards_as_its_own_is_counted_once_and_dropped_where_the_owner_insists() {
+    for enforce in [false, true] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        let behind = behind(&world);
+        make_double(&world, &behind);
+        let _inbound = world.a.enrol_with_listener(&mut kernel);
+        enrol_watched(&world, &mut kernel, &mode(enforce));
+        let inside = File::open(Path::new("/run/netns").join(&behind)).unwrap();
+        greet(netns::inside(inside, || TcpListener::bind("[::]:7777")).unwrap());
+        for to in world.a.both(7777) {
+            assert_eq!(is_told_something(&world, to), !enforce, "{to}");
+        }
+        let [raw, uncaptured, none, dropped] = seen(&kernel, &world);
+        ip(&["netns", "del", &behind]);
+        assert_eq!((raw, uncaptured), (0, 0));
+        if enforce {
+            assert!(none >= 2 && none == dropped, "{none} of none, {dropped} dropped");
+        } else {
+            assert_eq!((none, dropped), (2, 0));
+        }
+    }
+}
+
+#[test]
+fn what_rules_in_the_pod_lead_away_is_seen_and_what_they_lead_aside_comes_to_the_sidecar() {
+    if Command::new("nft").arg("--version").output().is_err() {
+        io::stdout().write_all(b"\nleft out: rules in the pod, they need nft\n").unwrap();
+        return;
+    }
+    for enforce in [false, true] {
+        let Some(world) = World::with_watched_links() else { return };
+        let mut kernel = world.open();
+        let behind = behind(&world);
+        world.a.nft(
+            "table ip rules {
+                 chain away { type nat hook prerouting priority dstnat; iif eth0 tcp dport 7777 dnat to 10.78.0.2; }
+                 chain aside { type filter hook prerouting priority mangle; iif eth0 tcp dport 7778 tproxy to :7779 accept; }
+             }",
+        );
+        let inbound = world.a.enrol_with_listener(&mut kernel);
+        enrol_watched(&world, &mut kernel, &mode(enforce));
+        let inside = File::open(Path::new("/run/netns").join(&behind)).unwrap();
+        greet(netns::inside(inside, || TcpListener::bind("[::]:7777")).unwrap());
+        let [away, aside] = [7777, 7778].map(|port| world.a.both(port)[0]);
+        assert_eq!(is_told_something(&world, away), !enforce);
+        let [raw, uncaptured, none, dropped] = seen(&kernel, &world);
+        assert!(raw == 0 && uncaptured == 0 && none >= 1, "{raw} raw, {uncaptured} uncaptured, {none} of none");
+        assert_eq!(dropped, if enforce { none } else { 0 });
+        let transparent = world.a.listen(Who::App, "0.0.0.0", 7779);
+        SockRef::from(&transparent).set_ip_transparent_v4(true).unwrap();
+        let caller = world.b.connect(Who::App, aside).unwrap();
+        assert_eq!(accept(&inbound).1.port(), caller.local_addr().unwrap().port());
+        nobody_at(&transparent);
+        ip(&["netns", "del", &behind]);
+    }
 }
 
 #[test]

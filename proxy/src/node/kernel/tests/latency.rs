@@ -4,8 +4,6 @@
 //! scheduler has a part in it. Nobody, the programs, programs that do the least that leads there, and nftables take turns in the
 //! same two namespaces, and all lead to the same listener. What is compared is what each of them adds to nothing.
 
-use std::process::Stdio;
-
 use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use tokio::time::Instant;
@@ -190,16 +188,6 @@ impl World {
         drop(kernel);
         Kernel::remove_all(&self.pins).unwrap();
         told
-    }
-}
-
-impl Side {
-    fn nft(&self, rules: &str) {
-        let mut nft = Command::new("ip");
-        nft.args(["netns", "exec", &self.netns, "nft", "-f", "-"]).stdin(Stdio::piped());
-        let mut running = nft.spawn().unwrap();
-        running.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-        assert!(running.wait().unwrap().success(), "nft: {rules}");
     }
 }
 

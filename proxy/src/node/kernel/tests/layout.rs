@@ -52,7 +52,7 @@ fn enrol_3(world: &World, side: &Side, listener: &TcpListener) {
         links::pin(link.as_fd(), &world.pins.join(format!("{}_{}", program.name, side.cookie))).unwrap();
     }
     let [v4, v6] = [IpAddr::from(side.v4), side.v6.into()].map(Address::from);
-    let pod = Pod { sidecar_cgroup: cgroup.metadata().unwrap().ino(), v4, v6, flags: 0, links: ends(&[]) };
+    let pod = Pod { sidecar_cgroup: cgroup.metadata().unwrap().ino(), v4, v6, flags: 0, number: 0, links: ends(&[]) };
     let zeros = PerCpuValues::try_from(vec![[0; 25]; aya::util::nr_cpus().unwrap()]).unwrap();
     map::<PerCpuHashMap<_, u64, [u64; 25]>>(world, COUNTERS, Map::PerCpuHashMap).insert(side.cookie, zeros, 0).unwrap();
     for address in [v4, v6] {

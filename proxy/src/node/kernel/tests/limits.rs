@@ -34,7 +34,7 @@ fn a_pod_too_many_is_refused_by_name_and_those_that_are_enrolled_stay_so() {
     let listener = world.b.enrol_with_listener(&mut kernel);
     let data = MapData::from_pin(world.pins.join(PODS)).unwrap();
     let mut pods: HashMap<_, u64, Pod> = Map::HashMap(data).try_into().unwrap();
-    let other = Pod { sidecar_cgroup: 1, v4: Address::NONE, v6: Address::NONE, flags: 0, links: ends(&[]) };
+    let other = Pod { sidecar_cgroup: 1, v4: Address::NONE, v6: Address::NONE, flags: 0, number: 0, links: ends(&[]) };
     for number in 1..u64::from(PODS_ROOM) {
         pods.insert(u64::MAX - number, other, 0).unwrap();
     }
@@ -345,7 +345,7 @@ fn ten_thousand_pods_have_room_and_take_memory_as_they_come() {
     for number in 1..=MANY {
         let (v4, v6) = (Ipv4Addr::from(0x0a80_0000 + number), Ipv6Addr::from(0xfd78_u128 << 112 | u128::from(number)));
         let addresses = [IpAddr::from(v4), IpAddr::from(v6)].map(Address::from);
-        let pod = Pod { sidecar_cgroup: 1, v4: addresses[0], v6: addresses[1], flags: 0, links: ends(&[10 * number]) };
+        let pod = Pod { sidecar_cgroup: 1, v4: addresses[0], v6: addresses[1], flags: 0, number: 0, links: ends(&[10 * number]) };
         kernel.maps.put_pod(1 << 40 | u64::from(number), pod).unwrap();
     }
     let (full, among) = (taken(&world), cycle(&mut kernel));

@@ -21,7 +21,7 @@ mod sweep;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::thread;
 use std::time::Duration;
@@ -162,6 +162,14 @@ impl Side {
             Who::App => &self.cgroups[0],
             Who::Sidecar => &self.cgroups[1],
         }
+    }
+
+    fn nft(&self, rules: &str) {
+        let mut nft = Command::new("ip");
+        nft.args(["netns", "exec", &self.netns, "nft", "-f", "-"]).stdin(Stdio::piped());
+        let mut running = nft.spawn().unwrap();
+        running.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        assert!(running.wait().unwrap().success(), "nft: {rules}");
     }
 
     pub(in crate::node) fn enrol(&self, kernel: &mut Kernel) {

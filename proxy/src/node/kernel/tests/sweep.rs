@@ -115,7 +115,7 @@ fn a_killed_tests_world_is_gone_when_the_next_one_is_made() {
     let Some(world) = World::new() else { return };
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "--ignored", "--nocapture", "node::kernel::tests::sweep::stands_in_the_middle_of_a_world"]);
-    let mut child = child.env(STANDS, "1").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = child.env(STANDS, "1").stdout(Stdio::piped()).spawn().unwrap();
     let lines = io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let netns = lines.filter_map(|line| line.strip_prefix("stands ").map(str::to_owned)).next().unwrap();
     let name = netns.strip_suffix('a').unwrap().to_owned();
