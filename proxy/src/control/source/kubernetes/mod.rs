@@ -33,6 +33,7 @@ pub(crate) mod watched;
 pub(crate) mod written;
 
 use cluster::{Cluster, News};
+use ending::Doubted;
 use health::Health;
 use object::Object;
 use watched::Watched;
@@ -178,13 +179,41 @@ async fn follow(client: Client, watched: Watched, health: Arc<Health>, news: mps
     let mut unknown = 0;
     let mut pause = PAUSE_MIN;
     let mut failed = Instant::now();
+    let mut doubted = Doubted::new();
     loop {
-        let event = match timeout(SETTLED, stream.next()).await {
+        // Cancel-safe: what the stream has not told yet it tells the next time.
+        let event = tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(doubted.ask()), if doubted.is_any() => {
+                match doubted.settle(watched, &client, &mut dice).await {
+                    Ok(settled) => {
+                        for told in settled {
+                            if news.send(told).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        let error = told(&error);
+                        if health.silent(watched, format!("whether a namespace is being deleted is not known: {error}")) {
+                            warn!(
+                                kind = watched.kind(),
+                                error,
+                                "whether a namespace is being deleted is not known; policies that were deleted stay in force"
+                            );
+                        }
+                    }
+                }
+                continue;
+            }
+            event = timeout(SETTLED, stream.next()) => event,
+        };
+        let event = match event {
             Ok(Some(event)) => event,
             Ok(None) => return,
             // A watch that stands and has nothing to tell.
             Err(_nothing_happened) => {
-                if health.heard(watched) {
+                if !doubted.is_any() && health.heard(watched) {
                     info!(kind = watched.kind(), "the API server is back");
                 }
                 continue;
@@ -232,33 +261,33 @@ async fn follow(client: Client, watched: Watched, health: Arc<Health>, news: mps
             }
         };
         // A list begins before the server was asked for it.
-        if !matches!(event, Event::Init) && health.heard(watched) {
+        if !matches!(event, Event::Init) && !doubted.is_any() && health.heard(watched) {
             info!(kind = watched.kind(), "the API server is back");
         }
-        let mut endings = Vec::new();
         let told = match event {
-            Event::Init => Some(News::Begins),
+            Event::Init => {
+                doubted.list_begins();
+                Some(News::Begins)
+            }
             Event::InitApply(object) | Event::Apply(object) => Object::read(typed(object, watched, version)).map(News::Is),
-            Event::Delete(object) => {
-                let gone = Object::read(typed(object, watched, version));
-                if let Some(gone) = gone.as_ref().filter(|_gone| watched.is_security()) {
-                    endings.extend(ending::one(&client, &gone.name.namespace, &mut dice).await);
+            Event::Delete(object) => match Object::read(typed(object, watched, version)) {
+                Some(gone) if watched.is_security() => {
+                    doubted.put(gone);
+                    None
                 }
-                gone.map(News::Gone)
+                gone => gone.map(News::Gone),
+            },
+            // What is not in the list any more goes now.
+            Event::InitDone if health.listed(watched) && watched.is_security() => {
+                doubted.list_ends();
+                None
             }
-            Event::InitDone => {
-                // What is not in the list any more goes now.
-                if health.listed(watched) && watched.is_security() {
-                    endings = ending::all(&client, &mut dice).await;
-                }
-                Some(News::Ends)
-            }
+            Event::InitDone => Some(News::Ends),
         };
-        let endings = endings.into_iter().map(|namespace| (Watched::Namespaces, News::Is(namespace)));
-        for told in endings.chain(told.map(|told| (watched, told))) {
-            if news.send(told).await.is_err() {
-                return;
-            }
+        if let Some(told) = told
+            && news.send((watched, told)).await.is_err()
+        {
+            return;
         }
     }
 }
