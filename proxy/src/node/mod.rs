@@ -437,8 +437,8 @@ fn reconcile(agent: &Agent, records: &Path, fresh: &mut Renewals, faults: &mut B
     let Changes { withdraw, enrol, describe } = pods::compare(&found, &agent.pods.borrow());
     for cookie in withdraw {
         let Some(pod) = forget(agent, fresh, cookie) else { continue };
-        // Whoever ends a pod ends its processes before its record goes.
-        if undescribed::is_populated(&pod.record.cgroup) {
+        // Whoever ends a pod ends its processes before its record goes. What runs of one in its next sandbox is described.
+        if !pod.is_left() && undescribed::is_populated(&pod.record.cgroup) {
             let PodRecord { cgroup, netns, .. } = &pod.record;
             let stranger = Stranger { who: pod.record.named().to_string(), cgroup: Some(cgroup.clone()), netns: netns.clone() };
             agent.undescribed.lock().add(cookie, stranger);

@@ -26,8 +26,15 @@ pub(crate) struct Pod {
     pub(crate) watch: Watch,
     /// Its certificate, once there is one; replaced by each rotation.
     pub(crate) svid: watch::Sender<Option<Arc<Svid>>>,
-    /// Told when it is enrolled no more though it is described: its sidecar has to ask anew.
+    /// Told when it is enrolled no more though it is described, or its sandbox has ended: its sidecar has to ask anew.
     pub(crate) expelled: CancellationToken,
+}
+
+impl Pod {
+    /// Is it in its network namespace no more? What of it runs has another one, and is closed until its sidecar has asked anew.
+    pub(crate) fn is_left(&self) -> bool {
+        self.expelled.is_cancelled()
+    }
 }
 
 /// Enrolled pods by the cookie of their network namespace.

@@ -43,17 +43,8 @@ impl Ending {
 /// The pods with a record and without a volume: their volumes went when a former agent was there, which did not live to see
 /// the end of their processes.
 pub(super) fn left_behind(records: &[PodRecord], volumes: &[Owner]) -> Vec<Owner> {
-    let has_volume = |uid: &str| volumes.iter().any(|owner| owner.uid == uid);
-    let owner = |record: &PodRecord| {
-        let uid = record.uid.clone().filter(|uid| !has_volume(uid))?;
-        Some(Owner {
-            namespace: record.namespace.to_string(),
-            name: record.name.to_string(),
-            uid,
-            service_account: record.service_account.to_string(),
-        })
-    };
-    records.iter().filter_map(owner).collect()
+    let has_volume = |of: &Owner| volumes.iter().any(|owner| owner.uid == of.uid);
+    records.iter().filter_map(Owner::of_record).filter(|owner| !has_volume(owner)).collect()
 }
 
 /// Does a process of the pod's application run? Of a pod of which nothing was heard yet that is not known, and it is taken for

@@ -21,6 +21,7 @@ mod kubelet_streams;
 mod leaving;
 mod quarantine;
 mod registration_proto;
+mod sandbox;
 #[cfg(test)]
 mod tests;
 mod volume;
@@ -97,6 +98,7 @@ pub(crate) fn start(
     parts.spawn(async move { pods.follow_pods(&of).await });
     parts.spawn(async move { namespaces.follow_namespaces().await });
     parts.spawn(ending::follow(Arc::clone(agent), Arc::clone(cluster)));
+    parts.spawn(sandbox::follow(Arc::clone(agent)));
 
     let written = state.join("volumes");
     let behind = Sidecars { agent: Arc::clone(agent), cluster: Arc::clone(cluster) };

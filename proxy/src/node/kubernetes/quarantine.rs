@@ -1,7 +1,7 @@
 //! Pods that ask for a sidecar and came up without one: the webhook was away, or the label came later. They are closed, both
 //! ways, until they are made anew or the label is taken back. And pods that have one, until it is enrolled and the pod captured:
 //! what is called like the sidecar may be none, init containers may run before a classic one, and to capture may fail. So no
-//! pod that asks for a sidecar is open before its traffic is that sidecar's.
+//! pod that asks for a sidecar is open before its traffic is that sidecar's; in a sandbox that is made anew neither (`sandbox`).
 //!
 //! A pod is recognised by its UID in the name of its cgroup, which the kubelet gives it: nobody has to enter anything, and no right
 //! is needed beyond those of capture. One that has a volume of ours is closed before anything of it runs (`beginning`). Another one
@@ -39,7 +39,8 @@ pub(super) async fn follow(agent: Arc<Agent>, cluster: Arc<Cluster>, volumes: Ar
     loop {
         // First: a pod that is expelled is known no more before it is closed.
         let closed = agent.capture.kernel().map(closed).unwrap_or_default();
-        let uids: BTreeSet<String> = enrolled.borrow_and_update().values().filter_map(|pod| pod.record.uid.clone()).collect();
+        let uids: BTreeSet<String> =
+            enrolled.borrow_and_update().values().filter(|pod| !pod.is_left()).filter_map(|pod| pod.record.uid.clone()).collect();
         let known = (pods.borrow_and_update().clone(), namespaces.borrow_and_update().clone());
         let mut awaited = BTreeSet::new();
         // Before both were heard once nobody is opened.
@@ -122,7 +123,8 @@ impl Why {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Got {
     Unheard,
-    /// It asked to be enrolled, and the pod is not captured: it cannot be, or not yet; or the node was started anew since.
+    /// It asked to be enrolled, and the pod is not captured: it cannot be, or not yet; or the node or the pod's sandbox was started
+    /// anew since.
     Asked,
     Captured,
 }
@@ -241,6 +243,10 @@ fn put(
 /// By the pod's record and the kernel's own word, so that the next agent finds the same.
 fn got(agent: &Agent, kernel: &Kernel, owner: &Owner) -> Got {
     let Some(record) = admission::recorded(agent, owner) else { return Got::Unheard };
+    // What is captured then is a network that nothing of the pod is in any more.
+    if agent.pods.borrow().get(&record.netns_cookie).is_some_and(|pod| pod.is_left()) {
+        return Got::Asked;
+    }
     match kernel.find(record.netns_cookie) {
         Ok(Some(enrolled)) if is_of(&enrolled, &record) => Got::Captured,
         _another_or_none => Got::Asked,

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::names::{Named, check_host, check_name, check_part};
+use crate::model::pod_record::PodRecord;
 
 /// The pod behind a volume, by the kubelet's word.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -71,6 +72,16 @@ impl Owner {
             return Err(Wrong::Pod(format!("{:?} is no UID", owner.uid)));
         }
         Ok(owner)
+    }
+
+    /// The pod of a record. `None`: it is not of Kubernetes.
+    pub(crate) fn of_record(record: &PodRecord) -> Option<Self> {
+        Some(Self {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            uid: record.uid.clone()?,
+            service_account: record.service_account.clone(),
+        })
     }
 
     /// The pod's name.

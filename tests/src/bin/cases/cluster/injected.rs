@@ -128,7 +128,7 @@ fn sidecar_of(shop: &Namespace<'_>, app: &str) -> Result<u32> {
 }
 
 /// The first process of a pod that was started with such words.
-fn process_of(pod: &serde_json::Value, is_meant: impl Fn(&[u8]) -> bool) -> Result<u32> {
+pub(super) fn process_of(pod: &serde_json::Value, is_meant: impl Fn(&[u8]) -> bool) -> Result<u32> {
     let uid = pod["metadata"]["uid"].as_str().context("a pod without a UID")?;
     let is_of_pod = |process: &u32| {
         let cgroup = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Cluster, PATIENCE};
-use e2e::mesh::wait_for;
+use e2e::mesh::{kill, wait_for};
 use e2e::runner::Case;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::OnCluster;
+use super::injected::process_of;
 use super::pods::{Namespace, container, from_node, idle, pod};
 
 pub(super) const CASES: &[OnCluster] = &[
@@ -19,6 +21,10 @@ pub(super) const CASES: &[OnCluster] = &[
     Case { name: "pods_that_bear_marks_of_the_mesh_or_cannot_be_served_are_refused_by_name", run: |cluster, _| refused(cluster) },
     Case { name: "a_debugging_container_gets_neither_its_pods_key_nor_its_sidecars_place", run: |cluster, _| debugging(cluster) },
     Case { name: "a_namespace_that_is_being_deleted_is_guarded_to_its_last_pod", run: |cluster, _| deleted(cluster) },
+    Case {
+        name: "what_comes_before_a_classic_sidecar_sends_nothing_in_its_pods_next_sandbox_either",
+        run: |cluster, _| next_sandbox(cluster),
+    },
 ];
 
 /// They take away the webhook, or the API server, which all other cases use.
@@ -181,6 +187,31 @@ fn unheard(cluster: &Cluster) -> Result<()> {
     let ready = format!("http://{}:14021/ready", shop.address_of("web")?);
     wait_for("the pod is let out", PATIENCE, || from_node(&ready)?.ok())?;
     shop.run(&["delete", "pods", "--all", "--now"]).map(drop)
+}
+
+/// The pod was captured in its first network, and is heard of by the same name and UID in the next.
+fn next_sandbox(cluster: &Cluster) -> Result<()> {
+    let shop = Namespace::injected(cluster, "next-sandbox")?;
+    let first = container("first", json!({ "command": sends("exit 0") }));
+    let mut web = pod("web", &[idle("app")], json!({ "initContainers": [first] }));
+    web["metadata"]["annotations"] = json!({ "outrigger.dev/sidecar-mode": "classic" });
+    shop.make(&[web])?;
+    shop.wait("Ready", PATIENCE, &["pod/web"])?;
+    sent_nothing(&shop, "web", "first")?;
+    let life = |pod: &Value| pod["status"]["initContainerStatuses"][0]["state"]["terminated"]["containerID"].clone();
+    let former = shop.get("pod/web")?;
+    // Of a pod's processes the one that holds its namespaces is the first.
+    kill(process_of(&former, |_words| true)?, Signal::KILL);
+    let next = wait_for("the init container's next life", PATIENCE, || {
+        let now = shop.get("pod/web")?;
+        ensure!(life(&now).is_string() && life(&now) != life(&former), "{}", now["status"]);
+        Ok(())
+    });
+    next.with_context(|| cluster.story("next-sandbox"))?;
+    sent_nothing(&shop, "web", "first")?;
+    shop.wait("Ready", PATIENCE, &["pod/web"])?;
+    let ready = format!("http://{}:14021/ready", shop.address_of("web")?);
+    wait_for("the pod is let out", PATIENCE, || from_node(&ready)?.ok()).map(drop)
 }
 
 /// Waits until the agent tells the owner of a pod that it has no sidecar.
