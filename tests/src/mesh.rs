@@ -100,6 +100,18 @@ pub fn kill(process: u32, signal: rustix::process::Signal) {
     }
 }
 
+/// When a process was started, in clock ticks after the machine's start; `None` for one that is gone or not yet waited for. It is
+/// field 22 of proc_pid_stat(5), counted behind the name, which may hold anything.
+pub fn start_time(id: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
 /// Waits until `ready` says so; the last of its errors tells what was missing.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use e2e::mesh::{kill, wait_for};
+use e2e::mesh::{kill, start_time, wait_for};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -150,18 +150,6 @@ pub(super) fn all() -> Result<Vec<Process>> {
 
 fn folder() -> PathBuf {
     Path::new(RUN).join("processes")
-}
-
-/// Field 22 of proc_pid_stat(5), counted behind the name, which may hold anything. `None` for one that is gone or not yet
-/// waited for.
-fn start_time(id: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    if fields.next()? == "Z" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]

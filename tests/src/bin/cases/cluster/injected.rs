@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::{Cluster, PATIENCE};
-use e2e::mesh::{kill, wait_for};
+use e2e::mesh::{kill, start_time, wait_for};
 use e2e::runner::Case;
 use rustix::process::Signal;
 
@@ -134,6 +134,7 @@ pub(super) fn process_of(pod: &serde_json::Value, is_meant: impl Fn(&[u8]) -> bo
         let cgroup = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
         cgroup.contains(uid) || cgroup.contains(&uid.replace('-', "_"))
     };
-    let found = processes(is_meant)?.into_iter().filter(is_of_pod).min();
-    found.with_context(|| format!("no such process is in a cgroup of {uid}"))
+    let of_pod = processes(is_meant)?.into_iter().filter(is_of_pod);
+    let first = of_pod.filter_map(|process| Some((start_time(process)?, process))).min();
+    first.map(|(_started, process)| process).with_context(|| format!("no such process is in a cgroup of {uid}"))
 }
