@@ -46,7 +46,7 @@ pub(crate) fn settle(bytes: &[u8]) -> Sniffed {
     }
     // Whoever sends a request in two parts shall not choose that nobody looks into the connection.
     let line = without_blanks(bytes);
-    let method = line.split(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
+    let method = line.split(|byte| !is_token(*byte)).next().unwrap_or_default();
     let begins = |known: &&[u8]| known.starts_with(method) && (*known == method || method.len() == line.len());
     match METHODS.iter().any(begins) {
         _ if bytes.is_empty() => Sniffed::Opaque,
@@ -195,12 +195,14 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
         return full.then_some(Sniffed::Http1);
     }
     let token = line.iter().take_while(|byte| is_token(**byte)).count();
+    let known = line.get(..token).is_some_and(|method| METHODS.contains(&method));
     match line.get(token) {
         None if token <= METHOD_MAX && !full => return None,
         Some(b' ' | b'\t') if (1..=METHOD_MAX).contains(&token) => {}
+        // Not a line's end: what stands behind it is of another line.
+        Some(byte) if known && *byte != b'\n' && is_blank_to_some(*byte) => {}
         _not_a_method => return Some(Sniffed::Opaque),
     }
-    let known = line.get(..token).is_some_and(|method| METHODS.contains(&method));
     let target = line.get(token + 1..).unwrap_or_default();
     let line_end = line.iter().position(|byte| *byte == b'\n');
     // A control byte does not belong into a request line, whether its end was read or not.
@@ -217,8 +219,9 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
                 version.is_some_and(|version| version.starts_with(VERSION) && version.last().is_some_and(u8::is_ascii_digit));
             // What is surely meant as a request and is none is refused as one: its sender shall not choose, by a blank at the
             // line's end or a version of its own, that nobody looks into the connection.
-            let names =
-                |part: &[u8]| part.split_first().is_some_and(|(blank, name)| *blank <= b' ' && name.eq_ignore_ascii_case(NAME));
+            let names = |part: &[u8]| {
+                part.split_first().is_some_and(|(blank, name)| is_blank_to_some(*blank) && name.eq_ignore_ascii_case(NAME))
+            };
             let meant = || known && (target.starts_with(b"/") || line.windows(NAME.len() + 1).any(names));
             Some(if http || meant() { Sniffed::Http1 } else { Sniffed::Opaque })
         }
@@ -229,10 +232,16 @@ fn request_line(bytes: &[u8]) -> Option<Sniffed> {
 }
 
 /// What stands behind the line breaks and blanks before a request line: "a server ... SHOULD ignore at least one empty line"
-/// (RFC 9112 2.2), and there are servers that ignore more.
+/// (RFC 9112 2.2), and there are servers that ignore more: all that is white space to their language.
 fn without_blanks(bytes: &[u8]) -> &[u8] {
-    let blanks = bytes.iter().take_while(|byte| b"\r\n \t".contains(byte)).count();
+    let blanks = bytes.iter().take_while(|byte| matches!(byte, 0x09..=0x0d | 0x1c..=0x20 | 0x85 | 0xa0)).count();
     bytes.get(blanks..).unwrap_or_default()
+}
+
+/// Does a server take this byte for one between the parts of a request line? There are those that split it at whatever is white
+/// space to their language: other control bytes, and some beyond ASCII.
+fn is_blank_to_some(byte: u8) -> bool {
+    byte <= b' ' || byte >= 0x7f
 }
 
 /// A letter of a token (RFC 9110 5.6.2).
@@ -273,6 +282,15 @@ mod tests {
             b"GET / HTTP/\n",
             b"DELETE /a b HTTP/1.1\r\n",
             b"GET\t/\tHTTP/1.1\r\n",
+            b"GET\x0b/\x0bHTTP/1.1\r\n",
+            b"POST\x0c/a\x1cHTTP/1.1\r\n",
+            b"GET\xa0/\xa0HTTP/1.1\r\n",
+            b"GET\xc2\xa0/\xc2\xa0HTTP/1.1\r\n",
+            b"GET\xc2\x85a\xc2\x85HTTP/1.1\r\n",
+            b"\x0bGET / HTTP/1.1\r\n",
+            b"\xa0\x1fGET / HTTP/1.1\r\n",
+            b"GET\r/\rHTTP/1.1\r\n",
+            b"GET\0/\0HTTP/1.1\r\n",
             b"GET / http/1.1\r\n",
             b"GET /\0 HTTP/1.1\r\n",
             b" GET / HTTP/1.1\r\n",
@@ -306,6 +324,10 @@ mod tests {
             b"SSH-2.0-OpenSSH_9.2\r\n",
             b"\xff\xfe\xfd",
             b"GET key\r\n",
+            b"GET\x0bkey\r\n",
+            b"GET\r\nHTTP/1.1\r\n",
+            b"GET\n/",
+            b"GET(/) HTTP/1.1\r\n",
             b"* \x03 HTTP/1.0\r\n",
         ] {
             check(bytes, Some(Sniffed::Opaque), Sniffed::Opaque);
@@ -325,6 +347,7 @@ mod tests {
         check(b"PRI * HT", None, Sniffed::Http2);
         check(b"PRI * HTTP/2.0\r\n", None, Sniffed::Http2);
         check(b"GET /index", None, Sniffed::Http1);
+        check(b"GET\x0b/index", None, Sniffed::Http1);
         check(b"FOO /index", None, Sniffed::Opaque);
         check(b"GE", None, Sniffed::Http1);
         check(b"\r\n", None, Sniffed::Http1);
