@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
@@ -133,12 +133,19 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
                 // request" (RFC 9112 6.1).
                 let tunnel = answer.status() == StatusCode::SWITCHING_PROTOCOLS || (tunnels && answer.status().is_success());
                 // Nor from one whose tunnel was declined: what it sent ahead into it would be read as requests.
-                if odd.framed_twice || miscoded || invalid || unreached || untold || (tunnels && !tunnel) {
+                let lengthless = answer.body().size_hint().exact().is_none() && !answer.headers().contains_key(CONTENT_LENGTH);
+                let until_close = !tunnel && version == Version::HTTP_10 && lengthless;
+                let closes = odd.framed_twice || miscoded || invalid || unreached || untold || (tunnels && !tunnel);
+                if closes {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                if closes || until_close {
+                    // Or the codec says to a client of HTTP/1.0 who asked for it that the connection stays.
+                    *answer.version_mut() = version;
                 }
                 if tunnel {
                     turn.tunnel();
-                } else if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
+                } else if until_close {
                     turn.until_close();
                 }
                 Ok::<_, Infallible>(answer.map(|body| Watched::new(body, turn)))

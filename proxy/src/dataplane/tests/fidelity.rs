@@ -329,6 +329,11 @@ async fn http_1_0_is_spoken_to_the_end_and_kept_alive_where_it_asks() {
         let (_, heard) =
             exchange(&world, "GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n", "\r\n\r\n", answer, "ok").await;
         assert_eq!(heard, "HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok");
+        // An answer that ends with the connection: nobody says that the connection stays.
+        let asks = "GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        let (_, heard) = exchange(&world, asks, "\r\n\r\n", answer, "\0").await;
+        assert_eq!(heard, "HTTP/1.0 200 OK\r\n\r\nok");
     }
 }
 
