@@ -199,8 +199,8 @@ impl Limits {
     /// one is to decide first, and to tell.
     pub(crate) fn on_link(self) -> Self {
         Self {
-            resets: self.resets.saturating_mul(LINK_SHARED_BY),
-            pending_resets: self.pending_resets.saturating_mul(LINK_SHARED_BY),
+            resets: self.resets.saturating_mul(LINK_TAKES_BACK),
+            pending_resets: self.pending_resets.saturating_mul(LINK_TAKES_BACK),
             error_resets: self.error_resets.saturating_mul(LINK_SHARED_BY),
             control_frames: self.control_frames.saturating_mul(LINK_SHARED_BY),
             stream_timeout: self.stream_timeout.saturating_add(LINK_LATER),
@@ -213,6 +213,9 @@ impl Limits {
 pub(crate) const HEADER_BYTES_MAX: u32 = 1 << 20;
 /// How many clients a link between sidecars counts as.
 const LINK_SHARED_BY: u32 = 10;
+/// As how many clients it takes requests back. One that closes its connection takes all back that were under way on it, and may
+/// do so again and again within its own limits: the requests of others go over the same link.
+const LINK_TAKES_BACK: u32 = 100;
 const LINK_LATER: Duration = Duration::from_secs(10);
 const LEAST_TIME: Span = Span(Duration::from_secs(1));
 

@@ -227,7 +227,25 @@ async fn check_flood_on_link(limits: &serde_json::Value, reason: &str, words: &s
 
 #[tokio::test(start_paused = true)]
 async fn a_rapid_reset_on_a_link_is_ended_too() {
-    check_flood_on_link(&json!({}), "too_many_resets", "too_many_resets", rapid_reset).await;
+    check_flood_on_link(&json!({}), "too_many_resets", "more than 50000", rapid_reset).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_with_many_requests_under_way_takes_no_link_away_from_others() {
+    let bench = bench(&json!({}));
+    bench.others_are_served().await;
+    // `:path /never`, so that all of them are under way when their client leaves.
+    let head = b"\x82\x86\x01\x08api.shop\x04\x06/never";
+    for _ in 0..5 {
+        let mut stream = bench.open("outbound");
+        let heads = (0..1_000_u32).flat_map(|index| frame(HEADERS, END_HEADERS | END_STREAM, index * 2 + 1, head));
+        stream.write_all(&[preface(&[]), heads.collect()].concat()).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        drop(stream);
+        sleep(Duration::from_millis(100)).await;
+        bench.others_are_served().await;
+    }
+    assert!(!bench.api.telemetry.metrics.render().contains("too_many_resets"));
 }
 
 #[tokio::test(start_paused = true)]
