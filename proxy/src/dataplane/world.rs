@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -409,6 +410,13 @@ pub(super) fn told(proxy: &Proxy, wanted: &[&str]) {
     let metrics = proxy.telemetry.metrics.render();
     let found = metrics.lines().any(|line| wanted.iter().all(|part| line.contains(part)));
     assert!(found, "{wanted:?}\n{metrics}");
+}
+
+/// Both ends of a connection that shows how it ended: the client's, and the one that is served.
+pub(super) async fn over_tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, served) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (client.unwrap(), served.unwrap().0)
 }
 
 /// Sends one request over HTTP/1.1.

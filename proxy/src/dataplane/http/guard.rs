@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::body::{Body, BodyError};
 use super::expect::CONTINUE;
 use super::interims::{self, Interims};
+use super::presence::{self, Sight};
 use super::reject::{Limit, Reject};
 use super::spelling::{Heads, Odd, Spelling};
 use crate::base::net::{BoxedIo, poll_write_pieces, socket};
@@ -48,6 +49,10 @@ pub(crate) struct Turn {
     uploading: AtomicBool,
     /// Somebody may still read from that body.
     reading: AtomicBool,
+    /// While the answer is made, bytes wait that nobody reads.
+    ahead: AtomicBool,
+    /// The client sent all that it will ever send.
+    ended: AtomicBool,
     /// The codec's own words were taken away.
     silenced: AtomicBool,
     /// The client waits to be told that its body is wanted. The codec would tell it when the body is read.
@@ -101,6 +106,8 @@ pub(crate) enum Late {
     Idle,
     /// Nothing of an answer is read.
     Reader,
+    /// It sends no more, and nothing could be written to it since: it left, by all appearance.
+    Left,
     /// Nothing came for a short while, and the codec holds nothing: it need not wait here.
     Rest,
 }
@@ -129,7 +136,8 @@ pub(crate) struct Watched {
 
 /// The clock of one connection. There is one timer, and it is moved only when it would ring too late.
 pub(crate) struct Clock {
-    /// The phase, the requests, whether a body is read, and what was written to a client that does not read.
+    /// The phase, the requests, whether a body is read, and what was written to a client that does not read, or of which
+    /// nobody knows whether it does.
     seen: (Phase, u32, bool, Option<u32>),
     since: Instant,
     /// The codec may be put away when it has nothing to do.
@@ -152,6 +160,8 @@ impl Turn {
             line_ended: AtomicBool::new(true),
             uploading: AtomicBool::new(false),
             reading: AtomicBool::new(false),
+            ahead: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             silenced: AtomicBool::new(false),
             expects: AtomicBool::new(false),
             clears: AtomicBool::new(false),
@@ -176,6 +186,8 @@ impl Turn {
         self.line_bytes.store(0, Ordering::Relaxed);
         self.line_ended.store(true, Ordering::Relaxed);
         self.uploading.store(body, Ordering::Relaxed);
+        self.ahead.store(false, Ordering::Relaxed);
+        self.ended.store(false, Ordering::Relaxed);
         // One task changes it, so nothing is lost between load and store.
         self.requests.store(self.requests.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.set(Phase::Busy);
@@ -370,6 +382,19 @@ impl Guarded {
         Poll::Ready(Ok(()))
     }
 
+    /// Looks whether a client that waits for its answer is still there. To be called whenever the codec was at work: it reads
+    /// nothing meanwhile.
+    fn look(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        let turn = &self.turn;
+        let Some(socket) = self.io.as_ref().filter(|_| turn.phase() == Phase::Busy).and_then(socket) else { return Ok(()) };
+        let uploading = turn.is_uploading();
+        let sight = presence::look(socket, uploading || turn.ahead.load(Ordering::Relaxed), cx)?;
+        turn.ahead.store(sight == Sight::Ahead && !uploading, Ordering::Relaxed);
+        // The rest of a body may stand before the end.
+        turn.ended.store(sight == Sight::Ended && !uploading, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Is that, which the codec writes, its own word that a body is wanted? It is the application that says so. The codec held
     /// nothing when the body was asked for, so nothing stands before it.
     fn is_leave(&self, words: &[u8]) -> bool {
@@ -406,18 +431,36 @@ impl Clock {
         self.since
     }
 
+    /// Rings now and then, which has the codec at work, and so its guard look.
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        let next = Instant::now() + LOOK_EVERY;
+        if next < self.timer.deadline() {
+            self.timer.as_mut().reset(next);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            self.timer.as_mut().reset(next);
+        }
+    }
+
     /// Is ready when the client is not to be waited for any longer, or not here. To be polled after the codec was: what that
     /// did is what is looked at.
     pub(crate) fn poll_late(&mut self, turn: &Turn, cx: &mut Context<'_>) -> Poll<Late> {
-        let blocked = turn.blocked.load(Ordering::Relaxed).then(|| turn.writes.load(Ordering::Relaxed));
-        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed), turn.reading.load(Ordering::Relaxed), blocked);
+        let blocked = turn.blocked.load(Ordering::Relaxed);
+        let doubtful = blocked || turn.ended.load(Ordering::Relaxed);
+        let written = doubtful.then(|| turn.writes.load(Ordering::Relaxed));
+        let seen = (turn.phase(), turn.requests.load(Ordering::Relaxed), turn.reading.load(Ordering::Relaxed), written);
         let changed = std::mem::replace(&mut self.seen, seen) != seen;
         let Limits { header_timeout, idle_timeout, stream_timeout, .. } = turn.limits;
         let (limit, late) = match seen {
             (Phase::Head, ..) => (header_timeout, Late::Head),
             (Phase::Idle, 0, ..) => (header_timeout, Late::Idle),
             (Phase::Idle | Phase::Open, ..) => (idle_timeout, Late::Idle),
+            (Phase::Busy, _, _, Some(_)) if !blocked => (LEFT_AFTER.min(stream_timeout), Late::Left),
             (Phase::Busy | Phase::Ending, _, _, Some(_)) => (stream_timeout, Late::Reader),
+            (Phase::Busy, ..) if turn.uploading.load(Ordering::Relaxed) || turn.ahead.load(Ordering::Relaxed) => {
+                self.look_again(cx);
+                return Poll::Pending;
+            }
             // Whoever answers has deadlines of its own.
             (Phase::Busy | Phase::Ending, _, _, None) | (Phase::Tunnel, ..) => return Poll::Pending,
         };
@@ -590,7 +633,7 @@ impl AsyncWrite for Guarded {
         let Some(io) = &mut self.io else { return Poll::Ready(Err(gone())) };
         ready!(Pin::new(io).poll_flush(cx))?;
         self.turn.flushed();
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.look(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -672,6 +715,11 @@ fn gone() -> io::Error {
 /// How long a connection carries nothing before its codec is put away. Clients that ask now and then ask more often than
 /// this, or so seldom that making the codec anew is nothing beside it.
 pub(crate) const REST_AFTER: Duration = Duration::from_millis(500);
+/// How long an answer may take to begin, or to go on, for a client that sends no more. There are those that only end what they
+/// send; of the others nothing is heard.
+const LEFT_AFTER: Duration = Duration::from_secs(5);
+/// How often a client is looked for whose end wakes nobody.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a client that was refused may take to read why.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether a client has what was written.

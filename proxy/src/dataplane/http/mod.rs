@@ -15,6 +15,7 @@ pub(crate) mod marks;
 pub(crate) mod normalize;
 pub(crate) mod outflow;
 pub(crate) mod pipeline;
+mod presence;
 pub(crate) mod reading;
 pub(crate) mod record;
 pub(crate) mod reject;

@@ -191,14 +191,14 @@ async fn talk_http1(talk: Talk, connection: Arc<Connection>) -> Option<Talk> {
             }
             return None;
         }
-        Ended::Late(Late::Reader) | Ended::Revoked if turn.is_cut_short() => {
+        Ended::Late(Late::Reader | Late::Left) | Ended::Revoked if turn.is_cut_short() => {
             if let Some(io) = turn.take_back() {
                 guard::cut(io).await;
             }
             return None;
         }
         // Whatever broke with a request under way is in the request's record.
-        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader | Late::Rest) | Ended::Revoked => return None,
+        Ended::Served(Ok(())) | Ended::Late(Late::Idle | Late::Reader | Late::Left | Late::Rest) | Ended::Revoked => return None,
         Ended::Served(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
             match turn.refusal(&error) {

@@ -12,12 +12,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::attacks::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, SETTINGS, frame, frames, open_pair};
 use super::fidelity::{exchange, hop, pair, sidecars, until};
-use super::world::{World, app_at, ask_h2, document, get, pod, service, told, vip};
+use super::world::{World, app_at, ask_h2, document, get, over_tcp, pod, service, told, vip};
 use crate::dataplane::Proxy;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: api.shop\r\nConnection: keep-alive\r\n\r\n";
@@ -510,13 +509,6 @@ async fn a_caller_in_http_1_0_that_is_given_up_is_cut_off() {
 }
 
 const GET_1_0: &[u8] = b"GET / HTTP/1.0\r\nhost: api.shop\r\n\r\n";
-
-/// Both ends of a connection of which it shows how it ended.
-async fn over_tcp() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (client, served) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (client.unwrap(), served.unwrap().0)
-}
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_broke_off_holds_no_place_while_its_reader_is_slow() {

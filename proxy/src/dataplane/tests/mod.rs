@@ -13,6 +13,7 @@ mod fidelity;
 mod grants;
 mod http;
 mod interims;
+mod leaving;
 mod link;
 mod malformed;
 mod opaque;
