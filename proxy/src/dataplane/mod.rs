@@ -53,6 +53,7 @@ mod world;
 
 use self::config::Follower;
 pub(crate) use self::enrolment::{app_runs, resume};
+use self::http::headroom::Headroom;
 use self::listener::{Listeners, Room};
 use self::pool::connect::Dial;
 pub(crate) use self::pool::connect::TcpDial;
@@ -96,6 +97,8 @@ pub(crate) struct Proxy {
     shadows: Arc<Semaphore>,
     /// For what clients of HTTP/2 send and nobody takes.
     uploads: Arc<http::credit::Credit>,
+    /// For the heads of their requests.
+    headroom: Arc<Headroom>,
     demand: Demand,
     learned: learned::Learned,
     probes: Arc<Probes>,
@@ -209,6 +212,7 @@ impl Proxy {
             pool: Arc::new(Pool::new(dial, identity.clone(), answers, Tasks::default(), seed)),
             identity,
             uploads: http::credit::Credit::new(Limits::default().upload_bytes, telemetry.metrics.uploads_held.clone()),
+            headroom: Headroom::new(Limits::default().large_head_bytes, telemetry.metrics.heads_held.clone()),
             published,
             generations: watch::Sender::new(0),
             telemetry,
@@ -231,6 +235,7 @@ impl Proxy {
         let generation = snapshot.generation;
         self.uploads.limit(snapshot.mesh.limits.upload_bytes);
         let limits = &snapshot.mesh.limits;
+        self.headroom.limit(limits.large_head_bytes);
         self.pool.limit(AnswerLimits::of(limits), limits.upstream_connections, limits.answer_bytes);
         self.published.publish(snapshot);
         self.generations.send_replace(generation);

@@ -212,6 +212,7 @@ fn rules(kind: Kind) -> Vec<(&'static str, Value)> {
             ("ranges[]", json!({ "maxLength": 49 })),
             ("ranges[]", rule("isCIDR(self)", "it is not a network; write one as 10.64.0.0/16 or fd64::/64")),
             ("limits.headerBytes", count(8_192, 1 << 20)),
+            ("limits.largeHeadBytes", count(1 << 20, 1 << 30)),
             ("limits.headerCount", count(32, 4_096)),
             ("limits.uriBytes", count(256, 65_534)),
             ("limits.concurrentStreams", count(1, 10_000)),

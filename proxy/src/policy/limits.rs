@@ -22,6 +22,10 @@ pub(crate) struct LimitsConfig {
     /// it holds for the heads of answers too. Default: 65536.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) header_bytes: Option<u32>,
+    /// Bytes that the heads over 4 KiB of all requests under way hold together, as HTTP/2 counts them, 1048576 to 1073741824; a request
+    /// with such a head that would go beyond it is answered with 503, and small heads pass. It holds at once. Default: 67108864.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) large_head_bytes: Option<u32>,
     /// Headers of a request, 32 to 4096; beyond it the answer is 431. Above 256 it holds for answers too, which may have 100
     /// otherwise. Default: 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,6 +93,7 @@ pub(crate) struct LimitsConfig {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) header_bytes: u32,
+    pub(crate) large_head_bytes: u32,
     pub(crate) header_count: u32,
     pub(crate) uri_bytes: u32,
     pub(crate) concurrent_streams: u32,
@@ -110,6 +115,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             header_bytes: 64 * 1024,
+            large_head_bytes: 64 << 20,
             header_count: 256,
             // The most that the codec of HTTP/1 reads.
             uri_bytes: 65_534,
@@ -148,6 +154,7 @@ impl LimitsConfig {
             written => written.unwrap_or(usual),
         };
         let header_bytes = count("headerBytes", self.header_bytes, 8_192..=HEADER_BYTES_MAX, usual.header_bytes);
+        let large_head_bytes = count("largeHeadBytes", self.large_head_bytes, HEADER_BYTES_MAX..=1 << 30, usual.large_head_bytes);
         let header_count = count("headerCount", self.header_count, 32..=4_096, usual.header_count);
         let uri_bytes = count("uriBytes", self.uri_bytes, 256..=65_534, usual.uri_bytes);
         let concurrent_streams = count("concurrentStreams", self.concurrent_streams, 1..=10_000, usual.concurrent_streams);
@@ -170,6 +177,7 @@ impl LimitsConfig {
         let day = Span(Duration::from_secs(24 * 3_600));
         Limits {
             header_bytes,
+            large_head_bytes,
             header_count,
             uri_bytes,
             concurrent_streams,

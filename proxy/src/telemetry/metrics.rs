@@ -51,6 +51,8 @@ pub(crate) struct Metrics {
     pub(crate) accepts_delayed: IntCounterVec,
     /// What clients of HTTP/2 sent and nobody took.
     pub(crate) uploads_held: IntGauge,
+    /// What large heads of requests under way hold.
+    pub(crate) heads_held: IntGauge,
     pub(crate) answers_granted: IntGauge,
     /// Connections to the own application without their true client.
     pub(crate) clients_undeclared: IntCounter,
@@ -227,6 +229,11 @@ impl Metrics {
                 r,
                 "outrigger_uploads_held_bytes",
                 "Bytes of requests' bodies that clients of HTTP/2 sent and nobody took yet, beyond what each connection may always send.",
+            )?,
+            heads_held: gauge(
+                r,
+                "outrigger_large_heads_held_bytes",
+                "Bytes of heads over 4 KiB of requests that wait for the head of their answer.",
             )?,
             answers_granted: gauge(
                 r,

@@ -108,7 +108,8 @@ reasons! {
     NoConfiguration = "no_configuration", Mesh;
     /// Limits on connections or pending requests of the service are reached.
     BreakerRejected = "breaker_rejected", Mesh;
-    /// The sidecar is at a limit of its own: it may open no further file, or its machine gives no further socket.
+    /// The sidecar is at a limit of its own: it may open no further file, its machine gives no further socket, or the large heads of
+    /// requests under way hold as much as they may together.
     Overloaded = "overloaded", Mesh;
     /// The sidecar is stopping.
     Draining = "draining", Mesh;

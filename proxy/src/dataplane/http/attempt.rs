@@ -335,6 +335,7 @@ fn report(proxy: &Proxy, backend: &Backend, endpoint: &Endpoint, sent: &Result<B
             reject:
                 Reject::BreakerRejected(_)
                 | Reject::Overloaded
+                | Reject::HeadsHeld(_)
                 | Reject::RequestTimeout
                 | Reject::CallerLeft
                 | Reject::BadRequest(_)

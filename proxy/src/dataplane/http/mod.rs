@@ -9,6 +9,7 @@ mod cut;
 pub(crate) mod expect;
 pub(crate) mod frames;
 pub(crate) mod guard;
+pub(crate) mod headroom;
 pub(crate) mod inflow;
 pub(crate) mod interims;
 pub(crate) mod marks;

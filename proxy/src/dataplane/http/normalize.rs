@@ -224,7 +224,7 @@ pub(crate) fn one_length(status: StatusCode, headers: &mut HeaderMap) -> Result<
 ///
 /// # Errors
 /// The head is over one of them, or malformed.
-pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reject> {
+pub(crate) fn within_limits(request: &Parts, head_bytes: usize, limits: &Limits) -> Result<(), Reject> {
     let over = |size: usize, limit: u32| u32::try_from(size).map_or(true, |size| size > limit);
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if over(target, limits.uri_bytes) {
@@ -236,7 +236,7 @@ pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reje
     if over(request.headers.len(), limits.header_count) {
         return Err(Reject::TooLarge(Limit::HeaderCount(limits.header_count)));
     }
-    if over(list_bytes(&request.headers) + target, limits.header_bytes) {
+    if over(head_bytes, limits.header_bytes) {
         return Err(Reject::TooLarge(Limit::HeadBytes(limits.header_bytes)));
     }
     // "A field value MUST NOT start or end with an ASCII whitespace character" (RFC 9113 8.2.1).
@@ -248,6 +248,11 @@ pub(crate) fn within_limits(request: &Parts, limits: &Limits) -> Result<(), Reje
         return Err(Reject::BadRequest("a header's value begins or ends with a blank"));
     }
     Ok(())
+}
+
+/// How large the head of a request is: its target and its headers.
+pub(crate) fn head_bytes(request: &Parts) -> usize {
+    request.uri.path_and_query().map_or(0, |target| target.as_str().len()) + list_bytes(&request.headers)
 }
 
 /// How large headers are as HTTP/2 counts them: each with 32 bytes beside its text (RFC 9113 10.5.1).

@@ -218,9 +218,12 @@ async fn line(
     let peer = &connection.peer;
 
     // normalize
+    let head_bytes = normalize::head_bytes(&parts);
     if !connection.link {
-        normalize::within_limits(&parts, &connection.limits).map_err(|reject| unread(record, &parts, reject))?;
+        normalize::within_limits(&parts, head_bytes, &connection.limits).map_err(|reject| unread(record, &parts, reject))?;
     }
+    // Given back with the head, when there is an answer.
+    let _room = proxy.headroom.claim(head_bytes).map_err(|reject| unread(record, &parts, reject))?;
     let mut target = normalize::target(&parts).map_err(|reject| unread(record, &parts, reject))?;
     let (version, upgrade) = arrived(connection, &parts, marks).map_err(|reject| unread(record, &parts, reject))?;
     if connection.link && !marks.has(Mark::HOST) && version == Version::HTTP_10 && !target.tunnel {

@@ -35,7 +35,7 @@ pub(crate) struct Read {
 /// How a sidecar with these limits refuses it.
 pub(crate) fn read(head: Bytes, limits: &Limits) -> Result<Read, Reject> {
     let mut parts = decoded(head, limits)?;
-    normalize::within_limits(&parts, limits)?;
+    normalize::within_limits(&parts, normalize::head_bytes(&parts), limits)?;
     let target = normalize::target(&parts)?;
     normalize::host_of_absolute_form(&mut parts)?;
     normalize::strip_hop_by_hop(&mut parts.headers);

@@ -73,6 +73,8 @@ pub(crate) enum Reject {
     BreakerRejected(RuleName),
     /// The sidecar has nothing left to open a connection with.
     Overloaded,
+    /// Large heads hold this much already.
+    HeadsHeld(u64),
     /// The service has no endpoint.
     NoEndpoint(Named),
     /// The endpoint could not be connected to.
@@ -179,6 +181,11 @@ impl Reject {
                     _interims => TooMuch.to_string(),
                 });
                 return Told { status, grpc_status: INTERNAL, reason: Reason::UpstreamProtocol, rule: None, text };
+            }
+            Self::HeadsHeld(limit) => {
+                let text = format!("the head is large, and those of other requests hold most of {limit} bytes (largeHeadBytes)");
+                let (status, reason) = (StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded);
+                return Told { status, grpc_status: RESOURCE_EXHAUSTED, reason, rule: None, text: Cow::Owned(text) };
             }
             Self::TransferCoding => {
                 let text = Cow::Borrowed("the request has a Transfer-Encoding beside chunked, which is not implemented");

@@ -11,6 +11,7 @@ mod credit;
 mod expect;
 mod fidelity;
 mod grants;
+mod headroom;
 mod http;
 mod interims;
 mod leaving;
