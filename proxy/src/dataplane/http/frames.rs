@@ -3,7 +3,8 @@
 //! that what it refuses by itself is seen ([`Unseen`]).
 //!
 //! Sources: RFC 9113 4.1 (the nine bytes before each frame), 6 (their types) and 10.5; CVE-2023-44487, CVE-2019-9512, -9515.
-//! Invariant: no byte is changed, held back or kept. What comes after a breach is not read any more.
+//! Invariant: no byte is changed or kept, and none is held back but while requests that were read wait to be looked at. What comes
+//! after a breach is not read any more.
 
 use std::collections::VecDeque;
 use std::io;
@@ -50,6 +51,8 @@ pub(crate) struct Traffic {
     padded: AtomicU32,
     in_padding: AtomicBool,
     taken_back: AtomicU32,
+    /// Nothing is read before the requests that came were looked at.
+    paused: AtomicBool,
     /// Requests that the client may still take back: each of them once, and no more than can be under way.
     resettable: AtomicU32,
     /// What a client may grant anew by frames that are not counted: as often as it was sent something to read.
@@ -102,6 +105,8 @@ pub(crate) struct Framed {
     io: Wire,
     traffic: Arc<Traffic>,
     read: Cutter,
+    /// Heads and resets since reading began or went on.
+    passed: u32,
     /// What is passed over ends a head, or the preface.
     ends_head: bool,
     /// Of the head that is being read.
@@ -149,6 +154,7 @@ impl Traffic {
             padded: AtomicU32::new(0),
             in_padding: AtomicBool::new(false),
             taken_back: AtomicU32::new(0),
+            paused: AtomicBool::new(false),
             resettable: AtomicU32::new(0),
             grants: AtomicU32::new(GRANTS_FIRST),
             breach: Mutex::new(None),
@@ -184,6 +190,16 @@ impl Traffic {
     pub(crate) fn asked(self: &Arc<Self>) -> Unanswered {
         self.unseen.asked();
         Unanswered { traffic: Arc::clone(self), since: Instant::now(), answered: false }
+    }
+
+    /// Is reading to go on when the codec has given out all requests that it read?
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// It did: reading goes on.
+    pub(super) fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
     }
 
     /// A request that the codec refused and nobody else saw. To be asked after the codec was polled, until there is none.
@@ -426,7 +442,7 @@ impl Framed {
     /// Counts the frames of a stream that begins with the preface.
     pub(crate) fn new(io: Wire, traffic: Arc<Traffic>) -> Self {
         let read = Cutter::new(PREFACE_BYTES);
-        Self { io, traffic, read, ends_head: true, stream: 0, written: Written::new() }
+        Self { io, traffic, read, passed: 0, ends_head: true, stream: 0, written: Written::new() }
     }
 
     fn take(&mut self, mut bytes: &[u8]) {
@@ -465,6 +481,7 @@ impl Framed {
                         traffic.refuse(Reject::TooLarge(Limit::HeadBytes(traffic.limits.header_bytes)), stream);
                     }
                 } else {
+                    self.passed = self.passed.saturating_add(1);
                     one_more(&traffic.heads);
                     if traffic.unseen.is_new(stream) {
                         traffic.may_reset();
@@ -483,6 +500,7 @@ impl Framed {
             DATA if length > 0 || flags & END_STREAM != 0 => self.traffic.account.received(length),
             // It says something about a stream.
             RST_STREAM => {
+                self.passed = self.passed.saturating_add(1);
                 one_more(&self.traffic.taken_back);
                 self.traffic.took_back(stream, word.into());
                 self.traffic.reset();
@@ -516,6 +534,10 @@ impl Framed {
 impl AsyncRead for Framed {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.traffic.is_paused() {
+            // Who has all requests given out resumes it, and comes back.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         if let Some(bytes) = buf.filled().get(before..) {
@@ -523,6 +545,10 @@ impl AsyncRead for Framed {
             this.take(bytes);
             if this.traffic.is_breached() {
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            if this.passed >= PASS {
+                this.passed = 0;
+                this.traffic.paused.store(true, Ordering::Relaxed);
             }
         }
         Poll::Ready(Ok(()))
@@ -637,6 +663,9 @@ fn one_more(count: &AtomicU32) {
     count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
+/// Heads and resets after which the requests that came are looked at before more is read. The codec reads whatever is there, and
+/// counts requests that were taken back meanwhile; on a link those are of many clients, and of one that left with all of its own.
+const PASS: u32 = 128;
 /// How often a client may grant something for each head and each piece of an answer, and how little of a piece at once: clients
 /// that grant what they read in pieces of 512 bytes, to the stream and to the connection, are no flood.
 const GRANTS_EACH: u32 = 4;

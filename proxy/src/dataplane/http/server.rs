@@ -262,6 +262,10 @@ async fn serve_http2(wire: Wire, connection: Arc<Connection>) {
                 () = &mut revoked => break None,
                 reject = poll_fn(|_cx| traffic.refused_unseen().map_or(Poll::Pending, Poll::Ready)) => {
                     refused(&connection, protocol, &reject);
+                    // The next ones are refused when the codec runs again.
+                    while let Some(reject) = traffic.refused_unseen() {
+                        refused(&connection, protocol, &reject);
+                    }
                 }
                 rings = poll_fn(|cx| clock.poll_rings(&traffic, cx)) => match rings {
                     // Whoever still uses it is waited for as before.

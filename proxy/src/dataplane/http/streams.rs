@@ -99,11 +99,16 @@ impl Future for Streams {
                             let stream = placed::pinned(|| serve(connection, unanswered, request, respond));
                             this.connection.proxy.tasks.spawn(stream);
                             // The codec ran until nothing more came. Without another head it need not be asked for another request.
-                            if this.traffic.unseen.left() {
+                            if this.traffic.unseen.left() || this.traffic.is_paused() {
                                 continue;
                             }
                         }
                         Poll::Ready(None) => return Poll::Ready(Ok(())),
+                        Poll::Pending if this.traffic.is_paused() => {
+                            this.traffic.resume();
+                            // Others first, and those requests among them.
+                            cx.waker().wake_by_ref();
+                        }
                         Poll::Pending => {}
                     }
                     // The codec asks to be polled again where that grants anything.

@@ -146,6 +146,8 @@ fn one_more(count: &AtomicU32) {
 const TARGET_BYTES_LEAST: usize = 65_534 / 8 * 5;
 /// As much as a status may be on the wire.
 const STATUS_BYTES: usize = 5;
-const PENDING: usize = 256;
+/// More than are read before all of them are told: a pause is made after 128 heads and the rest of a read of 8 KiB, in which a head
+/// has ten bytes at least.
+const PENDING: usize = 1_024;
 const PROTOCOL_ERROR: u32 = 1;
 const REFUSED_STREAM: u32 = 7;

@@ -248,6 +248,37 @@ async fn who_leaves_with_many_requests_under_way_takes_no_link_away_from_others(
     assert!(!bench.api.telemetry.metrics.render().contains("too_many_resets"));
 }
 
+/// They are of many clients: the application has to be told of each, and nobody is to blame for all.
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_taken_back_in_one_breath_on_a_link_take_nothing_away_from_others() {
+    // A hundred times that on a link.
+    let bench = bench(&json!({ "pendingResets": 10 }));
+    let mut link = bench.world.link("web", "api", &bench.api, app_at(3)).await;
+    let mut words = preface(&[]);
+    for index in 0..4_000_u32 {
+        words.extend(frame(HEADERS, END_HEADERS | END_STREAM, index * 2 + 1, HEAD));
+        words.extend(frame(RST_STREAM, 0, index * 2 + 1, &[0, 0, 0, 8]));
+    }
+    words.extend(frame(HEADERS, END_HEADERS | END_STREAM, 8_001, HEAD));
+    let (mut read, mut write) = tokio::io::split(&mut link);
+    let hear = async {
+        let mut heard = Vec::new();
+        let mut buffer = vec![0; 16_384];
+        loop {
+            let count = read.read(&mut buffer).await.unwrap();
+            assert!(count > 0, "the link was closed: {:?}", goodbye(&frames(&heard)));
+            heard.extend_from_slice(&buffer[..count]);
+            if frames(&heard).iter().any(|(kind, _)| *kind == DATA) {
+                break;
+            }
+        }
+    };
+    let both = async { tokio::join!(write.write_all(&words), hear) };
+    let (sent, ()) = timeout(Duration::from_secs(10), both).await.expect("the last request is answered");
+    sent.unwrap();
+    assert!(!bench.api.telemetry.metrics.render().contains("too_many_resets"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn frames_that_carry_nothing_are_counted_on_a_link_as_those_of_many_clients() {
     let limits = json!({ "controlFrames": 1_000 });

@@ -131,3 +131,22 @@ async fn requests_beyond_the_limit_of_one_connection_are_told_and_the_others_ser
     let heard = served(&mut stream, 1).await;
     assert_eq!(heard.iter().filter(|(kind, payload)| *kind == RST_STREAM && payload == &[0, 0, 0, 7]).count(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn as_many_as_are_refused_are_told_however_many_come_at_once() {
+    for direction in ["outbound", "inbound"] {
+        let (world, web, api) = world(&json!({}));
+        let (proxy, mut stream) = match direction {
+            "outbound" => (&web, world.connect(&web, vip(1))),
+            _ => (&api, world.connect_inbound(&api, app_at(3))),
+        };
+        // `:method GET` and nothing else.
+        let mut bytes = preface(&[]);
+        bytes.extend((0..900_u32).flat_map(|index| head(index * 2 + 1, b"\x82")));
+        bytes.extend(head(1_801, HEAD));
+        stream.write_all(&bytes).await.unwrap();
+        served(&mut stream, 1).await;
+        let told = count(proxy, &[&format!("direction=\"{direction}\""), "reason=\"bad_request\"", "status=\"400\""]);
+        assert!((told - 900.0).abs() < 0.1, "{direction}: {told} of 900");
+    }
+}
