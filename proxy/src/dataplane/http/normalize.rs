@@ -197,7 +197,7 @@ pub(crate) fn coding(headers: &HeaderMap) -> Coding {
 /// "MUST" then be taken away (RFC 9112 6.3); a 204 has none (RFC 9110 8.6); and the same one several times is one.
 ///
 /// # Errors
-/// It says several.
+/// It says several, or what is no length. The codec looks at none where there is no content.
 pub(crate) fn one_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Reject> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let Some(first) = lengths.next() else { return Ok(()) };
@@ -205,7 +205,7 @@ pub(crate) fn one_length(status: StatusCode, headers: &mut HeaderMap) -> Result<
         remove_in_order(headers, |name| *name == CONTENT_LENGTH);
         return Ok(());
     }
-    if lengths.next().is_none() && !first.as_bytes().contains(&b',') {
+    if lengths.next().is_none() && !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit) {
         return Ok(());
     }
     let mut all = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
@@ -378,6 +378,17 @@ pub(crate) fn is_offered(chosen: &HeaderValue, offer: &HeaderValue) -> bool {
 /// A protocol's name without its version.
 fn protocol_name(protocol: &[u8]) -> &[u8] {
     protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii()
+}
+
+/// The protocols that a server demands: "a server that sends a 426 ... MUST send an Upgrade header field in the response" (RFC 9110
+/// 15.5.22). Another sidecar has them in a header of its own.
+pub(crate) fn demanded(answer: &http::response::Parts, from_link: bool) -> Option<HeaderValue> {
+    if answer.status != StatusCode::UPGRADE_REQUIRED {
+        return None;
+    }
+    let name = if from_link { UPGRADE_TOKEN } else { UPGRADE };
+    let lines: Vec<_> = answer.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&lines.join(b", ".as_slice())).ok().filter(|all| !all.is_empty())
 }
 
 /// Takes away what concerns only the connection on which a message came (RFC 9110 7.6.1).

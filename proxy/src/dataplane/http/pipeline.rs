@@ -735,6 +735,7 @@ fn respond(
         Some(_) => parts.headers.get(http::header::UPGRADE).or_else(|| parts.headers.get(UPGRADE_TOKEN)).cloned(),
         None => None,
     };
+    let demanded = normalize::demanded(&parts, from_link);
     let (mut spelling, mut phrase) = (sent.spelling, None);
     if marks.has(Mark::RESERVED) {
         if from_link {
@@ -760,6 +761,15 @@ fn respond(
         record.grpc_status(&parts.headers);
     }
     dress(&mut parts, spelling, phrase, connection.link, http1);
+    match demanded {
+        Some(protocols) if connection.link => drop(parts.headers.insert(UPGRADE_TOKEN, protocols)),
+        Some(protocols) if http1 => {
+            parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(http::header::UPGRADE, protocols);
+        }
+        // There is no such header in HTTP/2.
+        _nothing => {}
+    }
     if connection.link && upgrade.is_some() && parts.status.is_success() {
         parts.headers.insert(STATUS, HeaderValue::from(parts.status.as_u16()));
         parts.status = CARRIER;

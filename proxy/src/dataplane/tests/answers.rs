@@ -52,6 +52,46 @@ async fn a_length_that_is_said_several_times_is_said_once_and_several_lengths_ar
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_no_length_is_refused_where_there_is_no_content_too() {
+    let head = "HEAD / HTTP/1.1\r\nHost: api.shop\r\n\r\n";
+    for length in ["+5", "xyz", "5 5", "-1", "0x5", ""] {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").leak();
+        check(head, answer, "\r\n\r\n", "HTTP/1.1 502 ").await;
+    }
+    check(head, "HTTP/1.1 200 OK\r\nContent-Length: 05\r\n\r\n", "\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 05\r\n\r\n")
+        .await;
+}
+
+/// "A server that sends a 426 response MUST send an Upgrade header field in the response" (RFC 9110 15.5.22).
+#[tokio::test(start_paused = true)]
+async fn a_server_that_demands_another_protocol_says_which() {
+    for lines in ["Upgrade: HTTP/3.0, websocket\r\n", "Upgrade: HTTP/3.0\r\nUpgrade: websocket\r\n"] {
+        let answer = format!("HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\n{lines}Content-Length: 0\r\n\r\n").leak();
+        for world in [hop(), pair()] {
+            let (_seen, heard) = exchange(&world, GET, "\r\n\r\n", answer, "\r\n\r\n").await;
+            let heard = heard.to_ascii_lowercase();
+            assert!(heard.starts_with("http/1.1 426 "), "{heard}");
+            assert!(
+                heard.contains("\r\nupgrade: http/3.0, websocket\r\n") && heard.contains("\r\nconnection: upgrade\r\n"),
+                "{heard}"
+            );
+            assert!(!heard.contains("outrigger"), "{heard}");
+        }
+    }
+    // There is no such header in HTTP/2 (RFC 9113 8.2.2).
+    for world in [hop(), pair()] {
+        let web = sidecars(&world);
+        world.app(app_at(3), |_| {
+            let builder = Response::builder().status(426).header("upgrade", "websocket").header("connection", "upgrade");
+            builder.body(Full::default()).unwrap()
+        });
+        let request = Request::get("http://api.shop/").body(Full::default()).unwrap();
+        let heard = ask_h2(world.connect(&web, vip(1)), request).await;
+        assert_eq!((heard.status, heard.headers.get("upgrade"), heard.headers.get("outrigger-upgrade")), (426, None, None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_without_content_has_no_length_for_callers_of_either_version() {
     check(
         GET,
