@@ -204,8 +204,10 @@ impl Runner {
                 say(&format!("test {name} ... ok ({:.1}s)", took.as_secs_f64()));
             }
             Err(error) => {
-                say(&format!("test {name} ... FAILED\n    {}", format!("{error:#}").replace('\n', "\n    ")));
-                self.failed.push(format!("{name}: {error:#}"));
+                // What was around it may be long: the cause stands before it, and is told again at the end.
+                let cause = error.root_cause().to_string();
+                say(&format!("test {name} ... FAILED: {cause}\n    {}", format!("{error:#}").replace('\n', "\n    ")));
+                self.failed.push(format!("{name}: {cause}"));
             }
         }
     }
