@@ -458,7 +458,19 @@ impl AsyncWrite for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let io = self.watch.conn.lock().io.take();
+        let mut conn = self.watch.conn.lock();
+        let io = conn.io.take();
+        let unheard = conn.ended.is_none() && matches!(conn.turn, Turn::Busy { heard: false, .. });
+        drop(conn);
+        // A request was given up. Who closes first waits for what is still on its way (TIME-WAIT, RFC 9293 3.6.1), a minute on
+        // Linux, and keeps the port: at some hundreds a second there is none left, and the kernel looks through all of them for
+        // each further connection. A reset leaves nothing behind, and tells the application as well.
+        if unheard
+            && let Some(socket) = io.as_ref().and_then(socket)
+            && let Err(error) = socket.set_zero_linger()
+        {
+            tracing::debug!(%error, "a port is kept for a request that was given up");
+        }
         drop(io);
     }
 }
@@ -561,6 +573,27 @@ mod tests {
         }
         assert_eq!(near.write_all(b"body").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(ended(&watch), Some(Ended::Unread));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_given_up_unheard_resets_its_connection_and_keeps_no_port() {
+        for heard in [false, true] {
+            let (mut near, watch, mut far) = used().await;
+            assert!(watch.begin_again(&Method::GET));
+            near.write_all(b"second").await.unwrap();
+            far.read_exact(&mut [0; 6]).await.unwrap();
+            if heard {
+                far.write_all(b"ok").await.unwrap();
+                near.read_exact(&mut [0; 2]).await.unwrap();
+            }
+            drop(near);
+            let end = far.read(&mut [0; 1]).await.map_err(|error| error.kind());
+            assert_eq!(end, if heard { Ok(0) } else { Err(io::ErrorKind::ConnectionReset) });
+        }
+        let (near, watch, mut far) = used().await;
+        assert!(watch.fresh());
+        drop(near);
+        assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0, "one that rests ends in order");
     }
 
     #[tokio::test]
