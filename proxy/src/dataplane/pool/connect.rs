@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use socket2::SockRef;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -144,7 +145,11 @@ impl Dial for TcpDial {
                 }
                 declare_own_dial(&socket)?;
             }
+            // Who asked may leave meanwhile, and the kernel may be done already: closed in order, it would keep the port for a minute
+            // (TIME-WAIT), and who leaves in masses would use up all of them.
+            SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
             let stream = socket.connect(to).await?;
+            SockRef::from(&stream).set_linger(None)?;
             Ok(Box::new(stream) as BoxedIo)
         })
     }
@@ -224,7 +229,29 @@ const CONFIGS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_dial_that_is_given_up_leaves_nothing_behind_and_another_ends_in_order() {
+        let app = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dial = TcpDial::new(IntCounter::new("undeclared", "undeclared").unwrap());
+        for given_up in [true, false] {
+            let mut dialling = dial.dial(app.local_addr().unwrap(), None);
+            if given_up {
+                assert!(dialling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                drop(dialling);
+            } else {
+                drop(dialling.await.unwrap());
+            }
+            let (mut accepted, _from) = app.accept().await.unwrap();
+            let end = accepted.read(&mut [0; 1]).await.map_err(|error| error.kind());
+            assert_eq!(end, if given_up { Err(io::ErrorKind::ConnectionReset) } else { Ok(0) });
+        }
+    }
 
     #[tokio::test]
     async fn a_dial_without_capture_is_made_and_counted() {
