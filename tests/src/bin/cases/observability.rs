@@ -4,9 +4,9 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::mesh::{Mesh, PATIENCE, Pod, finish, kill, root, wait_for};
 use e2e::programs;
 use e2e::runner::{Case, Runner};
@@ -151,6 +151,23 @@ fn busy(world: &World, rounds: u32) -> Result<()> {
     world.caller.exec(["sh", "-c", &script])?.ok().map(drop)
 }
 
+/// Does `work` while somebody calls: rates are of the last seconds.
+fn while_busy<T>(world: &World, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let calls = scope.spawn(|| -> Result<()> {
+            while !done.load(Ordering::Relaxed) {
+                busy(world, 3)?;
+            }
+            Ok(())
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        calls.join().map_err(|_panicked| anyhow!("who calls panicked"))??;
+        worked
+    })
+}
+
 fn spans(world: &World, trace: &str) -> Result<Vec<Value>> {
     let text = std::fs::read_to_string(&world.spans)?;
     let all = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -218,28 +235,29 @@ fn access_log(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// The graph, once it tells all that goes on.
+fn busy_graph(world: &World) -> Result<Value> {
+    let graph = world.mesh.api("/api/graph")?;
+    let edge = |to: &str| {
+        let edges = graph["edges"].as_array().into_iter().flatten();
+        let mut edges = edges.filter(|edge| edge["source"] == "workload:obs/caller");
+        edges.find(|edge| edge["destination"] == to).cloned().with_context(|| format!("no calls of {to} in {graph}"))
+    };
+    let web = edge("service:obs/web")?;
+    ensure!(web["rate"].as_f64() > Some(0.0) && web["p99_ms"].as_f64() > Some(0.0), "nothing happens: {web}");
+    ensure!(web["mtls"] == 1.0 && web["success"] == 1.0, "{web}");
+    ensure!(web["refused_rate"].as_f64() > Some(0.0), "the refusals are not on their edge: {web}");
+    ensure!(edge("service:obs/raw")?["total"].as_f64() > Some(0.0), "no opaque connection was counted");
+    ensure!(graph["ejected"][0]["workload"] == "obs/bad", "the failing endpoint is not told: {}", graph["ejected"]);
+    Ok(graph)
+}
+
 fn graph(world: &World) -> Result<()> {
     let page = finish(Command::new("curl").args(["-sS", "-i", "--max-time", "5", "http://127.0.0.1:14080/"]), PATIENCE)?.ok()?;
     ensure!(page.contains("content-security-policy: default-src 'none'"), "the page may load what it did not bring");
     ensure!(page.contains("Who calls whom"), "this is not the page");
     // Looking at it makes the control plane read every second.
-    world.mesh.api("/api/graph")?;
-    busy(world, 12)?;
-    let graph = wait_for("the graph", PATIENCE, || {
-        let graph = world.mesh.api("/api/graph")?;
-        let edge = |to: &str| {
-            let edges = graph["edges"].as_array().into_iter().flatten();
-            let mut edges = edges.filter(|edge| edge["source"] == "workload:obs/caller");
-            edges.find(|edge| edge["destination"] == to).cloned().with_context(|| format!("no calls of {to} in {graph}"))
-        };
-        let web = edge("service:obs/web")?;
-        ensure!(web["rate"].as_f64() > Some(0.0) && web["p99_ms"].as_f64() > Some(0.0), "nothing happens: {web}");
-        ensure!(web["mtls"] == 1.0 && web["success"] == 1.0, "{web}");
-        ensure!(web["refused_rate"].as_f64() > Some(0.0), "the refusals are not on their edge: {web}");
-        ensure!(edge("service:obs/raw")?["total"].as_f64() > Some(0.0), "no opaque connection was counted");
-        ensure!(graph["ejected"][0]["workload"] == "obs/bad", "the failing endpoint is not told: {}", graph["ejected"]);
-        Ok(graph)
-    })?;
+    let graph = while_busy(world, || wait_for("the graph", PATIENCE, || busy_graph(world)))?;
     let refusals = graph["refusals"].as_array().context("no refusals")?;
     let rule =
         |refusal: &&Value| refusal["rule"].as_str().is_some_and(|rule| rule.starts_with("AuthorizationPolicy/obs/no-secrets"));
@@ -283,10 +301,14 @@ fn prometheus(world: &World) -> Result<()> {
         ensure!(up.len() == world.others.len() + 2, "it reads {} sidecars", up.len());
         Ok(())
     })?;
-    busy(world, 15)?;
+    while_busy(world, || told_by_prometheus(&query))
+}
 
+/// Every query of the dashboard that comes with the product finds a number.
+fn told_by_prometheus(query: &dyn Fn(&str) -> Result<Vec<Value>>) -> Result<()> {
     let file = root().join("deploy/dashboards/outrigger.json");
     let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+    let number = |value: &Value| value["value"][1].as_str().is_some_and(|text| text != "NaN");
     let mut asked = 0;
     for panel in dashboard["panels"].as_array().context("a dashboard without panels")? {
         for target in panel["targets"].as_array().into_iter().flatten() {
@@ -298,13 +320,12 @@ fn prometheus(world: &World) -> Result<()> {
                 .replace("$service", ".*")
                 .replace('\n', " ");
             ensure!(!text.contains('$'), "{text} has a variable that Grafana does not know");
-            let found = wait_for(&format!("data for {:?}", panel["title"]), Duration::from_secs(10), || {
+            wait_for(&format!("data for {:?}", panel["title"]), PATIENCE, || {
                 let found = query(&text)?;
                 ensure!(!found.is_empty(), "{text} finds nothing");
-                Ok(found)
+                ensure!(found.iter().any(number), "{text} finds no number: {found:?}");
+                Ok(())
             })?;
-            let number = |value: &Value| value["value"][1].as_str().is_some_and(|text| text != "NaN");
-            ensure!(found.iter().any(number), "{text} finds no number: {found:?}");
             asked += 1;
         }
     }
